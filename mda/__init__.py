@@ -1,0 +1,1 @@
+"""Mechanistic data attribution: which training samples made a unit of a language model."""

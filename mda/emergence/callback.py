@@ -1,0 +1,53 @@
+"""Measures the emergence curve during training: one row of `curve.csv` at each scheduled step."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from mda.emergence.measure import Probes, measure
+from mda.training.module import LanguageModel
+from mda.training.table import CsvTable, RowLog, replay
+
+
+class EmergenceCurve(pl.Callback):
+    """Appends `measure` at the given steps to `curve.csv`.
+
+    Nothing here draws random numbers or leaves the model in another mode, so a run is the same
+    with and without it.
+    """
+
+    def __init__(self, path: Path, probes: Probes, steps: Collection[int], tokens_per_step: int):
+        self.table = CsvTable(path)
+        self.probes, self.steps = probes, frozenset(steps)
+        self.tokens_per_step = tokens_per_step
+
+    def resume(self, step: int, log: RowLog) -> None:
+        """Cut the curve back to `step` and log again what it holds."""
+        self.emit = log
+        self.measured = replay(self.table, step, log)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
+        if pl_module.step not in self.measured:
+            self._measure(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object
+    ) -> None:
+        self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: pl.Trainer, module: LanguageModel) -> None:
+        step = module.step
+        if step not in self.steps or not trainer.is_global_zero:
+            return
+        row = {"step": step, "tokens": step * self.tokens_per_step}
+        row |= measure(module.model, self.probes)
+        self.table.append(row)
+        self.emit(row)
+
+
+def curve_steps(start: int, end: int, every: int) -> list[int]:
+    """Steps at which a curve is measured: multiples of `every`, and both ends."""
+    return sorted({start, end, *range(-(-start // every) * every, end + 1, every)})

@@ -1,0 +1,75 @@
+"""When a head emerged: the first interpolated crossing of a threshold, with its uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mda.types import HeadId
+
+
+@dataclass(frozen=True)
+class Onset:
+    """Step of the crossing and the steps at which the 95 % band's edges cross; None = never."""
+
+    step: float | None
+    low: float | None
+    high: float | None
+
+
+def crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float | None:
+    """First step at which the linearly interpolated curve reaches the threshold."""
+    above = np.flatnonzero(values >= threshold)
+    if len(above) == 0:
+        return None
+    i = int(above[0])
+    if i == 0:
+        return float(steps[0])
+    rise = (threshold - values[i - 1]) / (values[i] - values[i - 1])
+    return float(steps[i - 1] + rise * (steps[i] - steps[i - 1]))
+
+
+def onset(
+    steps: Sequence[float] | np.ndarray,
+    values: Sequence[float] | np.ndarray,
+    errors: Sequence[float] | np.ndarray | None,
+    threshold: float,
+) -> Onset:
+    """Onset of one curve. `errors` are the standard errors of its points over probe sequences.
+
+    low and high are the crossings of value + 1.96 se and value - 1.96 se: what another draw of
+    the probe could have shown. Variation over training seeds is another matter.
+    """
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    band = 1.96 * (np.zeros_like(y) if errors is None else np.asarray(errors, dtype=float))
+    return Onset(
+        crossing(x, y, threshold),
+        crossing(x, y + band, threshold),
+        crossing(x, y - band, threshold),
+    )
+
+
+def heads_of(curve: Sequence[Mapping[str, float]], metric: str) -> list[HeadId]:
+    """The heads a curve has columns for."""
+    prefix = f"emergence/{metric}/L"
+    names = [key.rsplit("/", 1)[1] for key in curve[0] if key.startswith(prefix)]
+    return sorted(HeadId.parse(name) for name in names)
+
+
+def column(curve: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+    """One column of a curve as an array. Raises KeyError with its name."""
+    return np.array([row[name] for row in curve])
+
+
+def head_onset(
+    curve: Sequence[Mapping[str, float]], metric: str, head: HeadId, threshold: float
+) -> Onset:
+    """Onset of one head's metric on an emergence curve."""
+    return onset(
+        column(curve, "step"),
+        column(curve, f"emergence/{metric}/{head}"),
+        column(curve, f"emergence/{metric}_se/{head}"),
+        threshold,
+    )

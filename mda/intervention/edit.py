@@ -1,0 +1,120 @@
+"""From an EditPlan and the base run's Schedule to the schedule that the arm trains on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mda.types import EditPlan, Schedule
+
+
+def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) -> Schedule:
+    """The base schedule with the plan carried out; nothing else differs.
+
+    - `none`: the base schedule itself, array for array.
+    - `mask`, `upweight`: the sample keeps its place and gets the plan's weight.
+    - `replace`: the replacement stands in the sample's place, with the weight of the plan.
+    - `drop`: later samples move forward, through the end of `base`; batch sizes stay, and the
+      tail is filled from `following`, the sample ids that come next in the stream.
+    - `duplicate`, `insert`: extra rows at the end of the step's batch, so that the base's rows
+      keep their places. The batch grows; `batch_size`, by which the loss is divided, does not.
+
+    Raises ValueError where the plan does not fit the schedule.
+    """
+    _check_window(plan, base)
+    if plan.action == "none":
+        if len(plan.sample_ids):
+            raise ValueError(f"a plan without action lists {len(plan.sample_ids)} samples")
+        return base
+    if plan.action in ("duplicate", "insert"):
+        if plan.action == "duplicate":
+            _rows_of(plan, base)
+        return _with_extra(plan, base)
+    rows = _rows_of(plan, base)
+    if plan.action == "drop":
+        return _closed_up(plan, base, rows, following)
+    sample_ids, weights = base.sample_ids.copy(), base.weights.copy()
+    if plan.action == "replace":
+        _check_replacements(plan, base)
+        sample_ids[rows] = plan.replacements
+    elif plan.action not in ("mask", "upweight"):
+        raise ValueError(f"action={plan.action!r} is unknown")
+    weights[rows] = plan.weights
+    return replace(base, sample_ids=sample_ids, weights=weights)
+
+
+def _check_window(plan: EditPlan, base: Schedule) -> None:
+    if not base.start <= plan.start < plan.end <= base.end:
+        raise ValueError(
+            f"the plan's window [{plan.start}, {plan.end}) is not inside the schedule "
+            f"[{base.start}, {base.end})"
+        )
+    if (outside := (plan.steps < plan.start) | (plan.steps >= plan.end)).any():
+        raise ValueError(
+            f"the plan edits step {plan.steps[outside][0]}, outside its window "
+            f"[{plan.start}, {plan.end})"
+        )
+
+
+def _row_steps(base: Schedule) -> np.ndarray:
+    return np.repeat(np.arange(base.start, base.end), np.diff(base.offsets))
+
+
+def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
+    """Row of the schedule at which each (step, sample) of the plan stands, int64 [n]."""
+    there = {
+        pair: row
+        for row, pair in enumerate(
+            zip(_row_steps(base).tolist(), base.sample_ids.tolist(), strict=True)
+        )
+    }
+    wanted = list(zip(plan.steps.tolist(), plan.sample_ids.tolist(), strict=True))
+    for step, sample in wanted:
+        if (step, sample) not in there:
+            raise ValueError(f"sample {sample} is not in the schedule's step {step}")
+    if len(set(wanted)) < len(wanted):
+        step, sample = next(pair for pair in wanted if wanted.count(pair) > 1)
+        raise ValueError(f"the plan lists sample {sample} at step {step} twice")
+    return np.array([there[pair] for pair in wanted], dtype=np.int64)
+
+
+def _check_replacements(plan: EditPlan, base: Schedule) -> None:
+    if (plan.replacements < 0).any():
+        sample = plan.sample_ids[plan.replacements < 0][0]
+        raise ValueError(f"the plan names no replacement for sample {sample}")
+    if len(used := np.intersect1d(plan.replacements, base.sample_ids)):
+        raise ValueError(f"replacement {used[0]} is already in the schedule")
+    if len(np.unique(plan.replacements)) < len(plan.replacements):
+        raise ValueError("a sample replaces two others")
+
+
+def _closed_up(
+    plan: EditPlan, base: Schedule, rows: np.ndarray, following: np.ndarray | None
+) -> Schedule:
+    tail = np.empty(0, np.int64) if following is None else np.asarray(following, np.int64)
+    if len(tail) < len(rows):
+        raise ValueError(
+            f"dropping {len(rows)} samples moves as many of the following ones into the window; "
+            f"the stream has {len(tail)} left after step {base.end}"
+        )
+    kept = np.ones(len(base.sample_ids), dtype=bool)
+    kept[rows] = False
+    fill = np.ones(len(rows), dtype=base.weights.dtype)
+    return replace(
+        base,
+        sample_ids=np.concatenate([base.sample_ids[kept], tail[: len(rows)]]),
+        weights=np.concatenate([base.weights[kept], fill]),
+    )
+
+
+def _with_extra(plan: EditPlan, base: Schedule) -> Schedule:
+    steps = np.concatenate([_row_steps(base), plan.steps])
+    order = np.argsort(steps, kind="stable")
+    counts = np.bincount(steps - base.start, minlength=base.end - base.start)
+    return replace(
+        base,
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        sample_ids=np.concatenate([base.sample_ids, plan.sample_ids])[order],
+        weights=np.concatenate([base.weights, plan.weights])[order],
+    )

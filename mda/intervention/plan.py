@@ -1,0 +1,171 @@
+"""From chosen samples to an EditPlan, and plans as CSV files that one can read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mda.types import EditPlan, Scores
+
+REMOVALS = ("mask", "drop", "replace")
+AUGMENTATIONS = ("duplicate", "upweight")
+ACTIONS = ("none", *REMOVALS, *AUGMENTATIONS, "insert")
+_COLUMNS = ("sample_id", "step", "weight", "replacement")
+
+
+def control(start: int, end: int) -> EditPlan:
+    """The plan that changes nothing, for the arm that runs the unedited stream."""
+    empty = np.empty(0, dtype=np.int64)
+    return _plan("none", start, end, empty, empty, 1.0, empty)
+
+
+def remove(
+    scores: Scores,
+    chosen: np.ndarray,
+    start: int,
+    end: int,
+    action: str = "mask",
+    unused: np.ndarray | None = None,
+    seed: int = 0,
+) -> EditPlan:
+    """Take the chosen samples out of the window's training.
+
+    `mask` sets their loss weight to 0 and leaves them in place; `drop` lets the stream close up;
+    `replace` puts a sample drawn (seeded, without repetition) from `unused` in each one's place,
+    so the number of trained tokens stays the same.
+    """
+    _known(action, REMOVALS)
+    steps = _steps_of(scores, chosen, start, end)
+    if action != "replace":
+        return _plan(action, start, end, chosen, steps, 0.0)
+    pool = np.setdiff1d(np.empty(0, np.int64) if unused is None else unused, scores.sample_ids)
+    if len(pool) < len(chosen):
+        raise ValueError(
+            f"replacing {len(chosen)} samples needs as many unused ones; there are {len(pool)}"
+        )
+    drawn = np.random.default_rng(seed).choice(pool, len(chosen), replace=False)
+    return _plan(action, start, end, chosen, steps, 1.0, drawn)
+
+
+def augment(
+    scores: Scores,
+    chosen: np.ndarray,
+    start: int,
+    end: int,
+    action: str = "duplicate",
+    weight: float = 2.0,
+) -> EditPlan:
+    """Let the chosen samples count for more.
+
+    `duplicate` adds one extra copy of each to the step that has it; `upweight` multiplies its
+    loss by `weight`, which must be finite and positive. With weight 2 both give the same gradient.
+    """
+    _known(action, AUGMENTATIONS)
+    if action == "upweight" and not (np.isfinite(weight) and weight > 0):
+        raise ValueError(f"weight={weight} cannot up-weight a sample; it must be above 0")
+    steps = _steps_of(scores, chosen, start, end)
+    return _plan(action, start, end, chosen, steps, 1.0 if action == "duplicate" else weight)
+
+
+def insert(
+    sample_ids: np.ndarray, start: int, end: int, first_step: int, per_step: int
+) -> EditPlan:
+    """Add the given rows, `per_step` of them to each step from `first_step` on, in their order.
+
+    The last step takes what is left. Raises ValueError where the rows do not fit before `end`.
+    """
+    if per_step < 1:
+        raise ValueError(f"per_step={per_step} inserts nothing; it must be at least 1")
+    if not len(sample_ids):
+        raise ValueError("there are no rows to insert")
+    if not start <= first_step < end:
+        raise ValueError(f"first_step={first_step} is outside the window [{start}, {end})")
+    steps = first_step + np.arange(len(sample_ids)) // per_step
+    if steps[-1] >= end:
+        raise ValueError(
+            f"{len(sample_ids)} rows, {per_step} a step from step {first_step}, need steps up to "
+            f"{steps[-1] + 1}; the window ends at {end}"
+        )
+    return _plan("insert", start, end, sample_ids, steps, 1.0)
+
+
+def save_plan(plan: EditPlan, path: Path) -> None:
+    """Write a plan as CSV under one comment line with its action and window; atomic.
+
+    Weights are written so that they read back bit for bit.
+    """
+    text = io.StringIO()
+    text.write(f"# action={plan.action} start={plan.start} end={plan.end}\n")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    weights = (repr(float(w)) for w in plan.weights)
+    rows.writerows(zip(plan.sample_ids, plan.steps, weights, plan.replacements, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_plan(path: Path) -> EditPlan:
+    """Read what `save_plan` wrote. Raises ValueError, naming the file, for anything else."""
+    head, *lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        facts = dict(part.split("=") for part in head.removeprefix("# ").split())
+        action, start, end = facts["action"], int(facts["start"]), int(facts["end"])
+        _known(action, ACTIONS)
+        names, *rows = csv.reader(lines)
+        if tuple(names) != _COLUMNS:
+            raise ValueError(f"its columns are {names}")
+        columns = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
+        sample_ids, steps, replacements = (np.array(columns[i], np.int64) for i in (0, 1, 3))
+        weights = np.array([float(w) for w in columns[2]], np.float32)
+    except (ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{path} is no edit plan: {error}") from error
+    return EditPlan(action, start, end, sample_ids, steps, weights, replacements)
+
+
+def _plan(
+    action: str,
+    start: int,
+    end: int,
+    sample_ids: np.ndarray,
+    steps: np.ndarray,
+    weight: float,
+    replacements: np.ndarray | None = None,
+) -> EditPlan:
+    if not 0 <= start < end:
+        raise ValueError(f"the window [{start}, {end}) is empty; it needs 0 <= start < end")
+    n = len(sample_ids)
+    return EditPlan(
+        action=action,
+        start=start,
+        end=end,
+        sample_ids=np.asarray(sample_ids, dtype=np.int64),
+        steps=np.asarray(steps, dtype=np.int64),
+        weights=np.full(n, weight, dtype=np.float32),
+        replacements=np.full(n, -1, dtype=np.int64) if replacements is None else replacements,
+    )
+
+
+def _known(action: str, accepted: tuple[str, ...]) -> None:
+    if action not in accepted:
+        raise ValueError(f"action={action!r} is unknown here; choose one of {', '.join(accepted)}")
+
+
+def _steps_of(scores: Scores, chosen: np.ndarray, start: int, end: int) -> np.ndarray:
+    order = np.argsort(scores.sample_ids)
+    at = np.searchsorted(scores.sample_ids, chosen, sorter=order)
+    at = order[np.minimum(at, len(order) - 1)]
+    if (wrong := scores.sample_ids[at] != chosen).any():
+        raise ValueError(f"sample {chosen[wrong][0]} has no score, so its step is unknown")
+    steps = scores.steps[at]
+    if (outside := (steps < start) | (steps >= end)).any():
+        raise ValueError(
+            f"sample {chosen[outside][0]} is seen at step {steps[outside][0]}, outside the window "
+            f"[{start}, {end})"
+        )
+    return steps

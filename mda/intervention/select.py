@@ -1,0 +1,179 @@
+"""Which samples of a window an intervention edits: pure functions of the scores.
+
+Every selection returns sample ids, int64, in stream order, so that two selections of the same
+samples are the same array. Ties in the scores go to the earlier sample of the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from mda.types import Scores
+
+SELECTIONS = ("top", "bottom", "band", "random", "ids")
+
+
+def in_window(scores: Scores, start: int, end: int) -> Scores:
+    """The scores of the samples seen at steps [start, end).
+
+    Raises ValueError where the window holds no scored sample.
+    """
+    inside = (scores.steps >= start) & (scores.steps < end)
+    if not inside.any():
+        first, last = (scores.steps.min(), scores.steps.max()) if len(scores.steps) else (0, 0)
+        raise ValueError(
+            f"no scored sample in the window [{start}, {end}); scores cover steps {first} to {last}"
+        )
+    return Scores(
+        sample_ids=scores.sample_ids[inside],
+        steps=scores.steps[inside],
+        values=scores.values[inside],
+        units=scores.units,
+        losses=scores.losses[inside],
+    )
+
+
+def amount(n: int, fraction: float | None = None, count: int | None = None) -> int:
+    """How many of `n` samples `fraction` or `count` means; exactly one of the two is given.
+
+    A fraction is rounded to the nearest whole number, halves up. Raises ValueError for an amount
+    below one sample or above n.
+    """
+    if (fraction is None) == (count is None):
+        raise ValueError(f"give a fraction or a count, not fraction={fraction} and count={count}")
+    if fraction is not None and not 0 < fraction <= 1:
+        raise ValueError(f"fraction={fraction} is outside (0, 1]")
+    wanted = int(fraction * n + 0.5) if fraction is not None else int(count or 0)
+    if not 1 <= wanted <= n:
+        given = f"fraction={fraction}" if fraction is not None else f"count={count}"
+        raise ValueError(f"{given} means {wanted} samples; 1 to {n} can be edited")
+    return wanted
+
+
+def choose(
+    scores: Scores,
+    unit: str,
+    select: str = "top",
+    *,
+    fraction: float | None = None,
+    count: int | None = None,
+    lower: float | None = None,
+    upper: float | None = None,
+    label: str | None = None,
+    labels: Sequence[str] | None = None,
+    ids: Sequence[int] = (),
+    seed: int = 0,
+) -> np.ndarray:
+    """Sample ids to edit, int64 [n], in stream order.
+
+    `select` is `top` or `bottom` (highest or lowest scores), `band` (samples whose rank, lowest
+    score first, lies between the quantiles `lower` and `upper`: 0 and .1 are the bottom decile),
+    `random` (seeded, without looking at scores) or `ids` (the list as given). `fraction` or
+    `count` says how many for the first two and `random`; the other two say it themselves.
+    A `label` restricts every selection but `ids` to that class, `labels` being the class of each
+    scored sample; a fraction is then one of the class.
+    """
+    if select not in SELECTIONS:
+        raise ValueError(f"select={select!r} is unknown; choose one of {', '.join(SELECTIONS)}")
+    if select == "ids":
+        return _listed(scores, ids)
+    pool = _within(scores, label, labels)
+    if select == "random":
+        wanted = amount(len(pool), fraction, count)
+        picked = np.random.default_rng(seed).choice(pool, wanted, replace=False)
+        return scores.sample_ids[np.sort(picked)]
+    ranked = pool[_descending(scores.of(unit)[pool], unit)]
+    if select == "band":
+        first, last = _band(len(pool), lower, upper)
+        picked = ranked[::-1][first:last]
+    else:
+        wanted = amount(len(pool), fraction, count)
+        picked = ranked[:wanted] if select == "top" else ranked[len(ranked) - wanted :]
+    return scores.sample_ids[np.sort(picked)]
+
+
+def loss_groups(losses: np.ndarray, groups: int = 10) -> np.ndarray:
+    """Loss decile (or another quantile) of each sample, int64 [N], 0 for the lowest losses.
+
+    Groups differ in size by at most one sample; ties go by stream order.
+    """
+    rank = np.empty(len(losses), dtype=np.int64)
+    rank[np.argsort(losses, kind="stable")] = np.arange(len(losses))
+    return rank * groups // max(len(losses), 1)
+
+
+def matched_random(
+    sample_ids: np.ndarray,
+    groups: Sequence[Hashable] | np.ndarray,
+    targeted: np.ndarray,
+    seed: int,
+    exclude: bool = True,
+) -> np.ndarray:
+    """A random set with as many samples of each group as the targeted set has.
+
+    `sample_ids` [N] are the window's samples and `groups` [N] the class label or `loss_groups` of
+    each. With `exclude` no targeted sample is drawn. Returns int64 [len(targeted)] in stream
+    order. Raises ValueError where a group is too small or a targeted sample is not of the window.
+    """
+    if missing := set(targeted.tolist()) - set(sample_ids.tolist()):
+        raise ValueError(f"targeted sample {min(missing)} is not among the {len(sample_ids)} given")
+    names = np.asarray(groups)
+    is_target = np.isin(sample_ids, targeted)
+    rng = np.random.default_rng(seed)
+    picked = []
+    for name in np.unique(names):
+        member = names == name
+        wanted = int((member & is_target).sum())
+        pool = np.flatnonzero(member & ~is_target if exclude else member)
+        if wanted > len(pool):
+            raise ValueError(
+                f"group {name!s} has {len(pool)} samples besides the targeted ones; matching needs "
+                f"{wanted}. Edit a smaller fraction or let the sets overlap (exclude=False)"
+            )
+        picked.append(rng.choice(pool, wanted, replace=False))
+    return sample_ids[np.sort(np.concatenate(picked))]
+
+
+def _within(scores: Scores, label: str | None, labels: Sequence[str] | None) -> np.ndarray:
+    if label is None:
+        return np.arange(len(scores.sample_ids))
+    if labels is None:
+        raise ValueError(f"label={label!r} was asked for, but the corpus has no labels")
+    names = np.asarray(labels)
+    pool = np.flatnonzero(names == label)
+    if not len(pool):
+        there = ", ".join(sorted(set(names.tolist())))
+        raise ValueError(f"no sample of the window has the label {label!r}; there are {there}")
+    return pool
+
+
+def _descending(values: np.ndarray, unit: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        bad = int((~np.isfinite(values)).sum())
+        raise ValueError(f"{bad} of {len(values)} scores of {unit} are not finite")
+    return np.argsort(-values, kind="stable")
+
+
+def _band(n: int, lower: float | None, upper: float | None) -> tuple[int, int]:
+    if lower is None or upper is None or not 0 <= lower < upper <= 1:
+        raise ValueError(f"a band needs 0 <= lower < upper <= 1, not lower={lower}, upper={upper}")
+    first, last = int(lower * n + 0.5), int(upper * n + 0.5)
+    if first == last:
+        raise ValueError(f"the band [{lower}, {upper}) holds none of {n} samples")
+    return first, last
+
+
+def _listed(scores: Scores, ids: Sequence[int]) -> np.ndarray:
+    wanted = np.asarray(ids, dtype=np.int64)
+    if not len(wanted):
+        raise ValueError("select='ids' needs a list of sample ids; it is empty")
+    if len(np.unique(wanted)) < len(wanted):
+        values, counts = np.unique(wanted, return_counts=True)
+        raise ValueError(f"sample {values[counts > 1][0]} is listed twice")
+    if missing := set(wanted.tolist()) - set(scores.sample_ids.tolist()):
+        raise ValueError(
+            f"{len(missing)} listed samples, the first {min(missing)}, are not in the window"
+        )
+    return scores.sample_ids[np.isin(scores.sample_ids, wanted)]

@@ -1,0 +1,83 @@
+"""Checkpoints on a declared schedule, a rolling one to resume from, and the loss log."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytorch_lightning as pl
+
+from mda.training import checkpoint
+from mda.training.module import LanguageModel
+from mda.training.table import CsvTable, RowLog, replay
+
+
+class Checkpoints(pl.Callback):
+    """Keeps the declared checkpoints, and one more every `rolling_s` seconds until the next.
+
+    Exact resume makes the moment of the rolling checkpoint irrelevant to the result.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        declared: Sequence[int],
+        resumed: int | None = None,
+        rolling_s: float = 10.0,
+    ):
+        self.root, self.declared, self.rolling_s = root, set(declared), rolling_s
+        self.saved_at = time.monotonic()
+        self.last = resumed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
+        if pl_module.step in self.declared:
+            self._save(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object
+    ) -> None:
+        late = time.monotonic() - self.saved_at > self.rolling_s
+        if late or pl_module.step in self.declared:
+            self._save(trainer, pl_module)
+
+    def _save(self, trainer: pl.Trainer, module: LanguageModel) -> None:
+        checkpoint.save(self.root, module.step, module.model, trainer.optimizers[0])
+        before, self.last = self.last, module.step
+        if before is not None and before not in self.declared and before != self.last:
+            shutil.rmtree(checkpoint.checkpoint_folder(self.root, before))
+        self.saved_at = time.monotonic()
+
+
+class LossLog(pl.Callback):
+    """`train.csv`: step, tokens, loss, learning rate of every update; the log gets every 20th."""
+
+    EVERY = 20
+
+    def __init__(self, path: Path, tokens_per_step: int):
+        self.table, self.tokens_per_step = CsvTable(path), tokens_per_step
+
+    def resume(self, step: int, log: RowLog) -> None:
+        """Cut the table back to `step` and log again what it holds."""
+        self.emit = log
+        replay(self.table, step, log, self.EVERY)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: LanguageModel, outputs: dict, *_: object
+    ) -> None:
+        step, loss = pl_module.step, float(outputs["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {step}: lower training.peak_lr")
+        if not trainer.is_global_zero:
+            return
+        row = {
+            "step": step,
+            "tokens": step * self.tokens_per_step,
+            "train/loss": loss,
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        self.table.append(row)
+        if step % self.EVERY == 0:
+            self.emit(row)

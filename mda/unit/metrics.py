@@ -1,0 +1,32 @@
+"""Monitoring metrics (mu) of attention heads: where a unit is and how far it has emerged.
+
+Every metric takes attention patterns A [M, H, T, T] (queries, then keys) and gives one value for
+each sequence and head, float [M, H], between 0 and 1. No gradient is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+def prefix_matching(attention_MHTT: torch.Tensor, length: int) -> torch.Tensor:
+    """Induction score on a random sequence of `length` tokens repeated twice, [M, H].
+
+    Mean over the second copy's positions t of A[t, t - length + 1]: the attention from each
+    token to the one AFTER its first occurrence (Olsson et al. 2022, arXiv 2209.11895).
+    """
+    t = torch.arange(length, 2 * length, device=attention_MHTT.device)
+    return attention_MHTT[:, :, t, t - length + 1].mean(-1)
+
+
+def previous_token(attention_MHTT: torch.Tensor, length: int) -> torch.Tensor:
+    """Mean over the positions t >= 1 of A[t, t - 1], [M, H]; `length` is not used."""
+    return attention_MHTT.diagonal(-1, 2, 3).mean(-1)
+
+
+HEAD_METRICS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "prefix_matching": prefix_matching,
+    "previous_token": previous_token,
+}

@@ -1,0 +1,200 @@
+"""Every statistic against a truth of another origin: closed forms, scipy's other functions, and
+simulations of the null."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mda.report.statistics import (
+    NO_TEST,
+    bootstrap_interval,
+    heavy_tail,
+    holm,
+    label_enrichment,
+    null_check,
+    paired_effect,
+    sign_flip_p,
+)
+
+SIDES = ("two-sided", "less", "greater")
+
+
+@pytest.mark.parametrize("n", [2, 5, 8])
+def test_differences_of_one_sign_give_the_smallest_p(n):
+    d = np.random.default_rng(n).uniform(0.5, 2, n)
+    assert sign_flip_p(d, "greater") == pytest.approx(2.0**-n)
+    assert sign_flip_p(-d, "less") == pytest.approx(2.0**-n)
+    assert sign_flip_p(d, "two-sided") == pytest.approx(2.0 ** (1 - n))
+    assert sign_flip_p(d, "less") == 1
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_sign_flip_of_signed_ranks_is_wilcoxons_test(side):
+    rng = np.random.default_rng(0)
+    for n in (5, 7, 10):
+        d = rng.permutation(np.arange(1.0, n + 1)) * rng.choice([-1, 1], n)
+        expected = stats.wilcoxon(d, alternative=side, method="exact").pvalue  # pyright: ignore
+        assert sign_flip_p(d, side) == pytest.approx(expected)
+
+
+def test_sign_flip_by_counting_sign_patterns():
+    d = np.array([0.3, -0.1, 0.25, 0.7])
+    means = [np.dot(d, signs) / 4 for signs in product([-1, 1], repeat=4)]
+    expected = np.mean([m >= d.mean() - 1e-12 for m in means])
+    assert sign_flip_p(d, "greater") == pytest.approx(expected)
+
+
+def test_many_differences_are_sampled_close_to_the_normal_approximation():
+    d = np.random.default_rng(1).normal(0.3, 1, 40)
+    z = d.sum() / np.sqrt((d**2).sum())
+    assert sign_flip_p(d, "greater") == pytest.approx(stats.norm.sf(z), rel=0.15)
+    assert sign_flip_p(d, "greater") == sign_flip_p(d, "greater")
+
+
+def test_sign_flip_keeps_its_level_under_the_null():
+    rng = np.random.default_rng(0)
+    hits = sum(sign_flip_p(rng.standard_t(3, 8)) <= 0.05 for _ in range(600))
+    attainable = 6 / 128  # two-sided p-values of 8 pairs are multiples of 1/128
+    assert stats.binomtest(hits, 600, attainable).pvalue > 0.001
+
+
+def test_the_interval_is_near_students_where_that_holds():
+    x = np.random.default_rng(0).normal(2, 3, 400)
+    low, high = bootstrap_interval(x)
+    student = stats.t.interval(0.95, 399, x.mean(), stats.sem(x))
+    assert (low, high) == pytest.approx(student, abs=0.04)
+    assert bootstrap_interval(x) == (low, high)
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for i in range(300):
+        low, high = bootstrap_interval(rng.exponential(size=40), 0.9, 499, seed=i)
+        inside += low <= 1 <= high
+    assert 0.84 < inside / 300 < 0.94
+
+
+def test_the_interval_is_skewed_like_the_data():
+    x = np.random.default_rng(3).exponential(size=30)
+    low, high = bootstrap_interval(x)
+    assert high - x.mean() > x.mean() - low
+
+
+def test_equal_differences_give_a_point():
+    effect = paired_effect([0.1, 0.1, 0.1])
+    assert effect.low == effect.high == pytest.approx(0.1) and effect.sd == pytest.approx(0)
+    assert paired_effect([0.0, 0.0]).p == 1
+
+
+def test_one_seed_is_no_test_and_says_so():
+    effect = paired_effect([0.25])
+    assert effect.mean == 0.25 and effect.note == NO_TEST
+    assert effect.p is effect.p_less is effect.low is effect.sd is None
+    assert paired_effect([]).note == "no pair of runs"
+
+
+def test_paired_effect_puts_the_parts_together():
+    d = [-0.05, -0.02, 0.01, -0.04, -0.03]
+    effect = paired_effect(d)
+    assert effect.mean == pytest.approx(np.mean(d)) and effect.sd == pytest.approx(stats.tstd(d))
+    assert effect.n == 5 and effect.p_less == sign_flip_p(d, "less")
+    assert effect.low is not None and effect.high is not None and effect.mean is not None
+    assert effect.low < effect.mean < effect.high
+
+
+def test_bad_numbers_are_refused():
+    with pytest.raises(ValueError, match="not nan"):
+        paired_effect([0.1, float("nan")])
+    with pytest.raises(ValueError, match="two differences or more, not 1"):
+        sign_flip_p([0.1])
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == [] and holm([None, 0.2, None]) == [None, 0.2, None]
+
+
+def test_holm_is_the_closure_of_bonferroni():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        p = rng.uniform(size=4) ** 2
+        closed = [
+            max(
+                min(1.0, size * min(p[list(subset)]))
+                for size in range(1, 5)
+                for subset in combinations(range(4), size)
+                if i in subset
+            )
+            for i in range(4)
+        ]
+        assert holm(p.tolist()) == pytest.approx(closed)
+
+
+def test_holm_keeps_the_familywise_rate():
+    rng = np.random.default_rng(0)
+    hits = sum(min(holm(rng.uniform(size=10).tolist())) <= 0.05 for _ in range(4000))  # pyright: ignore
+    assert stats.binomtest(hits, 4000, 1 - 0.995**10).pvalue > 0.001
+
+
+def test_enrichment_is_the_permutation_test():
+    labels = np.array(["latex"] * 30 + ["code"] * 70)
+    chosen = np.r_[0:8, 40:52]
+    row = next(r for r in label_enrichment(labels.tolist(), chosen) if r.label == "latex")
+    assert (row.chosen, row.share_chosen, row.share_all) == (8, 0.4, 0.3)
+    assert row.ratio == pytest.approx(4 / 3)
+    rng = np.random.default_rng(0)
+    counts = [(rng.permutation(labels)[chosen] == "latex").sum() for _ in range(20_000)]
+    assert row.p_enriched == pytest.approx(np.mean(np.array(counts) >= 8), abs=0.01)
+    assert row.p_depleted == pytest.approx(np.mean(np.array(counts) <= 8), abs=0.01)
+
+
+def test_enrichment_is_fishers_exact_test():
+    labels = ["a"] * 12 + ["b"] * 28
+    row = next(r for r in label_enrichment(labels, np.arange(4, 16)) if r.label == "a")
+    table = [[8, 4], [4, 24]]
+    assert row.p_enriched == pytest.approx(stats.fisher_exact(table, alternative="greater").pvalue)  # pyright: ignore
+
+
+def test_enrichment_lists_the_most_enriched_first_and_absent_labels_too():
+    rows = label_enrichment(["a", "b", "b", "c"], np.array([0, 1]))
+    assert [r.label for r in rows] == ["a", "b", "c"]
+    assert rows[-1].chosen == 0 and rows[-1].p_enriched == 1
+
+
+def test_heavy_tail_of_known_distributions():
+    x = np.array([0.0, 0.1, 0.25, 0.5, 1.0])
+    assert heavy_tail(np.full(100, 3.0), x) == pytest.approx(x)
+    exponential = -np.log((np.arange(100_000) + 0.5) / 100_000)
+    closed = np.array([q * (1 - np.log(q)) if q else 0.0 for q in x])
+    assert heavy_tail(exponential, x) == pytest.approx(closed, abs=1e-3)
+
+
+def test_negative_scores_carry_no_positive_influence():
+    scores = np.array([-5.0, 1.0, 3.0, -1.0])
+    assert heavy_tail(scores, [0.25, 0.5, 1.0]) == pytest.approx([0.75, 1.0, 1.0])
+    with pytest.raises(ValueError, match="no score is positive"):
+        heavy_tail(-np.abs(scores), [0.5])
+
+
+def test_the_null_check_is_near_its_nominal_rate_when_nothing_differs():
+    rng = np.random.default_rng(0)
+    rates = [
+        null_check(rng.normal(size=(8, 40)) + rng.normal(size=(8, 1)), comparisons=40,
+                   resamples=99, seed=i)
+        for i in range(10)
+    ]  # fmt: skip
+    assert rates[0].attainable == pytest.approx(6 / 128)
+    hits = round(sum(r.rate_p * 40 for r in rates))
+    assert stats.binomtest(hits, 400, 6 / 128).pvalue > 0.001
+    assert all(r.rate_p_low <= r.rate_p <= r.rate_p_high for r in rates)
+
+
+def test_the_null_check_knows_what_few_seeds_cannot_show():
+    check = null_check(np.random.default_rng(0).normal(size=(5, 3)), comparisons=40, resamples=99)
+    assert check.attainable == 0 and check.rate_p == 0
+    with pytest.raises(ValueError, match="two seeds and two random arms"):
+        null_check(np.zeros((4, 1)))
