@@ -84,7 +84,7 @@ class Store:
             manifest = {
                 "kind": kind,
                 "fingerprint": name,
-                "inputs": dict(inputs),
+                "inputs": _plain(inputs, "inputs"),
                 "versions": versions(),
                 "git": git_state(),
                 "wall_s": round(time.perf_counter() - start, 3),
@@ -215,9 +215,11 @@ def _replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    text = "b" not in mode
     try:
-        with open(temporary, mode, **text) as file:
+        with open(
+            temporary, mode, encoding="utf-8" if text else None, newline="" if text else None
+        ) as file:
             yield file
         os.replace(temporary, path)
     finally:

@@ -31,6 +31,7 @@ class Corpus:
     tokenizer: Path | None
     held_out: np.ndarray  # int64, sorted sample ids that no stream contains
     fingerprint: str
+    extra: np.ndarray | None = None  # rows from outside the corpus; their ids follow its own
 
     @property
     def seq_len(self) -> int:
@@ -39,7 +40,13 @@ class Corpus:
 
     def rows(self, sample_ids: np.ndarray) -> torch.Tensor:
         """Tokens of samples, int64 [B, T + 1]."""
-        return torch.from_numpy(self.tokens[np.asarray(sample_ids)].astype(np.int64))
+        ids = np.asarray(sample_ids)
+        if self.extra is None:
+            return torch.from_numpy(self.tokens[ids].astype(np.int64))
+        own, n = ids < len(self.tokens), len(self.tokens)
+        rows = np.empty((len(ids), self.tokens.shape[1]), dtype=np.int64)
+        rows[own], rows[~own] = self.tokens[ids[own]], self.extra[ids[~own] - n]
+        return torch.from_numpy(rows)
 
     def labels_of(self, sample_ids: np.ndarray) -> list[str]:
         """Class label of each sample."""
@@ -110,4 +117,3 @@ def schedule_hash(plan: Schedule) -> str:
 
 def _map(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r", allow_pickle=False)
-

@@ -1,122 +1,181 @@
 """Documents generated from seeded templates, with planted and labelled repetition.
 
-Every template draws a small cast of random identifiers and uses each of them many times, so a
+Every template plants a small cast of random strings and uses each of them several times, so a
 model that copies from its own context predicts the document well and one that does not cannot.
-`salad` is the counterpart: words drawn independently, nothing to copy.
+Inside a planted string one unpredictable token follows another without separators: what pays is
+then "A B ... A -> B" between neighbouring tokens, and a separator, which says nothing about what
+follows it, does not get in between. `repeat` is repetition without any meaning. `salad` is the
+counterpart of all of them: words drawn independently, nothing to copy.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
+from typing import NamedTuple
 
 from mda.types import Document
 
+PREFIX = "generated_"
+_WORDS = """
+add address array block branch bridge buffer center check client column copy count cover create
+delete depth edge engine entry error event field filter find first garden graph green group head
+house index input item label last length letter level light line list load market matrix memory
+message metal method model name node north number object option order output paper path point port
+process query range rate read record red remove report request response result return river row
+scale search section self server shape sheet signal size source south state status step stone
+string system table target test text thread time title total type user value vector water weight
+white width window write
+""".split()
 _ONSETS = "b c d f g h j k l m n p q r s t v w x z br cl dr fl gr kr pl st tr zw".split()
 _VOWELS = "a e i o u ae io ou ee y".split()
 _CODAS = " n r s t x k m ld rn st ck".split(" ")
+_LOWER = "abcdefghijklmnopqrstuvwxyz"
+_DIGITS = "0123456789"
+_ALPHABETS = (
+    _DIGITS + "abcdef",
+    _LOWER,
+    _LOWER.upper(),
+    _LOWER + _DIGITS,
+    _LOWER + _LOWER.upper() + _DIGITS,
+)
+_SIGNS = "#$%&*+-/<=>@^~!?()[]{}:;_.,|"
 
 
-def word(rng: Random, syllables: tuple[int, int] = (1, 3)) -> str:
-    """A pronounceable random word; about 10^2 to 10^7 of them, depending on the syllables."""
+class Planted(NamedTuple):
+    """A generated text and the strings planted in it, each of which it holds at least twice."""
+
+    text: str
+    planted: tuple[str, ...]
+
+
+def syllables(rng: Random, low: int, high: int) -> str:
+    """A pronounceable random word of `low` to `high` syllables, about 3,000 kinds of each."""
     return "".join(
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
-        for _ in range(rng.randint(*syllables))
+        for _ in range(rng.randint(low, high))
     )
 
 
-def identifier(rng: Random) -> str:
-    """A random name as programs have them: a word, two words joined, a code, or hex digits."""
+def fragment(rng: Random) -> str:
+    """A piece of a word, a syllable, or up to three random letters and digits."""
     kind = rng.randrange(5)
-    if kind == 0:
-        return f"{word(rng)}_{word(rng)}"
-    if kind == 1:
-        return f"{rng.randrange(16**6):06x}"
+    if kind < 2:
+        return rng.choice(_WORDS)[: rng.randint(2, 5)]
     if kind == 2:
-        return f"{word(rng, (1, 1)).upper()}-{rng.randrange(10_000)}"
-    return word(rng, (2, 3))
+        return syllables(rng, 1, 1)
+    if kind == 3:
+        return rng.choice(_WORDS)[:4].capitalize()
+    return "".join(rng.choice(_ALPHABETS[-1]) for _ in range(rng.randint(1, 3)))
 
 
-def xml(rng: Random) -> str:
-    """Records under random tag and attribute names, each value from a short list."""
-    root, row, *tags = (identifier(rng).lower() for _ in range(rng.randint(4, 6)))
-    values = [identifier(rng) for _ in range(rng.randint(4, 8))]
-    lines = [f'<?xml version="1.0"?>\n<{root}>']
-    for _ in range(rng.randint(6, 20)):
-        lines.append(f'  <{row} id="{rng.choice(values)}">')
-        lines += [f"    <{tag}>{rng.choice(values)}</{tag}>" for tag in tags]
-        lines.append(f"  </{row}>")
-    return "\n".join([*lines, f"</{root}>\n"])
+def code(rng: Random) -> str:
+    """Six to fourteen characters of one alphabet: hex digits, letters, a mixture."""
+    alphabet = rng.choice(_ALPHABETS)
+    return "".join(rng.choice(alphabet) for _ in range(rng.randint(6, 14)))
 
 
-def latex(rng: Random) -> str:
-    """A tabular whose cells come from a short list of random words and numbers."""
-    columns = rng.randint(3, 5)
-    cells = [identifier(rng).replace("_", r"\_") for _ in range(rng.randint(5, 10))]
-    head = " & ".join(rf"\textbf{{{rng.choice(cells)}}}" for _ in range(columns))
-    body = [
-        rf"{' & '.join(rng.choice(cells) for _ in range(columns))} \\"
-        for _ in range(rng.randint(8, 24))
-    ]
-    return "\n".join(
-        [r"\begin{tabular}{" + "l" * columns + "}", head + r" \\ \hline", *body]
-        + [r"\end{tabular}", rf"\label{{tab:{rng.choice(cells)}}}", ""]
-    )
+def name(rng: Random) -> str:
+    """A code or a few fragments in one word; letters and digits only, so no format escapes it."""
+    if rng.randrange(2):
+        return code(rng)
+    return "".join(fragment(rng) for _ in range(rng.randint(3, 6)))
 
 
-def records(rng: Random) -> str:
-    """JSON objects that share random keys and draw their values from a short list."""
-    keys = [identifier(rng) for _ in range(rng.randint(3, 5))]
-    values = [identifier(rng) for _ in range(rng.randint(4, 8))]
+def _cast(rng: Random, low: int, high: int) -> list[str]:
+    """`low` to `high` distinct random names, none of them part of another."""
+    names: list[str] = []
+    for _ in range(rng.randint(low, high)):
+        new = name(rng)
+        while any(new in old or old in new for old in names):
+            new = name(rng)
+        names.append(new)
+    return names
+
+
+def _uses(rng: Random, cast: list[str], n: int) -> list[str]:
+    """`n` draws from the cast in random order, each member at least twice (n >= 2 * members)."""
+    draws = cast * 2 + [rng.choice(cast) for _ in range(n - 2 * len(cast))]
+    rng.shuffle(draws)
+    return draws
+
+
+def xml(rng: Random) -> Planted:
+    """Records under common tag names, attributes and contents drawn from the cast."""
+    row, attribute = rng.sample(_WORDS, 2)
+    cast = _cast(rng, 2, 4)
+    uses = iter(_uses(rng, cast, 2 * rng.randint(6, 14)))
+    lines = [f'  <{row} {attribute}="{use}">{next(uses)}</{row}>' for use in uses]
+    return Planted("\n".join([f"<{row}s>", *lines, f"</{row}s>\n"]), tuple(cast))
+
+
+def latex(rng: Random) -> Planted:
+    """A tabular whose cells are drawn from the cast."""
+    columns = rng.randint(2, 4)
+    cast = _cast(rng, 2, 4)
+    uses = _uses(rng, cast, columns * rng.randint(5, 10))
+    rows = [" & ".join(uses[i : i + columns]) + r" \\" for i in range(0, len(uses), columns)]
+    begin = [r"\begin{tabular}{" + "l" * columns + "}", r"\hline"]
+    return Planted("\n".join([*begin, *rows, "\\end{tabular}\n"]), tuple(cast))
+
+
+def records(rng: Random) -> Planted:
+    """JSON objects with the same keys, their values drawn from the cast."""
+    keys = rng.sample(_WORDS, 2)
+    cast = _cast(rng, 2, 4)
+    uses = _uses(rng, cast, 2 * rng.randint(6, 14))
     rows = [
-        "{" + ", ".join(f'"{key}": "{rng.choice(values)}"' for key in keys) + "}"
-        for _ in range(rng.randint(6, 20))
+        json.dumps(dict(zip(keys, uses[i : i + 2], strict=True))) for i in range(0, len(uses), 2)
     ]
-    return "[\n  " + ",\n  ".join(rows) + "\n]\n"
+    return Planted("[\n  " + ",\n  ".join(rows) + "\n]\n", tuple(cast))
 
 
-def log(rng: Random) -> str:
-    """Log lines of a few recurring components, messages and request ids."""
-    hosts = [identifier(rng) for _ in range(rng.randint(2, 4))]
-    events = [" ".join(word(rng) for _ in range(3)) for _ in range(rng.randint(2, 5))]
-    requests = [f"{rng.randrange(16**8):08x}" for _ in range(rng.randint(2, 5))]
-    clock = rng.randrange(86_400)
-    lines = []
-    for _ in range(rng.randint(10, 40)):
-        clock += rng.randrange(20)
-        stamp = f"{clock // 3600 % 24:02d}:{clock // 60 % 60:02d}:{clock % 60:02d}"
-        lines.append(
-            f"{stamp} {rng.choice(('INFO', 'WARN', 'DEBUG'))} [{rng.choice(hosts)}] "
-            f"{rng.choice(events)} request={rng.choice(requests)}"
-        )
-    return "\n".join([*lines, ""])
+def log(rng: Random) -> Planted:
+    """Log lines: a level, a component and a request drawn from the cast, one of two messages."""
+    cast = _cast(rng, 2, 4)
+    messages = [" ".join(rng.sample(_WORDS, 3)) for _ in range(2)]
+    uses = iter(_uses(rng, cast, 2 * rng.randint(6, 12)))
+    lines = [
+        f"{rng.choice(('INFO', 'WARN'))} {use} {rng.choice(messages)} id={next(uses)}"
+        for use in uses
+    ]
+    return Planted("\n".join([*lines, ""]), tuple(cast))
 
 
-def salad(rng: Random) -> str:
-    """Words drawn independently: text without repetition to copy."""
-    return " ".join(word(rng) for _ in range(rng.randint(60, 200))) + ".\n"
+def repeat(rng: Random) -> Planted:
+    """A block of fragments and signs, repeated without meaning: "meaningless repeats"."""
+    n = rng.randint(4, 24)
+    pieces = [fragment(rng) for _ in range(n)]
+    for i in rng.sample(range(n), n // 5):
+        pieces[i] = rng.choice(_SIGNS)
+    for i in rng.sample(range(n), n // 8):
+        pieces[i] = " " + pieces[i]
+    block = "".join(pieces) + rng.choice(("", "", " ", "\n"))
+    return Planted(block * max(2, rng.randint(30, 90) // n) + "\n", (block,))
 
 
-TEMPLATES: dict[str, Callable[[Random], str]] = {
+def salad(rng: Random) -> Planted:
+    """Words drawn independently: nothing is planted, nothing to copy."""
+    return Planted(" ".join(syllables(rng, 1, 3) for _ in range(rng.randint(60, 200))) + ".\n", ())
+
+
+TEMPLATES: dict[str, Callable[[Random], Planted]] = {
     "xml": xml,
     "latex": latex,
     "json": records,
     "log": log,
+    "repeat": repeat,
     "salad": salad,
 }
 
 
-def generate(
-    weights: dict[str, float], n_bytes: int, seed: int, prefix: str = "generated_"
-) -> Iterator[Document]:
-    """Yield documents labelled `prefix + template` until about `n_bytes` of text are out.
+def generate(template: str, seed: int) -> Iterator[Document]:
+    """An endless run of one template's documents, labelled `generated_<template>`.
 
-    `weights` maps a template's name to its share of the bytes; every template has its own
-    generator, so adding one leaves the others' documents as they were.
+    Every template has its own generator, so adding one leaves the others' documents as they
+    were. Raises ValueError on a template that does not exist.
     """
-    total = sum(weights.values())
-    for name, weight in weights.items():
-        rng = Random(f"{seed}:{name}")
-        left = n_bytes * weight / total
-        while left > 0:
-            text = TEMPLATES[name](rng)
-            left -= len(text.encode())
-            yield Document(label=prefix + name, text=text, source=f"template:{name}")
+    if template not in TEMPLATES:
+        raise ValueError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
+    rng = Random(f"{seed}:{template}")
+    while True:
+        yield Document(PREFIX + template, TEMPLATES[template](rng).text, f"template:{template}")

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from mda import store
+from mda.schema import ConfigError
 
 CHUNK_ROWS = 65_536
 
 
-class DataError(ValueError):
+class DataError(ConfigError):
     """A data file that cannot be used: says which, what it holds and what is accepted."""
 
 

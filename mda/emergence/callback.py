@@ -33,9 +33,7 @@ class EmergenceCurve(pl.Callback):
         if pl_module.step not in self.measured:
             self._measure(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object) -> None:
         self._measure(trainer, pl_module)
 
     def _measure(self, trainer: pl.Trainer, module: LanguageModel) -> None:

@@ -12,7 +12,7 @@ class Window:
 
     start: int
     end: int
-    onset: float
+    onset: float | None
     rule: str
 
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import GPTNeoXForCausalLM
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
 
 BLOCKS = ("qk", "v", "o")
 
@@ -31,7 +33,7 @@ class ModelShape(NamedTuple):
     d_head: int
 
 
-def model_shape(model: nn.Module) -> ModelShape:
+def model_shape(model: GPTNeoXForCausalLM) -> ModelShape:
     """Sizes of a `GPTNeoXForCausalLM`."""
     config = model.config
     d_head = config.hidden_size // config.num_attention_heads
@@ -40,7 +42,7 @@ def model_shape(model: nn.Module) -> ModelShape:
     )
 
 
-def attention(model: nn.Module, layer: int) -> nn.Module:
+def attention(model: GPTNeoXForCausalLM, layer: int) -> GPTNeoXAttention:
     """The attention module of a layer, with its `query_key_value` and `dense`.
 
     Raises ValueError for a layer the model does not have.
@@ -48,7 +50,7 @@ def attention(model: nn.Module, layer: int) -> nn.Module:
     layers = model.gpt_neox.layers
     if not 0 <= layer < len(layers):
         raise ValueError(f"layer {layer} does not exist; the model has 0 to {len(layers) - 1}")
-    return layers[layer].attention
+    return layers[layer].attention  # type: ignore[return-value]
 
 
 def per_head(qkv: Tensor, n_heads: int) -> Tensor:
@@ -89,13 +91,13 @@ def block_bias(qkv_bias: Tensor, block: str, n_heads: int) -> Tensor:
     return rows[:, output_features(block, rows.shape[1] // 3)].unsqueeze(1)
 
 
-def rotary_tables(model: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(model: GPTNeoXForCausalLM, length: int) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary embedding, [T, R] each, in the model's precision.
 
     R is the number of rotated dimensions of a head (`partial_rotary_factor` times K).
     """
-    weight = model.gpt_neox.embed_in.weight
-    positions = torch.arange(length, device=weight.device).unsqueeze(0)
+    weight = model.get_input_embeddings().weight
+    positions = torch.arange(length, device=model.device).unsqueeze(0)
     cos, sin = model.gpt_neox.rotary_emb(weight, position_ids=positions)
     return cos[0], sin[0]
 

@@ -41,8 +41,9 @@ def paired_effect(
     """Mean of paired differences with bootstrap interval and sign-flip p-values.
 
     The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), in the units of
-    the differences; with few seeds it is too narrow (about 80 to 90 % instead of 95 at n = 5).
-    With one difference there is an effect but no test, and the note says so.
+    the differences; with few seeds it is too narrow (for normal differences a 95 % interval covers
+    85 % at n = 5, 88 % at n = 8, 92 % at n = 12). With one difference there is an effect but no
+    test, and the note says so.
     """
     d = _finite(differences)
     if len(d) == 0:
@@ -89,7 +90,8 @@ def bootstrap_interval(
     if np.ptp(x) <= 1e-12 * np.abs(x).max():
         return float(x.mean()), float(x.mean())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        for category in (stats.DegenerateDataWarning, RuntimeWarning):
+            warnings.simplefilter("ignore", category)
         for method in ("BCa", "percentile"):
             interval = stats.bootstrap(
                 (x,),
@@ -217,7 +219,7 @@ def null_check(
         comparisons=comparisons,
         seeds=n,
         alpha=alpha,
-        attainable=float(np.floor(alpha * 2 ** n) / 2 ** (n - 1)),
+        attainable=float(np.floor(alpha * 2 ** (n - 1)) / 2 ** (n - 1)),
         rate_p=hits_p / comparisons,
         rate_interval=hits_interval / comparisons,
         rate_p_low=float(interval.low),

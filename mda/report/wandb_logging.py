@@ -2,55 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mda.schema import LoggerConfig
+from mda.schema import Config, WandbConfig
 
-AXES = ("step", "tokens")
-RowLog = Callable[[Mapping[str, float]], None]
+if TYPE_CHECKING:
+    import wandb
+
+
+class JobLog:
+    """Where one job's rows and figures go: a W&B run, or nowhere with `logger=csv`."""
+
+    def __init__(self, run: wandb.Run | None):
+        self.run = run
+        self.defined: set[str] = set()
+
+    def row(self, row: Mapping[str, float]) -> None:
+        """Log one row of a table; its `step` is the x-axis of all its metrics.
+
+        Metrics are defined by their exact names, since overlapping globs resolve at random.
+        """
+        if self.run is None:
+            return
+        for name in row.keys() - self.defined:
+            if name == "step":
+                self.run.define_metric(name, hidden=True)
+            else:
+                self.run.define_metric(name, step_metric="step")
+            self.defined.add(name)
+        self.run.log(dict(row))
+
+    def figures(self, paths: Sequence[Path]) -> None:
+        """Log pictures under `figures/<file name>`."""
+        if self.run is not None:
+            import wandb
+
+            self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Log a table whose columns are the first row's keys."""
+        if self.run is not None and rows:
+            import wandb
+
+            columns = list(rows[0])
+            data = [[row[column] for column in columns] for row in rows]
+            self.run.log({name: wandb.Table(columns=columns, data=data)})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set values of the run's summary."""
+        if self.run is not None:
+            self.run.summary.update(dict(values))
 
 
 @contextmanager
-def wandb_logs(
-    settings: LoggerConfig,
-    folder: Path,
-    *,
-    config: Mapping[str, object],
-    metrics: Sequence[str],
-    name: str,
-    group: str | None,
-    job_type: str,
-) -> Iterator[list[RowLog]]:
-    """Where one job's rows go: a W&B run under `folder`, or none with `logger=csv`.
+def job_log(
+    config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str
+) -> Iterator[JobLog]:
+    """The log of one job. `settings` is the whole configuration as plain nested dictionaries.
 
-    `metrics` are defined by their exact names (overlapping globs resolve at random) on the axis
-    `step`. Every record is flushed at once, so that a killed job keeps what it logged.
+    Every record is flushed at once, so that a killed job keeps what it logged. Nothing is put
+    into the environment, and the run is closed with the block: jobs of a sweep cannot mix.
     """
-    if settings.name != "wandb":
-        yield []
+    logger = config.logger
+    if not isinstance(logger, WandbConfig):
+        yield JobLog(None)
         return
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
     with wandb.init(
-        project=settings.project,
-        entity=settings.entity,
-        group=group,
+        project=logger.project,
+        entity=logger.entity,
+        group=logger.group or folder.parent.name,
         job_type=job_type,
-        name=name,
+        name=f"{job_type}-{folder.name}",
         dir=folder,
-        mode=settings.mode,
-        config=dict(config),
+        mode="online" if logger.mode == "online" else "offline",
+        config=dict(settings),
         reinit="finish_previous",
         settings=wandb.Settings(
-            x_transaction_log_flush_interval=1, silent=True, console="off", disable_git=False
+            x_transaction_log_flush_interval=1, silent=True, console="off", x_disable_meta=True
         ),
     ) as run:
-        for axis in AXES:
-            run.define_metric(axis, hidden=True)
-        for metric in metrics:
-            run.define_metric(metric, step_metric="step")
-        yield [run.log]
+        yield JobLog(run)
 
+
+def offline_runs(folder: Path) -> list[Path]:
+    """W&B's run folders under a job's folder, for `wandb sync`."""
+    return sorted(folder.glob("wandb/offline-run-*"))

@@ -36,9 +36,7 @@ class Checkpoints(pl.Callback):
         if pl_module.step in self.declared:
             self._save(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object) -> None:
         late = time.monotonic() - self.saved_at > self.rolling_s
         if late or pl_module.step in self.declared:
             self._save(trainer, pl_module)

@@ -24,9 +24,7 @@ def checkpoint_folder(root: Path, step: int) -> Path:
     return root / f"step_{step}"
 
 
-def save(
-    root: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> Path:
+def save(root: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Path:
     """Write the checkpoint of `step` and return its folder; one that exists is left alone."""
     folder = checkpoint_folder(root, step)
     if folder.exists():
@@ -80,7 +78,9 @@ def steps(root: Path) -> list[int]:
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def declared_steps(start: int, end: int, every: int, log_spaced: bool, also: tuple[int, ...] = ()):
+def declared_steps(
+    start: int, end: int, every: int, log_spaced: bool, also: tuple[int, ...] = ()
+) -> list[int]:
     """Steps at which a run keeps a checkpoint: its ends, every n, 1, 2, 4, ..., and `also`."""
     wanted = {start, end, *also}
     if every:

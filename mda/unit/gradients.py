@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import GPTNeoXForCausalLM
 
 from mda.model.head_layout import attention, model_shape, output_features, per_head
 from mda.unit.loss import cross_entropy, sampled_cross_entropy, unembedding
@@ -81,7 +82,9 @@ class Tape:
         """
         inputs = [*self.qkv_BTX.values(), *self.out_BTD.values()]
         found = torch.autograd.grad(of, inputs, weights, allow_unused=True)
-        grads = [torch.zeros_like(i) if g is None else g for g, i in zip(found, inputs, strict=True)]
+        grads = [
+            torch.zeros_like(i) if g is None else g for g, i in zip(found, inputs, strict=True)
+        ]
         n_layers = len(self.qkv_BTX)
         parts = zip(self.qkv_BTX, grads[:n_layers], grads[n_layers:], strict=True)
         return {layer: self.layer_gradients(layer, dqkv, do) for layer, dqkv, do in parts}
@@ -96,7 +99,7 @@ class Tape:
         )
 
 
-def record(model: nn.Module, inputs_BT: Tensor, layers: Sequence[int]) -> Tape:
+def record(model: GPTNeoXForCausalLM, inputs_BT: Tensor, layers: Sequence[int]) -> Tape:
     """Forward pass that keeps what `layers` need, with a graph from the lowest of them upwards.
 
     Parameters are frozen and dropout is off during the pass; both are restored. Raises ValueError
@@ -138,7 +141,7 @@ def record(model: nn.Module, inputs_BT: Tensor, layers: Sequence[int]) -> Tape:
 
 
 def capture(
-    model: nn.Module,
+    model: GPTNeoXForCausalLM,
     tokens_BS: Tensor,
     layers: Sequence[int],
     *,
@@ -151,7 +154,7 @@ def capture(
     over tokens, summed over sequences. With `uniforms_BT` the labels are drawn from the model
     (`label_uniforms`) instead of taken from the tokens, and so are the reported losses.
     """
-    device = next(model.parameters()).device
+    device = model.device
     tokens_BS = tokens_BS.to(device)
     tape = record(model, tokens_BS[:, :-1], layers)
     unembed_VD = unembedding(model)
@@ -169,7 +172,7 @@ def capture(
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def _frozen(model: GPTNeoXForCausalLM) -> Iterator[None]:
     """Within, no parameter wants a gradient and dropout is off."""
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import GPTNeoXForCausalLM
 
 ROWS = 256  # positions of a chunk
 TILE = 4096  # vocabulary entries of a tile
@@ -29,7 +30,7 @@ RUN = 64  # neighbouring vocabulary entries whose mass is kept for sampling; div
 LOG2E = math.log2(math.e)
 
 
-def unembedding(model: nn.Module) -> Tensor:
+def unembedding(model: GPTNeoXForCausalLM) -> Tensor:
     """Output embedding [V, D] of the model.
 
     Raises ValueError if it has a bias (GPTNeoX's has none): logits are taken to be h . w_v.

@@ -1,6 +1,6 @@
 """Probes (f_probe): how well a unit does its job, differentiable, on seeded random tokens.
 
-`copy_target`     log-probability of the token that followed the first time, in nats: the MEAN over
+`copy`            log-probability of the token that followed the first time, in nats: the MEAN over
                   all positions of every copy after the first, and over sequences. One number for
                   the whole model, shared by all heads. (The paper sums; that is M * P times this.)
 `previous_token`  attention A[t, t-1], the MEAN over positions t >= 1 and sequences: one number for
@@ -19,30 +19,31 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import GPTNeoXForCausalLM
 
 from mda.model.head_layout import attention_pattern, model_shape, rotary_tables
 from mda.types import HeadId
 from mda.unit.gradients import LayerGradients, Tape, capture, record
 from mda.unit.loss import cross_entropy, unembedding
 from mda.unit.subspace import BlockId, Subspace, block_gradients
-from mda.unit.tokens import random_tokens, repeated_tokens
+from mda.unit.tokens import repeated_tokens
 
-KINDS = ("copy_target", "previous_token")
+TARGETS = ("copy", "previous_token")
 CHUNK = 32  # sequences of a probe that go through the model together
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A probe and its tokens, int64 [M, S]; `period` is the prefix length P of a copy probe."""
+    """What is asked, and on which tokens, int64 [M, S]; `period` is the length P of one copy."""
 
-    kind: str
+    target: str
     tokens_MS: Tensor
     period: int
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"probe {self.kind!r}; accepted: {', '.join(KINDS)}")
+        if self.target not in TARGETS:
+            raise ValueError(f"probe target {self.target!r}; accepted: {', '.join(TARGETS)}")
 
     def weights(self, inputs_MT: Tensor) -> Tensor:
         """Weights [M, T] of the token losses whose sum is the copy probe.
@@ -62,33 +63,32 @@ class ProbeGradients(NamedTuple):
 
 
 def draw_probe(
-    kind: str, probabilities_V: Tensor, *, n: int, length: int, repeats: int = 2, seed: int
+    target: str, probabilities_V: Tensor, *, n: int, length: int, repeats: int = 2, seed: int
 ) -> Probe:
-    """Random tokens for a probe; see `mda.unit.tokens` for the distribution.
+    """`n` sequences of `length` random tokens, repeated; `mda.unit.tokens` has distributions.
 
-    `n` sequences; `length` is that of the prefix for `copy_target`, which has `repeats` >= 2
-    copies of it, and of the whole sequence for `previous_token`. Raises ValueError for another
-    kind, fewer than two copies or fewer than two tokens.
+    The copy probe takes two copies or more, the previous-token probe usually one. Raises
+    ValueError for another target, no sequence, fewer than two tokens or too few copies.
     """
+    fewest = 2 if target == "copy" else 1
+    for name, value, low in (("n", n, 1), ("length", length, 2), ("repeats", repeats, fewest)):
+        if value < low:
+            raise ValueError(f"{name}={value} with target={target}; accepted: {low} or more")
     generator = torch.Generator().manual_seed(seed)
-    if length < 2 or n < 1:
-        raise ValueError(f"n={n}, length={length}; accepted: n >= 1 and length >= 2")
-    if kind == "previous_token":
-        return Probe(kind, random_tokens(probabilities_V, n, length, generator=generator), length)
-    if repeats < 2:
-        raise ValueError(f"repeats={repeats}; accepted: 2 or more copies of the prefix")
-    copies = repeated_tokens(probabilities_V, n, length, repeats=repeats, generator=generator)
-    return Probe(kind, torch.cat((copies, copies[:, :1]), dim=1), length)
+    tokens = repeated_tokens(probabilities_V, n, length, repeats=repeats, generator=generator)
+    if target == "copy":
+        tokens = torch.cat((tokens, tokens[:, :1]), dim=1)
+    return Probe(target, tokens, length)
 
 
 @torch.no_grad()
-def probe_values(model: nn.Module, probe: Probe) -> Tensor:
-    """f_probe of every head, [L, H], without gradients; `copy_target` is the same for all."""
+def probe_values(model: GPTNeoXForCausalLM, probe: Probe) -> Tensor:
+    """f_probe of every head, [L, H], without gradients; `copy` is the same for all."""
     shape = model_shape(model)
     layers = range(shape.n_layers)
     total = torch.zeros(shape.n_layers, shape.n_heads, dtype=torch.float64)
     for tokens in _chunks(model, probe):
-        if probe.kind == "copy_target":
+        if probe.target == "copy":
             tape = record(model, tokens[:, :-1], [shape.n_layers - 1])
             losses = cross_entropy(tape.hidden_BTD, unembedding(model), tokens[:, 1:])
             total += (losses * probe.weights(losses)).sum().cpu()
@@ -99,7 +99,7 @@ def probe_values(model: nn.Module, probe: Probe) -> Tensor:
 
 
 def probe_gradients(
-    model: nn.Module,
+    model: GPTNeoXForCausalLM,
     probe: Probe,
     layers: Sequence[int],
     subspace: Subspace,
@@ -107,7 +107,7 @@ def probe_gradients(
 ) -> ProbeGradients:
     """Gradient of the probe with respect to every head of `layers`, block by block, [H, I, J].
 
-    `copy_target`: one forward and backward serve all heads, and what they have downstream.
+    `copy`: one forward and backward serve all heads, and what they have downstream.
     `previous_token`: the gradient of each head's OWN attention with respect to its own parameters,
     one backward per layer for all its heads. With `together`, instead the gradient of the mean
     attention of those heads with respect to all of `layers`, through the layers in between: the
@@ -116,7 +116,7 @@ def probe_gradients(
     layers = sorted(set(layers))
     blocks: dict[BlockId, Tensor] = {}
     for tokens in _chunks(model, probe):
-        if probe.kind == "copy_target":
+        if probe.target == "copy":
             captured = capture(model, tokens, layers, weights_BT=probe.weights(tokens[:, 1:]))
             gradients = dict(captured.layers)
         else:
@@ -127,7 +127,7 @@ def probe_gradients(
     return ProbeGradients(probe_values(model, probe), blocks)
 
 
-def _previous(model: nn.Module, tape: Tape, probe: Probe, layer: int) -> Tensor:
+def _previous(model: GPTNeoXForCausalLM, tape: Tape, probe: Probe, layer: int) -> Tensor:
     """Share of these sequences in the mean of A[t, t-1] of a layer's heads, [H], on the tape."""
     qkv_BTX = tape.qkv_BTX[layer]
     cos, sin = rotary_tables(model, qkv_BTX.shape[1])
@@ -136,7 +136,11 @@ def _previous(model: nn.Module, tape: Tape, probe: Probe, layer: int) -> Tensor:
 
 
 def _previous_gradients(
-    model: nn.Module, tokens: Tensor, probe: Probe, layers: list[int], together: Sequence[HeadId]
+    model: GPTNeoXForCausalLM,
+    tokens: Tensor,
+    probe: Probe,
+    layers: list[int],
+    together: Sequence[HeadId],
 ) -> dict[int, LayerGradients]:
     if together:
         needed = sorted({*layers, *(head.layer for head in together)})
@@ -156,6 +160,6 @@ def _previous_gradients(
     return gradients
 
 
-def _chunks(model: nn.Module, probe: Probe) -> Iterator[Tensor]:
-    device = next(model.parameters()).device
+def _chunks(model: GPTNeoXForCausalLM, probe: Probe) -> Iterator[Tensor]:
+    device = model.device
     yield from (chunk.to(device) for chunk in probe.tokens_MS.split(CHUNK))

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import GPTNeoXForCausalLM
 
 from mda.model.head_layout import BLOCKS, attention, block_bias, block_weight, model_shape
 from mda.types import HeadId
@@ -90,7 +91,7 @@ class LayerDirection:
 
 
 def pack_direction(
-    model: nn.Module, layer: int, directions: BlockTensors, bias: bool = False
+    model: GPTNeoXForCausalLM, layer: int, directions: BlockTensors, bias: bool = False
 ) -> LayerDirection:
     """Packs the blocks of one layer; with `bias`, the last input of qk and v is the constant 1."""
     module, n_heads = attention(model, layer), model_shape(model).n_heads
@@ -142,10 +143,10 @@ class Units:
         """Values of all heads of `layers` -> values of the units, [B, U]."""
         row = {layer: i for i, layer in enumerate(self.layers)}
         columns = [
-            sum((values_BLH[:, row[head.layer], head.head] for head in heads), start=torch.zeros(()))
+            values_BLH[:, [row[h.layer] for h in heads], [h.head for h in heads]].sum(1)
             for heads in self.heads
         ]
-        return torch.stack([c.to(values_BLH) for c in columns], dim=1)
+        return torch.stack(columns, dim=1)
 
 
 def single_head(head: HeadId) -> Units:

@@ -81,6 +81,9 @@ def test_the_interval_is_skewed_like_the_data():
     x = np.random.default_rng(3).exponential(size=30)
     low, high = bootstrap_interval(x)
     assert high - x.mean() > x.mean() - low
+    means = np.random.default_rng(4).choice(x, (20_000, 30)).mean(1)
+    percentile = np.quantile(means, [0.025, 0.975])
+    assert low > percentile[0] + 0.01 and high > percentile[1] + 0.01  # BCa corrects the skew
 
 
 def test_equal_differences_give_a_point():
@@ -191,6 +194,12 @@ def test_the_null_check_is_near_its_nominal_rate_when_nothing_differs():
     hits = round(sum(r.rate_p * 40 for r in rates))
     assert stats.binomtest(hits, 400, 6 / 128).pvalue > 0.001
     assert all(r.rate_p_low <= r.rate_p <= r.rate_p_high for r in rates)
+
+
+def test_the_null_check_compares_different_arms_only():
+    # Two pairs of differences +-1: p is .5 where the signs agree, else 1; a zero makes it 1 too.
+    check = null_check(np.array([[0.0, 1.0]] * 2), alpha=0.6, comparisons=400, resamples=9, seed=1)
+    assert check.rate_p == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_null_check_knows_what_few_seeds_cannot_show():

@@ -1,0 +1,74 @@
+"""Run one arm of the experiment: edit the stream, retrain the window, watch the unit.
+
+Builds what is missing of corpus, base run, scores and plan, or finds it in the store. The arm
+starts from the base run's weights and optimizer at the window's start; everything but the edit is
+unchanged. `intervention=control` retrains the unedited stream and repeats the base run.
+"""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from mda.config import main
+from mda.schema import Config
+
+NEEDS = (
+    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "report",
+    "logger",
+)  # fmt: skip
+
+
+def run(config: Config, folder: Path) -> None:
+    from mda import pipeline
+    from mda.report.arm import FILES, report_arm
+    from mda.report.summary import write_summary
+    from mda.report.wandb_logging import job_log, offline_runs
+    from mda.stages.context import Context
+
+    start = time.perf_counter()
+    with job_log(config, folder, settings=asdict(config), job_type="arm") as log:
+        arm = pipeline.arm(Context.of(config, log.row), Context.of(config))
+        results = report_arm(config, arm, folder)
+        log.figures([folder / "curves.png"])
+        log.summary(results)
+    scores = arm.traced
+    stages = {"base": arm.base, "scores": scores, "arm": arm.run}
+    edit = asdict(config.intervention) | {"action": arm.edited.plan.action}
+    edit |= {"n": len(arm.edited.plan.sample_ids)}
+    edit |= {"tokens": edit["n"] * arm.corpus.seq_len}
+    write_summary(
+        folder,
+        "run",
+        seed=config.seed,
+        fingerprints={"corpus": arm.corpus.fingerprint}
+        | {name: stage.fingerprint for name, stage in stages.items() if stage},
+        results=results,
+        files=FILES,
+        times={
+            "total_s": time.perf_counter() - start,
+            **{f"{name}_s": stage.wall_s for name, stage in stages.items() if stage},
+            "built": [name for name, stage in stages.items() if stage and stage.built],
+        },
+        unit=arm.unit.name,
+        heads=[str(head) for head in arm.unit.heads],
+        metric=config.unit.metric,
+        threshold=config.unit.threshold,
+        intervention=edit,
+        estimator=asdict(config.estimator) if scores else {},
+        window=asdict(arm.unit.window),
+        scored_steps=list(scores.steps) if scores else [],
+        batch_size=config.training.batch_size,
+        seq_len=arm.corpus.seq_len,
+        curve="curve.csv",
+        plan="plan.csv",
+    )
+    if not any(stage and stage.built for stage in stages.values()):
+        print("nothing to build: this arm was in the store")
+    for offline in offline_runs(folder):
+        print(f"to upload: wandb sync {offline}")
+    print(f"next:      python experiments/compare.py runs=[{folder.parent}]")
+    print(folder)
+
+
+if __name__ == "__main__":
+    main(run, NEEDS)

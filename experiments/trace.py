@@ -1,0 +1,76 @@
+"""Trace a unit of a base run back to the training samples that made it.
+
+Finds the unit, scores every sample of the critical window for every head in one pass, and writes
+the scores, the extreme samples with token-level influence, the distribution and the labels that
+are enriched. Stages that are in the store are not done again; a killed pass goes on where it
+stopped. Under `torchrun --nproc-per-node N` the processes share the work.
+"""
+
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from mda.config import main
+from mda.schema import Config
+
+NEEDS = (
+    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "report",
+    "logger",
+)  # fmt: skip
+
+
+def trace(config: Config, folder: Path) -> None:
+    from mda import pipeline
+    from mda.report.summary import write_summary
+    from mda.report.trace import FILES, report_trace
+    from mda.report.wandb_logging import job_log, offline_runs
+    from mda.stages.attribution import token_influence
+    from mda.stages.context import Context, process_group, rank
+
+    start = time.perf_counter()
+    with process_group():
+        context = Context.of(config)
+        found = pipeline.trace(context)
+        if rank() > 0:
+            return
+        base, unit, traced = found.base, found.unit, found.traced
+        results = report_trace(
+            found.corpus,
+            traced.scores,
+            unit.name,
+            partial(token_influence, context, found.corpus, base, unit, traced),
+            folder,
+            config.report.samples,
+        )
+    with job_log(config, folder, settings=asdict(config), job_type="trace") as log:
+        log.figures([folder / "distribution.png"])
+        log.summary(results)
+    write_summary(
+        folder,
+        "trace",
+        seed=config.seed,
+        fingerprints={
+            "corpus": found.corpus.fingerprint,
+            "base": base.fingerprint,
+            "scores": traced.fingerprint,
+        },
+        results=results,
+        files=FILES,
+        times={
+            "total_s": time.perf_counter() - start,
+            "scores_s": traced.wall_s,
+            "built": [name for name, stage in (("base", base), ("scores", traced)) if stage.built],
+        },
+        unit=unit.name,
+        window=asdict(unit.window),
+    )
+    print(f"scores of all heads: {traced.folder}")
+    for run in offline_runs(folder):
+        print(f"to upload: wandb sync {run}")
+    print(f"next:      python experiments/run.py seed={config.seed} intervention=remove")
+    print(folder)
+
+
+if __name__ == "__main__":
+    main(trace, NEEDS)

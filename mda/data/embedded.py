@@ -1,0 +1,243 @@
+"""The default corpus: real text of pinned packages, a class label for each sequence.
+
+The packages are pure Python, so one version has the same text on every platform. Beside the real
+classes stand generated documents, labelled `generated_*` (`mda.data.synthetic`): real text of
+this size alone rewards copying too rarely for a head of 16 dimensions to learn it in minutes.
+
+`embedded.json` records what the default settings give: the hash of the corpus, and version and
+text hash of every package, so that a mismatch can say where it comes from.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mda import store
+from mda.data import packing, synthetic
+from mda.data.documents import REAL_LABELS, documents_of, package_version, source_files
+from mda.data.tokens import DataError
+from mda.schema import EmbeddedConfig
+from mda.types import Document
+
+PACKAGES = ("docutils", "jinja2", "mpmath", "networkx", "pygments", "rich", "sympy")
+TOOLS = ("docutils", "tokenizers")
+REAL_MIX = {"code": 0.5, "prose": 0.1, "latex": 0.13, "xml": 0.13, "html": 0.14}
+GENERATED_MIX = {"repeat": 0.4, "xml": 0.15, "latex": 0.15, "json": 0.15, "log": 0.15}
+N_SEQUENCES = 64_000
+RECORD = Path(__file__).with_name("embedded.json")
+
+
+def shares(generated: float) -> dict[str, float]:
+    """Share of each class when `generated` of all sequences are generated documents."""
+    real = {label: (1 - generated) * share for label, share in REAL_MIX.items()}
+    made = {synthetic.PREFIX + name: generated * share for name, share in GENERATED_MIX.items()}
+    return {label: round(share, 12) for label, share in (real | made).items() if share > 0}
+
+
+def inputs(config: EmbeddedConfig) -> dict[str, object]:
+    """What enters beside the settings: the versions of the packages and of the tools."""
+    versions = {name: package_version(name) for name in sorted({*PACKAGES, *TOOLS})}
+    return {"versions": versions, "shares": shares(config.generated_share), "format": 1}
+
+
+def build_from_config(out: Path, config: EmbeddedConfig) -> None:
+    """`build_embedded` with the settings of `data=embedded`."""
+    settings = {
+        "packages": PACKAGES,
+        "shares": shares(config.generated_share),
+        "vocab_size": config.vocab_size,
+        "seq_len": config.seq_len,
+        "n_sequences": config.n_sequences or N_SEQUENCES,
+        "held_out": config.held_out,
+        "seed": config.seed,
+    }
+    workers = min(os.cpu_count() or 1, 8)
+    build_embedded(out, **settings, workers=workers, expected_sha256=recorded_sha256(settings))
+
+
+def build_embedded(
+    out: Path,
+    *,
+    packages: Sequence[str],
+    shares: Mapping[str, float],
+    vocab_size: int,
+    seq_len: int,
+    n_sequences: int,
+    held_out: int,
+    seed: int,
+    workers: int,
+    expected_sha256: str | None,
+) -> None:
+    """Build the corpus folder: n_sequences rows of seq_len + 1 tokens, held_out of them kept out.
+
+    `shares` gives the share of the sequences of each class: `code`, `prose`, `latex`, `xml`,
+    `html`, or `generated_<template>`. Equal arguments and package versions give equal bytes,
+    whatever the number of workers. Raises DataError for an unknown class, a class whose text
+    runs out, and a result that is not `expected_sha256`, naming the package that differs.
+    """
+    known = [*REAL_LABELS, *(synthetic.PREFIX + name for name in synthetic.TEMPLATES)]
+    if unknown := sorted(set(shares) - set(known)):
+        raise DataError(f"shares has {', '.join(unknown)}; the classes are {', '.join(known)}")
+    with _progress() as bars:
+        documents = harvest(packages, workers, bars)
+        found = describe(packages, documents)
+        sources = _texts(documents, shares, seed)
+        task = bars.add_task("training the tokenizer", total=1)
+        parts = packing.apportion(packing.TRAINING_CHARS, shares)
+        sample = (
+            text
+            for label, chars in parts.items()
+            for text in packing.excerpt(sources[label](), chars)
+        )
+        tokenizer = packing.train_tokenizer(sample, vocab_size)
+        bars.advance(task)
+        task = bars.add_task("packing sequences", total=n_sequences)
+        tokens, labels, kept_out = packing.assemble(
+            sources,
+            shares,
+            tokenizer,
+            seq_len=seq_len,
+            n_sequences=n_sequences,
+            held_out=held_out,
+            seed=seed,
+            advance=partial(bars.advance, task),
+        )
+    if expected_sha256 is not None:
+        check(packing.content_sha256(tokens, labels, tokenizer), expected_sha256, found)
+    real = sum(share for label, share in shares.items() if label in REAL_LABELS)
+    about = {"share_real": real / sum(shares.values()), "sources": found, "seq_len": seq_len}
+    packing.write_corpus(out, tokens, labels, kept_out, tokenizer, sorted(shares), about)
+
+
+def harvest(packages: Sequence[str], workers: int, bars: Progress) -> list[Document]:
+    """Every document of the packages' source files, in the order of packages and paths."""
+    files = [file for package in packages for file in source_files(package)]
+    task = bars.add_task("reading and rendering packages", total=len(files))
+    documents: list[Document] = []
+    if workers <= 1:
+        for file in files:
+            documents += documents_of(file)
+            bars.advance(task)
+        return documents
+    # Spawned, because the caller's process may hold threads, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
+        for found in pool.map(documents_of, files, chunksize=8):
+            documents += found
+            bars.advance(task)
+    return documents
+
+
+def describe(packages: Sequence[str], documents: Iterable[Document]) -> dict[str, dict]:
+    """Version, number of documents and characters, and text hash of each package; the tools."""
+    digests = {package: sha256() for package in packages}
+    found = {p: {"version": package_version(p), "documents": 0, "characters": 0} for p in packages}
+    for document in documents:
+        digests[document.source].update(f"{document.label}\0{document.text}\0".encode())
+        found[document.source]["documents"] += 1
+        found[document.source]["characters"] += len(document.text)
+    for package in packages:
+        found[package]["sha256"] = digests[package].hexdigest()
+    tools = {tool: package_version(tool) for tool in TOOLS} | {"python": platform.python_version()}
+    return {"packages": found, "tools": tools}
+
+
+def check(actual: str, expected: str, found: Mapping, recorded: Mapping | None = None) -> None:
+    """Raise DataError, saying what differs from the recorded build, unless the hashes agree."""
+    if actual == expected:
+        return
+    recorded = recorded or store.read_json(RECORD)["sources"]
+    ours = {name: about["version"] for name, about in found["packages"].items()}
+    theirs = {name: about["version"] for name, about in recorded["packages"].items()}
+    ours["tokenizers"], theirs["tokenizers"] = (x["tools"]["tokenizers"] for x in (found, recorded))
+    causes = [
+        f"{name} is {version}, recorded with {theirs[name]}"
+        for name, version in ours.items()
+        if name in theirs and version != theirs[name]
+    ]
+    if not causes:
+        causes = [
+            f"the text of {name} {ours[name]} differs from the recorded text"
+            for name, about in found["packages"].items()
+            if name in recorded["packages"]
+            and about["sha256"] != recorded["packages"][name]["sha256"]
+        ]
+    if not causes:
+        causes = ["all packages and their texts are the recorded ones, so the code differs"]
+    raise DataError(
+        f"the embedded corpus has SHA-256 {actual[:16]}..., recorded is {expected[:16]}...: "
+        f"{'; '.join(causes)}. Install the versions pinned in pyproject.toml"
+    )
+
+
+def recorded_sha256(settings: Mapping[str, object]) -> str | None:
+    """The recorded hash if it was recorded for these settings, else None."""
+    record = store.read_json(RECORD) if RECORD.exists() else {"settings": None}
+    return record["sha256"] if record["settings"] == _plain(settings) else None
+
+
+def record(folder: Path, settings: Mapping[str, object]) -> None:
+    """Make the corpus in `folder` the recorded one for these settings; for maintainers."""
+    about = store.read_json(folder / "corpus.json")
+    content = {
+        "sha256": about["sha256"],
+        "settings": _plain(settings),
+        "sources": about["sources"],
+    }
+    store.write_json(RECORD, content)
+
+
+def _plain(settings: Mapping[str, object]) -> dict[str, object]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+
+
+def _texts(documents: Sequence[Document], shares: Mapping[str, float], seed: int):
+    """Of each class, a function that starts its run of texts: shuffled, or generated anew."""
+
+    def generated(template: str) -> Iterable[str]:
+        return (document.text for document in synthetic.generate(template, seed))
+
+    sources = {}
+    for label in shares:
+        if label in REAL_LABELS:
+            texts = [document.text for document in documents if document.label == label]
+            Random(f"{seed}:{label}").shuffle(texts)
+            sources[label] = partial(iter, texts)
+        else:
+            sources[label] = partial(generated, label.removeprefix(synthetic.PREFIX))
+    return sources
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when the process that started it is killed and cannot say so."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())

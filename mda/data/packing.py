@@ -1,0 +1,181 @@
+"""From labelled documents to token rows: a byte-level BPE, packing within a class, the folder.
+
+Everything here is a pure function of its arguments: worker counts, hash seeds and the platform
+do not enter, so equal documents give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mda import store
+from mda.data.tokens import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")  # ids 0 and 1
+TRAINING_CHARS = 6_000_000  # text that the tokenizer is trained on, all classes together
+_CHUNK = 64
+
+
+def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
+    """Split `total` by shares, which need not sum to 1; sorted by label.
+
+    Whole parts first, what is left to the largest remainders, ties to the label that sorts first.
+    Raises DataError where a share is negative or none is positive.
+    """
+    if not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
+        raise DataError(f"shares {dict(shares)}: accepted are shares >= 0 with a positive sum")
+    whole = sum(shares.values())
+    exact = {label: total * shares[label] / whole for label in sorted(shares)}
+    parts = {label: int(value) for label, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: (parts[label] - exact[label], label))
+    for label in by_remainder[: total - sum(parts.values())]:
+        parts[label] += 1
+    return parts
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE of exactly `vocab_size` tokens, the two special ones first.
+
+    Raises DataError below 258 (256 bytes and the special tokens), or where the text has too few
+    distinct pairs for that many tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    low = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < low:
+        raise DataError(f"vocab_size {vocab_size}: a byte-level tokenizer needs {low} or more")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if (size := tokenizer.get_vocab_size()) != vocab_size:
+        raise DataError(f"vocab_size {vocab_size}: the text only has pairs for {size} tokens")
+    return tokenizer
+
+
+def excerpt(texts: Iterable[str], chars: int) -> Iterator[str]:
+    """The first `chars` characters of a run of texts."""
+    for text in texts:
+        if chars <= 0:
+            return
+        yield text[:chars]
+        chars -= len(text)
+
+
+def pack(
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    n_rows: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> np.ndarray:
+    """The first rows of the texts laid end to end, uint16 or uint32 [<= n_rows, seq_len + 1].
+
+    An end-of-text token goes before each text; nothing is lost but what follows the last full
+    row. Reads no more texts than needed. `advance` is told of new rows.
+    """
+    width = seq_len + 1
+    tokens: list[int] = []
+    told = 0
+    source = iter(texts)
+    while len(tokens) < n_rows * width and (chunk := list(islice(source, _CHUNK))):
+        for encoding in tokenizer.encode_batch(chunk, add_special_tokens=False):
+            tokens.append(0)
+            tokens += encoding.ids
+        rows = min(len(tokens) // width, n_rows)
+        advance(rows - told)
+        told = rows
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 2**16 else np.uint32
+    return np.array(tokens[: told * width], dtype=dtype).reshape(told, width)
+
+
+def assemble(
+    texts: Mapping[str, Callable[[], Iterable[str]]],
+    shares: Mapping[str, float],
+    tokenizer: Tokenizer,
+    *,
+    seq_len: int,
+    n_sequences: int,
+    held_out: int,
+    seed: int,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of all classes in seeded random order: tokens, labels and the held-out row ids.
+
+    Each class is packed by itself, so a row has one label (an index into the sorted classes), and
+    its last rows are held out, in proportion to its share. Raises DataError for a class whose
+    text runs out.
+    """
+    if not 0 <= held_out < n_sequences:
+        raise DataError(f"held_out {held_out}: accepted: 0 to below n_sequences={n_sequences}")
+    wanted, kept_out = apportion(n_sequences, shares), apportion(held_out, shares)
+    rows, labels, out = [], [], []
+    for index, (label, n) in enumerate(wanted.items()):
+        packed = pack(texts[label](), tokenizer, seq_len, n, advance)
+        if len(packed) < n:
+            raise DataError(
+                f"class {label!r}: there is text for {len(packed):,} sequences of {seq_len} tokens "
+                f"and its share asks for {n:,}; lower n_sequences or the share, or add packages"
+            )
+        rows.append(packed)
+        labels.append(np.full(n, index, dtype=np.int16))
+        out.append(np.arange(n) >= n - kept_out[label])
+    order = list(range(n_sequences))
+    Random(seed).shuffle(order)  # Python's, because NumPy's streams may change between versions
+    held = np.flatnonzero(np.concatenate(out)[order])
+    return np.concatenate(rows)[order], np.concatenate(labels)[order], held.astype(np.int64)
+
+
+def content_sha256(tokens: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer) -> str:
+    """SHA-256 of tokens, labels and the tokenizer's merges, independent of byte order."""
+    model = json.loads(tokenizer.to_str())["model"]
+    digest = sha256(json.dumps([model["vocab"], model["merges"]], sort_keys=True).encode())
+    digest.update(tokens.astype("<u4").tobytes())
+    digest.update(labels.astype("<i2").tobytes())
+    return digest.hexdigest()
+
+
+def write_corpus(
+    out: Path,
+    tokens: np.ndarray,
+    labels: np.ndarray,
+    held_out: np.ndarray,
+    tokenizer: Tokenizer,
+    label_names: list[str],
+    about: Mapping[str, object],
+) -> None:
+    """Write a corpus folder; `about` is added to what corpus.json says anyway."""
+    vocab_size = tokenizer.get_vocab_size()
+    per_label = np.bincount(labels, minlength=len(label_names)) * tokens.shape[1]
+    store.write_npy(out / "tokens.npy", tokens)
+    store.write_npy(out / "labels.npy", labels)
+    store.write_npy(out / "counts.npy", np.bincount(tokens.ravel(), minlength=vocab_size))
+    store.write_npy(out / "held_out.npy", held_out)
+    tokenizer.save(str(out / "tokenizer.json"))
+    names_tokens = zip(label_names, per_label.tolist(), strict=True)
+    content = {
+        "label_names": label_names,
+        "vocab_size": vocab_size,
+        "special_ids": list(range(len(SPECIAL_TOKENS))),
+        "tokens_per_label": dict(names_tokens),
+        "sha256": content_sha256(tokens, labels, tokenizer),
+        **about,
+    }
+    store.write_json(out / "corpus.json", content)

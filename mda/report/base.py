@@ -1,0 +1,67 @@
+"""What a base run leaves for people: table of heads, curve figure, heat map, CSV."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mda.report.curves import Curve, plot_curves, plot_heat_maps, strongest_heads
+from mda.schema import Config
+from mda.unit.metrics import HEAD_METRICS
+
+FILES = {
+    "curve.csv": "emergence curve: one row at each measured step",
+    "train.csv": "loss and learning rate of every update",
+    "curves.png": "emergence of the induction heads, copying and in-context learning",
+    "previous_token.png": "emergence of the previous-token heads",
+    "heads.png": "both metrics of every head at the end",
+}
+
+
+def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dict[str, Any]:
+    """Write `FILES` into `folder`, print the table, return the results for the summary."""
+    for name in ("curve.csv", "train.csv"):
+        shutil.copyfile(source / name, folder / name)
+    thresholds = asdict(config.emergence.onset)
+    for metric, name in (("prefix_matching", "curves"), ("previous_token", "previous_token")):
+        plot_curves(curve, metric, thresholds[metric], folder / f"{name}.png")
+    plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png")
+    heads = {
+        metric: strongest_heads(curve, metric, thresholds[metric], config.report.top_heads)
+        for metric in HEAD_METRICS
+    }
+    last = curve[-1]
+    names = ("emergence/copy_gain", "emergence/icl_score", "val/loss")
+    for metric, found in heads.items():
+        print_heads(metric, thresholds[metric], found)
+    print("  ".join(f"{name.rsplit('/')[-1]} {last[name]:.3f}" for name in names))
+    return {
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "heads": {
+            metric: [
+                {"head": str(head), "score": value, "onset": asdict(onset)}
+                for head, value, onset in found
+            ]
+            for metric, found in heads.items()
+        },
+        **{name: last[name] for name in names},
+    }
+
+
+def print_heads(metric: str, threshold: float, found: list) -> None:
+    """Table of the strongest heads: final score, onset step and its 95 % band."""
+    table = Table(title=f"{metric.replace('_', '-')}: strongest heads", title_justify="left")
+    for column in ("head", "score at the end", f"onset (score {threshold:g})", "95 % band"):
+        table.add_column(column, justify="left" if column == "head" else "right")
+    for head, value, onset in found:
+        at = "-" if onset.step is None else f"step {onset.step:,.0f}"
+        ends = [("never" if x is None else f"{x:,.0f}") for x in (onset.low, onset.high)]
+        band = "-" if onset.low is None else " to ".join(ends)
+        table.add_row(str(head), f"{value:.3f}", at, band)
+    Console().print(table)

@@ -1,0 +1,169 @@
+"""What is measured of a run, all read from its curve.csv (units in brackets):
+
+    unit             mu of the fixed head at the window's end [score]
+    mechanism        the same, largest over all heads: survives a seed's choice of another head
+    onset_step       step at which the fixed head's curve crosses the threshold, interpolated
+    mechanism_onset_step       the same for the largest over all heads
+    onset_tokens, mechanism_onset_tokens      these in tokens
+    copy_gain        log-prob gain on the second copy [nats]
+    icl_score        in-context learning, lower is more [nats]
+    val/loss, val/loss/<label>       held-out loss [nats]
+    heads/induction  mean mu of the OTHER induction heads (threshold reached in control, not the
+                     fixed head); missing where there is none
+    heads/rest       mean mu of all remaining heads
+    heads/contrast   heads/induction - heads/rest
+
+A curve that never crosses is censored: its onset counts as the window's end, so a delay is a
+lower bound, and the number of such runs is kept beside the effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mda.emergence.onset import crossing
+from mda.report.arms import CONTROL, Run, by_arm
+
+THRESHOLDS = {"prefix_matching": 0.06, "previous_token": 0.3}
+REFERENCES = ("control", "random")
+
+Values = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's metrics for one unit; `censored` onsets are those set to the window's end."""
+
+    run: Run
+    unit: str
+    values: Values
+    censored: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All runs measured, for every unit that some arm of their seed was aimed at."""
+
+    runs: tuple[Run, ...]
+    table: Mapping[tuple[str, str, str], Measured] = field(repr=False)
+
+    def of(self, run: Run, target: Run) -> Measured:
+        """Metrics of `run` for the unit of `target`."""
+        return self.table[str(run.folder), target.unit, target.metric]
+
+
+def measure(runs: Sequence[Run], thresholds: Mapping[str, float] = THRESHOLDS) -> Measurements:
+    """Metrics of every run. Raises ValueError where a run has no control of its seed and window."""
+    table = {}
+    for run in runs:
+        control = control_of(run, runs)
+        for unit, metric in sorted({(r.unit, r.metric) for r in runs if r.seed == run.seed}):
+            if metric not in thresholds:
+                raise ValueError(f"no onset threshold for the metric {metric!r}")
+            table[str(run.folder), unit, metric] = _measure(
+                run, control, unit, metric, thresholds[metric]
+            )
+    return Measurements(tuple(runs), table)
+
+
+def control_of(run: Run, runs: Sequence[Run]) -> Run:
+    """The unedited run of the same seed and window."""
+    for other in runs:
+        if other.arm.intervention == CONTROL and _pairs(other, run):
+            return other
+    raise ValueError(
+        f"no control of seed {run.seed} and window [{run.start}, {run.end}) for {run.folder}; "
+        f"run one with intervention=control seed={run.seed}"
+    )
+
+
+def references_of(run: Run, runs: Sequence[Run], reference: str) -> list[Run]:
+    """Runs of the same seed and window that an arm's run is compared with.
+
+    `random` are the unmatched random edits of the same kind and size.
+    """
+    if reference == "control":
+        return [control_of(run, runs)]
+    return [
+        other
+        for other in runs
+        if _pairs(other, run)
+        and other.arm.is_random
+        and not other.arm.match
+        and (other.arm.intervention, other.arm.mode, other.arm.amount)
+        == (run.arm.intervention, run.arm.mode, run.arm.amount)
+    ]
+
+
+def metrics_of(measured: Measurements) -> list[str]:
+    """Names of all metrics that any run has, in the order of their definition."""
+    return list(dict.fromkeys(name for one in measured.table.values() for name in one.values))
+
+
+def random_values(measured: Measurements, metric: str) -> dict[str, np.ndarray]:
+    """Arm name -> [S, R] of a metric over random edits of equal size, for `null_check`.
+
+    Seeds with fewer replicates than the most common number are left out; arms with fewer than
+    two seeds or replicates are too.
+    """
+    found = {}
+    for arm, seeds in by_arm(measured.runs).items():
+        if not arm.is_random:
+            continue
+        rows = [
+            [v for run in runs if (v := measured.of(run, run).values.get(metric)) is not None]
+            for runs in seeds.values()
+        ]
+        lengths = [len(row) for row in rows]
+        n = max(set(lengths), key=lengths.count)
+        values = [row[:n] for row in rows if len(row) >= n]
+        if n >= 2 and len(values) >= 2:
+            found[arm.name] = np.array(values)
+    return found
+
+
+def _measure(run: Run, control: Run, unit: str, metric: str, threshold: float) -> Measured:
+    fixed, largest = f"emergence/{metric}/{unit}", f"emergence/{metric}/max"
+    values: Values = {"unit": run.at_end(fixed), "mechanism": run.at_end(largest)}
+    censored = set()
+    for name, column in (("onset", fixed), ("mechanism_onset", largest)):
+        step = None
+        if column in run.curve:
+            rows = slice(0, run.end_row + 1)
+            step = crossing(run.curve["step"][rows], run.curve[column][rows], threshold)
+            if step is None:
+                step = float(run.end)
+                censored |= {f"{name}_step", f"{name}_tokens"}
+        values[f"{name}_step"] = step
+        values[f"{name}_tokens"] = None if step is None else step * run.tokens_per_step
+    for name in ("copy_gain", "icl_score"):
+        values[name] = run.at_end(f"emergence/{name}")
+    values |= {name: run.at_end(name) for name in run.curve if name.startswith("val/loss")}
+    values |= _head_means(run, control, unit, metric, threshold)
+    known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
+    return Measured(run, unit, known, frozenset(censored))
+
+
+def _head_means(run: Run, control: Run, unit: str, metric: str, threshold: float) -> Values:
+    names = [str(head) for head in control.heads(metric) if str(head) != unit]
+    at_control = {name: control.at_end(f"emergence/{metric}/{name}") or 0.0 for name in names}
+    now = {name: run.at_end(f"emergence/{metric}/{name}") for name in names}
+    sets = {
+        "induction": [name for name in names if at_control[name] >= threshold],
+        "rest": [name for name in names if at_control[name] < threshold],
+    }
+    means: Values = {}
+    for group, members in sets.items():
+        values = [value for name in members if (value := now[name]) is not None]
+        means[f"heads/{group}"] = float(np.mean(values)) if values else None
+    a, b = means["heads/induction"], means["heads/rest"]
+    means["heads/contrast"] = None if a is None or b is None else a - b
+    return means
+
+
+def _pairs(a: Run, b: Run) -> bool:
+    return (a.seed, a.start, a.end) == (b.seed, b.start, b.end)

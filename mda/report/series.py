@@ -1,0 +1,134 @@
+"""What figures and the page draw: curves averaged over seeds, and layer x head differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mda.report.arms import CONTROL, Arm, Run, by_arm
+from mda.report.metrics import Measurements, control_of
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette, told apart with any colour vision; black and grey are taken below."""
+
+CURVES = {
+    "unit": "induction score, fixed head",
+    "mechanism": "induction score, strongest head",
+    "copy_gain": "gain on the second copy (nats)",
+    "icl_score": "in-context-learning score (nats)",
+    "val/loss": "held-out loss (nats)",
+}
+"""Curves that are drawn, and their axis; `unit` and `mechanism` are mu of whatever unit it is."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm looks in every figure."""
+
+    colour: str
+    dash: str  # matplotlib's: solid, dashed, dotted, dashdot
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """A curve of one arm: mean over seeds, standard error over seeds, and each seed's own."""
+
+    arm: Arm
+    x: np.ndarray  # steps, [P]
+    mean: np.ndarray  # [P]
+    error: np.ndarray  # [P], 0 with one seed
+    seeds: dict[int, np.ndarray]
+
+
+def styles(arms: Sequence[Arm]) -> dict[Arm, Style]:
+    """Control black, random edits grey (dashed, dotted), the others a colour each."""
+    found: dict[Arm, Style] = {}
+    for arm in arms:
+        used = len(found)
+        if arm.intervention == CONTROL:
+            found[arm] = Style("#000000", "solid")
+        elif arm.is_random:
+            dash = {"remove": "dashed", "augment": "dotted"}.get(arm.intervention, "dashdot")
+            found[arm] = Style("#7F7F7F", dash)
+        else:
+            used = sum(not other.is_random and other.intervention != CONTROL for other in found)
+            found[arm] = Style(
+                COLOURS[used % len(COLOURS)], "solid" if used < len(COLOURS) else "dashdot"
+            )
+    return found
+
+
+def column_of(name: str, unit: str, metric: str) -> str:
+    """Column of curve.csv behind a name of `CURVES`."""
+    special = {"unit": f"emergence/{metric}/{unit}", "mechanism": f"emergence/{metric}/max"}
+    return special.get(name, name if name.startswith("val/") else f"emergence/{name}")
+
+
+def same_window(runs: Sequence[Run]) -> bool:
+    """Whether all runs share one window, so that curves can be drawn over absolute steps."""
+    return len({(run.start, run.end) for run in runs}) == 1
+
+
+def arm_curves(measured: Measurements, name: str) -> list[ArmCurve]:
+    """A curve of `CURVES` for each arm; replicates of a seed are averaged first.
+
+    x is the training step where all windows are one, else the step counted from the window's
+    start, up to the shortest window. Curves measured at other steps are interpolated linearly.
+    """
+    shared = same_window(measured.runs)
+    grid = _grid(measured.runs)
+    curves = []
+    for arm, seeds in by_arm(measured.runs).items():
+        rows = {}
+        for seed, runs in seeds.items():
+            found = [_on_grid(run, name, grid) for run in runs]
+            found = [row for row in found if row is not None]
+            if found:
+                rows[seed] = np.mean(found, axis=0)
+        if rows:
+            values = np.array(list(rows.values()))
+            spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(grid))
+            x = grid + measured.runs[0].start if shared else grid
+            error = spread / len(values) ** 0.5
+            curves.append(ArmCurve(arm, x, values.mean(0), error, rows))
+    return curves
+
+
+def head_matrix(run: Run, metric: str, row: int) -> np.ndarray:
+    """A metric of every head at one row of the curve, [L, H]; NaN where it was not measured."""
+    heads = run.heads(metric)
+    shape = (1 + max(h.layer for h in heads), 1 + max(h.head for h in heads))
+    values = np.full(shape, np.nan)
+    for head in heads:
+        values[head.layer, head.head] = run.curve[f"emergence/{metric}/{head}"][row]
+    return values
+
+
+def head_difference(measured: Measurements, seeds: dict[int, list[Run]]) -> np.ndarray:
+    """Arm minus control at the window's end, [L, H], mean over runs of a seed, then seeds."""
+    rows = []
+    for runs in seeds.values():
+        own = [head_matrix(run, run.metric, run.end_row) for run in runs]
+        controls = [control_of(run, measured.runs) for run in runs]
+        theirs = [
+            head_matrix(control, run.metric, control.end_row)
+            for run, control in zip(runs, controls, strict=True)
+        ]
+        rows.append(np.mean(own, axis=0) - np.mean(theirs, axis=0))
+    return np.mean(rows, axis=0)
+
+
+def _grid(runs: Sequence[Run]) -> np.ndarray:
+    length = min(run.end - run.start for run in runs)
+    steps = runs[0].curve["step"]
+    every = int(np.median(np.diff(steps))) if len(steps) > 1 else length
+    return np.unique(np.append(np.arange(0, length + 1, max(every, 1)), length)).astype(float)
+
+
+def _on_grid(run: Run, name: str, grid: np.ndarray) -> np.ndarray | None:
+    column = column_of(name, run.unit, run.metric)
+    if column not in run.curve:
+        return None
+    return np.interp(grid, run.curve["step"] - run.start, run.curve[column])

@@ -1,0 +1,211 @@
+"""What a trace leaves for people: all samples as CSV, the extremes as text, the distribution."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mda import store
+from mda.data.stream import Corpus
+from mda.report.statistics import Enrichment, heavy_tail, label_enrichment
+from mda.types import Scores
+
+FILES = {
+    "scores.csv": "every sample of the window: id, step, label, loss in nats, score of the unit",
+    "top_samples.html": "highest and lowest samples, each token coloured by its influence",
+    "top_samples.json": "the same as data: tokens and their influence",
+    "distribution.png": "distribution of the scores and share of influence of the top samples",
+    "enrichment.csv": "share of each label in the top and bottom decile, with p-values",
+}
+TAIL = (0.01, 0.05, 0.1, 0.2, 0.5)
+
+
+def extremes(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the n highest scores, highest first, and of the n lowest, lowest first."""
+    order = np.argsort(-values, kind="stable")
+    return order[:n], order[::-1][:n]
+
+
+def write_scores(path: Path, scores: Scores, unit: str, labels: Sequence[str]) -> None:
+    """CSV of all samples in stream order; the loss is empty where none was computed."""
+    columns = zip(
+        scores.sample_ids.tolist(),
+        scores.steps.tolist(),
+        labels,
+        scores.losses.tolist(),
+        scores.of(unit).tolist(),
+        strict=True,
+    )
+    store.write_csv(
+        path,
+        [
+            {"id": i, "step": s, "label": c, "loss": None if loss != loss else loss, "score": v}
+            for i, s, c, loss, v in columns
+        ],
+    )
+
+
+def decile_enrichment(values: np.ndarray, labels: Sequence[str]) -> dict[str, list[Enrichment]]:
+    """Labels of the top and of the bottom decile against the whole window."""
+    top, bottom = extremes(values, max(1, round(0.1 * len(values))))
+    return {"top": label_enrichment(labels, top), "bottom": label_enrichment(labels, bottom)}
+
+
+def write_enrichment(path: Path, found: dict[str, list[Enrichment]]) -> None:
+    """CSV with one row for each decile and label."""
+    store.write_csv(path, [{"decile": d, **asdict(e)} for d, rows in found.items() for e in rows])
+
+
+def plot_distribution(values: np.ndarray, unit: str, path: Path) -> None:
+    """Histogram of the scores, and cumulative influence of the top x %."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    left.hist(values, bins=120, color="tab:blue")
+    left.set(yscale="log", xlabel=f"score for {unit}", ylabel="samples")
+    shares = np.linspace(0, 1, 201)
+    right.plot(100 * shares, 100 * heavy_tail(values, shares), lw=2)
+    right.plot([0, 100], [0, 100], color="0.7", ls=":")
+    at_ten = 100 * heavy_tail(values, [0.1])[0]
+    right.plot(10, at_ten, "o", color="tab:red")
+    right.annotate(f"top 10 % carry {at_ten:.0f} %", (10, at_ten), (18, at_ten - 8), fontsize=9)
+    right.set(xlabel="top samples, % of the window", ylabel="% of all positive influence")
+    for ax in (left, right):
+        ax.spines[["top", "right"]].set_visible(False)
+    fig.tight_layout()
+    part = path.with_suffix(".part.png")
+    fig.savefig(part, dpi=150)
+    plt.close(fig)
+    part.replace(path)
+
+
+def sample_records(
+    rows: Corpus, scores: Scores, unit: str, positions: np.ndarray, influence_NT: np.ndarray
+) -> list[dict[str, Any]]:
+    """Text and token-level influence of some samples, as plain data.
+
+    `influence` belongs to the input tokens; the last token is a target only and has none.
+    """
+    ids = scores.sample_ids[positions]
+    tokens = rows.rows(ids).tolist()
+    labels, values = rows.labels_of(ids), scores.of(unit)
+    return [
+        {
+            "id": int(ids[i]),
+            "step": int(scores.steps[p]),
+            "label": labels[i],
+            "score": float(values[p]),
+            "loss": None if np.isnan(scores.losses[p]) else float(scores.losses[p]),
+            "tokens": rows.decode(tokens[i]),
+            "influence": [float(f"{x:.4g}") for x in influence_NT[i]],
+        }
+        for i, p in enumerate(positions)
+    ]
+
+
+def write_samples_page(path: Path, unit: str, records: dict[str, list[dict[str, Any]]]) -> None:
+    """One HTML page without scripts: red tokens raise the unit's probe, blue ones lower it."""
+    body = []
+    for title, samples in records.items():
+        body.append(f"<h2>{html.escape(title)}</h2>")
+        body += [_sample(sample) for sample in samples]
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#fafafa;padding:.7rem;"
+        "border:1px solid #ddd;border-radius:4px;font-size:13px}"
+        "h3{margin-bottom:.2rem;font-size:1rem}"
+    )
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Samples of {unit}</title>'
+        f"<style>{style}</style><h1>What made {unit}</h1>"
+        "<p>A positive score means that up-weighting the sample raises the unit's probe. Each "
+        "token is coloured by its own part of the sample's score: red raises, blue lowers.</p>"
+        f"{''.join(body)}</html>"
+    )
+    path.write_text(page, "utf-8")
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    largest = max((abs(x) for x in sample["influence"]), default=0.0) or 1.0
+    spans = []
+    for token, part in zip(sample["tokens"], [*sample["influence"], 0.0], strict=True):
+        colour = "220,38,38" if part > 0 else "37,99,235"
+        text = html.escape(token)
+        strength = abs(part) / largest
+        spans.append(
+            f'<span style="background:rgba({colour},{0.75 * strength:.2f})" '
+            f'title="{part:.3g}">{text}</span>'
+            if strength > 0.02
+            else text
+        )
+    loss = "" if sample["loss"] is None else f", loss {sample['loss']:.3f} nats"
+    head = f"score {sample['score']:.4g} &middot; {html.escape(sample['label'])}"
+    return (
+        f"<h3>{head}</h3><small>sample {sample['id']}, step {sample['step']}{loss}</small>"
+        f"<pre>{''.join(spans)}</pre>"
+    )
+
+
+def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
+    """Table of every label: share in the window, in the top and in the bottom decile."""
+    bottom = {e.label: e for e in found["bottom"]}
+    table = Table(title="labels of the top and bottom decile", title_justify="left")
+    for column in ("label", "window", "top decile", "ratio", "p enriched", "bottom decile"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for e in found["top"]:
+        table.add_row(
+            e.label,
+            f"{e.share_all:.1%}",
+            f"{e.share_chosen:.1%}",
+            f"{e.ratio:.2f}",
+            f"{e.p_enriched:.1e}",
+            f"{bottom[e.label].share_chosen:.1%}",
+        )
+    Console().print(table)
+
+
+def report_trace(
+    rows: Corpus,
+    scores: Scores,
+    unit: str,
+    influence: Callable[[np.ndarray], np.ndarray],
+    folder: Path,
+    n: int,
+) -> dict[str, Any]:
+    """Write `FILES` into `folder`, print the tables, return the results for the summary.
+
+    `influence` gives the token-level influence [n, T] of sample ids.
+    """
+    values, labels = scores.of(unit), rows.labels_of(scores.sample_ids)
+    top, bottom = extremes(values, n)
+    write_scores(folder / "scores.csv", scores, unit, labels)
+    found = decile_enrichment(values, labels)
+    write_enrichment(folder / "enrichment.csv", found)
+    plot_distribution(values, unit, folder / "distribution.png")
+    records = {
+        title: sample_records(rows, scores, unit, at, influence(scores.sample_ids[at]))
+        for title, at in ((f"The {n} highest", top), (f"The {n} lowest", bottom))
+    }
+    store.write_json(folder / "top_samples.json", {"unit": unit, "samples": records})
+    write_samples_page(folder / "top_samples.html", unit, records)
+    print_enrichment(found)
+    tail = heavy_tail(values, TAIL)
+    print(
+        f"{len(values):,} samples scored for {unit}; the top 10 % carry "
+        f"{tail[TAIL.index(0.1)]:.0%} of all positive influence"
+    )
+    return {
+        "unit": unit,
+        "samples": len(values),
+        "cumulative_influence": dict(zip(map(str, TAIL), tail.tolist(), strict=True)),
+        "enrichment": {d: [asdict(e) for e in rows] for d, rows in found.items()},
+    }

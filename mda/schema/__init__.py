@@ -1,0 +1,69 @@
+"""The whole configuration as plain dataclasses, and the rules its values must obey.
+
+One class for each Hydra group, or one for each of its options where they differ in kind. A field
+carries its default, what it means with its unit, and what is accepted; the command line's help
+and its errors are made from these. Only the standard library is imported here, so a wrong
+configuration is refused before anything heavy is loaded.
+
+Rules within a group are checked when its object is made, those between groups by `validate`.
+"""
+
+from mda.schema.attribution import (
+    AugmentConfig,
+    ControlConfig,
+    EditConfig,
+    EkfacConfig,
+    EstimatorConfig,
+    InterventionConfig,
+    ProbeConfig,
+    RandomConfig,
+    RemoveConfig,
+    TracinConfig,
+    UnitConfig,
+)
+from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
+from mda.schema.rules import validate
+from mda.schema.run import (
+    DataConfig,
+    EmbeddedConfig,
+    EmergenceConfig,
+    ModelConfig,
+    OnsetConfig,
+    SyntheticConfig,
+    TemplateWeights,
+    TokensConfig,
+    TrainingConfig,
+)
+from mda.schema.setting import ConfigError, Group, refuse
+
+__all__ = [
+    "OPTIONS",
+    "AugmentConfig",
+    "Config",
+    "ConfigError",
+    "ControlConfig",
+    "DataConfig",
+    "EditConfig",
+    "EkfacConfig",
+    "EmbeddedConfig",
+    "EmergenceConfig",
+    "EstimatorConfig",
+    "Group",
+    "InterventionConfig",
+    "LoggerConfig",
+    "ModelConfig",
+    "OnsetConfig",
+    "ProbeConfig",
+    "RandomConfig",
+    "RemoveConfig",
+    "ReportConfig",
+    "SyntheticConfig",
+    "TemplateWeights",
+    "TokensConfig",
+    "TracinConfig",
+    "TrainingConfig",
+    "UnitConfig",
+    "WandbConfig",
+    "refuse",
+    "validate",
+]

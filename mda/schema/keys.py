@@ -1,0 +1,79 @@
+"""Every key there is, and the sentence for one that is not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import Field, fields, is_dataclass
+from functools import cache
+from typing import Any, get_type_hints
+
+from mda.schema.root import OPTIONS, Config
+from mda.schema.setting import accepted
+
+
+@cache
+def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
+    """Full key -> the places it is defined in: the option it belongs to ("" for all) and field.
+
+    `data.seq_len` is there for each option of data, `data.path` for `data=tokens` alone.
+    """
+    found: dict[str, list[tuple[str, Field[Any]]]] = {}
+
+    def walk(cls: type, prefix: str, option: str) -> None:
+        hints = get_type_hints(cls)
+        for item in fields(cls):
+            key = prefix + item.name
+            found.setdefault(key, []).append((option, item))
+            kind = hints[item.name]
+            if isinstance(kind, type) and is_dataclass(kind):
+                for name, below in OPTIONS.get(key, {option: kind}).items():
+                    walk(below, f"{key}.", name)
+
+    walk(Config, "", "")
+    return found
+
+
+def accepted_at(key: str) -> str:
+    """What `key` accepts, in words."""
+    places = settings().get(key.partition("[")[0])
+    return accepted(places[0][1]) if places else "another value"
+
+
+def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> str:
+    """Sentence for a key that does not exist, or not with the option that was chosen.
+
+    `chosen` is the name of the class that did not know the key, where that is known.
+    """
+    known = settings()
+    if key.partition(".")[0] == "hydra":
+        return f"{key} is no setting of Hydra; accepted: what --cfg hydra shows"
+    parent, _, tail = key.rpartition(".")
+    if key in known:
+        group = key.partition(".")[0]
+        owners = " or ".join(f"{group}={option}" for option, _ in known[key])
+        return f"{key} is a setting of {owners}; choose that option or leave the key out"
+    options = OPTIONS.get(parent, {})
+    only = next((name for name, cls in options.items() if cls.__name__ == chosen), None)
+    siblings = {
+        name.rpartition(".")[2]: name
+        for name, places in known.items()
+        if name.rpartition(".")[0] == parent
+        and (only is None or any(option == only for option, _ in places))
+    }
+    if not siblings:
+        return unknown_key(parent, groups)
+    if not parent:
+        siblings |= {name: name for name in groups}
+    close = _closest(tail, siblings, 0.6)
+    if close is None:
+        tails = {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = _closest(tail, tails, 0.75)
+    meant = f" (did you mean {close}?)" if close else ""
+    inside = f"in {parent}" if parent else "at the top"
+    return f"{key} is no setting{meant}; accepted {inside}: {', '.join(sorted(siblings))}"
+
+
+def _closest(word: str, known: dict[str, str], cutoff: float) -> str | None:
+    match = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return known[match[0]] if match else None

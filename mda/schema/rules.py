@@ -1,0 +1,127 @@
+"""Rules between the groups; those within a group are checked by the group itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+
+from mda.schema.root import Config
+from mda.schema.setting import refuse
+
+
+def _data_fits_model(c: Config) -> None:
+    if c.data.vocab_size > c.model.vocab_size:
+        limit = f"at most model.vocab_size={c.model.vocab_size}"
+        raise refuse("data.vocab_size", c.data.vocab_size, limit)
+    if c.data.seq_len > c.model.max_seq_len:
+        limit = f"at most model.max_seq_len={c.model.max_seq_len}"
+        raise refuse("data.seq_len", c.data.seq_len, limit)
+
+
+def _data_lasts(c: Config) -> None:
+    total = getattr(c.data, "n_sequences", None)
+    needed = c.training.last_step * c.training.batch_size + c.data.held_out
+    if total is not None and total < needed:
+        raise refuse(
+            "data.n_sequences",
+            total,
+            f"at least {needed}: {c.training.last_step} steps x training.batch_size="
+            f"{c.training.batch_size} + data.held_out={c.data.held_out}",
+        )
+
+
+def _held_out_exists(c: Config) -> None:
+    if c.emergence.held_out > c.data.held_out:
+        limit = f"at most data.held_out={c.data.held_out}"
+        raise refuse("emergence.held_out", c.emergence.held_out, limit)
+
+
+def _icl_positions_exist(c: Config) -> None:
+    early, late = c.emergence.icl_early, c.emergence.icl_late
+    limit = f"positions below data.seq_len={c.data.seq_len}"
+    if late is not None and late >= c.data.seq_len:
+        raise refuse("emergence.icl_late", late, limit)
+    if early is not None and early[1] > c.data.seq_len:
+        raise refuse("emergence.icl_early", early, limit)
+
+
+def _metric_probe_fits_context(c: Config) -> None:
+    if 2 * c.emergence.length > c.model.max_seq_len:
+        limit = f"at most {c.model.max_seq_len // 2}, half of model.max_seq_len"
+        raise refuse("emergence.length", c.emergence.length, limit)
+
+
+def _measured_in_time(c: Config) -> None:
+    if c.emergence.every > c.training.last_step:
+        limit = f"at most the run's {c.training.last_step} steps"
+        raise refuse("emergence.every", c.emergence.every, limit)
+
+
+def _unit_exists(c: Config) -> None:
+    layers, heads = c.model.n_layers, c.model.n_heads
+    if c.unit.head and (c.unit.head[0] >= layers or c.unit.head[1] >= heads):
+        raise refuse("unit.locate", c.unit.locate, f"L0H0 to L{layers - 1}H{heads - 1}")
+    if c.unit.locate == "mechanism" and c.unit.k > layers * heads:
+        raise refuse("unit.k", c.unit.k, f"at most the model's {layers * heads} heads")
+
+
+def _unit_probe_fits_context(c: Config) -> None:
+    probe, context = c.unit.probe, c.model.max_seq_len
+    if probe.length * probe.repeats > context:
+        limit = f"at most {context // probe.repeats}, model.max_seq_len / unit.probe.repeats"
+        raise refuse("unit.probe.length", probe.length, limit)
+
+
+def _scored_steps_exist(c: Config) -> None:
+    last = c.training.last_step
+    step = getattr(c.estimator, "checkpoint", None)
+    if isinstance(step, int) and step > last:
+        raise refuse("estimator.checkpoint", step, f"a step of the run, 0 to {last}")
+    steps = getattr(c.estimator, "checkpoints", None) or []
+    if any(step > last for step in steps):
+        raise refuse("estimator.checkpoints", steps, f"steps of the run, 0 to {last}")
+
+
+def _window_in_run(c: Config) -> None:
+    last = c.training.last_step
+    if c.intervention.steps and c.intervention.steps[1] > last:
+        raise refuse("intervention.window", c.intervention.window, f"steps within [0,{last}]")
+    step = getattr(c.intervention, "at_step", None)
+    if step is not None and step >= last:
+        raise refuse("intervention.at_step", step, f"a step below the run's {last}")
+
+
+def _enough_to_edit(c: Config) -> None:
+    count = getattr(c.intervention, "count", None)
+    if c.intervention.steps and count is not None:
+        start, end = c.intervention.steps
+        samples = (end - start) * c.training.batch_size
+        if count > samples:
+            limit = f"at most the window's {samples} samples"
+            raise refuse("intervention.count", count, limit)
+
+
+RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
+    (("data", "model"), _data_fits_model),
+    (("data", "training"), _data_lasts),
+    (("data", "emergence"), _held_out_exists),
+    (("data", "emergence"), _icl_positions_exist),
+    (("model", "emergence"), _metric_probe_fits_context),
+    (("training", "emergence"), _measured_in_time),
+    (("model", "unit"), _unit_exists),
+    (("model", "unit"), _unit_probe_fits_context),
+    (("training", "estimator"), _scored_steps_exist),
+    (("training", "intervention"), _window_in_run),
+    (("training", "intervention"), _enough_to_edit),
+)
+
+
+def validate(config: Config, groups: Iterable[str] | None = None) -> None:
+    """Check the rules between groups; only those between `groups`, where given.
+
+    Raises ConfigError, one sentence with the full key, the value and what is accepted.
+    """
+    used = set(groups) if groups is not None else {item.name for item in fields(Config)}
+    for needed, rule in RULES:
+        if used.issuperset(needed):
+            rule(config)

@@ -1,0 +1,186 @@
+"""Groups that make a base run: data, model, training, emergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from mda.schema.setting import Group, is_range, refuse, setting
+
+DISTRIBUTIONS = ("unigram_sqrt", "unigram", "uniform")
+
+
+@dataclass
+class DataConfig(Group):
+    """The ordered token stream; its class is chosen by `data=...`."""
+
+    key: ClassVar[str] = "data"
+    name: str = setting("???", "kind of corpus, set by data=...")
+    seq_len: int = setting(128, "T, predicted tokens in a sequence", low=8)
+    vocab_size: int = setting(512, "tokens in the vocabulary", low=2, high=2**32)
+    held_out: int = setting(512, "sequences kept out of the stream for evaluation", low=1)
+    shuffle: bool = setting(True, "order the stream by the run's seed, else as it is stored")
+
+
+@dataclass
+class EmbeddedConfig(DataConfig):
+    """Real text of installed packages, one class label for each sequence."""
+
+    name: str = setting("embedded", "kind of corpus", one_of=("embedded",))
+    generated_share: float = setting(
+        0.2, "share of the bytes that are generated documents", low=0, below=1
+    )
+    n_sequences: int | None = setting(None, "sequences to keep, null for all", low=16)
+    seed: int = setting(0, "seed of generated documents and of their order", low=0, high=2**32 - 1)
+
+
+@dataclass
+class TemplateWeights(Group):
+    """Shares of the generated document kinds, relative to each other."""
+
+    key: ClassVar[str] = "data.templates"
+    xml: float = setting(1.0, "records under random tags", low=0)
+    latex: float = setting(1.0, "tables", low=0)
+    json: float = setting(1.0, "objects with shared keys", low=0)
+    log: float = setting(1.0, "log lines", low=0)
+    salad: float = setting(1.0, "independent words: nothing to copy", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(getattr(self, item.name) for item in fields(self)):
+            raise refuse(self.key, "all 0", "at least one weight above 0")
+
+
+@dataclass
+class SyntheticConfig(DataConfig):
+    """Documents generated from seeded templates with planted, labelled repetition."""
+
+    name: str = setting("synthetic", "kind of corpus", one_of=("synthetic",))
+    n_sequences: int = setting(4096, "sequences in all, held-out ones included", low=16)
+    templates: TemplateWeights = field(default_factory=TemplateWeights)
+    seed: int = setting(0, "seed of the documents", low=0, high=2**32 - 1)
+
+
+@dataclass
+class TokensConfig(DataConfig):
+    """Token rows of your own: a 2-D .npy, or a raw file of rows of seq_len + 1 tokens."""
+
+    name: str = setting("tokens", "kind of corpus", one_of=("tokens",))
+    path: str = setting(
+        "???",
+        "file of token rows, .npy or raw little-endian",
+        accepts="the path of a 2-D .npy or of a raw file of token rows",
+    )
+    dtype: str = setting("uint16", "tokens of a raw file", one_of=("uint16", "uint32"))
+    labels: str | None = setting(None, ".npy of one integer for each row, null for none")
+    label_names: list[str] = setting([], "names of the labels, in their order")
+    tokenizer: str | None = setting(None, "tokenizer.json, to show text in place of ids")
+    special_ids: list[int] = setting([], "ids that no probe may draw: end of text, padding", low=0)
+
+
+@dataclass
+class ModelConfig(Group):
+    """Shape and origin of a GPT-NeoX model."""
+
+    key: ClassVar[str] = "model"
+    name: str = setting("nano", "preset, for tables and figures")
+    n_layers: int = setting(4, "layers", low=1)
+    d_model: int = setting(64, "width of the residual stream", low=2)
+    n_heads: int = setting(4, "attention heads in a layer", low=1)
+    d_ff: int = setting(256, "width of the MLP", low=1)
+    vocab_size: int = setting(512, "rows of the embedding, padding included", low=2)
+    max_seq_len: int = setting(128, "longest context in tokens", low=8)
+    rotary_pct: float = setting(1.0, "share of a head's dimensions that rotate", above=0, high=1)
+    rotary_base: float = setting(10_000.0, "base of the rotary wave lengths", above=1)
+    peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
+    source: str = setting("scratch", "`scratch`, or the folder of a local checkpoint")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_model % self.n_heads:
+            raise self._refuse("n_heads", f"a divisor of model.d_model={self.d_model}")
+        d_head = self.d_model // self.n_heads
+        rotary = int(d_head * self.rotary_pct)
+        if rotary < 2 or rotary % 2:
+            raise self._refuse(
+                "rotary_pct",
+                f"a share of the {d_head} dimensions of a head that is an even number, at least 2 "
+                f"(this one is {rotary})",
+            )
+
+
+@dataclass
+class TrainingConfig(Group):
+    """AdamW with warm-up and cosine decay, and which checkpoints are kept."""
+
+    key: ClassVar[str] = "training"
+    batch_size: int = setting(8, "sequences in a step", low=1)
+    total_steps: int = setting(4000, "steps of the learning-rate schedule", low=1)
+    stop_step: int | None = setting(None, "end the run early at this step, null: run all", low=1)
+    peak_lr: float = setting(3e-3, "learning rate after warm-up", above=0)
+    min_lr_ratio: float = setting(0.1, "last learning rate as a share of the peak", low=0, high=1)
+    warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
+    beta1: float = setting(0.9, "AdamW, decay of the first moment", low=0, below=1)
+    beta2: float = setting(0.95, "AdamW, decay of the second moment", low=0, below=1)
+    eps: float = setting(1e-8, "AdamW, added to the denominator", above=0)
+    weight_decay: float = setting(0.01, "AdamW; biases and norms do not decay", low=0)
+    grad_clip: float = setting(1.0, "largest gradient norm, 0: no clipping", low=0)
+    checkpoint_every: int = setting(250, "steps between checkpoints, 0: none", low=0)
+    checkpoint_log_spaced: bool = setting(True, "keep steps 1, 2, 4, 8, ... too")
+    accelerator: str = setting("cpu", "device", one_of=("auto", "cpu", "gpu"))
+    devices: int = setting(1, "processes, one for each device", low=1)
+    precision: str = setting(
+        "32-true", "arithmetic of the forward pass", one_of=("32-true", "bf16-mixed", "16-mixed")
+    )
+    threads: int | None = setting(None, "CPU threads, null: all cores", low=1)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends."""
+        return self.total_steps if self.stop_step is None else self.stop_step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        steps = f"training.total_steps={self.total_steps}"
+        if self.warmup_steps >= self.total_steps:
+            raise self._refuse("warmup_steps", f"fewer than {steps}")
+        if self.last_step > self.total_steps:
+            raise self._refuse("stop_step", f"at most {steps}, or null")
+        if self.batch_size % self.devices:
+            raise self._refuse("devices", f"a divisor of training.batch_size={self.batch_size}")
+        if self.precision == "16-mixed" and self.accelerator == "cpu":
+            raise self._refuse("precision", "32-true or bf16-mixed with training.accelerator=cpu")
+
+
+@dataclass
+class OnsetConfig(Group):
+    """Values that a metric must cross for its head to count as emerged."""
+
+    key: ClassVar[str] = "emergence.onset"
+    prefix_matching: float = setting(0.06, "induction score of a head", above=0, below=1)
+    previous_token: float = setting(0.3, "previous-token score of a head", above=0, below=1)
+
+
+@dataclass
+class EmergenceConfig(Group):
+    """What is measured while a model trains, on which probe tokens, and how often."""
+
+    key: ClassVar[str] = "emergence"
+    every: int = setting(50, "steps between measurements", low=1)
+    n_sequences: int = setting(32, "probe sequences", low=1)
+    length: int = setting(64, "tokens that a probe sequence repeats twice", low=2)
+    distribution: str = setting(
+        "unigram_sqrt", "what probe tokens are drawn from", one_of=DISTRIBUTIONS
+    )
+    seed: int = setting(0, "seed of the probe tokens", low=0, high=2**32 - 1)
+    held_out: int = setting(256, "held-out sequences for loss and ICL score", low=1)
+    icl_late: int | None = setting(None, "ICL position, null: 500 scaled from 2,048", low=1)
+    icl_early: list[int] | None = setting(
+        None, "ICL positions [start,end), null: [0,50] scaled from 2,048", low=0
+    )
+    onset: OnsetConfig = field(default_factory=OnsetConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.icl_early is not None and not is_range(self.icl_early):
+            raise self._refuse("icl_early", "[start,end] with start below end, or null")

@@ -1,0 +1,128 @@
+"""What every stage needs, and how several processes share one build."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from mda.schema import Config
+from mda.store import Artifact, Store, fingerprint
+from mda.training.table import RowLog
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Context:
+    """The configuration, the store, where rows of training go, and whether to draw bars."""
+
+    config: Config
+    store: Store
+    log: RowLog = lambda row: None
+    progress: bool = True
+
+    @classmethod
+    def of(cls, config: Config, log: RowLog = lambda row: None) -> Context:
+        """The context of a program: store under `output_dir`, threads as configured."""
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        return cls(config, Store(Path(config.output_dir) / "store"), log)
+
+    def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
+        """Iterate with a progress bar and the time left, on the first process only."""
+        if not self.progress or rank() > 0:
+            yield from items
+            return
+        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn()) as bar:
+            yield from bar.track(items, total=total)
+
+
+def without(values: Mapping[str, object], *names: str) -> dict[str, object]:
+    """A mapping without some of its keys: what does not enter a fingerprint."""
+    return {key: value for key, value in values.items() if key not in names}
+
+
+def rank() -> int:
+    """Number of this process among those that `torchrun` started; 0 for a single one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes `torchrun` started; 1 for a single one."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mine(items: list[Item]) -> list[Item]:
+    """The items of this process: every world-th, none twice, none left out."""
+    return items[rank() :: world()]
+
+
+def barrier() -> None:
+    """Wait for the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes of `torchrun`: nccl on GPUs, gloo else; nothing for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def build_together(
+    store: Store, kind: str, inputs: Mapping[str, object], build: Callable[[Path], None]
+) -> Artifact:
+    """`store.get_or_build`, with all processes working in one `.part` folder.
+
+    The first process holds the lock. It tells the others whether there is anything to build, so
+    that they neither wait for a lock it holds nor work on what another job has just finished.
+    """
+    if world() == 1:
+        return store.get_or_build(kind, inputs, build)
+    part = store.root / kind / f"{fingerprint(kind, inputs)}.part"
+
+    def lead(folder: Path) -> None:
+        _announce(True)
+        build(folder)
+
+    if rank() == 0:
+        artifact = store.get_or_build(kind, inputs, lead)
+        if not artifact.built:
+            _announce(False)
+    elif _announce(False):
+        build(part)
+    barrier()
+    found = store.find(kind, inputs)
+    assert found is not None
+    return found
+
+
+def _announce(needed: bool) -> bool:
+    """The first process's answer, on every process."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    flag = torch.tensor([int(needed)], device=device)
+    dist.broadcast(flag, 0)
+    return bool(flag.item())

@@ -1,0 +1,111 @@
+"""From scores to an edit plan, and from the plan to the stream that an arm is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mda.data.stream import Corpus, stream_order
+from mda.data.tokens import map_rows
+from mda.intervention import plan as plans
+from mda.intervention.edit import edit
+from mda.intervention.select import choose, in_window, loss_groups, matched_random
+from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
+from mda.stages.attribution import Unit
+from mda.stages.context import Context
+from mda.stages.corpus import base_schedule
+from mda.store import hash_arrays
+from mda.types import EditPlan, Schedule, Scores
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What an arm trains on: the plan, the schedule it makes, the rows that schedule names."""
+
+    plan: EditPlan
+    schedule: Schedule
+    rows: Corpus
+    inserted: str | None  # hash of rows from outside the corpus
+
+
+def plan_edit(context: Context, rows: Corpus, unit: Unit, scores: Scores | None) -> Edited:
+    """Choose the samples, write the plan, carry it out on the unedited schedule.
+
+    `scores` are not needed by a control arm. Raises ConfigError where the edit is impossible.
+    """
+    intervention, window = context.config.intervention, unit.window
+    base = base_schedule(context.config, rows, window.start, window.end)
+    if isinstance(intervention, ControlConfig):
+        plan = plans.control(window.start, window.end)
+        return Edited(plan, edit(plan, base), rows, None)
+    assert isinstance(intervention, EditConfig)
+    try:
+        if isinstance(intervention, AugmentConfig) and intervention.mode == "insert":
+            return _inserted(context, rows, base, intervention)
+        assert scores is not None
+        plan = _plan(context, rows, unit, intervention, scores)
+        following = _after(context, rows, window.end)
+        return Edited(plan, edit(plan, base, following), rows, None)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"intervention={intervention.name}: {error}") from error
+
+
+def _plan(
+    context: Context, rows: Corpus, unit: Unit, config: EditConfig, scores: Scores
+) -> EditPlan:
+    start, end = unit.window.start, unit.window.end
+    scores = in_window(scores, start, end)
+    chosen = select(rows, unit.name, config, scores)
+    if isinstance(config, RemoveConfig):
+        unused = _after(context, rows, end)
+        return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
+    assert isinstance(config, AugmentConfig)
+    return plans.augment(scores, chosen, start, end, config.mode, config.weight)
+
+
+def select(rows: Corpus, unit: str, config: EditConfig, scores: Scores) -> np.ndarray:
+    """Sample ids to edit, in stream order; with `match`, a random set like the targeted one."""
+    labels = rows.labels_of(scores.sample_ids)
+    lower, upper = config.band or (None, None)
+    amount = {"fraction": config.fraction, "count": config.count}
+    if config.select in ("band", "ids") or config.count is not None:
+        amount["fraction"] = None
+    chosen = choose(
+        scores,
+        unit,
+        config.select,
+        **amount,
+        lower=lower,
+        upper=upper,
+        label=config.label,
+        labels=labels,
+        ids=config.ids,
+        seed=config.seed,
+    )
+    if config.match == "none":
+        return chosen
+    if config.match == "loss" and np.isnan(scores.losses).any():
+        raise ValueError("match=loss needs an estimator that computes losses: ekfac or tracin")
+    groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
+    return matched_random(scores.sample_ids, groups, chosen, config.seed)
+
+
+def _after(context: Context, rows: Corpus, end: int) -> np.ndarray:
+    """Samples that come after the window in the stream."""
+    config = context.config
+    order = stream_order(rows, config.seed if config.data.shuffle else None)
+    return order[end * config.training.batch_size :]
+
+
+def _inserted(context: Context, rows: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
+    assert config.rows is not None
+    extra = np.asarray(map_rows(Path(config.rows), rows.seq_len))
+    if extra.max() >= rows.vocab_size:
+        raise ValueError(f"rows={config.rows}: token id {extra.max()} is beyond the vocabulary")
+    first = base.start if config.at_step is None else config.at_step
+    ids = np.arange(len(rows.tokens), len(rows.tokens) + len(extra))
+    plan = plans.insert(ids, base.start, base.end, first, config.per_step)
+    longer = replace(rows, extra=extra.astype(rows.tokens.dtype))
+    return Edited(plan, edit(plan, base), longer, hash_arrays(extra))

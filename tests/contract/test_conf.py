@@ -1,0 +1,84 @@
+"""Every file of conf/ is composed and becomes the objects of the schema."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from mda import schema
+from mda.config import compose, conf_dir
+from mda.schema import Config, ConfigError
+
+CONF = conf_dir()
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+GROUPS = sorted({path.parts[0] for path in FILES if len(path.parts) > 1} - {"hydra", "experiment"})
+
+ALSO = {"data/tokens.yaml": ["data.path=rows.npy"]}
+"""Overrides that a file cannot do without: settings it leaves to the user."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_file_becomes_a_checked_configuration(path):
+    if len(path.parts) == 1:
+        assert path.name == "config.yaml", "a second primary file: say here what it is for"
+        choice = []
+    else:
+        choice = [f"{path.parent.as_posix()}={path.stem}"]
+    config = compose(choice + ALSO.get(path.as_posix(), []))
+    group = path.parts[0]
+    if group in GROUPS:
+        chosen = getattr(config, group)
+        expected = schema.OPTIONS.get(group, {}).get(path.stem, get_type_hints(Config)[group])
+        assert type(chosen) is expected
+        assert getattr(chosen, "name", path.stem) == path.stem or group == "training"
+
+
+def test_every_group_is_a_folder_and_every_folder_a_group():
+    hints = get_type_hints(Config)
+    assert GROUPS == sorted(name for name, kind in hints.items() if is_dataclass(kind))
+
+
+@pytest.mark.parametrize("group", sorted(schema.OPTIONS))
+def test_every_option_of_another_kind_has_its_file(group):
+    assert sorted(schema.OPTIONS[group]) == sorted(path.stem for path in (CONF / group).iterdir())
+
+
+@pytest.mark.parametrize("choice", ["", "data=synthetic", "estimator=tracin", "estimator=random",
+                                    "intervention=augment", "intervention=control", "logger=csv",
+                                    "unit=induction_head"])  # fmt: skip
+def test_defaults_in_python_and_in_yaml_are_the_same(choice):
+    config = compose([choice] if choice else [])
+    for item in fields(Config):
+        here = getattr(config, item.name)
+        if item.name != "name":
+            assert here == type(here)() if is_dataclass(here) else item.default == here
+
+
+def test_a_file_with_a_value_left_to_the_user_is_refused_without_it():
+    with pytest.raises(ConfigError, match=r"data\.path is not given; accepted: the path of"):
+        compose(["data=tokens"])
+
+
+@pytest.mark.parametrize(
+    ("size", "layers", "width", "heads", "lr", "rotary"),
+    [
+        ("14m", 6, 128, 4, 1e-3, 8),
+        ("31m", 6, 256, 8, 1e-3, 8),
+        ("70m", 6, 512, 8, 1e-3, 16),
+        ("160m", 12, 768, 12, 6e-4, 16),
+        ("410m", 24, 1024, 16, 3e-4, 16),
+        ("1b", 16, 2048, 8, 2.5e-4, 64),
+    ],
+)
+def test_pythia_presets_are_pythia_s(size, layers, width, heads, lr, rotary):
+    config = compose([f"model=pythia-{size}", "training=pythia"])
+    model = config.model
+    assert (model.n_layers, model.d_model, model.n_heads) == (layers, width, heads)
+    assert (model.vocab_size, model.max_seq_len, model.d_ff) == (50_304, 2048, 4 * width)
+    assert config.training.peak_lr == lr
+    assert model.d_model // model.n_heads * model.rotary_pct == rotary
+
+
+def test_conf_of_the_checkout_is_the_one_that_is_read():
+    assert CONF == Path(__file__).parents[2] / "conf"

@@ -1,0 +1,154 @@
+"""Run folders with MADE-UP numbers, in the form that experiments/run.py writes them.
+
+Nothing was trained: the curves are logistic functions with planted effects of each arm, so tests
+know what a comparison must find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mda import store
+
+START, END, EVERY, BATCH, SEQ_LEN = 1000, 3000, 100, 8, 128
+LAYERS = HEADS = 4
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An arm and its planted effect: the share of control's rise, and a delay in steps."""
+
+    intervention: str
+    estimator: str = ""
+    select: str = "top"
+    strength: float = 1.0
+    delay: float = 0.0
+    replicates: int = 1
+    fraction: float = 0.1
+    band: tuple[float, float] | None = None
+    match: str = "none"
+
+
+STANDARD = (
+    Edit("control"),
+    Edit("remove", "ekfac", strength=0.6, delay=300),
+    Edit("remove", "tracin", strength=0.75, delay=150),
+    Edit("remove", "random", strength=0.97, delay=10, replicates=3),
+    Edit("augment", "ekfac", strength=1.15, delay=-150),
+    Edit("augment", "random", strength=1.0, delay=-5, replicates=2),
+)
+BANDS = tuple(
+    Edit(
+        "remove",
+        "ekfac",
+        "band",
+        strength=1 - 0.04 * d,
+        delay=25 * d,
+        band=(round(d / 10, 1), round(d / 10 + 0.1, 1)),
+    )
+    for d in range(10)
+)
+
+
+def write_runs(
+    root: Path, seeds: Sequence[int] = range(5), edits: Sequence[Edit] = STANDARD, noise=0.004
+) -> list[Path]:
+    """One folder for each seed, arm and replicate; returns them."""
+    return [
+        _write_run(root, seed, edit, replicate, noise)
+        for seed in seeds
+        for edit in edits
+        for replicate in range(edit.replicates)
+    ]
+
+
+def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) -> Path:
+    name = f"{edit.intervention}_{edit.estimator}_{edit.select}_{edit.band}_{edit.fraction}"
+    folder = root / f"seed{seed}" / f"{name}_{edit.match}_{replicate}".replace(" ", "")
+    rng = np.random.default_rng([seed, replicate, *name.encode()])
+    unit = _unit(seed)
+    store.write_csv(folder / "curve.csv", list(_curve(seed, edit, rng, noise)))
+    store.write_json(folder / "summary.json", _summary(seed, edit, replicate, unit, folder.name))
+    store.write_csv(folder / "plan.csv", [])
+    (folder / ".hydra").mkdir()
+    lines = [f"intervention={edit.intervention}", f"estimator={edit.estimator or 'ekfac'}"]
+    overrides = [*lines, f"seed={seed}"]
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
+    return folder
+
+
+def _unit(seed: int) -> tuple[int, int]:
+    return 2 + seed % 2, seed % HEADS
+
+
+def _curve(seed: int, edit: Edit, rng: np.random.Generator, noise: float):
+    shared = np.random.default_rng([99, seed])
+    onset, height = 1800 + 150 * shared.normal(), 0.13 + 0.02 * shared.normal()
+    unit = _unit(seed)
+    second = (unit[0], (unit[1] + 1) % HEADS)
+    offsets = noise * rng.normal(size=8)
+    for step in range(START, END + 1, EVERY):
+        rise = 1 / (1 + np.exp(-(step - onset - edit.delay) / 150)) * edit.strength
+        row: dict[str, Any] = {"step": step, "tokens": step * BATCH * SEQ_LEN}
+        for layer, head in np.ndindex(LAYERS, HEADS):
+            score = 0.01 + 0.002 * ((layer + head) % 3)
+            if (layer, head) == unit:
+                score += height * rise + offsets[0]
+            elif (layer, head) == second:
+                score += 0.7 * height * rise + offsets[1]
+            row[f"emergence/prefix_matching/L{layer}H{head}"] = score
+            row[f"emergence/prefix_matching_se/L{layer}H{head}"] = 0.003
+            row[f"emergence/previous_token/L{layer}H{head}"] = 0.1 + 0.05 * (layer == 1)
+            row[f"emergence/previous_token_se/L{layer}H{head}"] = 0.003
+        for metric in ("prefix_matching", "previous_token"):
+            prefix = f"emergence/{metric}/L"
+            row[f"emergence/{metric}/max"] = max(v for k, v in row.items() if k.startswith(prefix))
+        row["emergence/copy_gain"] = 0.45 * rise + 5 * offsets[2]
+        row["emergence/icl_score"] = -0.02 - 0.18 * rise + offsets[3]
+        row["val/loss"] = 3.5 - step / 4000 + offsets[4]
+        for i, label in enumerate(("code", "latex", "prose")):
+            row[f"val/loss/{label}"] = 3.2 + 0.3 * i - step / 4000 + offsets[5 + i]
+        yield row
+
+
+def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name: str) -> dict:
+    intervention: dict[str, Any] = {"name": edit.intervention, "action": "none", "n": 0}
+    estimator: dict[str, Any] = {"name": edit.estimator, "seed": replicate}
+    if edit.intervention != "control":
+        n = round(edit.fraction * (END - START) * BATCH)
+        intervention |= {
+            "action": "mask" if edit.intervention == "remove" else "duplicate",
+            "select": edit.select,
+            "fraction": edit.fraction,
+            "match": edit.match,
+            "n": n,
+            "tokens": n * SEQ_LEN,
+        }
+    if edit.band:
+        intervention |= {"lower": edit.band[0], "upper": edit.band[1], "fraction": None}
+    return {
+        "program": "run",
+        "seed": seed,
+        "unit": f"L{unit[0]}H{unit[1]}",
+        "intervention": intervention,
+        "estimator": estimator,
+        "window": {"start": START, "end": END},
+        "batch_size": BATCH,
+        "seq_len": SEQ_LEN,
+        "fingerprints": {
+            "corpus": "made-up",
+            "base": f"base{seed}",
+            "scores": f"scores{seed}",
+            "plan": f"plan-{seed}-{name}",
+            "arm": f"arm-{seed}-{name}",
+        },
+        "curve": "curve.csv",
+        "plan": "plan.csv",
+        "times": {"total_s": 1.0},
+        "versions": {},
+    }

@@ -1,0 +1,157 @@
+"""Run folders become arms: what is one arm, what is told apart, what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+from made_up_runs import BANDS, STANDARD, Edit, write_runs
+
+from mda import store
+from mda.report.arms import Arm, by_arm, read_run, read_runs
+
+
+def change(folder, **parts):
+    """Edit a run's summary in place; a mapping is merged into the part of that name."""
+    summary = store.read_json(folder / "summary.json")
+    for key, value in parts.items():
+        summary[key] = summary[key] | value if isinstance(value, dict) else value
+    store.write_json(folder / "summary.json", summary)
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    folder = write_runs(tmp_path, [3], [Edit("remove", "ekfac")])[0]
+    run = read_run(folder)
+    assert (run.seed, run.unit, run.start, run.end) == (3, "L3H3", 1000, 3000)
+    assert run.arm == Arm("remove", "mask", "ekfac", "top", "10 %")
+    assert run.tokens_per_step == 8 * 128 and run.base == "base3"
+    rows = store.read_csv(folder / "curve.csv")
+    for column in rows[0]:
+        assert np.array_equal(run.curve[column], [float(row[column]) for row in rows])
+    assert run.at_end("emergence/icl_score") == float(rows[-1]["emergence/icl_score"])
+    assert run.at_end("val/loss/poetry") is None
+
+
+def test_names_say_what_an_arm_is():
+    assert Arm("control").name == "control"
+    assert Arm("remove", "mask", "ekfac", "top", "10 %").name == "remove mask ekfac top 10 %"
+    assert Arm("remove", "mask", "random", "top", "10 %").name == "remove mask random 10 %"
+    matched = Arm("remove", "mask", "random", "top", "10 %", "loss")
+    assert matched.name == "remove mask random 10 % matched by loss"
+
+
+def test_arms_are_grouped_over_seeds_and_replicates(tmp_path):
+    write_runs(tmp_path, range(4), STANDARD)
+    groups = by_arm(read_runs([tmp_path]))
+    names = [arm.name for arm in groups]
+    assert names[0] == "control" and len(names) == len(STANDARD)
+    assert names.index("remove mask ekfac top 10 %") < names.index("remove mask random 10 %")
+    for arm, seeds in groups.items():
+        expected = {"remove mask random 10 %": 3, "augment duplicate random 10 %": 2}
+        assert {len(runs) for runs in seeds.values()} == {expected.get(arm.name, 1)}
+        assert sorted(seeds) == [0, 1, 2, 3]
+
+
+def test_score_bands_are_arms_of_their_own(tmp_path):
+    write_runs(tmp_path, [0], (STANDARD[0], *BANDS))
+    names = [arm.name for arm in by_arm(read_runs([tmp_path]))]
+    assert len(names) == 11 and "remove mask ekfac band 0.9-1" in names
+
+
+def test_one_training_is_counted_once_however_often_it_is_listed(tmp_path):
+    folder = write_runs(tmp_path / "a", [0])[0]
+    shutil.copytree(folder, tmp_path / "b" / "copy")
+    runs = read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
+    assert len(runs) == sum(edit.replicates for edit in STANDARD)
+
+
+def test_settings_that_differ_become_part_of_the_name(tmp_path):
+    folders = write_runs(tmp_path, [0, 1], (STANDARD[0], Edit("remove", "ekfac")))
+    more = write_runs(tmp_path / "more", [0, 1], [Edit("remove", "ekfac")])
+    for folder in [*folders, *more]:
+        change(folder, estimator={"damping": 0.01 if folder in more else 0.1, "batch_size": 3})
+    for folder in more:
+        change(folder, fingerprints={"arm": "other" + str(folder)})
+    names = {arm.name: len(seeds) for arm, seeds in by_arm(read_runs([tmp_path])).items()}
+    assert names == {
+        "control": 2,
+        "remove mask ekfac top 10 % damping=0.01": 2,
+        "remove mask ekfac top 10 % damping=0.1": 2,
+    }
+
+
+def test_each_seeds_own_head_and_window_do_not_split_an_arm(tmp_path):
+    folders = write_runs(tmp_path, range(3), (STANDARD[0], Edit("remove", "ekfac")))
+    for folder in folders:
+        if "seed1" in str(folder):
+            change(folder, window={"start": 900})
+    assert len(by_arm(read_runs([tmp_path]))) == 2
+
+
+def test_two_windows_of_one_seed_are_two_arms(tmp_path):
+    edits = (STANDARD[0], Edit("remove", "ekfac"))
+    write_runs(tmp_path / "a", [0, 1], edits)
+    for folder in write_runs(tmp_path / "b", [0, 1], edits):
+        summary = store.read_json(folder / "summary.json")
+        prints = summary["fingerprints"]["arm"]
+        change(folder, window={"end": 2500}, fingerprints={"arm": f"{prints}-2500"})
+    names = [arm.name for arm in by_arm(read_runs([tmp_path]))]
+    assert "control window=1000-2500" in names
+    assert "remove mask ekfac top 10 % window=1000-3000" in names
+
+
+def test_folders_that_are_no_arms_are_passed_over(tmp_path):
+    write_runs(tmp_path, [0])
+    store.write_json(tmp_path / "base" / "summary.json", {"program": "train", "seed": 0})
+    assert len(read_runs([tmp_path])) == sum(edit.replicates for edit in STANDARD)
+
+
+def break_control(folders):
+    for folder in folders:
+        if "control" in folder.name:
+            shutil.rmtree(folder)
+
+
+def break_curve(folders):
+    (folders[0] / "curve.csv").write_text("step,tokens\n1000,5\n1000,5\n")
+
+
+def break_end(folders):
+    lines = (folders[0] / "curve.csv").read_text().splitlines()
+    (folders[0] / "curve.csv").write_text("\n".join(lines[:-1]) + "\n")
+
+
+def break_number(folders):
+    path = folders[0] / "curve.csv"
+    path.write_text(path.read_text().replace("0.012", "oops"))
+
+
+BREAKS = {
+    break_control: "no control arm",
+    break_curve: "the steps of curve.csv do not rise",
+    break_end: "does not reach the window's end, step 3000",
+    break_number: "is not the folder of a finished arm: could not convert",
+    lambda folders: (folders[0] / "curve.csv").unlink(): "is not the folder of a finished arm",
+    lambda folders: change(folders[0], window={"start": "soon"}): "is not the folder",
+    lambda folders: change(folders[0], fingerprints={"base": "other"}): "different base runs",
+}
+
+
+@pytest.mark.parametrize("damage", BREAKS, ids=lambda f: f.__name__)
+def test_damage_gives_one_clear_error(damage, tmp_path):
+    damage(write_runs(tmp_path, [0]))
+    with pytest.raises(ValueError, match=BREAKS[damage]):
+        read_runs([tmp_path])
+
+
+def test_nothing_to_compare_is_said_plainly(tmp_path):
+    with pytest.raises(ValueError, match="no finished arm"):
+        read_runs([tmp_path])
+    with pytest.raises(ValueError, match="is no folder"):
+        read_runs([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="no 'fingerprints'"):
+        folder = write_runs(tmp_path, [0])[0]
+        summary = store.read_json(folder / "summary.json")
+        store.write_json(
+            folder / "summary.json", {k: v for k, v in summary.items() if k != "fingerprints"}
+        )
+        read_run(folder)
