@@ -29,20 +29,21 @@ def trace(config: Config, folder: Path) -> None:
     from mda.stages.context import Context, process_group, rank
 
     start = time.perf_counter()
+    context = Context.of(config)
     with process_group():
-        context = Context.of(config)
         found = pipeline.trace(context)
-        if rank() > 0:
-            return
-        base, unit, traced = found.base, found.unit, found.traced
-        results = report_trace(
-            found.corpus,
-            traced.scores,
-            unit.name,
-            partial(token_influence, context, found.corpus, base, unit, traced),
-            folder,
-            config.report.samples,
-        )
+        first = rank() == 0
+    if not first:
+        return
+    base, unit, traced = found.base, found.unit, found.traced
+    results = report_trace(
+        found.corpus,
+        traced.scores,
+        unit.name,
+        partial(token_influence, context, found.corpus, base, unit, traced),
+        folder,
+        config.report.samples,
+    )
     with job_log(config, folder, settings=asdict(config), job_type="trace") as log:
         log.figures([folder / "distribution.png"])
         log.summary(results)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import re
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +36,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from hydra.types import RunMode
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import (
     InterpolationResolutionError,
     MissingMandatoryValue,
@@ -49,8 +51,9 @@ from mda.schema.keys import accepted_at, settings, unknown_key
 from mda.schema.setting import nearest
 
 Program = Callable[[Config, Path], None]
-EXHAUSTIVE = 64
-"""A sweep of more jobs is checked one alternative at a time, not every combination."""
+EXHAUSTIVE = 16
+"""A sweep of more jobs is checked one alternative at a time, not every combination: composing
+one takes a quarter of a second, and Hydra does it again."""
 
 
 def main(program: Program, needs: Sequence[str]) -> None:
@@ -62,7 +65,9 @@ def main(program: Program, needs: Sequence[str]) -> None:
     """
     parser = get_args_parser()
     parser.error = lambda message: _refuse(ConfigError(f"{message}; see --help"))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    flags = [word for word in sys.argv[1:] if word not in args.overrides]
+    sys.argv[1:] = [*flags, *args.overrides]  # Hydra itself wants its flags first
     if args.help:
         about = sys.modules[program.__module__].__doc__ or ""
         name = Path(sys.argv[0]).name
@@ -73,8 +78,11 @@ def main(program: Program, needs: Sequence[str]) -> None:
             check(args, needs)
     except ConfigError as error:
         _refuse(error)
-    task = _task(program, needs)
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)()
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    with tempfile.TemporaryDirectory() as folder:
+        if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first writes
+            sys.argv.append(f"hydra.run.dir={folder}")
+        run(_task(program, needs))()
 
 
 def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -> Config:
@@ -100,18 +108,23 @@ def check(args: Namespace, needs: Sequence[str] | None) -> None:
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
             given = parser.parse_overrides(args.overrides)
             _legal(given)
-            # Hydra's own settings and the choice of presets decide whether this is a sweep.
-            shape = [item for item in given if "." not in item.key_or_group or _of_hydra(item)]
-            fixed = [str(item.input_line) for item in shape if not item.is_sweep_override()]
-            node = hydra.compose(name, fixed + extra, return_hydra_config=True).hydra
-            if args.multirun or node.mode == RunMode.MULTIRUN:
-                swept = node.sweeper.get("params") or {}
-                given = parser.parse_overrides([f"{k}={v}" for k, v in swept.items()]) + given
-            elif sweep := next((item for item in given if item.is_sweep_override()), None):
-                raise ConfigError(
-                    f"{sweep.input_line} names several values; accepted: one value, a list as "
-                    f"[a,b], or a sweep over them with -m"
-                )
+            swept = [item for item in given if item.is_sweep_override()]
+            if not (swept or args.multirun):
+                node, cfg = _with_hydra(name, args.overrides + extra)
+                if node.mode != RunMode.MULTIRUN:
+                    _typed(cfg, needs)
+                    return
+            else:  # presets and Hydra's own settings tell whether a sweep was meant
+                fixed = [item for item in given if item not in swept]
+                shape = [item for item in fixed if "." not in item.key_or_group or _of_hydra(item)]
+                node, _ = _with_hydra(name, [str(item.input_line) for item in shape] + extra)
+                if not (args.multirun or node.mode == RunMode.MULTIRUN):
+                    raise ConfigError(
+                        f"{swept[0].input_line} names several values; accepted: one value, a list "
+                        f"as [a,b], or a sweep over them with -m"
+                    )
+            params = node.sweeper.get("params") or {}
+            given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
             for job in _jobs(given):
                 _typed(hydra.compose(name, job + extra), needs)
         except Exception as error:
@@ -264,19 +277,29 @@ def _search_path(folder: str | None) -> list[str]:
     return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
 
 
+def _with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
+    """Hydra's own settings, and the configuration without them."""
+    cfg = hydra.compose(name, overrides, return_hydra_config=True)
+    node = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return node, cfg
+
+
 def _of_hydra(item: Override) -> bool:
     return item.key_or_group.startswith("hydra")
 
 
 def _jobs(given: Sequence[Override]) -> Iterator[list[str]]:
-    """Overrides of each job; of a long sweep, each alternative once."""
+    """Overrides of each job; of a range its ends, of a long sweep each alternative once."""
     choices: dict[str, list[str]] = {}
     for item in given:
         key = item.get_key_element()
         if not item.is_sweep_override():
             choices[key] = [str(item.input_line)]
         elif item.is_discrete_sweep():
-            choices[key] = [f"{key}={value}" for value in item.sweep_string_iterator()]
+            values = [f"{key}={value}" for value in item.sweep_string_iterator()]
+            choices[key] = [values[0], values[-1]] if item.is_range_sweep() else values
     if math.prod(len(values) for values in choices.values()) <= EXHAUSTIVE:
         yield from map(list, itertools.product(*choices.values()))
         return

@@ -30,7 +30,7 @@ def help_page(
         "Examples:",
         f"  python {program} seed=1 training.total_steps=8000",
         f"  python {program} experiment=smoke    everything at its smallest, in seconds",
-        f"  python {program} -m seed=0,1,2       a sweep: one job for each seed",
+        f"  python {program} seed=0,1,2 -m       a sweep: one job for each seed",
         f"  python {program} --cfg job           show the configuration, run nothing",
         "",
         "Each run gets a folder, outputs/runs/<program>/<name>; its path is printed last.",

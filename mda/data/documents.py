@@ -118,9 +118,7 @@ def render(text: str, kind: str) -> str:
     return out.partition("\n")[2] if kind == "xml" else out
 
 
-def documents_of(
-    file: SourceFile, min_chars: int = 400, max_chars: int = 40_000
-) -> list[Document]:
+def documents_of(file: SourceFile, min_chars: int = 400, max_chars: int = 40_000) -> list[Document]:
     """The file itself as `code`, and each longer docstring in one of `FORMATS`.
 
     A document is cut at `max_chars`, so that long tables of data do not crowd out the rest. A

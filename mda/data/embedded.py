@@ -14,21 +14,13 @@ import multiprocessing
 import os
 import platform
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from random import Random
-
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from mda import store
 from mda.data import packing, synthetic
@@ -40,7 +32,7 @@ from mda.types import Document
 PACKAGES = ("docutils", "jinja2", "mpmath", "networkx", "pygments", "rich", "sympy")
 TOOLS = ("docutils", "tokenizers")
 REAL_MIX = {"code": 0.5, "prose": 0.1, "latex": 0.13, "xml": 0.13, "html": 0.14}
-GENERATED_MIX = {"repeat": 0.4, "xml": 0.15, "latex": 0.15, "json": 0.15, "log": 0.15}
+GENERATED_MIX = {"repeat": 0.76, "xml": 0.06, "latex": 0.06, "json": 0.06, "log": 0.06}
 N_SEQUENCES = 64_000
 RECORD = Path(__file__).with_name("embedded.json")
 
@@ -96,52 +88,38 @@ def build_embedded(
     known = [*REAL_LABELS, *(synthetic.PREFIX + name for name in synthetic.TEMPLATES)]
     if unknown := sorted(set(shares) - set(known)):
         raise DataError(f"shares has {', '.join(unknown)}; the classes are {', '.join(known)}")
-    with _progress() as bars:
-        documents = harvest(packages, workers, bars)
-        found = describe(packages, documents)
-        sources = _texts(documents, shares, seed)
-        task = bars.add_task("training the tokenizer", total=1)
-        parts = packing.apportion(packing.TRAINING_CHARS, shares)
-        sample = (
-            text
-            for label, chars in parts.items()
-            for text in packing.excerpt(sources[label](), chars)
-        )
-        tokenizer = packing.train_tokenizer(sample, vocab_size)
-        bars.advance(task)
-        task = bars.add_task("packing sequences", total=n_sequences)
-        tokens, labels, kept_out = packing.assemble(
-            sources,
-            shares,
-            tokenizer,
-            seq_len=seq_len,
-            n_sequences=n_sequences,
-            held_out=held_out,
-            seed=seed,
-            advance=partial(bars.advance, task),
-        )
-    if expected_sha256 is not None:
-        check(packing.content_sha256(tokens, labels, tokenizer), expected_sha256, found)
+    packing.refuse(shares, vocab_size=vocab_size, n_sequences=n_sequences, held_out=held_out)
+    documents = harvest(packages, workers)
+    found = describe(packages, documents)
     real = sum(share for label, share in shares.items() if label in REAL_LABELS)
-    about = {"share_real": real / sum(shares.values()), "sources": found, "seq_len": seq_len}
-    packing.write_corpus(out, tokens, labels, kept_out, tokenizer, sorted(shares), about)
+    packing.build(
+        out,
+        _texts(documents, shares, seed),
+        shares,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        n_sequences=n_sequences,
+        held_out=held_out,
+        seed=seed,
+        about={"share_real": round(real / sum(shares.values()), 12), "sources": found},
+        verify=lambda actual: check(actual, expected_sha256, found),
+    )
 
 
-def harvest(packages: Sequence[str], workers: int, bars: Progress) -> list[Document]:
+def harvest(packages: Sequence[str], workers: int) -> list[Document]:
     """Every document of the packages' source files, in the order of packages and paths."""
     files = [file for package in packages for file in source_files(package)]
-    task = bars.add_task("reading and rendering packages", total=len(files))
     documents: list[Document] = []
-    if workers <= 1:
-        for file in files:
-            documents += documents_of(file)
-            bars.advance(task)
-        return documents
-    # Spawned, because the caller's process may hold threads, which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
-        for found in pool.map(documents_of, files, chunksize=8):
-            documents += found
+    with packing.progress() as bars, ExitStack() as stack:
+        task = bars.add_task("reading and rendering packages", total=len(files))
+        found = map(documents_of, files)
+        if workers > 1:
+            # Spawned: the caller's process may hold threads, which a fork would break.
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+            found = stack.enter_context(pool).map(documents_of, files, chunksize=8)
+        for part in found:
+            documents += part
             bars.advance(task)
     return documents
 
@@ -160,32 +138,38 @@ def describe(packages: Sequence[str], documents: Iterable[Document]) -> dict[str
     return {"packages": found, "tools": tools}
 
 
-def check(actual: str, expected: str, found: Mapping, recorded: Mapping | None = None) -> None:
-    """Raise DataError, saying what differs from the recorded build, unless the hashes agree."""
-    if actual == expected:
+def check(
+    actual: str, expected: str | None, found: Mapping, recorded: Mapping | None = None
+) -> None:
+    """Raise DataError, saying what differs from the recorded build, unless the hashes agree.
+
+    `found` and `recorded` are what `describe` returned for this build and for the recorded one.
+    """
+    if expected is None or actual == expected:
         return
-    recorded = recorded or store.read_json(RECORD)["sources"]
-    ours = {name: about["version"] for name, about in found["packages"].items()}
-    theirs = {name: about["version"] for name, about in recorded["packages"].items()}
-    ours["tokenizers"], theirs["tokenizers"] = (x["tools"]["tokenizers"] for x in (found, recorded))
+    recorded = recorded or dict(store.read_json(RECORD)["sources"])
+    ours, theirs = _versions(found), _versions(recorded)
     causes = [
         f"{name} is {version}, recorded with {theirs[name]}"
         for name, version in ours.items()
         if name in theirs and version != theirs[name]
     ]
-    if not causes:
-        causes = [
-            f"the text of {name} {ours[name]} differs from the recorded text"
-            for name, about in found["packages"].items()
-            if name in recorded["packages"]
-            and about["sha256"] != recorded["packages"][name]["sha256"]
-        ]
-    if not causes:
-        causes = ["all packages and their texts are the recorded ones, so the code differs"]
+    before = recorded["packages"]
+    causes = causes or [
+        f"the text of {name} {about['version']} is not the recorded text"
+        for name, about in found["packages"].items()
+        if name in before and about["sha256"] != before[name]["sha256"]
+    ]
+    causes = causes or ["every package has its recorded text, so the code of mda.data differs"]
     raise DataError(
         f"the embedded corpus has SHA-256 {actual[:16]}..., recorded is {expected[:16]}...: "
-        f"{'; '.join(causes)}. Install the versions pinned in pyproject.toml"
+        f"{'; '.join(causes)}. Install the versions that pyproject.toml pins"
     )
+
+
+def _versions(sources: Mapping) -> dict[str, str]:
+    packages = {name: about["version"] for name, about in sources["packages"].items()}
+    return packages | {tool: sources["tools"][tool] for tool in TOOLS}
 
 
 def recorded_sha256(settings: Mapping[str, object]) -> str | None:
@@ -209,20 +193,18 @@ def _plain(settings: Mapping[str, object]) -> dict[str, object]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
-def _texts(documents: Sequence[Document], shares: Mapping[str, float], seed: int):
+def _texts(
+    documents: Sequence[Document], shares: Mapping[str, float], seed: int
+) -> dict[str, Callable[[], Iterable[str]]]:
     """Of each class, a function that starts its run of texts: shuffled, or generated anew."""
-
-    def generated(template: str) -> Iterable[str]:
-        return (document.text for document in synthetic.generate(template, seed))
-
-    sources = {}
+    sources: dict[str, Callable[[], Iterable[str]]] = {}
     for label in shares:
         if label in REAL_LABELS:
             texts = [document.text for document in documents if document.label == label]
             Random(f"{seed}:{label}").shuffle(texts)
             sources[label] = partial(iter, texts)
         else:
-            sources[label] = partial(generated, label.removeprefix(synthetic.PREFIX))
+            sources[label] = partial(synthetic.texts, label.removeprefix(synthetic.PREFIX), seed)
     return sources
 
 
@@ -236,8 +218,3 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,14 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from mda import store
 from mda.data.tokens import DataError
@@ -23,7 +32,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")  # ids 0 and 1
-TRAINING_CHARS = 6_000_000  # text that the tokenizer is trained on, all classes together
+TRAINING_CHARS = 6_000_000  # of text for the tokenizer, all classes together
+CHARS_A_TOKEN = 4  # no tokenizer of this size gets more; small corpora train on less text
 _CHUNK = 64
 
 
@@ -44,17 +54,25 @@ def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     return parts
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE of exactly `vocab_size` tokens, the two special ones first.
-
-    Raises DataError below 258 (256 bytes and the special tokens), or where the text has too few
-    distinct pairs for that many tokens.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
+def refuse(
+    shares: Mapping[str, float], *, vocab_size: int, n_sequences: int, held_out: int
+) -> None:
+    """Raise DataError for settings that no text can meet, before any work."""
+    apportion(n_sequences, shares)
+    if not 0 <= held_out < n_sequences:
+        raise DataError(f"held_out {held_out}: accepted: 0 to below n_sequences={n_sequences}")
     low = 256 + len(SPECIAL_TOKENS)
     if vocab_size < low:
         raise DataError(f"vocab_size {vocab_size}: a byte-level tokenizer needs {low} or more")
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-level BPE of exactly `vocab_size` tokens, the two special ones first.
+
+    Raises DataError where the text has too few distinct pairs for that many tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,8 +141,6 @@ def assemble(
     its last rows are held out, in proportion to its share. Raises DataError for a class whose
     text runs out.
     """
-    if not 0 <= held_out < n_sequences:
-        raise DataError(f"held_out {held_out}: accepted: 0 to below n_sequences={n_sequences}")
     wanted, kept_out = apportion(n_sequences, shares), apportion(held_out, shares)
     rows, labels, out = [], [], []
     for index, (label, n) in enumerate(wanted.items()):
@@ -152,30 +168,69 @@ def content_sha256(tokens: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer)
     return digest.hexdigest()
 
 
-def write_corpus(
+def progress() -> Progress:
+    """Bars with elapsed and remaining time, shown where there is a terminal to show them."""
+    columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+
+
+def build(
     out: Path,
-    tokens: np.ndarray,
-    labels: np.ndarray,
-    held_out: np.ndarray,
-    tokenizer: Tokenizer,
-    label_names: list[str],
+    texts: Mapping[str, Callable[[], Iterable[str]]],
+    shares: Mapping[str, float],
+    *,
+    vocab_size: int,
+    seq_len: int,
+    n_sequences: int,
+    held_out: int,
+    seed: int,
     about: Mapping[str, object],
+    verify: Callable[[str], None] = lambda found: None,
 ) -> None:
-    """Write a corpus folder; `about` is added to what corpus.json says anyway."""
-    vocab_size = tokenizer.get_vocab_size()
-    per_label = np.bincount(labels, minlength=len(label_names)) * tokens.shape[1]
+    """Train the tokenizer, pack every class, write the corpus folder.
+
+    `texts` starts, for each class of `shares`, its run of texts from the beginning. `about` is
+    added to corpus.json. `verify` is given the content hash before anything is written. Raises
+    DataError for settings that the text cannot meet.
+    """
+    refuse(shares, vocab_size=vocab_size, n_sequences=n_sequences, held_out=held_out)
+    with progress() as bars:
+        task = bars.add_task("training the tokenizer", total=None)
+        length = min(TRAINING_CHARS, n_sequences * (seq_len + 1) * CHARS_A_TOKEN)
+        sample = (
+            text
+            for label, chars in apportion(length, shares).items()
+            for text in excerpt(texts[label](), chars)
+        )
+        tokenizer = train_tokenizer(sample, vocab_size)
+        bars.update(task, total=1, completed=1)
+        task = bars.add_task("packing sequences", total=n_sequences)
+        tokens, labels, kept_out = assemble(
+            texts,
+            shares,
+            tokenizer,
+            seq_len=seq_len,
+            n_sequences=n_sequences,
+            held_out=held_out,
+            seed=seed,
+            advance=partial(bars.advance, task),
+        )
+    found = content_sha256(tokens, labels, tokenizer)
+    verify(found)
+    names = sorted(shares)
+    per_label = np.bincount(labels, minlength=len(names)) * tokens.shape[1]
+    counts = np.bincount(tokens.ravel(), minlength=vocab_size).astype(np.int64)
     store.write_npy(out / "tokens.npy", tokens)
     store.write_npy(out / "labels.npy", labels)
-    store.write_npy(out / "counts.npy", np.bincount(tokens.ravel(), minlength=vocab_size))
-    store.write_npy(out / "held_out.npy", held_out)
+    store.write_npy(out / "counts.npy", counts)
+    store.write_npy(out / "held_out.npy", kept_out)
     tokenizer.save(str(out / "tokenizer.json"))
-    names_tokens = zip(label_names, per_label.tolist(), strict=True)
     content = {
-        "label_names": label_names,
+        "label_names": names,
         "vocab_size": vocab_size,
         "special_ids": list(range(len(SPECIAL_TOKENS))),
-        "tokens_per_label": dict(names_tokens),
-        "sha256": content_sha256(tokens, labels, tokenizer),
+        "tokens_per_label": dict(zip(names, per_label.tolist(), strict=True)),
+        "sha256": found,
         **about,
     }
     store.write_json(out / "corpus.json", content)

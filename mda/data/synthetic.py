@@ -8,27 +8,40 @@ follows it, does not get in between. `repeat` is repetition without any meaning.
 counterpart of all of them: words drawn independently, nothing to copy.
 """
 
+from __future__ import annotations
+
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from mda.data import packing
+from mda.data.tokens import DataError
+from mda.schema import SyntheticConfig
 from mda.types import Document
 
 PREFIX = "generated_"
-_WORDS = """
-add address array block branch bridge buffer center check client column copy count cover create
-delete depth edge engine entry error event field filter find first garden graph green group head
-house index input item label last length letter level light line list load market matrix memory
-message metal method model name node north number object option order output paper path point port
-process query range rate read record red remove report request response result return river row
-scale search section self server shape sheet signal size source south state status step stone
-string system table target test text thread time title total type user value vector water weight
-white width window write
-""".split()
-_ONSETS = "b c d f g h j k l m n p q r s t v w x z br cl dr fl gr kr pl st tr zw".split()
-_VOWELS = "a e i o u ae io ou ee y".split()
-_CODAS = " n r s t x k m ld rn st ck".split(" ")
+_WORDS = re.findall(
+    r"\w+",
+    """
+    add address array block branch bridge buffer center check client column copy count cover
+    create delete depth edge engine entry error event field filter find first garden graph
+    green group head house index input item label last length letter level light line list load
+    market matrix memory message metal method model name node north number object option order
+    output paper path point port process query range rate read record red remove report request
+    response result return river row scale search section self server shape sheet signal size
+    source south state status step stone string system table target test text thread time title
+    total type user value vector water weight white width window write
+    """,
+)
+_ONSETS = [*"bcdfghjklmnpqrstvwxz", "br", "cl", "dr", "fl", "gr", "kr", "pl", "st", "tr", "zw"]
+_VOWELS = [*"aeiou", "ae", "io", "ou", "ee", "y"]
+_CODAS = ["", *"nrstxkm", "ld", "rn", "st", "ck"]
 _LOWER = "abcdefghijklmnopqrstuvwxyz"
 _DIGITS = "0123456789"
 _ALPHABETS = (
@@ -172,10 +185,65 @@ def generate(template: str, seed: int) -> Iterator[Document]:
     """An endless run of one template's documents, labelled `generated_<template>`.
 
     Every template has its own generator, so adding one leaves the others' documents as they
-    were. Raises ValueError on a template that does not exist.
+    were. Raises DataError on a template that does not exist.
     """
     if template not in TEMPLATES:
-        raise ValueError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
+        raise DataError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
     rng = Random(f"{seed}:{template}")
     while True:
         yield Document(PREFIX + template, TEMPLATES[template](rng).text, f"template:{template}")
+
+
+def texts(template: str, seed: int) -> Iterator[str]:
+    """The texts of `generate`."""
+    return (document.text for document in generate(template, seed))
+
+
+def inputs(config: SyntheticConfig) -> dict[str, object]:
+    """What enters beside the settings: the tokenizer's version and that of the templates."""
+    return {"versions": {"tokenizers": version("tokenizers")}, "format": 1}
+
+
+def build_from_config(out: Path, config: SyntheticConfig) -> None:
+    """`build_synthetic` with the settings of `data=synthetic`."""
+    build_synthetic(
+        out,
+        weights=asdict(config.templates),
+        vocab_size=config.vocab_size,
+        seq_len=config.seq_len,
+        n_sequences=config.n_sequences,
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+
+
+def build_synthetic(
+    out: Path,
+    *,
+    weights: Mapping[str, float],
+    vocab_size: int,
+    seq_len: int,
+    n_sequences: int,
+    held_out: int,
+    seed: int,
+) -> None:
+    """Build a corpus folder of generated documents only, in seconds.
+
+    `weights` gives the share of the sequences of each template, relative to the others; those of
+    weight 0 stay out. n_sequences counts the held-out ones in. Equal arguments give equal bytes.
+    """
+    for template in weights:
+        next(generate(template, seed))
+    shares = {PREFIX + name: weight for name, weight in weights.items() if weight != 0}
+    sources = {label: partial(texts, label.removeprefix(PREFIX), seed) for label in shares}
+    packing.build(
+        out,
+        sources,
+        shares,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        n_sequences=n_sequences,
+        held_out=held_out,
+        seed=seed,
+        about={"share_real": 0.0, "sources": {}},
+    )

@@ -1,4 +1,4 @@
-"""Run folders read into frozen records, and grouped into the arms of a comparison.
+"""Arms and runs: frozen records of what was edited and of what came out.
 
 An arm is an edit as an experiment names it (remove, the top 10 % by EK-FAC); a run is one
 training of it with one seed. The unedited stream is the arm `control`.
@@ -7,8 +7,8 @@ training of it with one seed. The unedited stream is the arm `control`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from mda import store
 from mda.types import HeadId
 
 CONTROL = "control"
-_NUISANCE = {"name", "seed", "batch_size", "n", "tokens", "window", "before_onset", "after_onset"}
-_IN_NAME = {"mode", "action", "select", "fraction", "count", "lower", "upper", "match", "label"}
 
 
 @dataclass(frozen=True)
@@ -28,22 +26,23 @@ class Arm:
 
     intervention: str  # remove, augment or control
     mode: str = ""  # mask, drop, replace, duplicate, upweight, insert
-    estimator: str = ""
+    estimator: str = ""  # ekfac, tracin, random; random too where select=random
     select: str = ""  # top, bottom, band 0.1-0.2, random, ids
     amount: str = ""  # "10 %", or a number of samples
-    match: str = ""  # label or loss, where a random set was matched to the targeted one
+    label: str = ""  # class that the selection was restricted to
+    match: str = ""  # label or loss: a random set with this distribution of the selected one
     extra: tuple[str, ...] = ()  # settings that differ between otherwise equal arms
 
     @property
     def name(self) -> str:
-        if self.intervention == CONTROL:
-            return " ".join([CONTROL, *self.extra])
-        match = f"matched by {self.match}" if self.match else ""
         # Random scores have no top: every selection from them is a random set.
         select = "" if self.estimator == "random" else self.select
         amount = "" if self.is_band else self.amount
-        parts = (self.intervention, self.mode, self.estimator, select, amount, match)
-        return " ".join([part for part in (*parts, *self.extra) if part])
+        words = [self.intervention, self.mode, self.estimator, select, self.label, amount]
+        if self.match:
+            words.insert(2, "random, as")
+            words.append(f"by {self.match}")
+        return " ".join([word for word in (*words, *self.extra) if word])
 
     @property
     def is_band(self) -> bool:
@@ -51,7 +50,8 @@ class Arm:
 
     @property
     def is_random(self) -> bool:
-        return self.estimator == "random" or self.select == "random"
+        """A random set of samples, be it drawn freely or matched to a targeted one."""
+        return self.estimator == "random" or bool(self.match)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Run:
     arm: Arm
     seed: int
     unit: str
+    heads: tuple[str, ...]  # of the unit; several for a mechanism
     metric: str  # mu of the unit, such as prefix_matching
+    threshold: float  # of that metric, from which a head counts as emerged
     start: int
     end: int
     tokens_per_step: int
@@ -77,22 +79,26 @@ class Run:
             return None
         return float(self.curve[column][self.end_row])
 
+    def of_unit(self, heads: Sequence[str], metric: str) -> np.ndarray | None:
+        """Curve of a unit's metric, its mean over the unit's heads; None where not measured."""
+        columns = [f"emergence/{metric}/{head}" for head in heads]
+        if not columns or any(column not in self.curve for column in columns):
+            return None
+        return np.mean([self.curve[column] for column in columns], axis=0)
+
     @property
     def end_row(self) -> int:
         return int(np.flatnonzero(self.curve["step"] == self.end)[0])
 
-    def heads(self, metric: str) -> list[HeadId]:
+    def heads_of(self, metric: str) -> list[HeadId]:
         """The heads that the curve has this metric of."""
         prefix = f"emergence/{metric}/L"
         names = [column.rsplit("/", 1)[1] for column in self.curve if column.startswith(prefix)]
         return sorted(HeadId.parse(name) for name in names)
 
 
-def read_run(folder: Path, metric: str = "prefix_matching") -> Run:
-    """One arm's folder. Raises ValueError, naming the folder, for one that is no finished arm.
-
-    `metric` is the unit's where `summary.json` does not say.
-    """
+def read_run(folder: Path) -> Run:
+    """One arm's folder. Raises ValueError, naming the folder, for one that is no finished arm."""
     try:
         summary = store.read_json(folder / "summary.json")
         edit, estimator = dict(summary["intervention"]), dict(summary.get("estimator") or {})
@@ -102,7 +108,9 @@ def read_run(folder: Path, metric: str = "prefix_matching") -> Run:
             arm=_arm(edit, estimator),
             seed=int(summary["seed"]),
             unit=str(summary["unit"]),
-            metric=str(summary.get("metric", metric)),
+            heads=tuple(str(head) for head in summary["heads"]),
+            metric=str(summary["metric"]),
+            threshold=float(summary["threshold"]),
             start=int(window["start"]),
             end=int(window["end"]),
             tokens_per_step=int(summary["batch_size"]) * int(summary["seq_len"]),
@@ -117,36 +125,6 @@ def read_run(folder: Path, metric: str = "prefix_matching") -> Run:
     if run.end not in run.curve["step"]:
         raise ValueError(f"the curve of {folder} does not reach the window's end, step {run.end}")
     return run
-
-
-def read_runs(folders: Iterable[Path], metric: str = "prefix_matching") -> list[Run]:
-    """All finished arms in and below the folders, each retrain once, by arm name and seed.
-
-    Arms that mean the same training share a fingerprint and are taken once. Settings that tell
-    otherwise equal arms of one seed apart become part of their names. Raises ValueError where
-    there is no arm, no control, or two base runs under one seed.
-    """
-    found = sorted({path for folder in folders for path in _arm_folders(folder)})
-    if not found:
-        raise ValueError(
-            "no finished arm (a folder with summary.json of experiments/run.py) in "
-            + ", ".join(str(folder) for folder in folders)
-        )
-    unique: dict[tuple[int, str], Run] = {}
-    for folder in found:
-        run = read_run(folder, metric)
-        unique.setdefault((run.seed, run.fingerprint), run)
-    runs = _told_apart(list(unique.values()))
-    for seed in sorted({run.seed for run in runs}):
-        bases = sorted({run.base for run in runs if run.seed == seed})
-        if len(bases) > 1:
-            raise ValueError(
-                f"the arms of seed {seed} come from different base runs ({', '.join(bases)}); "
-                "compare one configuration at a time"
-            )
-    if not any(run.arm.intervention == CONTROL for run in runs):
-        raise ValueError("no control arm among the runs; run one with intervention=control")
-    return sorted(runs, key=lambda run: (arm_order(run.arm), run.seed, run.fingerprint))
 
 
 def arm_order(arm: Arm) -> tuple:
@@ -165,82 +143,23 @@ def by_arm(runs: Sequence[Run]) -> dict[Arm, dict[int, list[Run]]]:
 def _arm(edit: dict[str, Any], estimator: dict[str, Any]) -> Arm:
     if edit["name"] == CONTROL:
         return Arm(CONTROL)
-    select = str(edit.get("select") or "")
-    if edit.get("lower") is not None and edit.get("upper") is not None:
-        select = f"band {edit['lower']:g}-{edit['upper']:g}"
-    if edit.get("label"):
-        select = f"{select} {edit['label']}"
-    match = str(edit.get("match") or "none")
+    select, match = str(edit.get("select") or ""), str(edit.get("match") or "none")
+    if band := edit.get("band"):
+        select = f"band {band[0]:g}-{band[1]:g}"
+        amount = f"{100 * (band[1] - band[0]):.4g} %"
+    elif select in ("ids", "") or edit.get("fraction") is None:
+        amount = f"{edit['n']} samples"
+    else:
+        amount = f"{100 * edit['fraction']:g} %"
     return Arm(
         intervention=str(edit["name"]),
         mode=str(edit.get("mode") or edit.get("action") or ""),
-        estimator=str(estimator.get("name") or ""),
+        estimator="random" if select == "random" else str(estimator.get("name") or ""),
         select=select,
-        amount=_amount(edit, select),
+        amount=amount,
+        label=str(edit.get("label") or ""),
         match="" if match == "none" else match,
     )
-
-
-def _amount(edit: dict[str, Any], select: str) -> str:
-    if edit.get("lower") is not None and edit.get("upper") is not None:
-        return f"{100 * (edit['upper'] - edit['lower']):g} %"
-    if select not in ("ids", "") and edit.get("fraction") is not None:
-        return f"{100 * edit['fraction']:g} %"
-    return f"{edit['count' if edit.get('count') is not None else 'n']} samples"
-
-
-def _told_apart(runs: list[Run]) -> list[Run]:
-    """Names settings that differ between runs of one arm: windows, units, estimator settings."""
-    groups: dict[Arm, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.arm].append(run)
-    named = []
-    for group in groups.values():
-        varying = _varying([_settings(run) for run in group])
-        varying -= {key for key in ("window", "unit") if not _varies_within_a_seed(group, key)}
-        for run in group:
-            settings = _settings(run)
-            extra = tuple(f"{key}={settings.get(key)}" for key in sorted(varying))
-            named.append(replace(run, arm=replace(run.arm, extra=extra)))
-    return named
-
-
-def _settings(run: Run) -> dict[str, str]:
-    edit, estimator = run.summary["intervention"], run.summary.get("estimator") or {}
-    settings = {
-        key: value
-        for part in (edit, {} if run.arm.intervention == CONTROL else estimator)
-        for key, value in part.items()
-        if key not in _NUISANCE | _IN_NAME
-    }
-    settings["window"] = f"{run.start}-{run.end}"
-    # Control and random edits do not know the unit: they serve every unit of their seed.
-    if run.arm.intervention != CONTROL and not run.arm.is_random:
-        settings |= {"unit": run.unit, "metric": run.metric}
-    return {key: str(value) for key, value in settings.items()}
-
-
-def _varying(settings: list[dict[str, str]]) -> set[str]:
-    keys = {key for one in settings for key in one}
-    return {key for key in keys if len({one.get(key) for one in settings}) > 1}
-
-
-def _varies_within_a_seed(runs: list[Run], key: str) -> bool:
-    # Each seed has its own strongest head and onset: only a choice beside them needs a name.
-    values: dict[tuple[int, str], set[str | None]] = defaultdict(set)
-    for run in runs:
-        values[run.seed, run.metric].add(_settings(run).get(key))
-    return any(len(found) > 1 for found in values.values())
-
-
-def _arm_folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
-    return [
-        path.parent
-        for path in sorted(folder.rglob("summary.json"))
-        if "intervention" in (content := store.read_json(path)) and "window" in content
-    ]
 
 
 def _read_curve(path: Path) -> dict[str, np.ndarray]:

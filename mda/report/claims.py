@@ -69,8 +69,9 @@ class Claim:
         return ValueError(f"claims.{self.name}.{key}={value} is refused; accepted: {accepted}")
 
     def matches(self, arm: Arm) -> bool:
-        """Whether every field the claim names agrees."""
-        return all(getattr(arm, key) == value for key, value in self.arm.items())
+        """Whether every field the claim names agrees; `match` and `label` must, named or not."""
+        wanted = {"match": "", "label": "", **self.arm}
+        return all(getattr(arm, key) == value for key, value in wanted.items())
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,9 @@ def compare_arms(
     resamples: int = 9999,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Every arm but control against control and, if it is targeted, against random edits.
+    """Every arm but control against control, against random edits and against matched ones.
 
+    Random arms are compared with control only, and references that were not run are left out.
     Several runs of one arm and seed are averaged first, so each seed counts once. p_holm corrects
     the two-sided p within a family: the arms compared with one reference on one metric, score
     bands (the dose-response) apart from the rest.
@@ -52,7 +53,13 @@ def compare_arms(
     for arm, seeds in by_arm(measured.runs).items():
         if arm.intervention == CONTROL:
             continue
-        for reference in REFERENCES[: 1 if arm.is_random else 2]:
+        for reference in REFERENCES[: 1 if arm.is_random else None]:
+            if not any(
+                references_of(run, measured.runs, reference)
+                for runs in seeds.values()
+                for run in runs
+            ):
+                continue
             for metric in metrics_of(measured):
                 row = pair(measured, arm, seeds, reference, metric)
                 effect = paired_effect(row.differences, confidence, resamples, seed)

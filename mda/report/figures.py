@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,18 +13,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from mda.report.arms import CONTROL, Arm, by_arm
+from mda.report.dose import dose_figure
 from mda.report.effects import Comparison
 from mda.report.metrics import Measurements, control_of
-from mda.report.series import CURVES, arm_curves, head_difference, same_window, styles
+from mda.report.series import arm_curves, head_difference, same_window, styles, titles
+from mda.types import HeadId
 
 FOREST = ("unit", "mechanism", "icl_score")
 TITLES = {
     "curves": "emergence of the unit in every arm, mean over seeds with its standard error",
     "forest": "effect of every arm at the window's end",
-    "heads": "difference to control of every head at the window's end",
+    "heads": "difference to control of every head at the window's end, seed by seed",
     "icl": "change of in-context learning against change of the unit, one point a run",
     "dose": "effect of removing or augmenting each band of scores",
 }
@@ -35,10 +41,10 @@ def draw_all(
     """Write every figure there are data for; returns file name -> what it shows."""
     figures = {
         "curves": curves_figure(measured),
-        "forest": forest_figure(rows),
+        "forest": forest_figure(rows, measured),
         "heads": heads_figure(measured),
         "icl": icl_figure(measured),
-        "dose": dose_figure(rows),
+        "dose": dose_figure(rows, titles(measured.runs)["unit"]),
     }
     written = {}
     for name, figure in figures.items():
@@ -53,7 +59,7 @@ def curves_figure(measured: Measurements) -> Figure:
     """Fixed head, strongest head and ICL score of all arms but score bands."""
     names = ("unit", "mechanism", "icl_score")
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
-    look = styles([arm for arm in by_arm(measured.runs) if not arm.is_band])
+    look, named = styles(by_arm(measured.runs)), titles(measured.runs)
     for ax, name in zip(axes, names, strict=True):
         for curve in arm_curves(measured, name):
             if curve.arm.is_band:
@@ -66,20 +72,22 @@ def curves_figure(measured: Measurements) -> Figure:
             )  # fmt: skip
             low, high = curve.mean - curve.error, curve.mean + curve.error
             ax.fill_between(curve.x, low, high, color=style.colour, alpha=0.15, lw=0)
-        ax.set_title(CURVES[name], fontsize=10)
+        ax.set_title(named[name], fontsize=10)
         _plain(ax)
     shared = same_window(measured.runs)
-    figure.supxlabel("training step" if shared else "steps since the window's start", fontsize=10)
+    axes[1].set_xlabel("training step" if shared else "steps since the window's start")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def forest_figure(rows: Sequence[Comparison]) -> Figure:
+def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure | None:
     """Mean paired differences with intervals, to control (filled) and to random edits (open)."""
     rows = [row for row in rows if not row.arm.is_band and row.effect.mean is not None]
     arms = list(dict.fromkeys(row.arm for row in rows))
-    look = styles(arms)
+    if not arms:
+        return None
+    look, named = styles(by_arm(measured.runs)), titles(measured.runs)
     figure, axes = plt.subplots(
         1, len(FOREST), figsize=(12, 1.6 + 0.5 * len(arms)), sharey=True, layout="constrained"
     )
@@ -94,51 +102,62 @@ def forest_figure(rows: Sequence[Comparison]) -> Figure:
             face = colour if row.reference == "control" else "white"
             ax.plot(row.effect.mean, y, "o", ms=6, mfc=face, mec=colour, mew=1.5)
         ax.axvline(0, color="0.6", lw=1, zorder=0)
-        ax.set_title(CURVES[metric], fontsize=10)
+        ax.set_title(named[metric], fontsize=10)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
         _plain(ax)
     axes[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     marks = [
-        plt.Line2D([], [], ls="", marker="o", ms=6, mfc=face, mec="0.3", mew=1.5, label=label)
+        Line2D([], [], ls="", marker="o", ms=6, mfc=face, mec="0.3", mew=1.5, label=label)
         for face, label in (("0.3", "arm - control"), ("white", "arm - random edits"))
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     tested = any(row.effect.low is not None for row in rows)
     ends = "bars: bootstrap interval" if tested else "one seed: no interval, no test"
-    figure.supxlabel(f"mean paired difference over seeds ({ends})", fontsize=10)
+    axes[1].set_xlabel(f"mean paired difference over seeds ({ends})")
     return figure
 
 
-def heads_figure(measured: Measurements) -> Figure | None:
-    """One layer x head map of arm - control for each arm; boxes mark the fixed heads."""
+def heads_figure(measured: Measurements, seeds: int = 6) -> Figure | None:
+    """Layer x head maps of arm - control, a row for each arm and a column for each seed.
+
+    Seeds are not averaged, for each puts its induction heads elsewhere. A box marks the fixed
+    head. At most the first `seeds` seeds are drawn.
+    """
     arms = {
-        arm: seeds
-        for arm, seeds in by_arm(measured.runs).items()
+        arm: runs
+        for arm, runs in by_arm(measured.runs).items()
         if arm.intervention != CONTROL and not arm.is_band
     }
+    shown = sorted({run.seed for run in measured.runs})[:seeds]
     if not arms:
         return None
-    maps = {arm: head_difference(measured, seeds) for arm, seeds in arms.items()}
+    maps = {
+        (arm, seed): head_difference(measured, runs[seed])
+        for arm, runs in arms.items()
+        for seed in shown
+        if seed in runs
+    }
     limit = max(float(np.nanmax(np.abs(values))) for values in maps.values()) or 1.0
-    columns = min(3, len(maps))
-    lines = -(-len(maps) // columns)
+    size = (1.6 * len(shown) + 2.4, 1.45 * len(arms) + 0.6)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(3.6 * columns, 3.1 * lines), squeeze=False, layout="constrained"
+        len(arms), len(shown), figsize=size, squeeze=False, layout="constrained"
     )
     image = None
-    for ax, (arm, values) in zip(axes.flat, maps.items(), strict=False):
-        image = ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
-        ax.set_xticks(range(0, values.shape[1], -(-values.shape[1] // 8)))
-        ax.set_yticks(range(0, values.shape[0], -(-values.shape[0] // 8)))
-        ax.set(xlabel="head", ylabel="layer")
-        ax.set_title(f"{arm.name} (n = {len(arms[arm])})", fontsize=9)
-        for unit in {run.unit for runs in arms[arm].values() for run in runs}:
-            _box(ax, unit)
-    for ax in list(axes.flat)[len(maps) :]:
-        ax.set_visible(False)
+    for line, (arm, runs) in zip(axes, arms.items(), strict=True):
+        for ax, seed in zip(line, shown, strict=True):
+            ax.set(xticks=[], yticks=[])
+            if (arm, seed) in maps:
+                values = maps[arm, seed]
+                image = ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
+                _box(ax, runs[seed][0].heads)
+        line[0].set_ylabel(_wrapped(arm.name), fontsize=8, rotation=0, ha="right", va="center")
+    for ax, seed in zip(axes[0], shown, strict=True):
+        ax.set_title(f"seed {seed}", fontsize=9)
+    axes[-1][0].set_xlabel("head (layer: downwards)", fontsize=8)
     assert image is not None
-    bar = figure.colorbar(image, ax=axes, shrink=0.8)
-    bar.set_label("score, arm - control (mean over seeds)", fontsize=9)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1.0, 0.3 + 0.1 * len(arms)))
+    bar.set_label("score, arm - control", fontsize=9)
     return figure
 
 
@@ -155,7 +174,7 @@ def icl_figure(measured: Measurements) -> Figure | None:
             points.setdefault(run.arm, []).append((a - b, c - d))
     if not points:
         return None
-    look = styles(list(points))
+    look = styles(by_arm(measured.runs))
     figure, ax = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
     for arm, pairs in points.items():
         x, y = np.array(pairs).T
@@ -173,72 +192,21 @@ def icl_figure(measured: Measurements) -> Figure | None:
         ax.set_title(f"Spearman's rho over {len(every)} runs: {rho:.2f}", fontsize=10, loc="left")
     ax.axhline(0, color="0.85", lw=1, zorder=0)
     ax.axvline(0, color="0.85", lw=1, zorder=0)
-    ax.set(xlabel="induction score, strongest head: run - control")
+    ax.set(xlabel=f"{titles(measured.runs)['mechanism']}: run - control")
     ax.set(ylabel="ICL score: run - control (nats; lower is more)")
     _plain(ax)
     ax.legend(frameon=False, fontsize=8)
     return figure
 
 
-def dose_figure(rows: Sequence[Comparison]) -> Figure | None:
-    """Effect on the fixed head against the band of scores that was edited; None without bands."""
-    bands = [
-        row
-        for row in rows
-        if row.arm.is_band and (row.metric, row.reference) == ("unit", "control")
-    ]
-    bands = [row for row in bands if row.effect.mean is not None]
-    if not bands:
-        return None
-    figure, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
-    groups = dict.fromkeys((row.arm.intervention, row.arm.estimator) for row in bands)
-    for (kind, estimator), colour in zip(
-        groups, ("#0072B2", "#D55E00", "#009E73") * 9, strict=False
-    ):
-        own = sorted(
-            (*band_edges(row.arm), row.effect.mean, row.effect.low, row.effect.high)
-            for row in bands
-            if (row.arm.intervention, row.arm.estimator) == (kind, estimator)
-        )
-        x = [50 * (low + high) for low, high, *_ in own]
-        ax.plot(x, [item[2] for item in own], "o-", color=colour, label=f"{kind} {estimator}")
-        for at, item in zip(x, own, strict=True):
-            if item[3] is not None:
-                ax.plot([at, at], item[3:5], color=colour, lw=1.5)
-    _random_level(ax, rows, {kind for kind, _ in groups})
-    ax.axhline(0, color="0.6", lw=1, zorder=0)
-    ax.set(xlabel="percentile of the influence score (0 = lowest)")
-    ax.set(ylabel="induction score, fixed head: arm - control")
-    ax.legend(frameon=False, fontsize=9)
-    _plain(ax)
-    return figure
+def _wrapped(name: str) -> str:
+    return textwrap.fill(name, 16)
 
 
-def band_edges(arm: Arm) -> tuple[float, float]:
-    """Quantiles of a score band, from its arm: (0.9, 1.0) is the top decile."""
-    low, _, high = arm.select.split()[1].partition("-")
-    return float(low), float(high)
-
-
-def _random_level(ax: Axes, rows: Sequence[Comparison], kinds: set[str]) -> None:
-    for row in rows:
-        effect = row.effect
-        if (row.metric, row.reference) != ("unit", "control") or not row.arm.is_random:
-            continue
-        if row.arm.intervention in kinds and effect.mean is not None:
-            ax.axhline(effect.mean, color="0.5", ls="--", lw=1.2, label=row.arm.name)
-            if effect.low is not None and effect.high is not None:
-                ax.axhspan(effect.low, effect.high, color="0.5", alpha=0.15, lw=0)
-
-
-def _box(ax: Axes, unit: str) -> None:
-    from mda.types import HeadId
-
-    try:
-        layer, head = HeadId.parse(unit)
-    except ValueError:  # a mechanism is no single head
-        return
-    ax.add_patch(plt.Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="black", lw=1.6))
+def _box(ax: Axes, heads: Sequence[str]) -> None:
+    for layer, head in map(HeadId.parse, heads):
+        corner = (head - 0.5, layer - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, ec="black", lw=1.6))
 
 
 def _plain(ax: Axes) -> None:

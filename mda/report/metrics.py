@@ -1,6 +1,6 @@
 """What is measured of a run, all read from its curve.csv (units in brackets):
 
-    unit             mu of the fixed head at the window's end [score]
+    unit             mu of the fixed head (of several: their mean) at the window's end [score]
     mechanism        the same, largest over all heads: survives a seed's choice of another head
     onset_step       step at which the fixed head's curve crosses the threshold, interpolated
     mechanism_onset_step       the same for the largest over all heads
@@ -26,10 +26,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mda.emergence.onset import crossing
-from mda.report.arms import CONTROL, Run, by_arm
+from mda.report.arms import CONTROL, Arm, Run, by_arm
 
-THRESHOLDS = {"prefix_matching": 0.06, "previous_token": 0.3}
-REFERENCES = ("control", "random")
+REFERENCES = ("control", "random", "matched")
 
 Values = dict[str, float | None]
 
@@ -56,17 +55,15 @@ class Measurements:
         return self.table[str(run.folder), target.unit, target.metric]
 
 
-def measure(runs: Sequence[Run], thresholds: Mapping[str, float] = THRESHOLDS) -> Measurements:
+def measure(runs: Sequence[Run]) -> Measurements:
     """Metrics of every run. Raises ValueError where a run has no control of its seed and window."""
     table = {}
     for run in runs:
         control = control_of(run, runs)
-        for unit, metric in sorted({(r.unit, r.metric) for r in runs if r.seed == run.seed}):
-            if metric not in thresholds:
-                raise ValueError(f"no onset threshold for the metric {metric!r}")
-            table[str(run.folder), unit, metric] = _measure(
-                run, control, unit, metric, thresholds[metric]
-            )
+        targets = {(r.unit, r.metric): r for r in runs if r.seed == run.seed}
+        for unit, metric in sorted(targets):
+            one = _measure(run, control, targets[unit, metric])
+            table[str(run.folder), unit, metric] = one
     return Measurements(tuple(runs), table)
 
 
@@ -84,19 +81,26 @@ def control_of(run: Run, runs: Sequence[Run]) -> Run:
 def references_of(run: Run, runs: Sequence[Run], reference: str) -> list[Run]:
     """Runs of the same seed and window that an arm's run is compared with.
 
-    `random` are the unmatched random edits of the same kind and size.
+    `random` are freely drawn edits of the same kind and size (and label, where the arm is
+    restricted to one); `matched` are random sets with the label or loss distribution of the very
+    set that the arm edits.
     """
     if reference == "control":
         return [control_of(run, runs)]
-    return [
-        other
-        for other in runs
-        if _pairs(other, run)
-        and other.arm.is_random
-        and not other.arm.match
-        and (other.arm.intervention, other.arm.mode, other.arm.amount)
-        == (run.arm.intervention, run.arm.mode, run.arm.amount)
-    ]
+    mine = run.arm
+    found = []
+    for other in runs:
+        arm = other.arm
+        same = (arm.intervention, arm.mode, arm.amount, arm.label) == (
+            mine.intervention, mine.mode, mine.amount, mine.label
+        )  # fmt: skip
+        if reference == "random":
+            same = same and arm.is_random and not arm.match
+        else:
+            same = same and arm.match != "" and _selection(arm) == _selection(mine)
+        if same and _pairs(other, run):
+            found.append(other)
+    return found
 
 
 def metrics_of(measured: Measurements) -> list[str]:
@@ -126,35 +130,42 @@ def random_values(measured: Measurements, metric: str) -> dict[str, np.ndarray]:
     return found
 
 
-def _measure(run: Run, control: Run, unit: str, metric: str, threshold: float) -> Measured:
-    fixed, largest = f"emergence/{metric}/{unit}", f"emergence/{metric}/max"
-    values: Values = {"unit": run.at_end(fixed), "mechanism": run.at_end(largest)}
+def _measure(run: Run, control: Run, target: Run) -> Measured:
+    metric, threshold = target.metric, target.threshold
+    curves = {
+        "": run.of_unit(target.heads, metric),
+        "mechanism_": run.curve.get(f"emergence/{metric}/max"),
+    }
+    ends = [None if curve is None else float(curve[run.end_row]) for curve in curves.values()]
+    values: Values = dict(zip(("unit", "mechanism"), ends, strict=True))
     censored = set()
-    for name, column in (("onset", fixed), ("mechanism_onset", largest)):
+    rows = slice(0, run.end_row + 1)
+    for prefix, curve in curves.items():
+        names = (f"{prefix}onset_step", f"{prefix}onset_tokens")
         step = None
-        if column in run.curve:
-            rows = slice(0, run.end_row + 1)
-            step = crossing(run.curve["step"][rows], run.curve[column][rows], threshold)
+        if curve is not None:
+            step = crossing(run.curve["step"][rows], curve[rows], threshold)
             if step is None:
                 step = float(run.end)
-                censored |= {f"{name}_step", f"{name}_tokens"}
-        values[f"{name}_step"] = step
-        values[f"{name}_tokens"] = None if step is None else step * run.tokens_per_step
+                censored.update(names)
+        values[names[0]] = step
+        values[names[1]] = None if step is None else step * run.tokens_per_step
     for name in ("copy_gain", "icl_score"):
         values[name] = run.at_end(f"emergence/{name}")
     values |= {name: run.at_end(name) for name in run.curve if name.startswith("val/loss")}
-    values |= _head_means(run, control, unit, metric, threshold)
+    values |= _head_means(run, control, target)
     known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
-    return Measured(run, unit, known, frozenset(censored))
+    return Measured(run, target.unit, known, frozenset(censored))
 
 
-def _head_means(run: Run, control: Run, unit: str, metric: str, threshold: float) -> Values:
-    names = [str(head) for head in control.heads(metric) if str(head) != unit]
+def _head_means(run: Run, control: Run, target: Run) -> Values:
+    metric = target.metric
+    names = [str(h) for h in control.heads_of(metric) if str(h) not in target.heads]
     at_control = {name: control.at_end(f"emergence/{metric}/{name}") or 0.0 for name in names}
     now = {name: run.at_end(f"emergence/{metric}/{name}") for name in names}
     sets = {
-        "induction": [name for name in names if at_control[name] >= threshold],
-        "rest": [name for name in names if at_control[name] < threshold],
+        "induction": [name for name in names if at_control[name] >= target.threshold],
+        "rest": [name for name in names if at_control[name] < target.threshold],
     }
     means: Values = {}
     for group, members in sets.items():
@@ -163,6 +174,10 @@ def _head_means(run: Run, control: Run, unit: str, metric: str, threshold: float
     a, b = means["heads/induction"], means["heads/rest"]
     means["heads/contrast"] = None if a is None or b is None else a - b
     return means
+
+
+def _selection(arm: Arm) -> tuple[str, str, tuple[str, ...]]:
+    return arm.estimator, arm.select, arm.extra
 
 
 def _pairs(a: Run, b: Run) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, told apart with any colour vision; black and grey are taken below."""
 
 CURVES = {
-    "unit": "induction score, fixed head",
-    "mechanism": "induction score, strongest head",
+    "unit": "{score}, fixed head",
+    "mechanism": "{score}, strongest head",
     "copy_gain": "gain on the second copy (nats)",
     "icl_score": "in-context-learning score (nats)",
     "val/loss": "held-out loss (nats)",
 }
-"""Curves that are drawn, and their axis; `unit` and `mechanism` are mu of whatever unit it is."""
+"""Curves that are drawn, and their axis."""
+
+SCORES = {"prefix_matching": "induction score", "previous_token": "previous-token score"}
 
 
 @dataclass(frozen=True)
@@ -42,28 +44,33 @@ class ArmCurve:
     seeds: dict[int, np.ndarray]
 
 
-def styles(arms: Sequence[Arm]) -> dict[Arm, Style]:
-    """Control black, random edits grey (dashed, dotted), the others a colour each."""
+def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
+    """Control black, random edits and score bands grey, every other arm a colour of its own.
+
+    Give it all arms of the comparison, so that an arm looks the same in every figure.
+    """
     found: dict[Arm, Style] = {}
+    used = 0
     for arm in arms:
-        used = len(found)
         if arm.intervention == CONTROL:
             found[arm] = Style("#000000", "solid")
         elif arm.is_random:
             dash = {"remove": "dashed", "augment": "dotted"}.get(arm.intervention, "dashdot")
             found[arm] = Style("#7F7F7F", dash)
+        elif arm.is_band:
+            found[arm] = Style("#BBBBBB", "solid")
         else:
-            used = sum(not other.is_random and other.intervention != CONTROL for other in found)
-            found[arm] = Style(
-                COLOURS[used % len(COLOURS)], "solid" if used < len(COLOURS) else "dashdot"
-            )
+            dash = "solid" if used < len(COLOURS) else "dashdot"
+            found[arm] = Style(COLOURS[used % len(COLOURS)], dash)
+            used += 1
     return found
 
 
-def column_of(name: str, unit: str, metric: str) -> str:
-    """Column of curve.csv behind a name of `CURVES`."""
-    special = {"unit": f"emergence/{metric}/{unit}", "mechanism": f"emergence/{metric}/max"}
-    return special.get(name, name if name.startswith("val/") else f"emergence/{name}")
+def titles(runs: Sequence[Run]) -> dict[str, str]:
+    """Axis titles of `CURVES`, with the name of the score that these runs' units have."""
+    metrics = {run.metric for run in runs}
+    name = metrics.pop() if len(metrics) == 1 else "score"
+    return {key: text.format(score=SCORES.get(name, name)) for key, text in CURVES.items()}
 
 
 def same_window(runs: Sequence[Run]) -> bool:
@@ -98,7 +105,7 @@ def arm_curves(measured: Measurements, name: str) -> list[ArmCurve]:
 
 def head_matrix(run: Run, metric: str, row: int) -> np.ndarray:
     """A metric of every head at one row of the curve, [L, H]; NaN where it was not measured."""
-    heads = run.heads(metric)
+    heads = run.heads_of(metric)
     shape = (1 + max(h.layer for h in heads), 1 + max(h.head for h in heads))
     values = np.full(shape, np.nan)
     for head in heads:
@@ -106,18 +113,16 @@ def head_matrix(run: Run, metric: str, row: int) -> np.ndarray:
     return values
 
 
-def head_difference(measured: Measurements, seeds: dict[int, list[Run]]) -> np.ndarray:
-    """Arm minus control at the window's end, [L, H], mean over runs of a seed, then seeds."""
-    rows = []
-    for runs in seeds.values():
-        own = [head_matrix(run, run.metric, run.end_row) for run in runs]
-        controls = [control_of(run, measured.runs) for run in runs]
-        theirs = [
-            head_matrix(control, run.metric, control.end_row)
-            for run, control in zip(runs, controls, strict=True)
-        ]
-        rows.append(np.mean(own, axis=0) - np.mean(theirs, axis=0))
-    return np.mean(rows, axis=0)
+def head_difference(measured: Measurements, runs: Sequence[Run]) -> np.ndarray:
+    """Runs of one arm and seed minus their control at the window's end, averaged, [L, H]."""
+    differences = []
+    for run in runs:
+        control = control_of(run, measured.runs)
+        differences.append(
+            head_matrix(run, run.metric, run.end_row)
+            - head_matrix(control, run.metric, control.end_row)
+        )
+    return np.mean(differences, axis=0)
 
 
 def _grid(runs: Sequence[Run]) -> np.ndarray:
@@ -128,7 +133,10 @@ def _grid(runs: Sequence[Run]) -> np.ndarray:
 
 
 def _on_grid(run: Run, name: str, grid: np.ndarray) -> np.ndarray | None:
-    column = column_of(name, run.unit, run.metric)
-    if column not in run.curve:
-        return None
-    return np.interp(grid, run.curve["step"] - run.start, run.curve[column])
+    if name == "unit":
+        values = run.of_unit(run.heads, run.metric)
+    elif name == "mechanism":
+        values = run.curve.get(f"emergence/{run.metric}/max")
+    else:
+        values = run.curve.get(name if name.startswith("val/") else f"emergence/{name}")
+    return None if values is None else np.interp(grid, run.curve["step"] - run.start, values)

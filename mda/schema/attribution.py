@@ -155,7 +155,7 @@ class InterventionConfig(Group):
         accepts="auto, or steps [start,end] with start below end",
     )
     before_onset: int = setting(500, "auto window: starts at least so many steps before", low=0)
-    after_onset: int = setting(1000, "auto window: ends so many steps after", low=1)
+    after_onset: int = setting(1500, "auto window: ends so many steps after", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

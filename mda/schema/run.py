@@ -28,9 +28,9 @@ class EmbeddedConfig(DataConfig):
 
     name: str = setting("embedded", "kind of corpus", one_of=("embedded",))
     generated_share: float = setting(
-        0.2, "share of the bytes that are generated documents", low=0, below=1
+        0.32, "share of the sequences that are generated documents", low=0, below=1
     )
-    n_sequences: int | None = setting(None, "sequences to keep, null for all", low=16)
+    n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
     seed: int = setting(0, "seed of generated documents and of their order", low=0, high=2**32 - 1)
 
 
@@ -39,6 +39,7 @@ class TemplateWeights(Group):
     """Shares of the generated document kinds, relative to each other."""
 
     key: ClassVar[str] = "data.templates"
+    repeat: float = setting(1.0, "blocks of random fragments, repeated", low=0)
     xml: float = setting(1.0, "records under random tags", low=0)
     latex: float = setting(1.0, "tables", low=0)
     json: float = setting(1.0, "objects with shared keys", low=0)
@@ -56,7 +57,7 @@ class SyntheticConfig(DataConfig):
     """Documents generated from seeded templates with planted, labelled repetition."""
 
     name: str = setting("synthetic", "kind of corpus", one_of=("synthetic",))
-    n_sequences: int = setting(4096, "sequences in all, held-out ones included", low=16)
+    n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
     templates: TemplateWeights = field(default_factory=TemplateWeights)
     seed: int = setting(0, "seed of the documents", low=0, high=2**32 - 1)
 
@@ -90,7 +91,7 @@ class ModelConfig(Group):
     d_ff: int = setting(256, "width of the MLP", low=1)
     vocab_size: int = setting(512, "rows of the embedding, padding included", low=2)
     max_seq_len: int = setting(128, "longest context in tokens", low=8)
-    rotary_pct: float = setting(1.0, "share of a head's dimensions that rotate", above=0, high=1)
+    rotary_pct: float = setting(0.5, "share of a head's dimensions that rotate", above=0, high=1)
     rotary_base: float = setting(10_000.0, "base of the rotary wave lengths", above=1)
     peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
     source: str = setting("scratch", "`scratch`, or the folder of a local checkpoint")
@@ -115,7 +116,7 @@ class TrainingConfig(Group):
 
     key: ClassVar[str] = "training"
     batch_size: int = setting(8, "sequences in a step", low=1)
-    total_steps: int = setting(4000, "steps of the learning-rate schedule", low=1)
+    total_steps: int = setting(6000, "steps of the learning-rate schedule", low=1)
     stop_step: int | None = setting(None, "end the run early at this step, null: run all", low=1)
     peak_lr: float = setting(3e-3, "learning rate after warm-up", above=0)
     min_lr_ratio: float = setting(0.1, "last learning rate as a share of the peak", low=0, high=1)
@@ -132,7 +133,7 @@ class TrainingConfig(Group):
     precision: str = setting(
         "32-true", "arithmetic of the forward pass", one_of=("32-true", "bf16-mixed", "16-mixed")
     )
-    threads: int | None = setting(None, "CPU threads, null: all cores", low=1)
+    threads: int | None = setting(1, "CPU threads, null: all cores", low=1)
 
     @property
     def last_step(self) -> int:
@@ -166,7 +167,7 @@ class EmergenceConfig(Group):
     """What is measured while a model trains, on which probe tokens, and how often."""
 
     key: ClassVar[str] = "emergence"
-    every: int = setting(50, "steps between measurements", low=1)
+    every: int = setting(100, "steps between measurements", low=1)
     n_sequences: int = setting(32, "probe sequences", low=1)
     length: int = setting(64, "tokens that a probe sequence repeats twice", low=2)
     distribution: str = setting(

@@ -198,6 +198,7 @@ def fitted_curvature(
         squares = passed(
             "squares", lambda x: ekfac.sum_squares(model, rows.rows, x, *fit, basis=basis)
         )
+        barrier()  # every process has read the shards before the first one deletes them
         if rank() == 0:
             blocks = {ekfac.BlockId(int(k[0]), k[1]): v for k, v in squares.items()}
             ekfac.curvature(basis, blocks, len(ids)).save(part / "curvature.safetensors")
@@ -261,6 +262,8 @@ def _score_shards(
                 found = score_samples(model, rows.rows, shard, packed, units, batch)
                 store.write_safetensors(path, {"values": found.values_NU, "losses": found.losses_N})
         barrier()
+        if rank() > 0:  # the first process merges, and deletes what it has merged
+            continue
         parts = [store.read_safetensors(part / f"{step}_{i:05d}.safetensors") for i, _ in shards]
         values += torch.cat([found["values"] for found in parts]).double().numpy()
         losses = torch.cat([found["losses"] for found in parts]).float().numpy()

@@ -14,8 +14,12 @@ CONF = conf_dir()
 FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 GROUPS = sorted({path.parts[0] for path in FILES if len(path.parts) > 1} - {"hydra", "experiment"})
 
-ALSO = {"data/tokens.yaml": ["data.path=rows.npy"]}
-"""Overrides that a file cannot do without: settings it leaves to the user."""
+ALSO = {
+    "data/tokens.yaml": ["data.path=rows.npy"],
+    "experiment/pythia.yaml": ["data.path=rows.npy"],
+    "training/pythia.yaml": ["data=tokens", "data.path=rows.npy"],
+}
+"""Overrides that a file cannot do without: what it leaves to the user, or to other groups."""
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -36,7 +40,7 @@ def test_every_file_becomes_a_checked_configuration(path):
 
 def test_every_group_is_a_folder_and_every_folder_a_group():
     hints = get_type_hints(Config)
-    assert GROUPS == sorted(name for name, kind in hints.items() if is_dataclass(kind))
+    assert sorted(name for name, kind in hints.items() if is_dataclass(kind)) == GROUPS
 
 
 @pytest.mark.parametrize("group", sorted(schema.OPTIONS))
@@ -72,7 +76,7 @@ def test_a_file_with_a_value_left_to_the_user_is_refused_without_it():
     ],
 )
 def test_pythia_presets_are_pythia_s(size, layers, width, heads, lr, rotary):
-    config = compose([f"model=pythia-{size}", "training=pythia"])
+    config = compose(["experiment=pythia", "data.path=rows.npy", f"model=pythia-{size}"])
     model = config.model
     assert (model.n_layers, model.d_model, model.n_heads) == (layers, width, heads)
     assert (model.vocab_size, model.max_seq_len, model.d_ff) == (50_304, 2048, 4 * width)
@@ -81,4 +85,4 @@ def test_pythia_presets_are_pythia_s(size, layers, width, heads, lr, rotary):
 
 
 def test_conf_of_the_checkout_is_the_one_that_is_read():
-    assert CONF == Path(__file__).parents[2] / "conf"
+    assert Path(__file__).parents[2] / "conf" == CONF

@@ -117,7 +117,12 @@ def _curve(seed: int, edit: Edit, rng: np.random.Generator, noise: float):
 
 
 def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name: str) -> dict:
-    intervention: dict[str, Any] = {"name": edit.intervention, "action": "none", "n": 0}
+    intervention: dict[str, Any] = {
+        "name": edit.intervention,
+        "action": "none",
+        "n": 0,
+        "tokens": 0,
+    }
     estimator: dict[str, Any] = {"name": edit.estimator, "seed": replicate}
     if edit.intervention != "control":
         n = round(edit.fraction * (END - START) * BATCH)
@@ -128,13 +133,15 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
             "match": edit.match,
             "n": n,
             "tokens": n * SEQ_LEN,
+            "band": list(edit.band) if edit.band else None,
         }
-    if edit.band:
-        intervention |= {"lower": edit.band[0], "upper": edit.band[1], "fraction": None}
     return {
         "program": "run",
         "seed": seed,
         "unit": f"L{unit[0]}H{unit[1]}",
+        "heads": [f"L{unit[0]}H{unit[1]}"],
+        "metric": "prefix_matching",
+        "threshold": 0.06,
         "intervention": intervention,
         "estimator": estimator,
         "window": {"start": START, "end": END},

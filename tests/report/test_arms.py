@@ -7,7 +7,8 @@ import pytest
 from made_up_runs import BANDS, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.report.arms import Arm, by_arm, read_run, read_runs
+from mda.report.arms import Arm, by_arm, read_run
+from mda.report.folders import read_runs
 
 
 def change(folder, **parts):
@@ -35,8 +36,11 @@ def test_names_say_what_an_arm_is():
     assert Arm("control").name == "control"
     assert Arm("remove", "mask", "ekfac", "top", "10 %").name == "remove mask ekfac top 10 %"
     assert Arm("remove", "mask", "random", "top", "10 %").name == "remove mask random 10 %"
-    matched = Arm("remove", "mask", "random", "top", "10 %", "loss")
-    assert matched.name == "remove mask random 10 % matched by loss"
+    matched = Arm("remove", "mask", "ekfac", "top", "10 %", match="loss")
+    assert matched.name == "remove mask random, as ekfac top 10 % by loss"
+    assert Arm("remove", "mask", "ekfac", "band 0.1-0.2", "10 %").name.endswith("band 0.1-0.2")
+    within = Arm("remove", "mask", "random", "random", "10 %", "latex")
+    assert within.name == "remove mask random latex 10 %"
 
 
 def test_arms_are_grouped_over_seeds_and_replicates(tmp_path):
@@ -62,6 +66,13 @@ def test_one_training_is_counted_once_however_often_it_is_listed(tmp_path):
     shutil.copytree(folder, tmp_path / "b" / "copy")
     runs = read_runs([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
     assert len(runs) == sum(edit.replicates for edit in STANDARD)
+
+
+def test_a_random_selection_is_a_random_arm_whatever_the_estimator(tmp_path):
+    edits = (STANDARD[0], Edit("remove", "ekfac", "random"), Edit("remove", "tracin", "random"))
+    write_runs(tmp_path, [0], edits)
+    arms = by_arm(read_runs([tmp_path]))
+    assert [arm.name for arm in arms] == ["control", "remove mask random 10 %"]
 
 
 def test_settings_that_differ_become_part_of_the_name(tmp_path):

@@ -1,12 +1,14 @@
 """The rule of verdicts, case by case, and that claims are data."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from made_up_runs import STANDARD, Edit, write_runs
 
-from mda.report.arms import read_runs
+from mda.report.arms import Arm
 from mda.report.claims import Claim, decide, judge
+from mda.report.folders import read_runs
 from mda.report.metrics import measure
 from mda.report.statistics import Effect, paired_effect
 
@@ -99,6 +101,14 @@ def test_a_claim_speaks_of_every_arm_that_matches(measured):
     assert [v.arm.split()[2] for v in verdicts] == ["ekfac", "tracin", "random"]
 
 
+def test_matched_random_sets_are_no_targeted_arms():
+    targeted = Arm("remove", "mask", "ekfac", "top", "10 %")
+    assert claim().matches(targeted)
+    assert not claim().matches(replace(targeted, match="loss"))
+    assert not claim().matches(replace(targeted, label="latex"))
+    assert claim(arm=EKFAC | {"match": "loss"}).matches(replace(targeted, match="loss"))
+
+
 def test_few_seeds_are_undecided_and_not_in_the_family(tmp_path):
     write_runs(tmp_path, [0, 1], STANDARD)
     verdict = judge([claim()], measure(read_runs([tmp_path])), resamples=99)[0]
@@ -124,7 +134,7 @@ def test_no_effect_is_not_replicated(tmp_path):
 
 BAD = {
     "direction": ({"direction": "down"}, "claims.c.direction=down is refused"),
-    "reference": ({"reference": "base"}, "one of control, random"),
+    "reference": ({"reference": "base"}, "one of control, random, matched"),
     "evidence": ({"evidence": "faith"}, "p, interval, either, both"),
     "arm": ({"arm": {"colour": "red"}}, "claims.c.arm=colour"),
     "alpha": ({"alpha": 0}, "claims.c.alpha=0"),

@@ -5,8 +5,8 @@ import pytest
 from made_up_runs import BANDS, END, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.report.arms import read_runs
 from mda.report.effects import compare_arms
+from mda.report.folders import read_runs
 from mda.report.metrics import control_of, measure, metrics_of, random_values, references_of
 from mda.report.statistics import holm, paired_effect
 
@@ -89,7 +89,7 @@ def test_other_induction_heads_are_those_of_the_control(compared):
     _, measured, rows = compared
     run = next(r for r in measured.runs if r.arm.estimator == "ekfac" and r.seed == 1)
     control = control_of(run, measured.runs)
-    names = [str(h) for h in control.heads("prefix_matching") if str(h) != run.unit]
+    names = [str(h) for h in control.heads_of("prefix_matching") if str(h) != run.unit]
     at = {n: at_end(control.folder, f"emergence/prefix_matching/{n}") for n in names}
     others = [n for n in names if at[n] >= 0.06]
     assert len(others) == 1
@@ -139,14 +139,19 @@ def test_random_reference_is_unmatched_and_of_equal_size(tmp_path):
         Edit("remove", "ekfac"),
         Edit("remove", "random", replicates=2),
         Edit("remove", "random", fraction=0.2),
-        Edit("remove", "random", match="label"),
+        Edit("remove", "ekfac", match="label"),
+        Edit("remove", "tracin", match="label"),
         Edit("augment", "random"),
     )
     write_runs(tmp_path, [0], edits)
     runs = read_runs([tmp_path])
-    target = next(r for r in runs if r.arm.estimator == "ekfac")
+    target = next(r for r in runs if r.arm.estimator == "ekfac" and not r.arm.match)
     names = [r.arm.name for r in references_of(target, runs, "random")]
     assert names == ["remove mask random 10 %"] * 2
+    names = [r.arm.name for r in references_of(target, runs, "matched")]
+    assert names == ["remove mask random, as ekfac top 10 % by label"]
+    references = {r.reference for r in compare_arms(measure(runs)) if r.arm == target.arm}
+    assert references == {"control", "random", "matched"}
 
 
 def test_one_seed_gives_effects_without_tests(tmp_path):

@@ -1,0 +1,194 @@
+"""Compare arms: effects, tests, verdicts, figures and the page, out of finished run folders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mda import store
+from mda.report import tables
+from mda.report.claims import Claim, Verdict, judge
+from mda.report.effects import Comparison, compare_arms
+from mda.report.figures import draw_all
+from mda.report.folders import read_runs
+from mda.report.metrics import Measurements, measure, random_values
+from mda.report.page import write_page
+from mda.report.page_data import page_data, provenance
+from mda.report.samples import pack_samples, read_samples
+from mda.report.statistics import NullCheck, null_check
+from mda.report.summary import write_summary
+
+FILES = {
+    "report.html": "this comparison as one page, with interactive figures",
+    "effects.csv": "every arm against its references on every metric: difference, interval, p",
+    "verdicts.csv": "every claim, the numbers of its test, the verdict and its reason",
+    "values.csv": "every metric of every run, with the folder whose curve.csv it was read from",
+    "null.csv": "false-positive rate of random edits against random edits",
+    "summary.json": "the same results by arm and metric, with versions and hashes",
+}
+NULL_METRICS = ("unit", "icl_score")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """How arms are compared; `claims` are judged by the rule of `mda.report.claims`."""
+
+    claims: tuple[Claim, ...] = ()
+    confidence: float = 0.95
+    alpha: float = 0.05  # of the null check; every claim has its own
+    resamples: int = 9999
+    null_comparisons: int = 200
+    seed: int = 0
+    dpi: int = 150
+    title: str = "Which training samples made this unit?"
+
+
+def compare(
+    run_folders: Sequence[Path],
+    out: Path,
+    settings: CompareSettings,
+    traces: Sequence[Path] = (),
+    command: str = "",
+) -> dict[str, Any]:
+    """Compare all arms in and below the folders; write `FILES` and figures into `out`.
+
+    `traces` are folders of experiments/trace.py whose samples the page shows, `command` what
+    repeats the comparison. Prints the tables and returns the content of summary.json. With one
+    seed there are differences but no tests, and every output says so. Raises ValueError, before
+    anything is written, where the folders hold nothing to compare.
+    """
+    begin = time.perf_counter()
+    measured = measure(read_runs(run_folders))
+    shared = (settings.confidence, settings.resamples, settings.seed)
+    rows = compare_arms(measured, *shared)
+    verdicts = judge(settings.claims, measured, *shared)
+    checks = null_checks(measured, settings)
+    samples = pack_samples([read_samples(folder) for folder in traces])
+    out.mkdir(parents=True, exist_ok=True)
+    _write_tables(out, measured, rows, verdicts, checks)
+    files = FILES | draw_all(measured, rows, out, settings.dpi)
+    data = page_data(measured, rows, verdicts) | {"samples": samples}
+    notes = notes_on(measured, rows)
+    context = {
+        "title": settings.title,
+        "lead": lead(measured),
+        "notes": notes,
+        "percent": f"{100 * settings.confidence:g} %",
+        "verdicts": tables.verdict_rows(verdicts),
+        "family": verdicts[0].family if verdicts else 0,
+        "effects": tables.effect_rows(rows),
+        "null_checks": tables.null_rows(checks),
+        "has_dose": bool(data["dose"]),
+        "has_samples": samples is not None,
+        "command": command or f"python experiments/compare.py {_runs_argument(run_folders)}",
+        "files": files | _run_files() | ({} if samples is None else _sample_files(samples)),
+        "runs": provenance(measured.runs, out),
+        "git": store.git_state(),
+        "versions": store.versions(),
+    }
+    size = write_page(out / "report.html", context, data)
+    summary = write_summary(
+        out,
+        "compare",
+        seed=settings.seed,
+        fingerprints={f"{r.arm.name} seed {r.seed} {r.fingerprint}": r.fingerprint
+                      for r in measured.runs},
+        results={
+            "arms": tables.by_arm_and_metric(measured, rows),
+            "verdicts": tables.verdict_rows(verdicts),
+            "null": tables.null_rows(checks),
+            "other_heads": tables.spread(rows),
+            "page_mb": round(size, 2),
+        },
+        files=files,
+        times={"total_s": time.perf_counter() - begin, "built": []},
+        notes=notes,
+    )  # fmt: skip
+    tables.print_comparison(rows, verdicts)
+    return summary
+
+
+def null_checks(
+    measured: Measurements, settings: CompareSettings
+) -> dict[tuple[str, str], NullCheck]:
+    """The null of each random arm that has two seeds and two replicates or more."""
+    return {
+        (arm, metric): null_check(
+            values, settings.alpha, settings.null_comparisons, 999, settings.seed
+        )
+        for metric in NULL_METRICS
+        for arm, values in random_values(measured, metric).items()
+    }
+
+
+def notes_on(measured: Measurements, rows: Sequence[Comparison]) -> list[str]:
+    """What a reader must know before any number: too few seeds, unequal seeds, censored onsets."""
+    seeds = {run.seed for run in measured.runs}
+    notes = []
+    if len(seeds) == 1:
+        notes.append(
+            "One seed: these are differences between single runs. There is no test, no interval "
+            "and no p-value, and every claim is undecided."
+        )
+    else:
+        smallest = 2.0 ** (1 - len(seeds))
+        if smallest > 0.05:
+            notes.append(
+                f"With {len(seeds)} seeds no two-sided p-value can be below {smallest:.3g}."
+            )
+        counts = {row.effect.n for row in rows if row.metric == "unit"}
+        if len(counts) > 1:
+            notes.append("Not every arm was run with every seed; see the column of seeds.")
+    if any(row.censored for row in rows):
+        notes.append(
+            "Some runs never reached the onset threshold. Their onset counts as the window's end, "
+            "so the delay of their arm is a lower bound."
+        )
+    return notes
+
+
+def lead(measured: Measurements) -> str:
+    """One sentence on what was compared."""
+    arms = {run.arm for run in measured.runs}
+    seeds = sorted({run.seed for run in measured.runs})
+    units = {run.seed: run.unit for run in measured.runs}
+    named = ", ".join(f"{units[seed]} in seed {seed}" for seed in seeds[:12])
+    more = " and others" if len(seeds) > 12 else ""
+    plural = "s" if len(seeds) > 1 else ""
+    return (
+        f"{len(measured.runs)} runs: {len(arms)} arms over {len(seeds)} seed{plural}. The unit is "
+        f"{named}{more}. Every arm retrains the same window from the same checkpoint as its "
+        "control; only the edited samples differ."
+    )
+
+
+def _write_tables(
+    out: Path,
+    measured: Measurements,
+    rows: Sequence[Comparison],
+    verdicts: Sequence[Verdict],
+    checks: Mapping[tuple[str, str], NullCheck],
+) -> None:
+    store.write_csv(out / "values.csv", tables.value_rows(measured, out))
+    store.write_csv(out / "effects.csv", tables.effect_rows(rows))
+    store.write_csv(out / "verdicts.csv", tables.verdict_rows(verdicts))
+    store.write_csv(out / "null.csv", tables.null_rows(checks))
+
+
+def _run_files() -> dict[str, str]:
+    return {
+        "<run>/curve.csv": "a run's emergence curve: every metric on this page is read from it",
+        "<run>/plan.csv": "what the run's edit did to which sample",
+        "<run>/config.yaml": "the run's resolved configuration",
+    }
+
+
+def _sample_files(samples: Mapping[str, Any]) -> dict[str, str]:
+    return {one["file"]: f"samples of {one['name']}" for one in samples["sources"]}
+
+
+def _runs_argument(folders: Sequence[Path]) -> str:
+    return f"runs=[{','.join(folder.as_posix() for folder in folders)}]"

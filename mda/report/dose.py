@@ -1,0 +1,65 @@
+"""Dose-response: the effect of editing each band of influence scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mda.report.arms import Arm
+from mda.report.effects import Comparison
+from mda.report.series import COLOURS
+
+
+def band_edges(arm: Arm) -> tuple[float, float]:
+    """Quantiles of a score band, from its arm: (0.9, 1.0) is the top decile."""
+    low, _, high = arm.select.split()[1].partition("-")
+    return float(low), float(high)
+
+
+def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
+    """Effect on the fixed head against the band of scores that was edited; None without bands.
+
+    The dashed line and its grey interval are random edits of the same kind. `title` names the
+    score.
+    """
+    known = [
+        row
+        for row in rows
+        if (row.metric, row.reference) == ("unit", "control") and row.effect.mean is not None
+    ]
+    bands = sorted((row for row in known if row.arm.is_band), key=lambda r: band_edges(r.arm))
+    if not bands:
+        return None
+    figure, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
+    groups = list(dict.fromkeys((row.arm.intervention, row.arm.estimator) for row in bands))
+    for i, group in enumerate(groups):
+        own = [row for row in bands if (row.arm.intervention, row.arm.estimator) == group]
+        colour = COLOURS[i % len(COLOURS)]
+        x = np.array([50 * sum(band_edges(row.arm)) for row in own])
+        y = np.array([row.effect.mean for row in own], dtype=float)
+        ax.plot(x, y, "o-", color=colour, label=" ".join(group))
+        for at, row in zip(x, own, strict=True):
+            if row.effect.low is not None and row.effect.high is not None:
+                ax.plot([at, at], [row.effect.low, row.effect.high], color=colour, lw=1.5)
+    _random_level(ax, [row for row in known if row.arm.is_random], {kind for kind, _ in groups})
+    ax.axhline(0, color="0.6", lw=1, zorder=0)
+    ax.set(xlim=(0, 100), xlabel="percentile of the influence score (0 = lowest)")
+    ax.set(ylabel=f"{title}: arm - control")
+    ax.legend(frameon=False, fontsize=9)
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _random_level(ax: Axes, rows: Sequence[Comparison], kinds: set[str]) -> None:
+    for row in rows:
+        if row.arm.intervention in kinds and row.effect.mean is not None:
+            ax.axhline(row.effect.mean, color="0.5", ls="--", lw=1.2, label=row.arm.name)
+            if row.effect.low is not None and row.effect.high is not None:
+                ax.axhspan(row.effect.low, row.effect.high, color="0.5", alpha=0.15, lw=0)

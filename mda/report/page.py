@@ -1,0 +1,71 @@
+"""One self-contained HTML page of a comparison: opens from a file, without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+TEMPLATES = Path(__file__).parent / "templates"
+LIMIT_MB = 10
+
+
+def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """The page's HTML. `context` fills the tables of the template, `data` feeds the script.
+
+    Scripts, styles and data stand in the page itself, and its policy forbids any request.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "p": p_value}
+    return environment.get_template("page.html.j2").render(
+        **context,
+        style=Markup(_read("page.css")),
+        script=Markup("\n".join(_read(name) for name in ("charts.js", "samples.js"))),
+        plotly=Markup(get_plotlyjs()),
+        data=Markup(as_script(data)),
+    )
+
+
+def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) -> float:
+    """Write the page; returns its size in MB. Raises ValueError above `LIMIT_MB`."""
+    text = render(context, data).encode()
+    size = len(text) / 1e6
+    if size > LIMIT_MB:
+        raise ValueError(f"the page would be {size:.1f} MB; show fewer samples or runs")
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_bytes(text)
+    part.replace(path)
+    return size
+
+
+def as_script(data: Mapping[str, Any]) -> str:
+    """JSON that can stand inside a <script> element whatever text it holds."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def number(value: float | None) -> str:
+    """Three significant digits with a proper minus sign, a dash for nothing."""
+    if value is None:
+        return "–"
+    return f"{value:.3g}".replace("-", "−")  # noqa: RUF001
+
+
+def p_value(value: float | None) -> str:
+    """Two digits, a dash where there was no test."""
+    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text("utf-8")

@@ -1,0 +1,183 @@
+"""Everything the report page shows, as plain data; the page's script only draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from mda.report.arms import CONTROL, Arm, Run, by_arm
+from mda.report.claims import Verdict
+from mda.report.dose import band_edges
+from mda.report.effects import Comparison
+from mda.report.metrics import Measurements, control_of
+from mda.report.series import CURVES, arm_curves, head_matrix, same_window, styles, titles
+
+PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
+HEAD_NUMBERS = 200_000  # of all heat maps together; above it, steps are thinned
+
+
+def page_data(
+    measured: Measurements, rows: Sequence[Comparison], verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    """Curves, effects, heat maps, scatter and dose-response; numbers with 4 digits."""
+    arms = list(by_arm(measured.runs))
+    look = styles(arms)
+    return {
+        "arms": [
+            {
+                "name": arm.name,
+                "colour": look[arm].colour,
+                "dash": PLOTLY_DASH[look[arm].dash],
+                "band": arm.is_band,
+                "random": arm.is_random,
+            }
+            for arm in arms
+        ],
+        "titles": titles(measured.runs),
+        "x": "training step" if same_window(measured.runs) else "steps since the window's start",
+        "curves": _curves(measured, arms),
+        "effects": [_effect(row, arms) for row in rows if row.effect.mean is not None],
+        "heads": _heads(measured, arms),
+        "points": _points(measured, arms),
+        "dose": [
+            {"arm": arms.index(row.arm), "x": 50 * sum(band_edges(row.arm)), **_numbers(row)}
+            for row in rows
+            if row.arm.is_band and (row.metric, row.reference) == ("unit", "control")
+        ],
+        "verdicts": len(verdicts),
+    }
+
+
+def provenance(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
+    """For each run where it lies (from `folder`), its command, hashes and window."""
+    return [
+        {
+            "arm": run.arm.name,
+            "seed": run.seed,
+            "unit": run.unit,
+            "window": f"[{run.start}, {run.end})",
+            "folder": relative(run.folder, folder),
+            "command": " ".join(
+                [f"python experiments/{run.summary['program']}.py", *overrides(run)]
+            ),
+            "hashes": {key: str(value) for key, value in run.summary["fingerprints"].items()},
+        }
+        for run in runs
+    ]
+
+
+def overrides(run: Run) -> list[str]:
+    """The overrides that started a run, as Hydra saved them; empty where it did not."""
+    path = run.folder / ".hydra" / "overrides.yaml"
+    return [str(item) for item in yaml.safe_load(path.read_text("utf-8"))] if path.exists() else []
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, with forward slashes, on any system."""
+    return Path(*_steps(path.resolve(), folder.resolve())).as_posix()
+
+
+def _steps(path: Path, folder: Path) -> list[str]:
+    shared = 0
+    for a, b in zip(path.parts, folder.parts, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return [".."] * (len(folder.parts) - shared) + list(path.parts[shared:])
+
+
+def _curves(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
+    return [
+        {
+            "arm": arms.index(curve.arm),
+            "curve": name,
+            "n": len(curve.seeds),
+            "x": curve.x.tolist(),
+            "mean": short(curve.mean),
+            "error": short(curve.error),
+        }
+        for name in CURVES
+        for curve in arm_curves(measured, name)
+    ]
+
+
+def _effect(row: Comparison, arms: list[Arm]) -> dict[str, Any]:
+    return {
+        "arm": arms.index(row.arm),
+        "reference": row.reference,
+        "metric": row.metric,
+        "n": row.effect.n,
+        **_numbers(row),
+    }
+
+
+def _numbers(row: Comparison) -> dict[str, Any]:
+    effect = row.effect
+    values = {"mean": effect.mean, "low": effect.low, "high": effect.high, "p": row.p_holm}
+    return {key: None if v is None else short([v])[0] for key, v in values.items()}
+
+
+def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
+    """Every arm's and seed's maps over training, replicates averaged, score bands left out."""
+    groups = [
+        (arm, seed, runs)
+        for arm, seeds in by_arm(measured.runs).items()
+        if not arm.is_band
+        for seed, runs in sorted(seeds.items())
+    ]
+    numbers = sum(
+        _numbers_in(runs[0], metric) for _, _, runs in groups for metric in _metrics(runs)
+    )
+    every = max(1, -(-numbers // HEAD_NUMBERS))
+    found = []
+    for arm, seed, runs in groups:
+        steps = runs[0].curve["step"]
+        kept = sorted({*range(0, len(steps), every), len(steps) - 1})
+        same = [run for run in runs if np.array_equal(run.curve["step"], steps)]
+        for metric in _metrics(runs):
+            maps = [
+                np.mean([head_matrix(run, metric, row) for run in same], axis=0) for row in kept
+            ]
+            found.append(
+                {
+                    "arm": arms.index(arm),
+                    "seed": seed,
+                    "metric": metric,
+                    "unit": list(runs[0].heads),
+                    "shape": list(maps[0].shape),
+                    "steps": steps[kept].astype(int).tolist(),
+                    "values": [short(values.ravel()) for values in maps],
+                }
+            )
+    return found
+
+
+def _metrics(runs: Sequence[Run]) -> list[str]:
+    return [m for m in ("prefix_matching", "previous_token") if all(r.heads_of(m) for r in runs)]
+
+
+def _numbers_in(run: Run, metric: str) -> int:
+    return len(run.heads_of(metric)) * len(run.curve["step"])
+
+
+def _points(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
+    points = []
+    for run in measured.runs:
+        if run.arm.intervention == CONTROL:
+            continue
+        mine = measured.of(run, run).values
+        theirs = measured.of(control_of(run, measured.runs), run).values
+        pairs = [(mine[k], theirs[k]) for k in ("mechanism", "icl_score")]
+        if all(a is not None and b is not None for a, b in pairs):
+            x, y = short([a - b for a, b in pairs if a is not None and b is not None])
+            points.append({"arm": arms.index(run.arm), "seed": run.seed, "x": x, "y": y})
+    return points
+
+
+def short(values: Sequence[float] | np.ndarray) -> list[float | None]:
+    """Numbers with 4 significant digits, None for NaN, as the page's data hold them."""
+    return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]

@@ -1,0 +1,128 @@
+"""The samples that a trace left as text, packed for the page: tokens with their own influence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mda import store
+
+FILE = "top_samples.json"
+LEVELS = 100  # influence is shown in hundredths of the sample's largest
+
+
+@dataclass(frozen=True)
+class TracedSamples:
+    """Highest and lowest samples of one trace; `groups` is title -> records of the trace."""
+
+    unit: str
+    seed: int
+    estimator: str
+    path: Path
+    groups: dict[str, list[dict[str, Any]]]
+
+
+def read_samples(folder: Path) -> TracedSamples:
+    """The samples of a folder of experiments/trace.py. Raises ValueError where there are none."""
+    try:
+        content = store.read_json(folder / FILE)
+        summary = store.read_json(folder / "summary.json")
+        groups = {str(title): list(records) for title, records in content["samples"].items()}
+        for record in (one for records in groups.values() for one in records):
+            if not 0 <= len(record["tokens"]) - len(record["influence"]) <= 1:
+                raise ValueError(f"sample {record['id']} has tokens without influence")
+            float(record["score"]), int(record["step"]), str(record["label"])
+        estimator = summary.get("estimator") or {}
+        return TracedSamples(
+            unit=str(content["unit"]),
+            seed=int(summary["seed"]),
+            estimator=str(estimator.get("name", "")),
+            path=folder / FILE,
+            groups=groups,
+        )
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{folder} is not the folder of a finished trace: {reason}") from error
+
+
+def traces_of(scores: Iterable[str], runs: Path) -> list[Path]:
+    """Trace folders below `runs` whose scores are among these fingerprints, one for each."""
+    wanted = set(scores)
+    found: dict[str, Path] = {}
+    for path in sorted(runs.rglob(FILE)):
+        summary = path.parent / "summary.json"
+        if summary.exists():
+            name = store.read_json(summary).get("fingerprints", {}).get("scores")
+            if name in wanted:
+                found.setdefault(name, path.parent)
+    return list(found.values())
+
+
+def pack_samples(traced: Sequence[TracedSamples], budget: int = 350_000) -> dict[str, Any] | None:
+    """Samples of all traces in a form small enough for a page; None where there are none.
+
+    Tokens become indices into one list, influence hundredths of the sample's largest. If all
+    samples together have more than `budget` tokens, each is cut to the stretch that holds most of
+    its absolute influence, and the result says so.
+    """
+    records = [
+        (s, title, record)
+        for s, one in enumerate(traced)
+        for title, group in one.groups.items()
+        for record in group
+    ]
+    if not records:
+        return None
+    longest = max(1, budget // len(records))
+    labels = sorted({record["label"] for _, _, record in records})
+    titles = list(dict.fromkeys(title for _, title, _ in records))
+    vocabulary: dict[str, int] = {}
+    samples, cut = [], False
+    for source, title, record in records:
+        first, last = _densest(record["influence"], len(record["tokens"]), longest)
+        cut = cut or last - first < len(record["tokens"])
+        parts = np.zeros(len(record["tokens"]))
+        parts[: len(record["influence"])] = record["influence"]
+        largest = float(np.abs(parts).max()) or 1.0
+        levels = np.round(LEVELS * parts / largest).astype(int)
+        tokens = record["tokens"][first:last]
+        samples.append(
+            {
+                "source": source,
+                "group": titles.index(title),
+                "id": record["id"],
+                "step": record["step"],
+                "label": labels.index(record["label"]),
+                "score": record["score"],
+                "loss": record.get("loss"),
+                "first": first,
+                "largest": float(f"{largest:.3g}"),
+                "tokens": [vocabulary.setdefault(token, len(vocabulary)) for token in tokens],
+                "levels": levels[first:last].tolist(),
+            }
+        )
+    sources = [
+        {"name": f"{one.unit}, {one.estimator}, seed {one.seed}", "file": str(one.path)}
+        for one in traced
+    ]
+    return {
+        "sources": sources,
+        "groups": titles,
+        "labels": labels,
+        "vocabulary": list(vocabulary),
+        "samples": samples,
+        "cut": longest if cut else None,
+    }
+
+
+def _densest(influence: Sequence[float], n: int, longest: int) -> tuple[int, int]:
+    if n <= longest:
+        return 0, n
+    mass = np.concatenate([[0.0], np.cumsum(np.abs(np.asarray(influence)))])
+    mass = np.pad(mass, (0, n + 1 - len(mass)), mode="edge")
+    first = int(np.argmax(mass[longest:] - mass[:-longest]))
+    return first, first + longest

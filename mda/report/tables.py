@@ -1,0 +1,183 @@
+"""The numbers of a comparison as rows for CSV, summary.json and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mda.report.arms import by_arm
+from mda.report.claims import Verdict
+from mda.report.effects import Comparison
+from mda.report.metrics import Measurements, metrics_of
+from mda.report.page import number, p_value
+from mda.report.page_data import relative
+from mda.report.statistics import NullCheck
+
+VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
+SHOWN = ("unit", "mechanism", "icl_score")
+
+
+def value_rows(measured: Measurements, folder: Path) -> list[dict[str, Any]]:
+    """Every metric of every run for the unit it was aimed at, with the folder it was read from."""
+    return [
+        {
+            "arm": run.arm.name,
+            "seed": run.seed,
+            "unit": run.unit,
+            "metric": metric,
+            "value": value,
+            "censored": metric in one.censored,
+            "run": relative(run.folder, folder),
+        }
+        for run in measured.runs
+        for one in [measured.of(run, run)]
+        for metric, value in one.values.items()
+    ]
+
+
+def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """One row for each arm, reference and metric; numbers are empty where there was no test."""
+    return [
+        {
+            "arm": row.arm.name,
+            "reference": row.reference,
+            "metric": row.metric,
+            "n": row.effect.n,
+            "seeds": " ".join(map(str, row.seeds)),
+            "arm_mean": row.arm_mean,
+            "arm_sd": row.arm_sd,
+            "reference_mean": row.reference_mean,
+            "difference": row.effect.mean,
+            "difference_sd": row.effect.sd,
+            "ci_low": row.effect.low,
+            "ci_high": row.effect.high,
+            "p_two_sided": row.effect.p,
+            "p_less": row.effect.p_less,
+            "p_greater": row.effect.p_greater,
+            "p_holm": row.p_holm,
+            "family": row.family,
+            "censored": row.censored,
+            "note": row.effect.note,
+        }
+        for row in rows
+    ]
+
+
+def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """One row for each claim and arm: the claim, the numbers, the verdict and its reason."""
+    return [
+        {
+            "claim": v.claim.name,
+            "text": v.claim.text,
+            "verdict": v.verdict,
+            "reason": v.reason,
+            "arm": v.arm,
+            "reference": v.claim.reference,
+            "metric": v.claim.metric,
+            "direction": v.claim.direction,
+            "n": v.effect.n,
+            "mean": v.effect.mean,
+            "low": v.effect.low,
+            "high": v.effect.high,
+            "p": v.p,
+            "p_holm": v.p_holm,
+            "family": v.family,
+            "alpha": v.claim.alpha,
+            "min_seeds": v.claim.min_seeds,
+            "evidence": v.claim.evidence,
+            "margin": v.claim.margin,
+        }
+        for v in verdicts
+    ]
+
+
+def null_rows(checks: Mapping[tuple[str, str], NullCheck]) -> list[dict[str, Any]]:
+    """One row for each random arm and metric whose null was checked."""
+    return [{"arm": arm, "metric": metric, **asdict(c)} for (arm, metric), c in checks.items()]
+
+
+def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dict[str, Any]:
+    """arm -> metric -> mean, sd and n over seeds, and its paired difference to each reference."""
+    found: dict[str, Any] = {}
+    for arm, seeds in by_arm(measured.runs).items():
+        found[arm.name] = {}
+        for metric in metrics_of(measured):
+            per_seed = []
+            for runs in seeds.values():
+                values = [measured.of(run, run).values.get(metric) for run in runs]
+                known = [value for value in values if value is not None]
+                if known:
+                    per_seed.append(float(np.mean(known)))
+            found[arm.name][metric] = {
+                "mean": float(np.mean(per_seed)) if per_seed else None,
+                "sd": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
+                "n": len(per_seed),
+            }
+    for row in rows:
+        effect = row.effect
+        found[row.arm.name][row.metric][f"to_{row.reference}"] = {
+            "difference": effect.mean,
+            "sd": effect.sd,
+            "n": effect.n,
+            "ci": None if effect.low is None else [effect.low, effect.high],
+            "p": effect.p,
+            "p_holm": row.p_holm,
+            "note": effect.note,
+        }
+    return found
+
+
+def spread(rows: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
+    """arm -> mean change of the other induction heads and of all other heads, against control.
+
+    `ratio` is the absolute first by the absolute second; None where either is missing or 0.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for row in rows:
+        if row.reference == "control" and row.metric in ("heads/induction", "heads/rest"):
+            name = row.metric.removeprefix("heads/")
+            found.setdefault(row.arm.name, {})[name] = row.effect.mean
+    for change in found.values():
+        a, b = change.get("induction"), change.get("rest")
+        change["ratio"] = abs(a / b) if a is not None and b else None
+    return found
+
+
+def print_comparison(rows: Sequence[Comparison], verdicts: Sequence[Verdict]) -> None:
+    """Effects of all arms but score bands, and the verdicts, as tables in the terminal."""
+    console = Console()
+    table = Table(title="difference at the window's end, mean over seeds", title_justify="left")
+    for name in ("arm", "against", *SHOWN, "seeds"):
+        table.add_column(name, justify="left" if name in ("arm", "against") else "right")
+    shown = [row for row in rows if not row.arm.is_band]
+    for arm, reference in dict.fromkeys((row.arm, row.reference) for row in shown):
+        own = {r.metric: r for r in shown if (r.arm, r.reference) == (arm, reference)}
+        cells = [_cell(own[metric]) if metric in own else "" for metric in SHOWN]
+        table.add_row(arm.name, reference, *cells, str(max(r.effect.n for r in own.values())))
+    console.print(table)
+    if rows and max(row.effect.n for row in rows) < 2:
+        console.print("[bold]One seed: differences only, there is no test.[/bold]")
+    else:
+        console.print("[interval], corrected two-sided p", markup=False)
+    if verdicts:
+        table = Table(title="verdicts", title_justify="left")
+        for name in ("claim", "arm", "verdict", "why"):
+            table.add_column(name)
+        for v in verdicts:
+            word = f"[{VERDICT_STYLE[v.verdict]}]{v.verdict}[/]"
+            table.add_row(v.claim.text, v.arm or "-", word, v.reason)
+        console.print(table)
+
+
+def _cell(row: Comparison) -> str:
+    effect = row.effect
+    if effect.low is None:
+        return number(effect.mean)
+    ends = f"\\[{number(effect.low)}, {number(effect.high)}]"
+    return f"{number(effect.mean)} {ends} p {p_value(row.p_holm)}"

@@ -1,0 +1,49 @@
+"""Runs the programs of experiments/ as a user does: each in a process of its own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(program: str, out: Path, *overrides: str) -> list[str]:
+    """The smoke-sized command line of a program with its store under `out`."""
+    return [
+        sys.executable,
+        f"experiments/{program}.py",
+        "experiment=smoke",
+        f"output_dir={out}",
+        *overrides,
+    ]
+
+
+def run(program: str, out: Path, *overrides: str, prefix: Sequence[str] = ()) -> Path:
+    """Run to the end; returns the folder that the last line names."""
+    args = command(program, out, *overrides)
+    if prefix:
+        args = [*prefix, *args[1:]]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def kill_when(args: Sequence[str], reached: Callable[[], bool], limit_s: float = 120) -> None:
+    """Start a program and kill it (SIGKILL) as soon as `reached`; it must still be running."""
+    process = subprocess.Popen(
+        args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and process.poll() is None and not reached():
+        time.sleep(0.01)
+    assert process.poll() is None, "the program ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,150 @@
+"""Tracing and retraining as programs: control is the base run, kills and processes do not show."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from tests.end_to_end.programs import command, kill_when, run, summary
+
+WINDOW = ("intervention.window=[20,40]",)
+# A window of 2,400 samples: several shards of curvature and of scores.
+WIDE = (
+    "training.batch_size=60",
+    "data.n_sequences=3700",
+    "intervention.window=[20,60]",
+    "emergence.every=20",
+    "estimator.batch_size=8",
+)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+def artifact(out: Path, kind: str, fingerprint: str) -> Path:
+    return out / "store" / kind / fingerprint
+
+
+def test_control_is_the_base_run_bit_for_bit(out):
+    folder = run("run", out, *WINDOW, "intervention=control")
+    prints = summary(folder)["fingerprints"]
+    ends = [
+        load_file(artifact(out, kind, prints[kind]) / "checkpoints/step_40" / name)
+        for name in ("model.safetensors", "optimizer.safetensors")
+        for kind in ("base", "arm")
+    ]
+    for base, arm in (ends[:2], ends[2:]):
+        assert base.keys() == arm.keys()
+        assert all((base[key] == arm[key]).all() for key in base)
+    base_rows = (artifact(out, "base", prints["base"]) / "curve.csv").read_text().splitlines()
+    rows = (folder / "curve.csv").read_text().splitlines()
+    assert rows[1:] == [row for row in base_rows[1:] if 20 <= int(row.split(",")[0]) <= 40]
+
+
+def test_an_arm_edits_what_its_plan_says_and_is_found_again(out):
+    folder = run("run", out, *WINDOW, "intervention.fraction=0.25")
+    found = summary(folder)
+    scores = artifact(out, "scores", found["fingerprints"]["scores"])
+    values = np.load(scores / "values.npy")
+    units = list(json.loads((scores / "units.json").read_text()))
+    ids = np.load(scores / "sample_ids.npy")
+    order = np.argsort(-values[:, units.index(found["unit"])], kind="stable")
+    lines = (folder / "plan.csv").read_text().splitlines()
+    plan = list(csv.DictReader(lines[1:]))
+    assert {int(row["sample_id"]) for row in plan} == set(ids[order[:20]].tolist())
+    assert {float(row["weight"]) for row in plan} == {0.0}
+    again = summary(run("run", out, *WINDOW, "intervention.fraction=0.25"))
+    assert again["times"]["built"] == []
+    assert again["fingerprints"] == found["fingerprints"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("intervention=augment",),
+        ("intervention=remove", "intervention.mode=drop"),
+        ("intervention=remove", "intervention.mode=replace"),
+        ("estimator=random",),
+        ("estimator=tracin", "estimator.adam_preconditioning=true"),
+        ("intervention.select=bottom", "unit=previous_token_head", "unit.probe.length=16"),
+        ("unit.locate=mechanism",),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_arm_runs_and_differs_from_control(out, overrides):
+    control = summary(run("run", out, *WINDOW, "intervention=control"))
+    found = summary(run("run", out, *WINDOW, *overrides))
+    assert found["intervention"]["n"] == 8
+    assert found["fingerprints"]["base"] == control["fingerprints"]["base"]
+    assert found["fingerprints"]["arm"] != control["fingerprints"]["arm"]
+
+
+def test_inserted_rows_are_trained_on(out, tmp_path):
+    rows = np.random.default_rng(0).integers(2, 250, (10, 33), dtype=np.uint16)
+    np.save(tmp_path / "rows.npy", rows)
+    insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
+    folder = run("run", out, *WINDOW, *insert, f"intervention.rows={tmp_path / 'rows.npy'}")
+    assert summary(folder)["intervention"]["n"] == 10
+
+
+def test_the_trace_holds_what_the_summary_names(out):
+    folder = run("trace", out, *WINDOW)
+    found = summary(folder)
+    for name in found["files"]:
+        assert (folder / name).stat().st_size > 0, name
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert len(rows) == found["results"]["samples"] == 80
+    samples = json.loads((folder / "top_samples.json").read_text())["samples"]
+    for record in samples["The 50 highest"]:
+        parts = np.array(record["influence"])  # written with four digits each
+        assert abs(parts.sum() - record["score"]) <= 6e-4 * np.abs(parts).sum()
+        assert len(record["tokens"]) == len(record["influence"]) + 1 == 33
+    top = samples["The 50 highest"][0]
+    assert top["score"] == max(float(row["score"]) for row in rows)
+
+
+def scores_of(out: Path, folder: Path) -> dict[str, np.ndarray]:
+    found = artifact(out, "scores", summary(folder)["fingerprints"]["scores"])
+    return {name: np.load(found / f"{name}.npy") for name in ("sample_ids", "values", "losses")}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wide")
+    return out, scores_of(out, run("trace", out, *WIDE))
+
+
+def same_store(source: Path, target: Path) -> None:
+    for kind in ("corpus", "base"):
+        shutil.copytree(source / "store" / kind, target / "store" / kind)
+
+
+@pytest.mark.parametrize("moment", ["curvature/*.part/squares_*", "scores/*.part/*_*"])
+def test_killed_while_scoring_it_resumes_bit_equal(wide, tmp_path, moment):
+    source, wanted = wide
+    same_store(source, tmp_path)
+    kill_when(
+        command("trace", tmp_path, *WIDE),
+        lambda: any(tmp_path.glob(f"store/{moment}.safetensors")),
+    )
+    assert not list(tmp_path.glob("store/scores/*/manifest.json"))
+    found = scores_of(tmp_path, run("trace", tmp_path, *WIDE))
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_two_processes_score_what_one_does(wide, tmp_path):
+    source, wanted = wide
+    same_store(source, tmp_path)
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    folder = run("trace", tmp_path, *WIDE, prefix=[torchrun, "--nproc-per-node", "2"])
+    found = scores_of(tmp_path, folder)
+    assert np.array_equal(found["sample_ids"], wanted["sample_ids"])
+    np.testing.assert_allclose(found["values"], wanted["values"], rtol=1e-4, atol=1e-9)
+    assert len(list((tmp_path / "runs" / "trace").iterdir())) == 1

@@ -1,0 +1,213 @@
+"""What a user can get wrong: each is one sentence and exit code 2, and nothing is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mda.config import main
+
+PROGRAM = Path(__file__).with_name("program.py")
+NEEDS = ("data", "model", "training", "emergence", "unit", "estimator", "intervention", "logger")
+
+# The sentences below name these values; the defaults may change.
+GIVEN = [
+    *("data.seq_len=128", "data.vocab_size=512", "data.held_out=512"),
+    *("model.n_layers=4", "model.n_heads=4", "model.d_model=64", "model.rotary_pct=1.0"),
+    *("training.batch_size=8", "training.total_steps=4000", "training.warmup_steps=100"),
+    *("emergence.every=100", "emergence.length=64", "emergence.held_out=256"),
+    *("unit.probe.length=64", "unit.probe.repeats=2"),
+]
+
+BAD_CONFIG = {
+    "typo in a key": (
+        "model.n_head=8",
+        "model.n_head is no setting (did you mean model.n_heads?); accepted in model: d_ff, ",
+    ),
+    "typo in a nested key": (
+        "unit.probe.lenght=8",
+        "unit.probe.lenght is no setting (did you mean unit.probe.length?); accepted in unit.probe",
+    ),
+    "key without its group": (
+        "batch_size=4",
+        "batch_size is no setting (did you mean training.batch_size?); accepted at the top: data, ",
+    ),
+    "typo in a group": ("modle=nano", "modle is no setting (did you mean model?); accepted"),
+    "typo in an option": (
+        "model=pythia-14mm",
+        "model=pythia-14mm does not exist (did you mean pythia-14m?); accepted: nano, pythia-14m, ",
+    ),
+    "typo in an experiment": ("experiment=smoek", "experiment=smoek does not exist (did you mean"),
+    "text for a number": (
+        "model.n_heads=eight",
+        "model.n_heads=eight is refused; accepted: an integer at least 1",
+    ),
+    "fraction for a count": (
+        "training.total_steps=1.5",
+        "training.total_steps=1.5 is refused; accepted: an integer at least 1",
+    ),
+    "text for a switch": ("data.shuffle=maybe", "data.shuffle=maybe is refused; accepted: true or"),
+    "one value for a list": ("unit.blocks=qk", "unit.blocks=qk is refused; accepted: a list of qk"),
+    "null where a value is needed": (
+        "model.n_layers=null",
+        "model.n_layers=null is refused; accepted: an integer at least 1",
+    ),
+    "unknown choice": (
+        "intervention.mode=maks",
+        "intervention.mode=maks is refused; accepted: one of mask, drop, replace (did you mean ma",
+    ),
+    "unknown choice in a list": (
+        "unit.blocks=[qk,w]",
+        "unit.blocks=[qk,w] is refused; accepted: a list of qk, v, o",
+    ),
+    "out of bounds": (
+        "training.peak_lr=-0.1",
+        "training.peak_lr=-0.1 is refused; accepted: a number above 0",
+    ),
+    "not a number": ("training.peak_lr=nan", "training.peak_lr=nan is refused; accepted: a number"),
+    "fraction above 1": (
+        "intervention.fraction=1.5",
+        "intervention.fraction=1.5 is refused; accepted: a number above 0 and at most 1, or null",
+    ),
+    "setting of another option": (
+        "estimator=random estimator.damping=0.1",
+        "estimator.damping is a setting of estimator=ekfac; choose that option or leave the key",
+    ),
+    "value that must be given": ("data=tokens", "data.path is not given; accepted: the path of"),
+    "several values without a sweep": (
+        "seed=0,1",
+        "seed=0,1 names several values; accepted: one value, a list as [a,b], or a sweep",
+    ),
+    "bad alternative of a sweep": (
+        "-m estimator=ekfac,tracn",
+        "estimator=tracn does not exist (did you mean tracin?); accepted: ekfac, random, tracin",
+    ),
+    "no override": ("smoke", "smoke cannot be read; accepted: key=value, such as model.n_heads=4"),
+    "option with dashes": ("--batch-size=4", "unrecognized arguments: --batch-size=4; see --help"),
+    "setting nobody reads": (
+        "+model.dropout=0",
+        "model.dropout is no setting; accepted in model: d_ff",
+    ),
+    "setting taken away": ("~model", "~model takes a setting away; accepted: another value"),
+    "reference to nothing": (
+        "model.vocab_size=${data.vocab}",
+        "model.vocab_size refers to what does not exist: Interpolation key 'data.vocab' not found",
+    ),
+    "setting of Hydra's that is not there": (
+        "hydra.run.dirr=x",
+        "hydra.run.dirr is no setting of Hydra; accepted: what --cfg hydra shows",
+    ),
+    "heads that do not divide the width": (
+        "model.n_heads=3",
+        "model.n_heads=3 is refused; accepted: a divisor of model.d_model=64",
+    ),
+    "odd number of rotary dimensions": (
+        "model.rotary_pct=0.2",
+        "model.rotary_pct=0.2 is refused; accepted: a share of the 16 dimensions of a head that is",
+    ),
+    "vocabulary beyond the model's": (
+        "model.vocab_size=256",
+        "data.vocab_size=512 is refused; accepted: at most model.vocab_size=256",
+    ),
+    "sequence beyond the context": (
+        "model.max_seq_len=64 emergence.length=32 unit.probe.length=32",
+        "data.seq_len=128 is refused; accepted: at most model.max_seq_len=64",
+    ),
+    "too few sequences for the steps": (
+        "data=synthetic data.n_sequences=1000",
+        "data.n_sequences=1000 is refused; accepted: at least 32512: 4000 steps x training.batch_",
+    ),
+    "window outside the run": (
+        "intervention.window=[3000,5000]",
+        "intervention.window=[3000,5000] is refused; accepted: steps within [0,4000]",
+    ),
+    "window that ends before it starts": (
+        "intervention.window=[2000,1000]",
+        "intervention.window=[2000,1000] is refused; accepted: auto, or steps [start,end] with 0",
+    ),
+    "more edits than samples": (
+        "intervention.window=[0,10] intervention.count=81 intervention.fraction=null",
+        "intervention.count=81 is refused; accepted: at most the window's 80 samples",
+    ),
+    "count beside a fraction": (
+        "intervention.count=80",
+        "intervention.count=80 is refused; accepted: either a count or intervention.fraction",
+    ),
+    "selection by ids without ids": (
+        "intervention.select=ids",
+        "intervention.ids=[] is refused; accepted: a list of sample ids with intervention.select",
+    ),
+    "probe longer than the context": (
+        "unit.probe.repeats=3",
+        "unit.probe.length=64 is refused; accepted: at most 42, model.max_seq_len / unit.probe.",
+    ),
+    "metric's probe longer than the context": (
+        "emergence.length=65",
+        "emergence.length=65 is refused; accepted: at most 64, half of model.max_seq_len",
+    ),
+    "nothing measured": (
+        "emergence.every=5000",
+        "emergence.every=5000 is refused; accepted: at most the run's 4000 steps",
+    ),
+    "more held-out sequences than there are": (
+        "emergence.held_out=1024",
+        "emergence.held_out=1024 is refused; accepted: at most data.held_out=512",
+    ),
+    "position beyond the sequence": (
+        "emergence.icl_late=128",
+        "emergence.icl_late=128 is refused; accepted: positions below data.seq_len=128",
+    ),
+    "head the model does not have": (
+        "unit.locate=L4H0",
+        "unit.locate=L4H0 is refused; accepted: L0H0 to L3H3",
+    ),
+    "head in another notation": (
+        "unit.locate=3.1",
+        "unit.locate=3.1 is refused; accepted: auto, mechanism, all, or a head such as L3H1",
+    ),
+    "checkpoint after the end": (
+        "estimator.checkpoint=4001",
+        "estimator.checkpoint=4001 is refused; accepted: a step of the run, 0 to 4000",
+    ),
+    "checkpoint by an unknown name": (
+        "estimator.checkpoint=onst",
+        "estimator.checkpoint=onst is refused; accepted: onset, window_middle, window_end, or a",
+    ),
+    "warm-up longer than the run": (
+        "training.warmup_steps=4000",
+        "training.warmup_steps=4000 is refused; accepted: fewer than training.total_steps=4000",
+    ),
+    "batch that the devices cannot share": (
+        "training.devices=3",
+        "training.devices=3 is refused; accepted: a divisor of training.batch_size=8",
+    ),
+    "name that is a path": ("name=../x", "name=../x is refused; accepted: letters, digits and any"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIG)
+def test_a_bad_configuration_is_one_sentence(case, tmp_path, monkeypatch, capsys):
+    overrides, sentence = BAD_CONFIG[case]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program.py", *GIVEN, *overrides.split()])
+    with pytest.raises(SystemExit) as stop:
+        main(lambda config, folder: pytest.fail("it ran"), NEEDS)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert err.startswith(f"error: {sentence}")
+    assert err.count("\n") == 1
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("case", ["typo in a key", "bad alternative of a sweep", "typo in a group"])
+def test_so_it_is_in_a_process_of_its_own(case, tmp_path):
+    overrides, sentence = BAD_CONFIG[case]
+    command = [sys.executable, str(PROGRAM), *GIVEN, *overrides.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sentence}")
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == "heavy:\n", "nothing heavy is loaded to say so"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,166 @@
+"""A program's command line: help, one run, a sweep, and mistakes that show up late."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mda.config import check, compose
+from mda.schema import Config, ConfigError, EkfacConfig, TracinConfig
+
+PROGRAM = Path(__file__).with_name("program.py")
+
+
+def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def folders(cwd: Path) -> list[str]:
+    return sorted(path.parent.relative_to(cwd).as_posix() for path in cwd.rglob("config.yaml")
+                  if path.parent.name != ".hydra")  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["seed=1", "--cfg", "job"]])
+def test_help_and_configuration_are_shown_without_loading_or_writing_anything(tmp_path, arguments):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy:"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_says_what_the_program_does_its_groups_settings_and_examples(tmp_path):
+    text = run(tmp_path, "--help").stdout
+    assert text.startswith("A program for the tests: prints what it was given")
+    for line in (
+        "  data          embedded, synthetic, tokens",
+        "  training.min_lr_ratio=0.1                last learning rate as a share of the peak",
+        "  data.path=...                            file of token rows, .npy or raw little-endian "
+        "(data=tokens)",
+        "  python program.py seed=0,1,2 -m       a sweep: one job for each seed",
+    ):
+        assert line in text.splitlines()
+    assert "report.dpi" not in text, "a group the program does not need"
+
+
+def test_a_program_gets_its_typed_configuration_and_a_folder_of_its_own(tmp_path):
+    done = run(tmp_path, "seed=3", "name=mine", "estimator=tracin", "output_dir=out")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "runs" / "program" / "mine"
+    assert done.stdout.splitlines()[0] == f"Config TracinConfig 3 {folder}"
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved["seed"] == 3
+    assert saved["model"]["vocab_size"] == saved["data"]["vocab_size"]
+    assert "${" not in (folder / "config.yaml").read_text()
+    assert (folder / ".hydra" / "overrides.yaml").exists()
+
+
+def test_runs_without_a_name_never_share_a_folder(tmp_path):
+    assert [run(tmp_path).returncode for _ in range(2)] == [0, 0]
+    assert len(folders(tmp_path)) == 2
+
+
+def test_a_sweep_numbers_its_jobs(tmp_path):
+    done = run(tmp_path, "seed=0,1", "-m", "estimator=ekfac,random", "name=grid")
+    assert done.returncode == 0, done.stderr
+    root = "outputs/runs/program/grid"
+    assert folders(tmp_path) == [f"{root}/{job}" for job in range(4)]
+    jobs = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("Config")]
+    assert jobs == [["EkfacConfig", "0"], ["RandomConfig", "0"], ["EkfacConfig", "1"],
+                    ["RandomConfig", "1"]]  # fmt: skip
+
+
+def test_a_mistake_that_shows_up_late_is_one_sentence_too(tmp_path):
+    done = run(tmp_path, "seed=13")
+    assert done.returncode == 2
+    assert done.stderr == "error: data.path=a.npy is refused; accepted: a file that exists\n"
+
+
+def test_a_job_that_fails_does_not_stop_the_others(tmp_path):
+    done = run(tmp_path, "-m", "seed=0,13,1")
+    assert done.returncode == 1
+    assert "error: data.path=a.npy is refused; accepted: a file that exists" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stdout.splitlines() if line.startswith("Config")]) == 2
+
+
+def arguments(*overrides: str, multirun: bool = True, folder: Path | None = None):
+    from argparse import Namespace
+
+    return Namespace(
+        overrides=list(overrides),
+        multirun=multirun,
+        config_name=None,
+        config_path=None,
+        config_dir=str(folder) if folder else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["seed=0,1", "model=nano,pythia-14mm"], r"model=pythia-14mm does not exist"),
+        (["seed=range(0,100)", "training.batch_size=0,8"], r"training\.batch_size=0 is refused"),
+        (
+            ["model.n_heads=4,3", "model.d_model=48,64", "model.rotary_pct=1"],
+            r"model\.n_heads=3 .*divisor .*=64",
+        ),
+        (["seed=0,1,2,3", "emergence.seed=0,1", "model.n_layers=1,2,0"], r"n_layers=0 is refused"),
+        (
+            ["experiment=smoke", "data=synthetic,embedded", "data.templates.xml=2"],
+            r"is a setting of data=synthetic",
+        ),
+    ],
+)
+def test_every_alternative_of_a_sweep_is_checked_before_the_first_job(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        check(arguments(*overrides), None)
+
+
+def test_a_sweep_kept_in_a_file_is_checked_as_well(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "grid.yaml").write_text(
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1', estimator: 'ekfac,randm'}}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"estimator=randm does not exist \(did you mean random"):
+        check(arguments("experiment=grid", multirun=False, folder=tmp_path), None)
+
+
+def test_a_mistake_in_a_file_names_the_file(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "mine.yaml"
+    for text, said in {
+        "model: {n_hed: 3}": r"model\.n_hed is no setting \(did you mean model\.n_heads\?\).*"
+        r"\(in experiment/mine\.yaml\)",
+        "model: {n_heads: many}": r"model\.n_heads=many is refused; accepted: an integer.*"
+        r"\(in experiment/mine\.yaml\)",
+        "model: {n_heads: 3": r"mine\.yaml, line 3 is no valid YAML",
+        "defaults: [{override /data: synth}]": r"data=synth does not exist",
+    }.items():
+        file.write_text(f"# @package _global_\n{text}\n")
+        with pytest.raises(ConfigError, match=said):
+            check(arguments("experiment=mine", multirun=False, folder=tmp_path), None)
+
+
+def test_compose_returns_the_schema_s_own_objects():
+    config = compose(["estimator=tracin", "intervention.window=[100,200]"])
+    assert type(config) is Config
+    assert type(config.estimator) is TracinConfig
+    assert config.intervention.steps == (100, 200)
+    assert type(compose().estimator) is EkfacConfig
+
+
+def test_rules_between_groups_a_program_does_not_need_are_not_its_concern():
+    short = ["data.seq_len=128", "emergence.length=64", "unit.probe.length=100"]
+    with pytest.raises(ConfigError, match=r"unit\.probe\.length=100"):
+        compose(short)
+    assert compose(short, needs=("data", "model", "training", "emergence")).seed == 0
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch):
+    monkeypatch.setattr("mda.schema.validate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        compose()
