@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 TEMPLATES = Path(__file__).parent / "templates"
 LIMIT_MB = 10
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -58,13 +59,13 @@ def as_script(data: Mapping[str, Any]) -> str:
 def number(value: float | None) -> str:
     """Three significant digits with a proper minus sign, a dash for nothing."""
     if value is None:
-        return "–"
-    return f"{value:.3g}".replace("-", "−")  # noqa: RUF001
+        return DASH
+    return f"{value:.3g}".replace("-", MINUS)
 
 
 def p_value(value: float | None) -> str:
     """Two digits, a dash where there was no test."""
-    return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
+    return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def _read(name: str) -> str:

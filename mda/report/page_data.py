@@ -160,10 +160,6 @@ def _metrics(runs: Sequence[Run]) -> list[str]:
     return [m for m in ("prefix_matching", "previous_token") if all(r.heads_of(m) for r in runs)]
 
 
-def _numbers_in(run: Run, metric: str) -> int:
-    return len(run.heads_of(metric)) * len(run.curve["step"])
-
-
 def _points(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
     points = []
     for run in measured.runs:

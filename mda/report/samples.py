@@ -35,7 +35,8 @@ def read_samples(folder: Path) -> TracedSamples:
         for record in (one for records in groups.values() for one in records):
             if not 0 <= len(record["tokens"]) - len(record["influence"]) <= 1:
                 raise ValueError(f"sample {record['id']} has tokens without influence")
-            float(record["score"]), int(record["step"]), str(record["label"])
+            if not {"id", "step", "label", "score"} <= set(record):
+                raise ValueError(f"a sample has only {', '.join(record)}")
         estimator = summary.get("estimator") or {}
         return TracedSamples(
             unit=str(content["unit"]),

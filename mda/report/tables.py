@@ -164,7 +164,7 @@ def print_comparison(rows: Sequence[Comparison], verdicts: Sequence[Verdict]) ->
     if rows and max(row.effect.n for row in rows) < 2:
         console.print("[bold]One seed: differences only, there is no test.[/bold]")
     else:
-        console.print("[interval], corrected two-sided p", markup=False)
+        console.print("p: two-sided, corrected; below it the interval", markup=False)
     if verdicts:
         table = Table(title="verdicts", title_justify="left")
         for name in ("claim", "arm", "verdict", "why"):
@@ -177,7 +177,7 @@ def print_comparison(rows: Sequence[Comparison], verdicts: Sequence[Verdict]) ->
 
 def _cell(row: Comparison) -> str:
     effect = row.effect
-    if effect.low is None:
+    if effect.low is None or effect.high is None:
         return number(effect.mean)
-    ends = f"\\[{number(effect.low)}, {number(effect.high)}]"
-    return f"{number(effect.mean)} {ends} p {p_value(row.p_holm)}"
+    ends = f"{effect.low:.2g}, {effect.high:.2g}"
+    return f"{number(effect.mean)} (p {p_value(row.p_holm)})\n\\[{ends}]"

@@ -48,7 +48,7 @@ def test_control_is_the_base_run_bit_for_bit(out):
     assert rows[1:] == [row for row in base_rows[1:] if 20 <= int(row.split(",")[0]) <= 40]
 
 
-def test_an_arm_edits_what_its_plan_says_and_is_found_again(out):
+def test_an_arm_edits_what_its_plan_says(out):
     folder = run("run", out, *WINDOW, "intervention.fraction=0.25")
     found = summary(folder)
     scores = artifact(out, "scores", found["fingerprints"]["scores"])
@@ -60,38 +60,7 @@ def test_an_arm_edits_what_its_plan_says_and_is_found_again(out):
     plan = list(csv.DictReader(lines[1:]))
     assert {int(row["sample_id"]) for row in plan} == set(ids[order[:20]].tolist())
     assert {float(row["weight"]) for row in plan} == {0.0}
-    again = summary(run("run", out, *WINDOW, "intervention.fraction=0.25"))
-    assert again["times"]["built"] == []
-    assert again["fingerprints"] == found["fingerprints"]
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ("intervention=augment",),
-        ("intervention=remove", "intervention.mode=drop"),
-        ("intervention=remove", "intervention.mode=replace"),
-        ("estimator=random",),
-        ("estimator=tracin", "estimator.adam_preconditioning=true"),
-        ("intervention.select=bottom", "unit=previous_token_head", "unit.probe.length=16"),
-        ("unit.locate=mechanism",),
-    ],
-    ids=" ".join,
-)
-def test_every_kind_of_arm_runs_and_differs_from_control(out, overrides):
-    control = summary(run("run", out, *WINDOW, "intervention=control"))
-    found = summary(run("run", out, *WINDOW, *overrides))
-    assert found["intervention"]["n"] == 8
-    assert found["fingerprints"]["base"] == control["fingerprints"]["base"]
-    assert found["fingerprints"]["arm"] != control["fingerprints"]["arm"]
-
-
-def test_inserted_rows_are_trained_on(out, tmp_path):
-    rows = np.random.default_rng(0).integers(2, 250, (10, 33), dtype=np.uint16)
-    np.save(tmp_path / "rows.npy", rows)
-    insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
-    folder = run("run", out, *WINDOW, *insert, f"intervention.rows={tmp_path / 'rows.npy'}")
-    assert summary(folder)["intervention"]["n"] == 10
+    assert found["intervention"]["n"] == len(plan) == 20
 
 
 def test_the_trace_holds_what_the_summary_names(out):

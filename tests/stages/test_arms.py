@@ -1,0 +1,102 @@
+"""Every kind of arm through the pipeline, in one process, at smoke size."""
+
+import numpy as np
+import pytest
+
+from mda import pipeline
+from mda.config import compose
+from mda.schema import ConfigError
+from mda.stages.context import Context
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+
+    def run(*overrides: str) -> pipeline.Arm:
+        fixed = ("experiment=smoke", "intervention.window=[20,40]", f"output_dir={out}")
+        context = Context(config := compose([*fixed, *overrides]), Context.of(config).store)
+        quiet = Context(config, context.store, progress=False)
+        return pipeline.arm(quiet, quiet)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("intervention=augment",),
+        ("intervention=augment", "intervention.mode=upweight", "intervention.weight=3"),
+        ("intervention=remove", "intervention.mode=drop"),
+        ("intervention=remove", "intervention.mode=replace"),
+        ("intervention=remove", "intervention.select=band", "intervention.band=[0.5,0.6]"),
+        ("intervention=remove", "intervention.match=label"),
+        ("estimator=random",),
+        ("estimator=tracin", "estimator.adam_preconditioning=true"),
+        ("estimator.labels=empirical", "unit.blocks=[qk]", "unit.biases=true"),
+        ("unit=previous_token_head", "unit.probe.length=16", "intervention.select=bottom"),
+        ("unit.locate=mechanism",),
+        ("unit.locate=mechanism", "unit=previous_token_head", "unit.probe.length=16"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_arm_edits_and_differs_from_control(arm, overrides):
+    control, found = arm("intervention=control"), arm(*overrides)
+    assert len(found.edited.plan.sample_ids) == 8
+    assert found.base.fingerprint == control.base.fingerprint
+    assert found.run.fingerprint != control.run.fingerprint
+    assert found.run.curve[-1] != control.run.curve[-1]
+
+
+def test_an_arm_is_trained_once_however_it_was_chosen(arm):
+    first = arm("estimator=random", "estimator.seed=3")
+    ids = ",".join(map(str, first.edited.plan.sample_ids))
+    again = arm("intervention.select=ids", f"intervention.ids=[{ids}]")
+    assert not again.run.built
+    assert again.run.fingerprint == first.run.fingerprint
+
+
+def test_upweighting_twice_is_a_duplicate(arm):
+    one = arm("intervention=augment", "intervention.mode=duplicate")
+    two = arm("intervention=augment", "intervention.mode=upweight", "intervention.weight=2")
+    assert np.array_equal(one.edited.plan.sample_ids, two.edited.plan.sample_ids)
+    a, b = one.run.curve[-1]["val/loss"], two.run.curve[-1]["val/loss"]
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_inserted_rows_are_trained_on(arm, tmp_path):
+    rows = np.random.default_rng(0).integers(2, 250, (10, 33), dtype=np.uint16)
+    np.save(tmp_path / "rows.npy", rows)
+    insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
+    found = arm(*insert, f"intervention.rows={tmp_path / 'rows.npy'}")
+    ids, _ = found.edited.schedule.at(20)
+    assert len(ids) == 4 + 4
+    assert found.edited.rows.rows(ids[-4:]).tolist() == rows[:4].tolist()
+
+
+def test_curvature_is_shared_between_units_and_dampings(arm):
+    one = arm()
+    folders = one.traced.folder.parent.parent / "curvature"
+    before = {path.name for path in folders.glob("*/manifest.json")}
+    arm("estimator.damping=0.5")
+    arm("unit.probe.seed=7")
+    assert {path.name for path in folders.glob("*/manifest.json")} == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("intervention.window=[21,40]", "training.checkpoint_every=20"), None),
+        (("estimator.checkpoint=33",), "estimator.checkpoint=33: the base run kept no such"),
+        (("intervention.window=auto",), "intervention.window=auto: .*did not emerge"),
+        (("intervention.select=ids", "intervention.ids=[399]"), "not in the window"),
+        (("intervention.label=poem",), "no sample of the window has the label 'poem'"),
+        (("estimator=random", "intervention.match=loss"), "match=loss needs an estimator"),
+    ],
+)
+def test_impossible_edits_are_refused_in_one_sentence(arm, overrides, says):
+    if says is None:  # the ends of a given window are always kept
+        assert arm(*overrides).unit.window.start == 21
+        return
+    with pytest.raises(ConfigError, match=says):
+        arm(*overrides)
