@@ -22,7 +22,7 @@ def run(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.report.arm import FILES, report_arm
     from mda.report.summary import write_summary
-    from mda.report.wandb_logging import job_log, offline_runs
+    from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
     start = time.perf_counter()
@@ -64,9 +64,7 @@ def run(config: Config, folder: Path) -> None:
     )
     if not any(stage and stage.built for stage in stages.values()):
         print("nothing to build: this arm was in the store")
-    for offline in offline_runs(folder):
-        print(f"to upload: wandb sync {offline}")
-    print(f"next:      python experiments/compare.py runs=[{folder.parent}]")
+    print(f"{log.upload}next: python experiments/compare.py runs=[{folder.parent}]")
     print(folder)
 
 

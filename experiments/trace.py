@@ -24,7 +24,7 @@ def trace(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.report.summary import write_summary
     from mda.report.trace import FILES, report_trace
-    from mda.report.wandb_logging import job_log, offline_runs
+    from mda.report.wandb_logging import job_log
     from mda.stages.attribution import token_influence
     from mda.stages.context import Context, process_group, rank
 
@@ -67,9 +67,7 @@ def trace(config: Config, folder: Path) -> None:
         window=asdict(unit.window),
     )
     print(f"scores of all heads: {traced.folder}")
-    for run in offline_runs(folder):
-        print(f"to upload: wandb sync {run}")
-    print(f"next:      python experiments/run.py seed={config.seed} intervention=remove")
+    print(f"{log.upload}next: python experiments/run.py seed={config.seed} intervention=remove")
     print(folder)
 
 

@@ -19,7 +19,7 @@ def train(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.report.base import FILES, report_base
     from mda.report.summary import write_summary
-    from mda.report.wandb_logging import job_log, offline_runs
+    from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
     start = time.perf_counter()
@@ -42,9 +42,7 @@ def train(config: Config, folder: Path) -> None:
         },
     )
     print(f"checkpoints: {base.folder / 'checkpoints'}")
-    for run in offline_runs(folder):
-        print(f"to upload:   wandb sync {run}")
-    print(f"next:        python experiments/trace.py seed={config.seed}")
+    print(f"{log.upload}next: python experiments/trace.py seed={config.seed}")
     print(folder)
 
 

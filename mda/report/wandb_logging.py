@@ -20,6 +20,13 @@ class JobLog:
         self.run = run
         self.defined: set[str] = set()
 
+    @property
+    def upload(self) -> str:
+        """How to upload an offline run, a line for the terminal; empty where there is none."""
+        if self.run is None or not self.run.settings.mode.startswith("offline"):
+            return ""
+        return f"to upload:  wandb sync {Path(self.run.dir).parent}\n"
+
     def row(self, row: Mapping[str, float]) -> None:
         """Log one row of a table; its `step` is the x-axis of all its metrics.
 
@@ -89,7 +96,3 @@ def job_log(
     ) as run:
         yield JobLog(run)
 
-
-def offline_runs(folder: Path) -> list[Path]:
-    """W&B's run folders under a job's folder, for `wandb sync`."""
-    return sorted(folder.glob("wandb/offline-run-*"))
