@@ -53,16 +53,24 @@ class Corpus:
         return [self.label_names[i] for i in self.labels[np.asarray(sample_ids)]]
 
     def decode(self, token_ids: Sequence[int]) -> list[str]:
-        """One string for each token; the ids themselves where there is no tokenizer.
+        """One string for each token, together the text; the ids where there is no tokenizer.
 
-        Byte-level tokens that hold part of a character show as the replacement character.
+        A character that several byte-level tokens make stands at the last of them.
         """
         if self.tokenizer is None:
             return [f"{token} " for token in token_ids]
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(self.tokenizer))
-        return [tokenizer.decode([int(t)], skip_special_tokens=False) for t in token_ids]
+        pieces, pending = [], []
+        for token in token_ids:
+            pending.append(int(token))
+            text = tokenizer.decode(pending, skip_special_tokens=False)
+            # A character has four bytes at most; what is still torn then was cut by the row.
+            whole = not text.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) == 4
+            pieces.append(text if whole else "")
+            pending = [] if whole else pending
+        return pieces
 
 
 def open_corpus(folder: Path, fingerprint: str, tokens: np.ndarray | None = None) -> Corpus:

@@ -130,7 +130,9 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
         for seed, runs in sorted(seeds.items())
     ]
     numbers = sum(
-        _numbers_in(runs[0], metric) for _, _, runs in groups for metric in _metrics(runs)
+        len(runs[0].heads_of(metric)) * len(runs[0].curve["step"])
+        for _, _, runs in groups
+        for metric in _metrics(runs)
     )
     every = max(1, -(-numbers // HEAD_NUMBERS))
     found = []

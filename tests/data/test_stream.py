@@ -147,3 +147,21 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, corpus, labels, says):
 
 def test_store_writes_what_a_corpus_reads(corpus, tmp_path):
     assert store.read_json(tmp_path / "corpus" / "corpus.json")["vocab_size"] == 64
+
+
+def test_decoding_keeps_characters_of_several_tokens_whole(tmp_path, corpus):
+    from dataclasses import replace
+
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "a ─ é 𝛼 z"
+    pieces = replace(corpus, tokenizer=tmp_path / "tokenizer.json").decode(
+        tokenizer.encode(text).ids
+    )
+    assert "".join(pieces) == text
+    assert len(pieces) == len(text.encode())

@@ -92,11 +92,12 @@ def _curve(seed: int, edit: Edit, rng: np.random.Generator, noise: float):
     unit = _unit(seed)
     second = (unit[0], (unit[1] + 1) % HEADS)
     offsets = noise * rng.normal(size=8)
+    jitter = 0.1 * noise * rng.normal(size=(LAYERS, HEADS))
     for step in range(START, END + 1, EVERY):
         rise = 1 / (1 + np.exp(-(step - onset - edit.delay) / 150)) * edit.strength
         row: dict[str, Any] = {"step": step, "tokens": step * BATCH * SEQ_LEN}
         for layer, head in np.ndindex(LAYERS, HEADS):
-            score = 0.01 + 0.002 * ((layer + head) % 3)
+            score = 0.01 + 0.002 * ((layer + head) % 3) + jitter[layer, head]
             if (layer, head) == unit:
                 score += height * rise + offsets[0]
             elif (layer, head) == second:

@@ -100,7 +100,7 @@ def test_other_induction_heads_are_those_of_the_control(compared):
     assert values["heads/rest"] == pytest.approx(rest)
     moved = table(rows, "control", "heads/induction")["remove mask ekfac top 10 %"].effect.mean
     still = table(rows, "control", "heads/rest")["remove mask ekfac top 10 %"].effect.mean
-    assert moved < -0.02 and abs(still) < 1e-6
+    assert moved < -0.02 and abs(still) < 5e-4
 
 
 def test_without_another_induction_head_the_contrast_is_missing(tmp_path):

@@ -1,0 +1,138 @@
+"""A program's command line: checked first, then run once or as a sweep."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mda.config.composer import composer, search_path, typed, with_hydra
+from mda.config.files import conf_dir, groups, options
+from mda.config.help_page import help_page
+from mda.config.mistakes import explain, of_hydra, refuse_illegal
+from mda.schema import Config, ConfigError
+
+Program = Callable[[Config, Path], None]
+EXHAUSTIVE = 16
+"""A sweep of more jobs is checked one alternative at a time, not every combination: composing
+one takes a quarter of a second, and Hydra does it again."""
+
+
+def main(program: Program, needs: Sequence[str]) -> None:
+    """Run `program(config, folder)` as the command line says; exit code 2 after a mistake.
+
+    `needs` are the groups that the program uses: `--help` shows these, and the rules between
+    groups are checked among these. The docstring of the program's module heads its help. Import
+    what is heavy (torch, transformers) inside `program`, so that help and mistakes answer at once.
+    """
+    parser = get_args_parser()
+    parser.error = lambda message: _refuse(ConfigError(f"{message}; see --help"))
+    args = parser.parse_intermixed_args()
+    flags = [word for word in sys.argv[1:] if word not in args.overrides]
+    sys.argv[1:] = [*flags, *args.overrides]  # Hydra itself wants its flags first
+    if args.help:
+        about = sys.modules[program.__module__].__doc__ or ""
+        name = Path(sys.argv[0]).name
+        print(help_page(name, about, needs, {group: options(group) for group in groups()}))
+        return
+    try:
+        if not (args.hydra_help or args.shell_completion or args.info):
+            check(args, needs)
+    except ConfigError as error:
+        _refuse(error)
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    with tempfile.TemporaryDirectory() as folder:
+        if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first writes
+            sys.argv.append(f"hydra.run.dir={folder}")
+        run(_task(program, needs))()
+
+
+def check(args: Namespace, needs: Sequence[str] | None) -> None:
+    """Compose and check every job that a parsed command line asks for. Raises ConfigError."""
+    name = args.config_name or "config"
+    job = args.overrides
+    extra = search_path(args.config_dir)
+    with composer(args.config_path):
+        try:
+            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+            given = parser.parse_overrides(args.overrides)
+            refuse_illegal(given)
+            swept = [item for item in given if item.is_sweep_override()]
+            if not (swept or args.multirun):
+                node, cfg = with_hydra(name, args.overrides + extra)
+                if node.mode != RunMode.MULTIRUN:
+                    typed(cfg, needs)
+                    return
+            else:  # presets and Hydra's own settings tell whether a sweep was meant
+                fixed = [item for item in given if item not in swept]
+                shape = [item for item in fixed if "." not in item.key_or_group or of_hydra(item)]
+                node, _ = with_hydra(name, [str(item.input_line) for item in shape] + extra)
+                if not (args.multirun or node.mode == RunMode.MULTIRUN):
+                    raise ConfigError(
+                        f"{swept[0].input_line} names several values; accepted: one value, a list "
+                        f"as [a,b], or a sweep over them with -m"
+                    )
+            params = node.sweeper.get("params") or {}
+            given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
+            for job in _jobs(given):
+                typed(hydra.compose(name, job + extra), needs)
+        except Exception as error:
+            raise explain(error, job) from error
+
+
+def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None]:
+    @functools.wraps(program)  # Hydra names the job after the file of the wrapped function
+    def task(cfg: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        single = HydraConfig.get().mode == RunMode.RUN
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        try:
+            program(typed(cfg, needs), folder)
+        except ConfigError as error:  # from data files and checkpoints, which only now are read
+            if single:
+                _refuse(error)
+            raise CompactHydraException(f"error: {error}") from None
+
+    return task
+
+
+def _jobs(given: Sequence[Override]) -> Iterator[list[str]]:
+    """Overrides of each job; of a range its ends, of a long sweep each alternative once."""
+    choices: dict[str, list[str]] = {}
+    for item in given:
+        key = item.get_key_element()
+        if not item.is_sweep_override():
+            choices[key] = [str(item.input_line)]
+        elif item.is_discrete_sweep():
+            values = [f"{key}={value}" for value in item.sweep_string_iterator()]
+            choices[key] = [values[0], values[-1]] if item.is_range_sweep() else values
+    if math.prod(len(values) for values in choices.values()) <= EXHAUSTIVE:
+        yield from map(list, itertools.product(*choices.values()))
+        return
+    first = {key: values[0] for key, values in choices.items()}
+    yield list(first.values())
+    for key, values in choices.items():
+        for value in values[1:]:
+            yield list({**first, key: value}.values())
+
+
+def _refuse(error: ConfigError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)

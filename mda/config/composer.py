@@ -1,0 +1,82 @@
+"""YAML files, schema and overrides put together by Hydra, and turned into the schema's objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+
+from mda import schema
+from mda.config.files import conf_dir
+from mda.config.mistakes import explain, refuse_illegal
+from mda.schema import Config, ConfigError
+
+
+def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -> Config:
+    """The checked configuration for these overrides, for tests and notebooks.
+
+    Raises ConfigError, one sentence. Rules between groups concern `needs` only, where given.
+    """
+    with composer():
+        try:
+            refuse_illegal(OverridesParser.create().parse_overrides(list(overrides)))
+            return typed(hydra.compose("config", list(overrides)), needs)
+        except Exception as error:
+            raise explain(error, overrides) from error
+
+
+@contextmanager
+def composer(folder: str | None = None) -> Iterator[None]:
+    """Hydra, set up to compose from conf/ or another folder. Raises ConfigError for none."""
+    if folder and not (Path(folder).is_absolute() and Path(folder).is_dir()):
+        raise ConfigError(f"--config-path {folder} is refused; accepted: an absolute path")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(folder or str(conf_dir()), version_base="1.3"):
+        yield
+
+
+def search_path(folder: str | None) -> list[str]:
+    """The override that makes Hydra look for options in one more folder."""
+    if folder is None:
+        return []
+    if not Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder} is refused; accepted: a folder of YAML files")
+    return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
+
+
+def with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
+    """Hydra's own settings, and the configuration without them."""
+    cfg = hydra.compose(name, overrides, return_hydra_config=True)
+    node = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return node, cfg
+
+
+def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
+    """The schema's objects, checked. Raises ConfigError, or what OmegaConf finds."""
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, Config):
+        raise ConfigError("this configuration has no schema/config in its defaults list")
+    schema.validate(config, needs)
+    return config
+
+
+def register() -> None:
+    """Make the dataclasses known to Hydra as `schema/...`, which the YAML files refer to."""
+    store = ConfigStore.instance()
+    root = OmegaConf.structured(Config)
+    for group, classes in schema.OPTIONS.items():
+        root[group] = MISSING  # the option chosen brings its own class
+        for name, cls in classes.items():
+            store.store(group=f"schema/{group}", name=name, node=cls, package=group)
+    store.store(group="schema", name="config", node=root, package="_global_")
+
+
+register()
