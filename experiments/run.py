@@ -64,7 +64,7 @@ def run(config: Config, folder: Path) -> None:
     )
     if not any(stage and stage.built for stage in stages.values()):
         print("nothing to build: this arm was in the store")
-    print(f"{log.upload}next: python experiments/compare.py runs=[{folder.parent}]")
+    print(f"{log.upload}next: python experiments/compare.py report.runs=[{folder.parent}]")
     print(folder)
 
 

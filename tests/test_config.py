@@ -107,7 +107,7 @@ def arguments(*overrides: str, multirun: bool = True, folder: Path | None = None
             ["model.n_heads=4,3", "model.d_model=48,64", "model.rotary_pct=1"],
             r"model\.n_heads=3 .*divisor .*=64",
         ),
-        (["seed=0,1,2,3", "emergence.seed=0,1", "model.n_layers=1,2,0"], r"n_layers=0 is refused"),
+        (["seed=0,1,2,3", "emergence.seed=0,1", "model.n_layers=1,0,2"], r"n_layers=0 is refused"),
         (
             ["experiment=smoke", "data=synthetic,embedded", "data.templates.xml=2"],
             r"is a setting of data=synthetic",

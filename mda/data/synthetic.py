@@ -51,12 +51,7 @@ _ALPHABETS = (
     _LOWER + _DIGITS,
     _LOWER + _LOWER.upper() + _DIGITS,
 )
-_SMALL = (
-    *"#$%&*+-/<=>@^~!?()[]{}:;_.,|",
-    *("the", " of ", " and", " to ", " in ", " is", " a ", "for", " if", "ing", "ed ", "er", "ly"),
-    *("tion", "self", "=", " = ", "()", "):", "->", "==", "//", "</", '">', "\\", "  ", "    "),
-    *("\n", "\n    ", ", ", ". ", "'", '"', "1", "2", "0.", "10"),
-)
+_SIGNS = "#$%&*+-/<=>@^~!?()[]{}:;_.,|"
 
 
 class Planted(NamedTuple):
@@ -78,9 +73,7 @@ def fragment(rng: Random) -> str:
     """A piece of a word, a syllable, or up to three random letters and digits."""
     kind = rng.randrange(5)
     if kind < 2:
-        word = rng.choice(_WORDS)
-        start = rng.randint(0, len(word) - 2)
-        return word[start : start + rng.randint(2, 5)]
+        return rng.choice(_WORDS)[: rng.randint(2, 5)]
     if kind == 2:
         return syllables(rng, 1, 1)
     if kind == 3:
@@ -162,12 +155,12 @@ def log(rng: Random) -> Planted:
 
 
 def repeat(rng: Random) -> Planted:
-    """A block of fragments, small words and signs, repeated without meaning."""
+    """A block of fragments and signs, repeated without meaning: "meaningless repeats"."""
     n = rng.randint(4, 24)
     pieces = [fragment(rng) for _ in range(n)]
-    for i in rng.sample(range(n), n // 3):
-        pieces[i] = rng.choice(_SMALL)
-    for i in rng.sample(range(n), n // 6):
+    for i in rng.sample(range(n), n // 5):
+        pieces[i] = rng.choice(_SIGNS)
+    for i in rng.sample(range(n), n // 8):
         pieces[i] = " " + pieces[i]
     block = "".join(pieces) + rng.choice(("", "", " ", "\n"))
     return Planted(block * max(2, rng.randint(30, 90) // n) + "\n", (block,))

@@ -191,4 +191,4 @@ def _sample_files(samples: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _runs_argument(folders: Sequence[Path]) -> str:
-    return f"runs=[{','.join(folder.as_posix() for folder in folders)}]"
+    return f"report.runs=[{','.join(folder.as_posix() for folder in folders)}]"

@@ -20,7 +20,7 @@ from mda.report.page_data import relative
 from mda.report.statistics import NullCheck
 
 VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
-SHOWN = ("unit", "mechanism", "icl_score")
+SHOWN = ("unit", "icl_score")
 
 
 def value_rows(measured: Measurements, folder: Path) -> list[dict[str, Any]]:
@@ -180,4 +180,4 @@ def _cell(row: Comparison) -> str:
     if effect.low is None or effect.high is None:
         return number(effect.mean)
     ends = f"{effect.low:.2g}, {effect.high:.2g}"
-    return f"{number(effect.mean)} (p {p_value(row.p_holm)})\n\\[{ends}]"
+    return f"{number(effect.mean)}  p {p_value(row.p_holm)}\n\\[{ends}]"

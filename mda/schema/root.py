@@ -30,13 +30,39 @@ from mda.schema.setting import Group, setting
 
 
 @dataclass
+class ClaimConfig(Group):
+    """A claim and the rule by which it is judged, written down before the runs."""
+
+    key: ClassVar[str] = "report.claims"
+    text: str = setting("???", "the claim in words")
+    metric: str = setting("unit", "what is compared, see mda/report/metrics.py")
+    arm: dict[str, str] = field(default_factory=dict)
+    reference: str = setting(
+        "random", "what the arm is compared with", one_of=("control", "random", "matched")
+    )
+    direction: str = setting("???", "the claimed sign", one_of=("less", "greater", "none"))
+    alpha: float = setting(0.05, "level of the Holm-corrected test", above=0, below=1)
+    min_seeds: int = setting(5, "fewer pairs leave it undecided", low=2)
+    evidence: str = setting(
+        "either", "what must hold", one_of=("p", "interval", "either", "both")
+    )
+    margin: float = setting(0.0, "smallest effect that counts, in units of the metric", low=0)
+
+
+@dataclass
 class ReportConfig(Group):
-    """Tables and figures."""
+    """Tables, figures, and the comparison of arms."""
 
     key: ClassVar[str] = "report"
     top_heads: int = setting(5, "heads in the table of the strongest", low=1)
     samples: int = setting(50, "highest and lowest samples that are shown with their text", low=1)
     dpi: int = setting(150, "resolution of figures, dots per inch", low=30)
+    runs: list[str] = setting([], "folders with arms to compare: of a sweep, or of single runs")
+    traces: list[str] = setting([], "folders of traces whose samples the page shows")
+    title: str = setting("Which training samples made this unit?", "head of the page")
+    confidence: float = setting(0.95, "level of intervals", above=0, below=1)
+    resamples: int = setting(9999, "bootstrap resamples", low=99)
+    claims: dict[str, ClaimConfig] = field(default_factory=dict)
 
 
 @dataclass

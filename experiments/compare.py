@@ -1,0 +1,41 @@
+"""Compare arms: what did the edits do to the unit, and more than random edits did?
+
+Reads finished arms of run.py (report.runs: folders of arms or of whole sweeps) and writes the
+effects with intervals and permutation tests, a verdict for every claim of conf/report, figures,
+and one self-contained page that opens without a network.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from mda.config import main
+from mda.schema import Config, ConfigError
+
+NEEDS = ("report",)
+
+
+def compare(config: Config, folder: Path) -> None:
+    from mda.report.claims import Claim
+    from mda.report.compare import CompareSettings
+    from mda.report.compare import compare as compare_arms
+
+    report = config.report
+    settings = CompareSettings(
+        claims=tuple(Claim(name, **asdict(claim)) for name, claim in report.claims.items()),
+        confidence=report.confidence,
+        resamples=report.resamples,
+        dpi=report.dpi,
+        title=report.title,
+        seed=config.seed,
+    )
+    runs, traces = ([Path(name) for name in names] for names in (report.runs, report.traces))
+    try:
+        compare_arms(runs, folder, settings, traces)
+    except ValueError as error:
+        raise ConfigError(f"report.runs={report.runs}: {error}") from error
+    print(f"page: {folder / 'report.html'}")
+    print(folder)
+
+
+if __name__ == "__main__":
+    main(compare, NEEDS)
