@@ -84,9 +84,7 @@ class Bench:
 
     def fit(self, sample_ids: np.ndarray, batch_size: int) -> None:
         layers = range(self.model.config.num_hidden_layers)
-        fit_curvature(
-            self.model, self.rows, sample_ids, layers, SUBSPACE, Labels(), batch_size
-        )
+        fit_curvature(self.model, self.rows, sample_ids, layers, SUBSPACE, Labels(), batch_size)
 
     def sides(self) -> dict[str, Side]:
         """Every side by name; `train` is the one the others are divided by."""

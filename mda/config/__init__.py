@@ -7,8 +7,8 @@ as a sweep, with the typed configuration and the run's folder.
 """
 
 from mda.config.command import check, main
-from mda.config.composer import compose
+from mda.config.composer import compose, prepare
 from mda.config.files import conf_dir
 from mda.config.mistakes import explain
 
-__all__ = ["check", "compose", "conf_dir", "explain", "main"]
+__all__ = ["check", "compose", "conf_dir", "explain", "main", "prepare"]

@@ -31,6 +31,16 @@ def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -
             raise explain(error, overrides) from error
 
 
+def prepare(overrides: Sequence[str], folder: Path, needs: Sequence[str] | None = None) -> Config:
+    """`compose` for a job that a program runs itself, with config.yaml in the job's folder."""
+    config = compose(overrides, needs)
+    folder.mkdir(parents=True, exist_ok=True)
+    with composer():
+        cfg = hydra.compose("config", list(overrides))
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    return config
+
+
 @contextmanager
 def composer(folder: str | None = None) -> Iterator[None]:
     """Hydra, set up to compose from conf/ or another folder. Raises ConfigError for none."""

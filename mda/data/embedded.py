@@ -116,7 +116,7 @@ def harvest(packages: Sequence[str], workers: int) -> list[Document]:
         if workers > 1:
             # Spawned: the caller's process may hold threads, which a fork would break.
             context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+            pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
             found = stack.enter_context(pool).map(documents_of, files, chunksize=8)
         for part in found:
             documents += part
@@ -208,7 +208,7 @@ def _texts(
     return sources
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let a worker end when the process that started it is killed and cannot say so."""
     parent = multiprocessing.parent_process()
 

@@ -140,6 +140,26 @@ def by_arm(runs: Sequence[Run]) -> dict[Arm, dict[int, list[Run]]]:
     return {arm: dict(seeds) for arm, seeds in groups.items()}
 
 
+def band_edges(arm: Arm) -> tuple[float, float]:
+    """Quantiles of a score band, from its arm: (0.9, 1.0) is the top decile."""
+    low, _, high = arm.select.split()[1].partition("-")
+    return float(low), float(high)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder, with forward slashes, on any system."""
+    return Path(*_way(path.resolve(), folder.resolve())).as_posix()
+
+
+def _way(path: Path, folder: Path) -> list[str]:
+    shared = 0
+    for a, b in zip(path.parts, folder.parts, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return [".."] * (len(folder.parts) - shared) + list(path.parts[shared:])
+
+
 def _arm(edit: dict[str, Any], estimator: dict[str, Any]) -> Arm:
     if edit["name"] == CONTROL:
         return Arm(CONTROL)

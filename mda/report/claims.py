@@ -15,7 +15,8 @@ p-value in the claimed direction, Holm-corrected over all tested claims of the r
 For direction `none` (the edit does nothing), which needs a margin above 0: replicated where the
 interval lies inside [-margin, margin], not replicated where it lies wholly outside.
 
-So a missing effect is never concluded from a large p, and few seeds give `undecided`.
+`p` keeps its level with any number of seeds; the interval is too narrow with few (see
+`paired_effect`), so `interval` and `either` are for many. A missing effect is never concluded from a large p, and few seeds give `undecided`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Claim:
     direction: str
     alpha: float = 0.05
     min_seeds: int = 5
-    evidence: str = "either"
+    evidence: str = "p"
     margin: float = 0.0
 
     def __post_init__(self) -> None:

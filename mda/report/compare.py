@@ -66,7 +66,7 @@ def compare(
     rows = compare_arms(measured, *shared)
     verdicts = judge(settings.claims, measured, *shared)
     checks = null_checks(measured, settings)
-    samples = pack_samples([read_samples(folder) for folder in traces])
+    samples = pack_samples([read_samples(folder) for folder in traces], out)
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, settings.dpi)

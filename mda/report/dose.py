@@ -12,15 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mda.report.arms import Arm
+from mda.report.arms import band_edges
 from mda.report.effects import Comparison
 from mda.report.series import COLOURS
-
-
-def band_edges(arm: Arm) -> tuple[float, float]:
-    """Quantiles of a score band, from its arm: (0.9, 1.0) is the top decile."""
-    low, _, high = arm.select.split()[1].partition("-")
-    return float(low), float(high)
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:

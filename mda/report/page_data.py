@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mda.report.arms import CONTROL, Arm, Run, by_arm
+from mda.report.arms import CONTROL, Arm, Run, band_edges, by_arm, relative
 from mda.report.claims import Verdict
-from mda.report.dose import band_edges
 from mda.report.effects import Comparison
 from mda.report.metrics import Measurements, control_of
 from mda.report.series import CURVES, arm_curves, head_matrix, same_window, styles, titles
@@ -74,20 +73,6 @@ def overrides(run: Run) -> list[str]:
     """The overrides that started a run, as Hydra saved them; empty where it did not."""
     path = run.folder / ".hydra" / "overrides.yaml"
     return [str(item) for item in yaml.safe_load(path.read_text("utf-8"))] if path.exists() else []
-
-
-def relative(path: Path, folder: Path) -> str:
-    """A path as seen from a folder, with forward slashes, on any system."""
-    return Path(*_steps(path.resolve(), folder.resolve())).as_posix()
-
-
-def _steps(path: Path, folder: Path) -> list[str]:
-    shared = 0
-    for a, b in zip(path.parts, folder.parts, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return [".."] * (len(folder.parts) - shared) + list(path.parts[shared:])
 
 
 def _curves(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mda import store
+from mda.report.arms import relative
 
 FILE = "top_samples.json"
 LEVELS = 100  # influence is shown in hundredths of the sample's largest
@@ -50,9 +51,14 @@ def read_samples(folder: Path) -> TracedSamples:
         raise ValueError(f"{folder} is not the folder of a finished trace: {reason}") from error
 
 
-def traces_of(scores: Iterable[str], runs: Path) -> list[Path]:
-    """Trace folders below `runs` whose scores are among these fingerprints, one for each."""
-    wanted = set(scores)
+def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:
+    """Trace folders below `runs` of the scores that the arms in and below the folders used.
+
+    One folder for each scores artifact, in the order of their names.
+    """
+    summaries = [path for folder in run_folders for path in folder.rglob("summary.json")]
+    arms = [one for one in map(store.read_json, summaries) if "intervention" in one]
+    wanted = {one.get("fingerprints", {}).get("scores") for one in arms} - {None}
     found: dict[str, Path] = {}
     for path in sorted(runs.rglob(FILE)):
         summary = path.parent / "summary.json"
@@ -63,8 +69,10 @@ def traces_of(scores: Iterable[str], runs: Path) -> list[Path]:
     return list(found.values())
 
 
-def pack_samples(traced: Sequence[TracedSamples], budget: int = 350_000) -> dict[str, Any] | None:
-    """Samples of all traces in a form small enough for a page; None where there are none.
+def pack_samples(
+    traced: Sequence[TracedSamples], out: Path, budget: int = 350_000
+) -> dict[str, Any] | None:
+    """Samples of all traces in a form small enough for a page in `out`; None where there are none.
 
     Tokens become indices into one list, influence hundredths of the sample's largest. If all
     samples together have more than `budget` tokens, each is cut to the stretch that holds most of
@@ -107,7 +115,7 @@ def pack_samples(traced: Sequence[TracedSamples], budget: int = 350_000) -> dict
             }
         )
     sources = [
-        {"name": f"{one.unit}, {one.estimator}, seed {one.seed}", "file": str(one.path)}
+        {"name": f"{one.unit}, {one.estimator}, seed {one.seed}", "file": relative(one.path, out)}
         for one in traced
     ]
     return {

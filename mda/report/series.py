@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 
-from mda.report.arms import CONTROL, Arm, Run, by_arm
+from mda.report.arms import CONTROL, Arm, Run, band_edges, by_arm
 from mda.report.metrics import Measurements, control_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -45,7 +47,7 @@ class ArmCurve:
 
 
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
-    """Control black, random edits and score bands grey, every other arm a colour of its own.
+    """Control black, random edits grey, bands on a scale, every other arm a colour of its own.
 
     Give it all arms of the comparison, so that an arm looks the same in every figure.
     """
@@ -58,7 +60,8 @@ def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
             dash = {"remove": "dashed", "augment": "dotted"}.get(arm.intervention, "dashdot")
             found[arm] = Style("#7F7F7F", dash)
         elif arm.is_band:
-            found[arm] = Style("#BBBBBB", "solid")
+            low, high = band_edges(arm)
+            found[arm] = Style(to_hex(colormaps["cividis"](0.5 * (low + high))), "solid")
         else:
             dash = "solid" if used < len(COLOURS) else "dashdot"
             found[arm] = Style(COLOURS[used % len(COLOURS)], dash)

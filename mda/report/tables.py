@@ -11,12 +11,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mda.report.arms import by_arm
+from mda.report.arms import by_arm, relative
 from mda.report.claims import Verdict
 from mda.report.effects import Comparison
 from mda.report.metrics import Measurements, metrics_of
 from mda.report.page import number, p_value
-from mda.report.page_data import relative
 from mda.report.statistics import NullCheck
 
 VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}

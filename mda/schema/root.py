@@ -43,9 +43,7 @@ class ClaimConfig(Group):
     direction: str = setting("???", "the claimed sign", one_of=("less", "greater", "none"))
     alpha: float = setting(0.05, "level of the Holm-corrected test", above=0, below=1)
     min_seeds: int = setting(5, "fewer pairs leave it undecided", low=2)
-    evidence: str = setting(
-        "either", "what must hold", one_of=("p", "interval", "either", "both")
-    )
+    evidence: str = setting("either", "what must hold", one_of=("p", "interval", "either", "both"))
     margin: float = setting(0.0, "smallest effect that counts, in units of the metric", low=0)
 
 

@@ -23,6 +23,7 @@ def claim(direction="less", **changes) -> Claim:
         "metric": "unit",
         "arm": EKFAC,
         "reference": "random",
+        "evidence": "either",
     }
     given |= {"direction": direction} | changes
     return Claim(**given)

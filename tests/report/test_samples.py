@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from made_up_runs import STANDARD, write_runs
 from made_up_traces import write_trace
 
 from mda import store
@@ -13,7 +14,7 @@ def test_tokens_and_influence_survive_packing(tmp_path):
     records = [
         r for g in store.read_json(folder / "top_samples.json")["samples"].values() for r in g
     ]
-    packed = pack_samples([read_samples(folder)])
+    packed = pack_samples([read_samples(folder)], tmp_path)
     assert packed is not None and packed["cut"] is None
     assert len(packed["samples"]) == len(records) == 24
     for sample, record in zip(packed["samples"], records, strict=True):
@@ -35,7 +36,7 @@ def test_long_samples_are_cut_to_their_most_influential_stretch(tmp_path):
             record["influence"][60:70] = [1.0] * 10
             record["influence"][100] = 2.0
     store.write_json(folder / "top_samples.json", content)
-    packed = pack_samples([read_samples(folder)], budget=40)
+    packed = pack_samples([read_samples(folder)], tmp_path, budget=40)
     assert packed is not None and packed["cut"] == 10
     for sample in packed["samples"]:
         assert sample["first"] == 60 and len(sample["tokens"]) == 10
@@ -44,20 +45,22 @@ def test_long_samples_are_cut_to_their_most_influential_stretch(tmp_path):
 
 def test_several_traces_stay_told_apart(tmp_path):
     folders = [write_trace(tmp_path / str(seed), n=3, seed=seed) for seed in (0, 1)]
-    packed = pack_samples([read_samples(folder) for folder in folders])
+    packed = pack_samples([read_samples(folder) for folder in folders], tmp_path)
     assert packed is not None
+    assert [s["file"] for s in packed["sources"]] == ["0/top_samples.json", "1/top_samples.json"]
     assert [s["name"] for s in packed["sources"]] == ["L2H0, ekfac, seed 0", "L2H1, ekfac, seed 1"]
     assert [s["source"] for s in packed["samples"]] == [0] * 6 + [1] * 6
 
 
-def test_no_traces_no_samples():
-    assert pack_samples([]) is None
+def test_no_traces_no_samples(tmp_path):
+    assert pack_samples([], tmp_path) is None
 
 
 def test_traces_are_found_by_the_scores_they_belong_to(tmp_path):
+    write_runs(tmp_path / "sweep", [0, 1], STANDARD[:2])
     for name, seed in (("a", 0), ("again", 0), ("b", 1), ("other", 2)):
-        write_trace(tmp_path / name, seed=seed)
-    found = traces_of(["scores0", "scores1", "never"], tmp_path)
+        write_trace(tmp_path / "traces" / name, seed=seed)
+    found = traces_of([tmp_path / "sweep"], tmp_path / "traces")
     assert [path.name for path in found] == ["a", "b"]
 
 

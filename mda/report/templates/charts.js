@@ -6,10 +6,10 @@ const FONT = { family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size:
 const AXIS = { gridcolor: "#eceff2", zerolinecolor: "#b5bcc4", linecolor: "#b5bcc4", automargin: true };
 
 function layout(more) {
-  const base = { font: FONT, margin: { l: 70, r: 20, t: 20, b: 55 }, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff", legend: { orientation: "h", y: -0.22 } };
+  const base = { font: FONT, margin: { l: 70, r: 20, t: 45, b: 55 }, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, groupclick: "togglegroup" } };
   return Object.assign(base, more);
 }
-const axis = (title, more) => Object.assign({}, AXIS, { title: { text: title } }, more);
+const axis = (title, more) => Object.assign({}, AXIS, { title: { text: title, standoff: 12 } }, more);
 const fade = (colour, alpha) => `rgba(${[1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16)).join(",")},${alpha})`;
 
 function fill(select, values, text = (v) => v) {
@@ -33,11 +33,11 @@ function drawCurves() {
       const edge = (sign) => line.mean.map((m, i) => m + sign * line.error[i]);
       traces.push(Object.assign({ x: [...line.x, ...[...line.x].reverse()], y: [...edge(1), ...edge(-1).reverse()], fill: "toself", fillcolor: fade(arm.colour, 0.15), line: { width: 0 }, hoverinfo: "skip", showlegend: false, mode: "lines", type: "scatter" }, group));
     }
-    traces.push(Object.assign({ x: line.x, y: line.mean, name: `${arm.name} (n = ${line.n})`, mode: "lines", type: "scatter", visible: shown ? true : "legendonly", line: { color: arm.colour, dash: arm.dash, width: 2.2 }, hovertemplate: `%{y:.4g} at step %{x:,}<extra>${arm.name}</extra>` }, group));
+    traces.push(Object.assign({ x: line.x, y: line.mean, name: `${arm.name} (n = ${line.n})`, mode: "lines", type: "scatter", visible: shown ? true : "legendonly", showlegend: shown || !arm.band, line: { color: arm.colour, dash: arm.dash, width: 2.2 }, hovertemplate: `%{y:.4g} at step %{x:,}<extra>${arm.name}</extra>` }, group));
   }
   const plot = $("plot-curves");
   const first = !plot.data;
-  Plotly.react(plot, traces, layout({ height: 480, xaxis: axis(DATA.x), yaxis: axis(DATA.titles[name]), legend: { orientation: "h", y: -0.18, groupclick: "togglegroup" } }), CONFIG);
+  Plotly.react(plot, traces, layout({ height: 520, xaxis: axis(DATA.x), yaxis: axis(DATA.titles[name]) }), CONFIG);
   if (first) {
     plot.on("plotly_legendclick", (event) => { toggle(event.data[event.curveNumber].meta); return false; });
     plot.on("plotly_legenddoubleclick", (event) => { isolate(event.data[event.curveNumber].meta); return false; });
@@ -74,14 +74,15 @@ function startCurves() {
 function drawEffects() {
   const rows = DATA.effects.filter((r) => r.metric === $("effect-metric").value && !DATA.arms[r.arm].band);
   const arms = unique(rows.map((r) => r.arm)).sort((a, b) => a - b);
-  const offset = { control: -0.2, random: 0.0, matched: 0.2 };
+  const references = unique(rows.map((r) => r.reference));
+  const offset = (reference) => 0.24 * (references.indexOf(reference) - (references.length - 1) / 2);
   const names = { control: "against control", random: "against random edits", matched: "against matched random edits" };
-  const traces = unique(rows.map((r) => r.reference)).map((reference) => {
+  const traces = references.map((reference) => {
     const own = rows.filter((r) => r.reference === reference);
     const colours = own.map((r) => DATA.arms[r.arm].colour);
     return {
       name: names[reference], type: "scatter", mode: "markers",
-      x: own.map((r) => r.mean), y: own.map((r) => arms.indexOf(r.arm) + offset[reference]),
+      x: own.map((r) => r.mean), y: own.map((r) => arms.indexOf(r.arm) + offset(reference)),
       error_x: { type: "data", symmetric: false, array: own.map((r) => (r.high === null ? 0 : r.high - r.mean)), arrayminus: own.map((r) => (r.low === null ? 0 : r.mean - r.low)), color: "#6b747d", thickness: 1.6, width: 4 },
       marker: { size: 10, symbol: { control: "circle", random: "circle-open", matched: "diamond-open" }[reference], color: colours, line: { width: 2, color: colours } },
       text: own.map((r) => `${DATA.arms[r.arm].name}<br>${r.mean} [${r.low ?? "–"}, ${r.high ?? "–"}]<br>n = ${r.n}, corrected p = ${r.p ?? "no test"}`), hovertemplate: "%{text}<extra></extra>",
@@ -90,7 +91,6 @@ function drawEffects() {
   Plotly.react($("plot-effects"), traces, layout({
     height: 170 + 46 * arms.length, xaxis: axis("mean paired difference"),
     yaxis: Object.assign({}, AXIS, { tickvals: arms.map((_, i) => i), ticktext: arms.map((a) => DATA.arms[a].name), range: [arms.length - 0.5, -0.5], zeroline: false }),
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, margin: { l: 70, r: 20, t: 40, b: 55 },
   }), CONFIG);
 }
 
@@ -155,10 +155,12 @@ function startHeads() {
 
 /* Scatter and dose-response */
 function drawPoints() {
-  const traces = unique(DATA.points.map((p) => p.arm)).map((i) => {
-    const arm = DATA.arms[i];
-    const own = DATA.points.filter((p) => p.arm === i);
-    return { name: arm.name, type: "scatter", mode: "markers", visible: arm.band ? "legendonly" : true, x: own.map((p) => p.x), y: own.map((p) => p.y), text: own.map((p) => `${arm.name}, seed ${p.seed}`), hovertemplate: "%{text}<br>%{x}, %{y}<extra></extra>", marker: { size: 9, color: arm.colour, symbol: (arm.name.startsWith("augment") ? "square" : "circle") + (arm.random ? "-open" : "") } };
+  const groups = unique(DATA.points.map((p) => (DATA.arms[p.arm].band ? -1 : p.arm)));
+  const traces = groups.map((i) => {
+    const bands = { name: "score bands", colour: "#999999", random: false };
+    const arm = i < 0 ? bands : DATA.arms[i];
+    const own = DATA.points.filter((p) => (i < 0 ? DATA.arms[p.arm].band : p.arm === i));
+    return { name: arm.name, type: "scatter", mode: "markers", visible: i < 0 ? "legendonly" : true, x: own.map((p) => p.x), y: own.map((p) => p.y), text: own.map((p) => `${DATA.arms[p.arm].name}, seed ${p.seed}`), hovertemplate: "%{text}<br>%{x}, %{y}<extra></extra>", marker: { size: i < 0 ? 6 : 9, color: arm.colour, symbol: (arm.name.startsWith("augment") ? "square" : "circle") + (arm.random ? "-open" : "") } };
   });
   Plotly.react($("plot-icl"), traces, layout({ height: 520, xaxis: axis(`${DATA.titles.mechanism}: run − control`), yaxis: axis("ICL score: run − control (nats)") }), CONFIG);
 }
@@ -173,7 +175,7 @@ function drawDose() {
   for (const r of random.filter((r) => kinds.some((k) => DATA.arms[r.arm].name.split(" ")[0] === k.split(" ")[0]))) {
     traces.push({ name: DATA.arms[r.arm].name, type: "scatter", mode: "lines", x: [0, 100], y: [r.mean, r.mean], line: { color: "#7f7f7f", dash: "dash" } });
   }
-  Plotly.react($("plot-dose"), traces, layout({ height: 420, xaxis: axis("percentile of the influence score (0 = lowest)", { range: [0, 100] }), yaxis: axis(`${DATA.titles.unit}: arm − control`) }), CONFIG);
+  Plotly.react($("plot-dose"), traces, layout({ height: 460, xaxis: axis("percentile of the influence score (0 = lowest)", { range: [0, 100] }), yaxis: axis(`${DATA.titles.unit}: change`) }), CONFIG);
 }
 
 startCurves();
