@@ -9,6 +9,7 @@ One seed shows the effect; it takes sweeps/causal_grid.yaml to test it.
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -43,7 +44,6 @@ def arm(folder: Path, overrides: list[str]) -> str:
 
 
 def quickstart(config: Config, folder: Path) -> None:
-    from trace import trace
 
     from compare import compare
 
@@ -53,7 +53,8 @@ def quickstart(config: Config, folder: Path) -> None:
     fixed = [word for word in sys.argv[1:] if "=" in word and not word.startswith("name=")]
     print("1/3  base run and trace")
     traced = folder / "trace"
-    trace(prepare(fixed, traced, NEEDS), traced)
+    program = [sys.executable, str(Path(__file__).with_name("trace.py"))]
+    subprocess.run([*program, *fixed, f"hydra.run.dir={traced}"], check=True)
     jobs = max(1, min(2, os.cpu_count() or 1))
     (folder / "arms").mkdir(exist_ok=True)
     print(f"2/3  {len(ARMS)} arms, {jobs} at a time; each writes {folder}/arms/<arm>.log")

@@ -28,7 +28,16 @@ def run(config: Config, folder: Path) -> None:
     start = time.perf_counter()
     with job_log(config, folder, settings=asdict(config), job_type="arm") as log:
         arm = pipeline.arm(Context.of(config, log.row), Context.of(config))
-        results = report_arm(config, arm, folder)
+        results = report_arm(
+            config,
+            arm.unit.heads[0],
+            arm.unit.window,
+            arm.edited.plan,
+            arm.base.curve,
+            arm.run.curve,
+            arm.run.folder,
+            folder,
+        )
         log.figures([folder / "curves.png"])
         log.summary(results)
     scores = arm.traced

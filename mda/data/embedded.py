@@ -47,7 +47,11 @@ def shares(generated: float) -> dict[str, float]:
 def inputs(config: EmbeddedConfig) -> dict[str, object]:
     """What enters beside the settings: the versions of the packages and of the tools."""
     versions = {name: package_version(name) for name in sorted({*PACKAGES, *TOOLS})}
-    return {"versions": versions, "shares": shares(config.generated_share), "format": 1}
+    return {
+        "versions": versions,
+        "shares": shares(config.generated_share),
+        "format": synthetic.FORMAT,
+    }
 
 
 def build_from_config(out: Path, config: EmbeddedConfig) -> None:

@@ -26,6 +26,7 @@ from mda.schema import SyntheticConfig
 from mda.types import Document
 
 PREFIX = "generated_"
+FORMAT = 1  # goes up whenever a template's text changes, so that no store serves the old text
 _WORDS = re.findall(
     r"\w+",
     """
@@ -201,7 +202,7 @@ def texts(template: str, seed: int) -> Iterator[str]:
 
 def inputs(config: SyntheticConfig) -> dict[str, object]:
     """What enters beside the settings: the tokenizer's version and that of the templates."""
-    return {"versions": {"tokenizers": version("tokenizers")}, "format": 1}
+    return {"versions": {"tokenizers": version("tokenizers")}, "format": FORMAT}
 
 
 def build_from_config(out: Path, config: SyntheticConfig) -> None:

@@ -104,7 +104,7 @@ def load_weights(shape: ModelConfig, path: Path) -> GPTNeoXForCausalLM:
 @contextmanager
 def eager_attention(model: GPTNeoXForCausalLM) -> Iterator[None]:
     """Within, the model can return attention patterns, which sdpa never forms."""
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     try:
         yield

@@ -13,8 +13,10 @@ import matplotlib.pyplot as plt
 
 from mda.emergence.onset import column, head_onset
 from mda.intervention.plan import save_plan
-from mda.pipeline import Arm
+from mda.intervention.window import Window
+from mda.report.curves import Curve
 from mda.schema import Config
+from mda.types import EditPlan, HeadId
 
 FILES = {
     "plan.csv": "the edit: sample, step, loss weight, replacement",
@@ -24,35 +26,47 @@ FILES = {
 }
 
 
-def report_arm(config: Config, arm: Arm, folder: Path) -> dict[str, Any]:
-    """Write `FILES` into `folder`, print one line, return the results for the summary."""
+def report_arm(
+    config: Config,
+    head: HeadId,
+    window: Window,
+    plan: EditPlan,
+    base_curve: Curve,
+    curve: Curve,
+    source: Path,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write `FILES` into `folder`, print one line, return the results for the summary.
+
+    `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest.
+    """
     for name in ("curve.csv", "train.csv"):
-        shutil.copyfile(arm.run.folder / name, folder / name)
-    save_plan(arm.edited.plan, folder / "plan.csv")
-    _plot(config, arm, folder / "curves.png")
-    metric, head, end = config.unit.metric, arm.unit.heads[0], arm.unit.window.end
+        shutil.copyfile(source / name, folder / name)
+    save_plan(plan, folder / "plan.csv")
+    metric = config.unit.metric
     name = f"emergence/{metric}/{head}"
-    at_end = {int(row["step"]): row for row in arm.base.curve}.get(end, {})
-    last = arm.run.curve[-1]
-    onset = head_onset(arm.run.curve, metric, head, config.unit.threshold)
+    arm = config.intervention.name
+    _plot({"base run": base_curve, arm: curve}, (name, "emergence/copy_gain"), window,
+          folder / "curves.png", config.report.dpi)  # fmt: skip
+    at_end = {int(row["step"]): row for row in base_curve}.get(window.end, {})
+    last = curve[-1]
+    onset = head_onset(curve, metric, head, config.unit.threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(
-        f"{config.intervention.name}: {len(arm.edited.plan.sample_ids):,} samples edited in steps "
-        f"[{arm.unit.window.start}, {end}); {head} {metric} at the end {last[name]:.4f}{change}"
+        f"{arm}: {len(plan.sample_ids):,} samples edited in steps [{window.start}, {window.end}); "
+        f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
     kept = ("emergence/copy_gain", "emergence/icl_score", "val/loss", f"emergence/{metric}/max")
     return {"unit_metric": last[name], "onset": onset.step, **{key: last[key] for key in kept}}
 
 
-def _plot(config: Config, arm: Arm, path: Path) -> None:
-    metric, window = config.unit.metric, arm.unit.window
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    shown = [f"emergence/{metric}/{arm.unit.heads[0]}", "emergence/copy_gain"]
+def _plot(
+    curves: dict[str, Curve], shown: tuple[str, ...], window: Window, path: Path, dpi: int
+) -> None:
+    styles = ({"color": "0.6"}, {"color": "tab:red", "lw": 2})
+    fig, axes = plt.subplots(1, len(shown), figsize=(9, 3.4))
     for ax, name in zip(axes, shown, strict=True):
-        for curve, label, style in (
-            (arm.base.curve, "base run", {"color": "0.6"}),
-            (arm.run.curve, config.intervention.name, {"color": "tab:red", "lw": 2}),
-        ):
+        for (label, curve), style in zip(curves.items(), styles, strict=True):
             ax.plot(column(curve, "step"), column(curve, name), label=label, **style)
         ax.axvspan(window.start, window.end, color="0.94", zorder=0)
         ax.set(xlabel="training step", ylabel=name.removeprefix("emergence/"))
@@ -60,6 +74,6 @@ def _plot(config: Config, arm: Arm, path: Path) -> None:
         ax.legend(frameon=False)
     fig.tight_layout()
     part = path.with_suffix(".part.png")
-    fig.savefig(part, dpi=config.report.dpi)
+    fig.savefig(part, dpi=dpi)
     plt.close(fig)
     part.replace(path)

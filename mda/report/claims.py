@@ -16,7 +16,8 @@ For direction `none` (the edit does nothing), which needs a margin above 0: repl
 interval lies inside [-margin, margin], not replicated where it lies wholly outside.
 
 `p` keeps its level with any number of seeds; the interval is too narrow with few (see
-`paired_effect`), so `interval` and `either` are for many. A missing effect is never concluded from a large p, and few seeds give `undecided`.
+`paired_effect`), so `interval` and `either` are for many. A missing effect is never concluded
+from a large p, and few seeds give `undecided`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from mda.emergence.onset import Onset, column, head_onset, heads_of
 from mda.types import HeadId
@@ -82,7 +83,7 @@ def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path) -> None:
     _save(fig, path)
 
 
-def _save(fig: plt.Figure, path: Path) -> None:
+def _save(fig: Figure, path: Path) -> None:
     part = path.with_suffix(".part.png")
     fig.savefig(part, dpi=150)
     plt.close(fig)

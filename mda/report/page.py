@@ -57,10 +57,11 @@ def as_script(data: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits with a proper minus sign, a dash for nothing."""
+    """Three significant digits, whole numbers from 1,000 on; a dash for nothing."""
     if value is None:
         return DASH
-    return f"{value:.3g}".replace("-", MINUS)
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", MINUS)
 
 
 def p_value(value: float | None) -> str:

@@ -54,8 +54,8 @@ class JobLog:
         if self.run is not None and rows:
             import wandb
 
-            columns = list(rows[0])
-            data = [[row[column] for column in columns] for row in rows]
+            columns: list[Any] = list(rows[0])
+            data: list[Any] = [[row[column] for column in columns] for row in rows]
             self.run.log({name: wandb.Table(columns=columns, data=data)})
 
     def summary(self, values: Mapping[str, Any]) -> None:

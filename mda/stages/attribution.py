@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from transformers import GPTNeoXForCausalLM
 
 from mda import store
 from mda.data.stream import Corpus
@@ -130,7 +130,7 @@ def scored_steps(context: Context, base: Run, unit: Unit) -> tuple[int, ...]:
 
 def directions(
     context: Context, rows: Corpus, base: Run, unit: Unit, units: Units, step: int
-) -> tuple[nn.Module, Directions]:
+) -> tuple[GPTNeoXForCausalLM, Directions]:
     """The model at a step, and what a sample's gradient is multiplied with there.
 
     EK-FAC: H^-1 grad f. TracIn: eta grad f, with Adam's step sizes where asked for.
@@ -249,6 +249,8 @@ def _score_shards(
     steps: tuple[int, ...],
     part: Path,
 ) -> None:
+    estimator = context.config.estimator
+    assert isinstance(estimator, EkfacConfig | TracinConfig)
     shards = list(enumerate(_shards(window.sample_ids, SCORE_SHARD)))
     values = np.zeros((len(window.sample_ids), len(units.names)))
     losses = np.zeros(len(window.sample_ids), dtype=np.float32)
@@ -258,7 +260,7 @@ def _score_shards(
         for i, shard in context.bar(todo, f"scores at step {step}", len(todo)):
             path = part / f"{step}_{i:05d}.safetensors"
             if not path.exists():
-                batch = context.config.estimator.batch_size
+                batch = estimator.batch_size
                 found = score_samples(model, rows.rows, shard, packed, units, batch)
                 store.write_safetensors(path, {"values": found.values_NU, "losses": found.losses_N})
         barrier()
@@ -311,9 +313,11 @@ def _kept(base: Run, step: int, key: str) -> int:
     return step
 
 
-def _model(context: Context, base: Run, step: int) -> nn.Module:
-    device = "cuda" if _on_gpu(context) else "cpu"
-    return load_weights(context.config.model, base.weights(step)).to(device)
+def _model(context: Context, base: Run, step: int) -> GPTNeoXForCausalLM:
+    model = load_weights(context.config.model, base.weights(step))
+    if _on_gpu(context):
+        torch.nn.Module.cuda(model)
+    return model
 
 
 def _on_gpu(context: Context) -> bool:

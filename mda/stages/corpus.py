@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
+from mda.data import embedded, synthetic
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
 from mda.data.tokens import build_tokens, map_rows
 from mda.schema import Config, EmbeddedConfig, SyntheticConfig, TokensConfig
@@ -23,15 +25,13 @@ def corpus(context: Context) -> Corpus:
         artifact = _from_file(context, data)
         return open_corpus(artifact.path, artifact.fingerprint, rows)
     if isinstance(data, EmbeddedConfig):
-        from mda.data.embedded import build_from_config, inputs
+        inputs, build = embedded.inputs(data), partial(embedded.build_from_config, config=data)
     elif isinstance(data, SyntheticConfig):
-        from mda.data.synthetic import build_from_config, inputs
+        inputs, build = synthetic.inputs(data), partial(synthetic.build_from_config, config=data)
     else:
         raise TypeError(f"no builder for data={data.name}")
-    entering = {"version": VERSION, "data": without(asdict(data), "shuffle"), **inputs(data)}
-    artifact = context.store.get_or_build(
-        "corpus", entering, lambda part: build_from_config(part, data)
-    )
+    entering = {"version": VERSION, "data": without(asdict(data), "shuffle"), **inputs}
+    artifact = context.store.get_or_build("corpus", entering, build)
     return open_corpus(artifact.path, artifact.fingerprint)
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -91,7 +92,7 @@ def train(
             max_steps=plan.end - first,
             accelerator=settings.accelerator,
             devices=settings.devices,
-            precision=settings.precision,
+            precision=settings.precision,  # type: ignore[arg-type]  # checked by the schema
             gradient_clip_val=settings.grad_clip or None,
             callbacks=[*tables, keep, *bar],
             logger=False,
@@ -105,12 +106,11 @@ def train(
         )
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Silences Lightning's advice on things that are so by design (workers, loggers, steps)."""
-
-    def __enter__(self):
-        for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        entered = super().__enter__()
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
-        return entered
+        yield

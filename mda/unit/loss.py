@@ -9,7 +9,7 @@ arXiv 1805.02867): two matrix products a tile, and the tile stays in cache. A ba
 stored logits takes three products, and writes and reads the logits several times.
 
 On request the sweep also draws a label from p at every position, by inverse CDF: it keeps the
-probability mass of each run of 64 tokens, finds the run, and looks inside that run only.
+probability mass of each run of 16 tokens, finds the run, and looks inside that run only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM
 
-ROWS = 256  # positions of a chunk
 TILE = 4096  # vocabulary entries of a tile
-RUN = 64  # neighbouring vocabulary entries whose mass is kept for sampling; divides TILE
+CHUNK = 256 * TILE  # positions of a chunk times vocabulary entries of its tiles: 4 MB of float32
+RUN = 16  # neighbouring vocabulary entries whose mass is kept for sampling; divides TILE
 LOG2E = math.log2(math.e)
 
 
@@ -84,8 +84,9 @@ class _LogPartition(torch.autograd.Function):
     def forward(ctx, hidden_RD: Tensor, weight_VD: Tensor, uniforms_R: Tensor | None):  # type: ignore[override]
         log_z, mean_RD = hidden_RD.new_empty(len(hidden_RD)), torch.empty_like(hidden_RD)
         labels = torch.zeros(len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
-        for start in range(0, len(hidden_RD), ROWS):
-            rows = slice(start, start + ROWS)
+        n_rows = CHUNK // min(TILE, len(weight_VD))
+        for start in range(0, len(hidden_RD), n_rows):
+            rows = slice(start, start + n_rows)
             hidden = hidden_RD[rows]
             swept = _sweep(hidden, weight_VD, keep_mass=uniforms_R is not None)
             log_z[rows], mean_RD[rows] = swept.log_z, swept.mean_RD

@@ -86,7 +86,7 @@ class LayerDirection:
     """
 
     qkv_XD: Tensor
-    bias_X: Tensor
+    bias_X: Tensor | None  # None where biases are not part of the subspace
     dense_DD: Tensor | None  # None without block o
 
 
@@ -95,20 +95,16 @@ def pack_direction(
 ) -> LayerDirection:
     """Packs the blocks of one layer; with `bias`, the last input of qk and v is the constant 1."""
     module, n_heads = attention(model, layer), model_shape(model).n_heads
-    qkv, dense = torch.zeros_like(module.query_key_value.weight), None
+    qkv = torch.zeros_like(module.query_key_value.weight)
+    dense = torch.zeros_like(module.dense.weight)
     bias_X = torch.zeros_like(qkv[:, 0])
-    if BlockId(layer, "o") in directions:
-        dense = torch.zeros_like(module.dense.weight)
-    layout = module.dense.weight if dense is None else dense
-    for (at, block), direction_HIJ in directions.items():
-        if at != layer:
-            continue
-        has_bias = bias and block != "o"
-        weight_HIJ = direction_HIJ[:, :-1] if has_bias else direction_HIJ
-        block_weight(qkv, layout, block, n_heads).copy_(weight_HIJ)
-        if has_bias:
+    here = {at.block: direction for at, direction in directions.items() if at.layer == layer}
+    for block, direction_HIJ in here.items():
+        if bias and block != "o":
             block_bias(bias_X, block, n_heads).copy_(direction_HIJ[:, -1:])
-    return LayerDirection(qkv, bias_X, dense)
+            direction_HIJ = direction_HIJ[:, :-1]
+        block_weight(qkv, dense, block, n_heads).copy_(direction_HIJ)
+    return LayerDirection(qkv, bias_X if bias else None, dense if "o" in here else None)
 
 
 def token_products(layer: LayerGradients, direction: LayerDirection) -> Tensor:

@@ -55,6 +55,8 @@ def test_defaults_in_python_and_in_yaml_are_the_same(choice):
     config = compose([choice] if choice else [])
     for item in fields(Config):
         here = getattr(config, item.name)
+        if item.name == "report":  # claims are data: they stand in conf/ alone
+            here.claims = {}
         if item.name != "name":
             assert here == type(here)() if is_dataclass(here) else item.default == here
 

@@ -3,13 +3,14 @@
 import itertools
 import json
 import xml.etree.ElementTree as ET
+from hashlib import sha256
 from random import Random
 
 import numpy as np
 import pytest
 
 from mda.data.stream import open_corpus
-from mda.data.synthetic import TEMPLATES, build_synthetic, generate
+from mda.data.synthetic import FORMAT, TEMPLATES, build_synthetic, generate
 from mda.data.tokens import DataError
 
 PLANTING = sorted(set(TEMPLATES) - {"salad"})
@@ -77,6 +78,12 @@ def test_documents_are_seeded_and_labelled():
     assert {d.label for d in first} == {"generated_log"}
     with pytest.raises(DataError, match=r"'poem'.*xml, latex, json, log, repeat, salad"):
         next(generate("poem", 0))
+
+
+def test_the_text_of_a_format_never_changes():
+    """Another text under the same number would be served from an old store, or not be recorded."""
+    text = "".join(d.text for t in sorted(TEMPLATES) for d in itertools.islice(generate(t, 0), 20))
+    assert (FORMAT, sha256(text.encode()).hexdigest()[:16]) == (1, "21140bbaf1bf82c6")
 
 
 def test_the_corpus_follows_weights_and_seed(tmp_path):

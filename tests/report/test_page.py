@@ -16,7 +16,7 @@ def test_data_cannot_end_the_script_they_stand_in():
 
 
 def test_numbers_are_written_for_readers():
-    assert [number(x) for x in (None, 0.0512345, -1234.5, 0)] == ["–", "0.0512", "−1.23e+03", "0"]  # noqa: RUF001
+    assert [number(x) for x in (None, 0.0512345, -1234.5, 0)] == ["–", "0.0512", "−1,234", "0"]  # noqa: RUF001
     assert [p_value(x) for x in (None, 0.03125, 0.00001)] == ["–", "0.031", "< 0.001"]  # noqa: RUF001
 
 

@@ -185,4 +185,3 @@ drawEffects();
 if (DATA.heads.length) startHeads();
 drawPoints();
 if ($("plot-dose")) drawDose();
-window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
