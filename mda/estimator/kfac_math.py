@@ -36,6 +36,16 @@ def eigenvectors(moment_GII: Tensor) -> Tensor:
     return torch.linalg.eigh((moment + moment.transpose(1, 2)) / 2).eigenvectors
 
 
+def sequence_gradients(x_BTGI: Tensor, dy_BTGJ: Tensor) -> Tensor:
+    """G_b = sum_t x_t dy_t^T of every sequence and head, [B, H, I, J]."""
+    n_in, n_out = x_BTGI.shape[2:], dy_BTGJ.shape[2:]
+    product = x_BTGI.flatten(2).transpose(1, 2) @ dy_BTGJ.flatten(2)  # [B, G I, G' J]
+    n_heads = max(n_in[0], n_out[0])
+    if n_in[0] == 1:
+        return product.view(-1, n_in[1], n_heads, n_out[1]).transpose(1, 2)
+    return product.view(-1, n_heads, n_in[1], n_out[1])
+
+
 def squared_projection_sum(
     x_BTGI: Tensor, dy_BTGJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor
 ) -> Tensor:
@@ -43,9 +53,8 @@ def squared_projection_sum(
 
     Divided by the number of sequences this is Lambda.
     """
-    x_BGTI = x_BTGI.transpose(1, 2) @ q_a_GII
-    dy_BGTJ = dy_BTGJ.transpose(1, 2) @ q_s_GJJ
-    return (x_BGTI.transpose(2, 3) @ dy_BGTJ).square().sum(0)
+    projected = q_a_GII.transpose(1, 2) @ (sequence_gradients(x_BTGI, dy_BTGJ) @ q_s_GJJ)
+    return projected.square().sum(0)
 
 
 def damping(lambda_HIJ: Tensor, relative: float) -> Tensor:

@@ -167,14 +167,14 @@ class EmergenceConfig(Group):
     """What is measured while a model trains, on which probe tokens, and how often."""
 
     key: ClassVar[str] = "emergence"
-    every: int = setting(100, "steps between measurements", low=1)
+    every: int = setting(125, "steps between measurements", low=1)
     n_sequences: int = setting(32, "probe sequences", low=1)
     length: int = setting(64, "tokens that a probe sequence repeats twice", low=2)
     distribution: str = setting(
         "unigram_sqrt", "what probe tokens are drawn from", one_of=DISTRIBUTIONS
     )
     seed: int = setting(0, "seed of the probe tokens", low=0, high=2**32 - 1)
-    held_out: int = setting(256, "held-out sequences for loss and ICL score", low=1)
+    held_out: int = setting(128, "held-out sequences for loss and ICL score", low=1)
     icl_late: int | None = setting(None, "ICL position, null: 500 scaled from 2,048", low=1)
     icl_early: list[int] | None = setting(
         None, "ICL positions [start,end), null: [0,50] scaled from 2,048", low=0
