@@ -1,11 +1,15 @@
 """Measure what attribution costs, in plain training passes over the same sequences.
 
-One training pass is forward, `F.cross_entropy` on the logits of transformers' GPTNeoX (sdpa) and
-backward, without optimizer step. Against it, for random weights and tokens: scoring every head,
-scoring one head in the middle layer, scoring all heads of that layer, and both EK-FAC passes for
-all heads. All sides run in this process under the default allocator and take turns; each runs at
-its own best batch size; a ratio is that of the medians over the rounds. Peak memory is that of a
-process of its own that scores N, then one that scores 2N sequences.
+A training pass is forward, `F.cross_entropy` on the logits of transformers' GPTNeoX (sdpa) and
+backward, without optimizer step. Against it, for random weights and tokens: scoring every head
+(`score_all_ratio`), scoring one head in the middle layer (`score_one_ratio`), and both EK-FAC
+passes for all heads (`fit_ratio`). `score_layer_ratio` divides the time for all heads by that for
+the heads of the lowest layer, whose gradients come all the way down as well: what the other
+layers' heads add. `score_middle_layer_ratio` divides by the middle layer's, a shorter way.
+
+All sides run in this process under the default allocator and take turns, each at its own best
+batch size; a ratio is that of the medians over the rounds. Peak memory is that of a process of
+its own that scores N sequences, and of one that scores 2N.
 
     python experiments/bench_attribution.py [--shapes nano,pythia-14m] [--rounds 7] [--json FILE]
 """
@@ -13,6 +17,7 @@ process of its own that scores N, then one that scores 2N sequences.
 import argparse
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -35,8 +40,8 @@ from mda.types import HeadId
 from mda.unit.subspace import BlockId, Subspace, Units, all_heads, single_head
 
 SEQ_LEN = {"nano": 128, "pythia-14m": 512}
-SEQUENCES = {"nano": 64, "pythia-14m": 8}  # in one turn of one side
-BATCH_SIZES = {"nano": (8, 16, 32, 64), "pythia-14m": (1, 2, 4, 8)}
+SEQUENCES = {"nano": 64, "pythia-14m": 4}  # in one turn of one side
+BATCH_SIZES = {"nano": (8, 16, 32), "pythia-14m": (1, 2, 4)}
 SUBSPACE = Subspace()
 
 Side = Callable[[np.ndarray, int], None]
@@ -52,14 +57,11 @@ class Bench:
         size = (256, SEQ_LEN[shape] + 1)
         self.tokens = torch.randint(self.model.config.vocab_size, size, generator=generator)
         n_layers, n_heads, d_model, d_head = model_shape(self.model)
-        middle = n_layers // 2
         self.units = {
             "score_all": all_heads(n_layers, n_heads),
-            "score_one": single_head(HeadId(middle, 0)),
-            "score_layer": Units(
-                tuple(f"L{middle}H{h}" for h in range(n_heads)),
-                tuple((HeadId(middle, h),) for h in range(n_heads)),
-            ),
+            "score_one": single_head(HeadId(n_layers // 2, 0)),
+            "score_layer": heads_of(0, n_heads),
+            "score_middle_layer": heads_of(n_layers // 2, n_heads),
         }
         sizes = {"qk": (d_model, 2 * d_head), "v": (d_model, d_head), "o": (d_head, d_model)}
         self.directions = {
@@ -95,6 +97,12 @@ class Bench:
         return {"train": self.train, **scores, "fit": self.fit}
 
 
+def heads_of(layer: int, n_heads: int) -> Units:
+    """Every head of one layer, a unit each."""
+    heads = [HeadId(layer, head) for head in range(n_heads)]
+    return Units(tuple(map(str, heads)), tuple((head,) for head in heads))
+
+
 def seconds(side: Side, n: int, batch_size: int) -> float:
     """Wall time for one sequence."""
     start = time.perf_counter()
@@ -108,7 +116,7 @@ def measure(shape: str, rounds: int) -> dict[str, float]:
     sides = bench.sides()
     best = {}
     for name, side in sides.items():
-        tried = {b: min(seconds(side, n, b) for _ in range(3)) for b in BATCH_SIZES[shape]}
+        tried = {b: min(seconds(side, n, b) for _ in range(2)) for b in BATCH_SIZES[shape]}
         best[name] = min(tried, key=tried.__getitem__)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -119,7 +127,9 @@ def measure(shape: str, rounds: int) -> dict[str, float]:
     result |= {f"{name}_batch_size": size for name, size in best.items()}
     for name in ("score_all", "score_one", "fit"):
         result[f"{name}_ratio"] = medians[name] / medians["train"]
-    return result | {"score_layer_ratio": medians["score_all"] / medians["score_layer"]}
+    for name in ("score_layer", "score_middle_layer"):
+        result[f"{name}_ratio"] = medians["score_all"] / medians[name]
+    return result
 
 
 def peak_memory(shape: str, n: int) -> float:
@@ -135,8 +145,17 @@ def print_peak_memory(shape: str, n: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+def allocator() -> str:
+    """The C library, whose allocator torch uses on the CPU, and what may have changed it."""
+    settings = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_")
+    changed = [f"{name}={os.environ[name]}" for name in settings if os.environ.get(name)]
+    return f"allocator of {' '.join(platform.libc_ver())}, {' '.join(changed) or 'default'}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", default="nano,pythia-14m", help="presets, comma-separated")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
@@ -146,10 +165,11 @@ def main() -> None:
     if arguments.only_memory:
         return print_peak_memory(shapes[0], arguments.only_memory)
 
-    allocator = os.environ.get("LD_PRELOAD") or "default"
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, allocator {allocator}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {allocator()}")
     results = {}
     for shape in shapes:
+        if shape not in SEQ_LEN:
+            parser.error(f"--shapes {shape}; accepted: {', '.join(SEQ_LEN)}")
         result = results[shape] = measure(shape, arguments.rounds)
         n = 4 * SEQUENCES[shape]
         result |= {f"peak_rss_mb_{k}": peak_memory(shape, m) for k, m in (("n", n), ("2n", 2 * n))}

@@ -90,6 +90,10 @@ BAD_CONFIG = {
         "model.dropout is no setting; accepted in model: d_ff",
     ),
     "setting taken away": ("~model", "~model takes a setting away; accepted: another value"),
+    "typo inside a named claim": (
+        "report.claims.removal_delays.alpah=0.1",
+        "report.claims.removal_delays.alpah is no setting (did you mean report.claims.*.alpha?)",
+    ),
     "reference to nothing": (
         "model.vocab_size=${data.vocab}",
         "model.vocab_size refers to what does not exist: Interpolation key 'data.vocab' not found",

@@ -30,7 +30,8 @@ def strongest_heads(
 def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, window=None) -> None:
     """Emergence of every head above, copying and in-context learning below."""
     steps = column(curve, "step")
-    named = [head for head, *_ in strongest_heads(curve, metric, threshold, 4)]
+    best, *rest = strongest_heads(curve, metric, threshold, 4)
+    named = [best[0], *(head for head, value, _ in rest if value >= threshold)]
     fig, (top, low) = plt.subplots(2, 1, figsize=(7.2, 6), sharex=True, height_ratios=(3, 2))
     for head in heads_of(curve, metric):
         values = column(curve, f"emergence/{metric}/{head}")

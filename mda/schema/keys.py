@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import Field, fields, is_dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import accepted
@@ -16,7 +16,8 @@ from mda.schema.setting import accepted
 def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
     """Full key -> the places it is defined in: the option it belongs to ("" for all) and field.
 
-    `data.seq_len` is there for each option of data, `data.path` for `data=tokens` alone.
+    `data.seq_len` is there for each option of data, `data.path` for `data=tokens` alone. A name
+    that the user gives is a star: `report.claims.*.alpha`.
     """
     found: dict[str, list[tuple[str, Field[Any]]]] = {}
 
@@ -26,6 +27,8 @@ def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
             key = prefix + item.name
             found.setdefault(key, []).append((option, item))
             kind = hints[item.name]
+            if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
+                walk(get_args(kind)[1], f"{key}.*.", option)
             if isinstance(kind, type) and is_dataclass(kind):
                 for name, below in OPTIONS.get(key, {option: kind}).items():
                     walk(below, f"{key}.", name)
@@ -36,7 +39,7 @@ def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
 
 def accepted_at(key: str) -> str:
     """What `key` accepts, in words."""
-    places = settings().get(key.partition("[")[0])
+    places = settings().get(_starred(key.partition("[")[0]))
     return accepted(places[0][1]) if places else "another value"
 
 
@@ -46,12 +49,15 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
     `chosen` is the name of the class that did not know the key, where that is known.
     """
     known = settings()
+    given, key = key, _starred(key)
     if key.partition(".")[0] == "hydra":
         return f"{key} is no setting of Hydra; accepted: what --cfg hydra shows"
     parent, _, tail = key.rpartition(".")
     if key in known:
         group = key.partition(".")[0]
-        owners = " or ".join(f"{group}={option}" for option, _ in known[key])
+        owners = " or ".join(f"{group}={option}" for option, _ in known[key] if option)
+        if not owners:
+            return f"{key} holds no settings of its own; accepted: {accepted_at(key)}"
         return f"{key} is a setting of {owners}; choose that option or leave the key out"
     options = OPTIONS.get(parent, {})
     only = next((name for name, cls in options.items() if cls.__name__ == chosen), None)
@@ -71,7 +77,17 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
         close = _closest(tail, tails, 0.75)
     meant = f" (did you mean {close}?)" if close else ""
     inside = f"in {parent}" if parent else "at the top"
-    return f"{key} is no setting{meant}; accepted {inside}: {', '.join(sorted(siblings))}"
+    return f"{given} is no setting{meant}; accepted {inside}: {', '.join(sorted(siblings))}"
+
+
+def _starred(key: str) -> str:
+    """`key` with the user's own names replaced by stars."""
+    for name in settings():
+        group, star, _ = name.partition(".*.")
+        if star and key.startswith(f"{group}."):
+            rest = key[len(group) + 1 :].partition(".")[2]
+            return f"{group}.*.{rest}" if rest else group
+    return key
 
 
 def _closest(word: str, known: dict[str, str], cutoff: float) -> str | None:

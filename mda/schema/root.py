@@ -33,7 +33,7 @@ from mda.schema.setting import Group, setting
 class ClaimConfig(Group):
     """A claim and the rule by which it is judged, written down before the runs."""
 
-    key: ClassVar[str] = "report.claims"
+    key: ClassVar[str] = "report.claims.*"
     text: str = setting("???", "the claim in words")
     metric: str = setting("unit", "what is compared, see mda/report/metrics.py")
     arm: dict[str, str] = field(default_factory=dict)
@@ -60,7 +60,9 @@ class ReportConfig(Group):
     title: str = setting("Which training samples made this unit?", "head of the page")
     confidence: float = setting(0.95, "level of intervals", above=0, below=1)
     resamples: int = setting(9999, "bootstrap resamples", low=99)
-    claims: dict[str, ClaimConfig] = field(default_factory=dict)
+    claims: dict[str, ClaimConfig] = field(
+        default_factory=dict, metadata={"accepts": "claims by name, see conf/report/default.yaml"}
+    )
 
 
 @dataclass

@@ -51,22 +51,33 @@ def browser(tmp_path_factory) -> Iterator:
         context.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser, report) -> Iterator:
-    """The page, opened from its file; fails when it asks for or complains about anything."""
+    """The page, opened once from its file; fails if it ever asked for or complained about anything.
+
+    Tests set what they look at and leave the rest as they found it.
+    """
     opened = browser.new_page()
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(120_000)
     said: list[str] = []
     asked: list[str] = []
     opened.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     opened.on("pageerror", lambda error: said.append(str(error)))
     opened.on("request", lambda request: asked.append(request.url))
     opened.goto(report.as_uri())
-    opened.wait_for_selector("#plot-curves .legend .traces")
+    opened.wait_for_selector("#plot-dose .main-svg")
     yield opened
     opened.close()
     assert said == []
     assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [report.as_uri()]
+
+
+def until(condition) -> None:
+    """Wait in Python: the page's policy forbids the strings that a browser would evaluate."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited 60 s in vain"
+        time.sleep(0.05)
 
 
 def curves(page) -> list[str]:
@@ -100,17 +111,17 @@ def test_the_legend_and_the_boxes_are_one_state(page):
     assert name in curves(page)
     entry = page.locator("#plot-curves .legend .traces").filter(has_text=name)
     entry.locator(".legendtoggle").click()
-    page.wait_for_function(
-        "!document.getElementById('plot-curves').data.some((t) => "
-        f"t.name === '{name}' && t.visible === true)"
-    )
-    assert name not in curves(page) and not box.is_checked()
+    until(lambda: name not in curves(page))
+    assert not box.is_checked()
     box.check()
     assert name in curves(page)
     page.click("#arms-none")
     assert curves(page) == []
     page.click("#arms-all")
     assert len(curves(page)) == len(STANDARD) + len(BANDS)
+    for name in page.locator("#arm-boxes label").filter(has_text=" band ").all():
+        name.locator("input").uncheck()
+    assert len(curves(page)) == len(STANDARD)
 
 
 def test_another_curve_can_be_chosen(page):
@@ -130,9 +141,11 @@ def test_the_forest_follows_its_metric(page):
 
 def test_the_slider_moves_through_training(page):
     slider = page.locator("#head-step")
-    late = matrix(page)
-    assert page.inner_text("#head-step-text") == "step 3,000"
+    page.select_option("#head-view", "score")
     slider.focus()
+    page.keyboard.press("End")
+    assert page.inner_text("#head-step-text") == "step 3,000"
+    late = matrix(page)
     page.keyboard.press("Home")
     assert page.inner_text("#head-step-text") == "step 1,000"
     early = matrix(page)
@@ -145,6 +158,7 @@ def test_the_slider_moves_through_training(page):
 def test_heads_can_be_compared_with_control(page):
     page.select_option("#head-arm", label="remove mask ekfac top 10 %")
     page.select_option("#head-view", "difference")
+    page.locator("#head-step").fill("20")
     assert min(map(min, matrix(page))) < -0.02
     page.select_option("#head-arm", label="control")
     assert all(value == 0 for row in matrix(page) for value in row)
@@ -153,8 +167,8 @@ def test_heads_can_be_compared_with_control(page):
 def test_play_runs_to_the_end(page):
     page.locator("#head-step").fill("17")
     page.click("#head-play")
-    page.wait_for_function("document.getElementById('head-step').value === '20'")
-    page.wait_for_function("document.getElementById('head-play').textContent === 'Play'")
+    until(lambda: page.input_value("#head-step") == "20")
+    until(lambda: page.inner_text("#head-play") == "Play")
 
 
 def test_samples_are_rendered_a_page_at_a_time(page):
@@ -172,11 +186,16 @@ def test_filters_filter(page):
     page.select_option("#sample-group", label=f"The {N} lowest")
     assert count(page).startswith("150 of 1,200")
     page.fill("#sample-text", "no such text")
-    page.wait_for_function("document.getElementById('sample-count').textContent.startsWith('0 of')")
+    until(lambda: count(page).startswith("0 of"))
     assert page.locator(".sample").count() == 0
     assert page.locator("#sample-more").is_hidden()
     page.fill("#sample-text", "SELF")
-    page.wait_for_function("!document.getElementById('sample-count').textContent.startsWith('0')")
+    until(lambda: not count(page).startswith("0 of"))
+    page.fill("#sample-text", "")
+    page.select_option("#sample-group", "")
+    for label in LABELS:
+        page.get_by_label(label, exact=True).check()
+    until(lambda: count(page).startswith("1,200 of"))
 
 
 def test_samples_can_be_ordered_by_step(page):
@@ -184,6 +203,7 @@ def test_samples_can_be_ordered_by_step(page):
     facts = page.locator(".sample .quiet").all_text_contents()
     steps = [int(text.split("step ")[1].split()[0].rstrip(",")) for text in facts]
     assert steps == sorted(steps) and steps[0] == 1000
+    page.select_option("#sample-order", "rank")
 
 
 def test_tokens_are_shown_as_they_are_and_shaded(page):
@@ -196,15 +216,13 @@ def test_tokens_are_shown_as_they_are_and_shaded(page):
     assert abs(float(strongest.get_attribute("title"))) > 0
 
 
-def test_1200_samples_do_not_freeze_the_page(browser, report):
-    fresh = browser.new_page()
-    fresh.goto(report.as_uri())
-    fresh.wait_for_selector("#plot-curves .legend .traces")
+def test_1200_samples_do_not_freeze_the_page(page):
     begin = time.perf_counter()
-    fresh.select_option("#sample-order", "loss")
-    fresh.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-    assert time.perf_counter() - begin < 5  # 0.1 s on an idle machine
-    fresh.close()
+    page.select_option("#sample-order", "loss")
+    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    assert time.perf_counter() - begin < 20  # a tenth of a second on an idle machine
+    assert page.locator(".sample").count() == 20
+    page.select_option("#sample-order", "rank")
 
 
 def test_everything_can_be_reached_with_the_keyboard(page):
@@ -217,6 +235,7 @@ def test_everything_can_be_reached_with_the_keyboard(page):
         "sample-more",
     }
     seen = set()
+    page.locator("body").focus()
     for _ in range(250):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id"))
@@ -227,12 +246,15 @@ def test_everything_can_be_reached_with_the_keyboard(page):
     box.focus()
     page.keyboard.press("Space")
     assert not box.is_checked()
+    page.keyboard.press("Space")
+    assert box.is_checked()
 
 
 def test_every_control_has_a_name(page):
     nameless = page.evaluate(
         "[...document.querySelectorAll('select, input, button')].filter((e) => "
-        "!e.textContent.trim() && !(e.labels && e.labels.length)).map((e) => e.id)"
+        "!e.textContent.trim() && !(e.labels && e.labels.length) "
+        "&& !e.getAttribute('aria-label')).map((e) => e.outerHTML.slice(0, 120))"
     )
     assert nameless == []
 
@@ -243,3 +265,4 @@ def test_it_prints(page):
     page.emulate_media(media="print")
     assert page.locator("#curve-choice").is_hidden()
     assert page.locator("#plot-curves").is_visible()
+    page.emulate_media(media="screen")
