@@ -95,4 +95,3 @@ def job_log(
         ),
     ) as run:
         yield JobLog(run)
-

@@ -38,9 +38,7 @@ def summary(folder: Path) -> dict:
 
 def kill_when(args: Sequence[str], reached: Callable[[], bool], limit_s: float = 120) -> None:
     """Start a program and kill it (SIGKILL) as soon as `reached`; it must still be running."""
-    process = subprocess.Popen(
-        args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline and process.poll() is None and not reached():
         time.sleep(0.01)

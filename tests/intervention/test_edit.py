@@ -239,8 +239,11 @@ def test_a_plan_that_does_not_fit_the_schedule_is_refused():
     twice = base.sample_ids[[40, 40]]
 
     def plan(action="mask", start=105, end=120, sample_ids=twice, steps=(110, 110), other=-1):
-        return EditPlan(action, start, end, np.asarray(sample_ids), np.asarray(steps),
-                        np.zeros(len(sample_ids), np.float32), np.full(len(sample_ids), other))  # fmt: skip
+        n = len(sample_ids)
+        weights, others = np.zeros(n, np.float32), np.full(n, other)
+        return EditPlan(
+            action, start, end, np.asarray(sample_ids), np.asarray(steps), weights, others
+        )
 
     cases = [
         (plan(start=90), r"\[90, 120\) is not inside"),

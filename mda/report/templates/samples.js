@@ -21,7 +21,7 @@ function startSamples() {
     const source = $("sample-source").value, group = $("sample-group").value, words = $("sample-text").value.toLowerCase();
     state.found = [...S.samples.keys()].filter((i) => {
       const one = S.samples[i];
-      return labels.has(one.label) && (source === "" || one.source === Number(source)) && (group === "" || one.group === Number(group)) ;
+      return labels.has(one.label) && (source === "" || one.source === Number(source)) && (group === "" || one.group === Number(group)) && lower[i].includes(words);
     });
     const by = $("sample-order").value;
     if (by !== "rank") state.found.sort((a, b) => (S.samples[a][by] ?? Infinity) - (S.samples[b][by] ?? Infinity));
