@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import command, kill_when, run, summary
 from safetensors.torch import load_file
-
-from tests.end_to_end.programs import command, kill_when, run, summary
 
 WINDOW = ("intervention.window=[20,40]",)
 # A window of 2,400 samples: several shards of curvature and of scores.

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import command, kill_when, run, summary
 from safetensors.torch import load_file
-
-from tests.end_to_end.programs import command, kill_when, run, summary
 
 LONGER = ("training.total_steps=300", "data.n_sequences=1300", "training.checkpoint_every=100")
 
