@@ -5,6 +5,8 @@ effects with intervals and permutation tests, a verdict for every claim of conf/
 and one self-contained page that opens without a network.
 """
 
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,6 +20,7 @@ def compare(config: Config, folder: Path) -> None:
     from mda.report.claims import Claim
     from mda.report.compare import CompareSettings
     from mda.report.compare import compare as compare_arms
+    from mda.report.samples import traces_of
 
     report = config.report
     settings = CompareSettings(
@@ -29,8 +32,10 @@ def compare(config: Config, folder: Path) -> None:
         seed=config.seed,
     )
     runs, traces = ([Path(name) for name in names] for names in (report.runs, report.traces))
+    command = shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     try:
-        compare_arms(runs, folder, settings, traces)
+        traces = traces or traces_of(runs, Path(config.output_dir) / "runs")
+        compare_arms(runs, folder, settings, traces, command)
     except ValueError as error:
         raise ConfigError(f"report.runs={report.runs}: {error}") from error
     print(f"page: {folder / 'report.html'}")

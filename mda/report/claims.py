@@ -135,7 +135,8 @@ def decide(claim: Claim, effect: Effect, p_holm: float | None) -> tuple[str, str
     if effect.n < claim.min_seeds:
         few = f"{effect.n} seed{'s' if effect.n > 1 else ''}"
         return "undecided", f"{few}; the claim asks for {claim.min_seeds} or more"
-    assert effect.mean is not None and effect.low is not None and effect.high is not None
+    if effect.mean is None or effect.low is None or effect.high is None:
+        return "undecided", effect.note
     if claim.direction == "none":
         return _decide_none(claim.margin, effect.low, effect.high)
     turned = (effect.mean, effect.low, effect.high)

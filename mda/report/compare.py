@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from mda.report.claims import Claim, Verdict, judge
 from mda.report.effects import Comparison, compare_arms
 from mda.report.figures import draw_all
 from mda.report.folders import read_runs
-from mda.report.metrics import Measurements, measure, random_values
+from mda.report.metrics import METRICS, Measurements, measure, random_values
 from mda.report.page import write_page
 from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
@@ -80,6 +80,7 @@ def compare(
         "verdicts": tables.verdict_rows(verdicts),
         "family": verdicts[0].family if verdicts else 0,
         "effects": tables.effect_rows(rows),
+        "metrics": METRICS,
         "null_checks": tables.null_rows(checks),
         "has_dose": bool(data["dose"]),
         "has_samples": samples is not None,
@@ -174,8 +175,9 @@ def _write_tables(
 ) -> None:
     store.write_csv(out / "values.csv", tables.value_rows(measured, out))
     store.write_csv(out / "effects.csv", tables.effect_rows(rows))
-    store.write_csv(out / "verdicts.csv", tables.verdict_rows(verdicts))
-    store.write_csv(out / "null.csv", tables.null_rows(checks))
+    store.write_csv(out / "verdicts.csv", tables.verdict_rows(verdicts), tables.VERDICT_COLUMNS)
+    names = ["arm", "metric", *(item.name for item in fields(NullCheck))]
+    store.write_csv(out / "null.csv", tables.null_rows(checks), names)
 
 
 def _run_files() -> dict[str, str]:

@@ -151,6 +151,8 @@ def heads_figure(measured: Measurements, seeds: int = 6) -> Figure | None:
                 values = maps[arm, seed]
                 image = ax.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
                 _box(ax, runs[seed][0].heads)
+            else:
+                ax.axis("off")
         line[0].set_ylabel(_wrapped(arm.name), fontsize=8, rotation=0, ha="right", va="center")
     for ax, seed in zip(axes[0], shown, strict=True):
         ax.set_title(f"seed {seed}", fontsize=9)

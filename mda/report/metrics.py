@@ -1,17 +1,4 @@
-"""What is measured of a run, all read from its curve.csv (units in brackets):
-
-    unit             mu of the fixed head (of several: their mean) at the window's end [score]
-    mechanism        the same, largest over all heads: survives a seed's choice of another head
-    onset_step       step at which the fixed head's curve crosses the threshold, interpolated
-    mechanism_onset_step       the same for the largest over all heads
-    onset_tokens, mechanism_onset_tokens      these in tokens
-    copy_gain        log-prob gain on the second copy [nats]
-    icl_score        in-context learning, lower is more [nats]
-    val/loss, val/loss/<label>       held-out loss [nats]
-    heads/induction  mean mu of the OTHER induction heads (threshold reached in control, not the
-                     fixed head); missing where there is none
-    heads/rest       mean mu of all remaining heads
-    heads/contrast   heads/induction - heads/rest
+"""What is measured of a run: `METRICS`, all read from its curve.csv.
 
 A curve that never crosses is censored: its onset counts as the window's end, so a delay is a
 lower bound, and the number of such runs is kept beside the effect.
@@ -29,6 +16,22 @@ from mda.emergence.onset import crossing
 from mda.report.arms import CONTROL, Arm, Run, by_arm
 
 REFERENCES = ("control", "random", "matched")
+
+METRICS = {
+    "unit": "mu of the fixed head (of several: their mean) at the window's end",
+    "mechanism": "the same, largest over all heads: survives another choice of head",
+    "onset_step": "step at which the fixed head's curve crosses the threshold, interpolated",
+    "onset_tokens": "the same in tokens",
+    "mechanism_onset_step": "step at which the largest over all heads crosses it",
+    "mechanism_onset_tokens": "the same in tokens",
+    "copy_gain": "log-prob gain on the second copy, nats",
+    "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
+    "val/loss": "held-out loss, nats; val/loss/<label> for one class",
+    "heads/induction": "mean mu of the OTHER heads that reach the threshold in control",
+    "heads/rest": "mean mu of all remaining heads",
+    "heads/contrast": "heads/induction - heads/rest; missing without another induction head",
+}
+"""Name -> what it is; at the window's end unless it says otherwise."""
 
 Values = dict[str, float | None]
 

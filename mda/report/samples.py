@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from mda import store
 from mda.report.arms import relative
@@ -38,17 +39,22 @@ def read_samples(folder: Path) -> TracedSamples:
                 raise ValueError(f"sample {record['id']} has tokens without influence")
             if not {"id", "step", "label", "score"} <= set(record):
                 raise ValueError(f"a sample has only {', '.join(record)}")
-        estimator = summary.get("estimator") or {}
         return TracedSamples(
             unit=str(content["unit"]),
             seed=int(summary["seed"]),
-            estimator=str(estimator.get("name", "")),
+            estimator=str(_estimator(folder, summary)),
             path=folder / FILE,
             groups=groups,
         )
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder} is not the folder of a finished trace: {reason}") from error
+
+
+def _estimator(folder: Path, summary: dict[str, Any]) -> str:
+    if (path := folder / "config.yaml").exists():
+        return yaml.safe_load(path.read_text("utf-8"))["estimator"]["name"]
+    return summary["estimator"]["name"]
 
 
 def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from scipy import stats
 
 EXACT_UP_TO = 16  # differences; 2^16 sign flips take half a second
 NO_TEST = "one seed: no test"
+NO_INTERVAL = "two seeds: no interval"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def paired_effect(
     The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), in the units of
     the differences; with few seeds it is too narrow (for normal differences a 95 % interval covers
     85 % at n = 5, 88 % at n = 8, 92 % at n = 12). With one difference there is an effect but no
-    test, and the note says so.
+    test, with two no interval, and the note says so.
     """
     d = _finite(differences)
     if len(d) == 0:
@@ -51,9 +52,12 @@ def paired_effect(
     mean = float(d.mean())
     if len(d) == 1:
         return Effect(1, mean, None, None, None, None, None, None, NO_TEST)
-    low, high = bootstrap_interval(d, confidence, resamples, seed)
+    low = high = None
+    if len(d) > 2:  # of two differences the bootstrap knows three means
+        low, high = bootstrap_interval(d, confidence, resamples, seed)
     p, less, greater = (sign_flip_p(d, side, seed) for side in ("two-sided", "less", "greater"))
-    return Effect(len(d), mean, float(d.std(ddof=1)), low, high, p, less, greater, "")
+    note = "" if low is not None else NO_INTERVAL
+    return Effect(len(d), mean, float(d.std(ddof=1)), low, high, p, less, greater, note)
 
 
 def sign_flip_p(

@@ -19,6 +19,10 @@ from mda.report.page import number, p_value
 from mda.report.statistics import NullCheck
 
 VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
+VERDICT_COLUMNS = (
+    "claim", "text", "verdict", "reason", "arm", "reference", "metric", "direction", "n", "mean",
+    "low", "high", "p", "p_holm", "family", "alpha", "min_seeds", "evidence", "margin",
+)  # fmt: skip
 SHOWN = ("unit", "icl_score")
 
 

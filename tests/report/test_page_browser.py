@@ -253,7 +253,7 @@ def test_everything_can_be_reached_with_the_keyboard(page):
 def test_every_control_has_a_name(page):
     nameless = page.evaluate(
         "[...document.querySelectorAll('select, input, button')].filter((e) => "
-        "!e.textContent.trim() && !(e.labels && e.labels.length) "
+        "!(e.tagName === 'BUTTON' && e.textContent.trim()) && !(e.labels && e.labels.length) "
         "&& !e.getAttribute('aria-label')).map((e) => e.outerHTML.slice(0, 120))"
     )
     assert nameless == []

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from mda.report.statistics import (
+    NO_INTERVAL,
     NO_TEST,
     bootstrap_interval,
     heavy_tail,
@@ -97,6 +98,12 @@ def test_one_seed_is_no_test_and_says_so():
     assert effect.mean == 0.25 and effect.note == NO_TEST
     assert effect.p is effect.p_less is effect.low is effect.sd is None
     assert paired_effect([]).note == "no pair of runs"
+
+
+def test_two_seeds_are_a_test_without_an_interval():
+    effect = paired_effect([0.25, 0.3])
+    assert effect.p_greater == 0.25 and effect.note == NO_INTERVAL
+    assert effect.low is effect.high is None
 
 
 def test_paired_effect_puts_the_parts_together():
