@@ -5,7 +5,7 @@ figure is the median over the rounds. The loop is the whole of what `train.py` d
 trains: Lightning, loss table, emergence curve, checkpoints, and its start-up. The bare loop is
 forward, loss, backward, clipping and optimizer step.
 
-    python experiments/bench_training.py [--steps 400] [--rounds 3] [--json FILE]
+    python experiments/bench_training.py [--steps 500] [--rounds 5] [--json FILE]
 """
 
 import argparse
@@ -98,8 +98,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=400, help="updates in a round")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the two take turns")
+    parser.add_argument("--steps", type=int, default=500, help="updates in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("overrides", nargs="*", help="configuration, such as model.d_model=128")
     args = parser.parse_args()

@@ -7,7 +7,14 @@ from made_up_runs import BANDS, END, STANDARD, Edit, write_runs
 from mda import store
 from mda.report.effects import compare_arms
 from mda.report.folders import read_runs
-from mda.report.metrics import control_of, measure, metrics_of, random_values, references_of
+from mda.report.metrics import (
+    METRICS,
+    control_of,
+    measure,
+    metrics_of,
+    random_values,
+    references_of,
+)
 from mda.report.statistics import holm, paired_effect
 
 
@@ -193,3 +200,11 @@ def test_effects_do_not_depend_on_the_order_of_folders(compared):
     again = compare_arms(measure(read_runs(folders)), resamples=499)
     assert [r.effect for r in again] == [r.effect for r in rows]
     assert rows[0].effect == paired_effect(rows[0].differences, resamples=499)
+
+
+def test_every_metric_is_explained(compared):
+    _, measured, _ = compared
+    names = {
+        name if not name.startswith("val/loss") else "val/loss" for name in metrics_of(measured)
+    }
+    assert names == set(METRICS)
