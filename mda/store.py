@@ -80,7 +80,12 @@ class Store:
             for torn in part.rglob(".*.tmp"):
                 torn.unlink()
             start = time.perf_counter()
-            build(part)
+            try:
+                build(part)
+            except BaseException:
+                if not any(part.iterdir()):  # refused before anything was written
+                    part.rmdir()
+                raise
             manifest = {
                 "kind": kind,
                 "fingerprint": name,

@@ -77,6 +77,16 @@ def test_titles_stay_and_no_tool_is_named():
     assert not re.search("<!DOCTYPE|<[?]xml", render(DOCSTRING, "xml"))
 
 
+@pytest.mark.parametrize("kind", ["latex", "xml", "html"])
+def test_a_leading_title_stays_in_the_text(kind):
+    assert "Details" in render("Details\n=======\n\nAdds things.\n", kind)
+
+
+def test_sphinx_roles_become_literals():
+    assert r"\texttt{pkg.Thing}" in render(DOCSTRING, "latex")
+    assert "<literal>pkg.Thing</literal>" in render(DOCSTRING, "xml")
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_rendering_warns_of_nothing(kind, capfd):
     with warnings.catch_warnings():

@@ -22,6 +22,7 @@ def test_tokens_and_influence_survive_packing(tmp_path):
         assert packed["labels"][sample["label"]] == record["label"]
         back = np.array(sample["levels"]) / 100 * sample["largest"]
         truth = np.array([*record["influence"], 0.0])
+        assert max(map(abs, sample["levels"])) == 100
         assert np.abs(back - truth).max() <= 0.012 * np.abs(truth).max()
         for key in ("id", "step", "score", "loss"):
             assert sample[key] == record[key]
