@@ -250,6 +250,13 @@ def test_everything_can_be_reached_with_the_keyboard(page):
     assert box.is_checked()
 
 
+def test_links_lead_to_their_sections(page):
+    for name in ("recompute", "samples", "verdicts"):
+        page.click(f"nav a[href='#{name}']")
+        top = f"document.getElementById('{name}').getBoundingClientRect().top"
+        until(lambda top=top: -50 < page.evaluate(top) < 850)
+
+
 def test_every_control_has_a_name(page):
     nameless = page.evaluate(
         "[...document.querySelectorAll('select, input, button')].filter((e) => "

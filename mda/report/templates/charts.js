@@ -83,7 +83,7 @@ function drawEffects() {
     return {
       name: names[reference], type: "scatter", mode: "markers",
       x: own.map((r) => r.mean), y: own.map((r) => arms.indexOf(r.arm) + offset(reference)),
-      error_x: { type: "data", symmetric: false, array: own.map((r) => (r.high === null ? 0 : r.high - r.mean)), arrayminus: own.map((r) => (r.low === null ? 0 : r.mean - r.low)), color: "#6b747d", thickness: 1.6, width: 4 },
+      error_x: { type: "data", symmetric: false, array: own.map((r) => (r.high === null ? 0 : r.high - r.mean)), arrayminus: own.map((r) => (r.low === null ? 0 : r.mean - r.low)), color: "#6b747d", thickness: 2.2, width: 0 },
       marker: { size: 10, symbol: { control: "circle", random: "circle-open", matched: "diamond-open" }[reference], color: colours, line: { width: 2, color: colours } },
       text: own.map((r) => `${DATA.arms[r.arm].name}<br>${r.mean} [${r.low ?? "–"}, ${r.high ?? "–"}]<br>n = ${r.n}, corrected p = ${r.p ?? "no test"}`), hovertemplate: "%{text}<extra></extra>",
     };
