@@ -123,7 +123,10 @@ class TracinConfig(EstimatorConfig):
 
     name: str = setting("tracin", "kind of estimator", one_of=("tracin",))
     checkpoints: list[int] | None = setting(
-        None, "steps, null: every checkpoint in the window", low=0
+        None, "steps that are summed over, null: estimator.n_checkpoints of the window", low=0
+    )
+    n_checkpoints: int | None = setting(
+        3, "spread evenly over the window's steps; each is a pass, null: all there are", low=1
     )
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
     adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from mda.unit.subspace import BlockTensors, Subspace, Units, all_heads, mechanis
 from mda.unit.tokens import token_distribution
 
 VERSION = 1
+NOT_INPUTS = ("batch_size", "checkpoint", "checkpoints", "n_checkpoints")  # `steps` says which
 FIT_SHARD, SCORE_SHARD = 512, 1024  # samples between two points at which a kill loses nothing
 
 
@@ -79,7 +81,7 @@ def score(context: Context, rows: Corpus, base: Run, unit: Unit) -> Traced:
         "base": base.fingerprint,
         "window": [unit.window.start, unit.window.end],
         "units": _as_text(units),
-        "estimator": without(asdict(config.estimator), "batch_size", "checkpoint", "checkpoints"),
+        "estimator": without(asdict(config.estimator), *NOT_INPUTS),
         "steps": list(steps),
     }
     if not isinstance(config.estimator, RandomConfig):
@@ -114,9 +116,10 @@ def scored_steps(context: Context, base: Run, unit: Unit) -> tuple[int, ...]:
     if isinstance(estimator, RandomConfig):
         return ()
     if isinstance(estimator, TracinConfig):
+        if given := estimator.checkpoints:
+            return tuple(_kept(base, step, "estimator.checkpoints") for step in given)
         inside = [step for step in base.checkpoints if window.start <= step <= window.end]
-        steps = inside if estimator.checkpoints is None else estimator.checkpoints
-        return tuple(_kept(base, step, "estimator.checkpoints") for step in steps)
+        return spread(inside, estimator.n_checkpoints)
     assert isinstance(estimator, EkfacConfig)
     if isinstance(estimator.checkpoint, int):
         return (_kept(base, estimator.checkpoint, "estimator.checkpoint"),)
@@ -126,6 +129,18 @@ def scored_steps(context: Context, base: Run, unit: Unit) -> tuple[int, ...]:
         "window_end": window.end,
     }
     return (base.kept(named[estimator.checkpoint]),)
+
+
+def spread(steps: Sequence[int], n: int | None) -> tuple[int, ...]:
+    """The n of some rising steps that lie nearest to an even grid from the first to the last.
+
+    One alone is the middle; all of them for None, and where there are no more than n.
+    """
+    if n is None or len(steps) <= n:
+        return tuple(steps)
+    middle = [(steps[0] + steps[-1]) / 2]
+    grid = middle if n == 1 else np.linspace(steps[0], steps[-1], n)
+    return tuple(sorted({min(steps, key=lambda step: (abs(step - at), step)) for at in grid}))
 
 
 def directions(
