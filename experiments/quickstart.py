@@ -2,73 +2,77 @@
 
 Trains the base run, traces its induction head with EK-FAC, retrains the critical window with the
 samples of highest influence removed or doubled and with random edits of the same size, and
-compares: a table, verdicts, and one page. Two arms run at a time where there are two cores.
+compares: a table, verdicts, and one page. Two jobs run at a time where there are two cores.
 Everything is found again in the store, so a second call takes a minute and a killed one goes on.
 One seed shows the effect; it takes sweeps/causal_grid.yaml to test it.
 """
 
 import multiprocessing
-import os
-import subprocess
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib import import_module
 from pathlib import Path
 
-from mda.config import main, prepare
+from mda.config import cores, main, prepared
 from mda.schema import Config
 
 NEEDS = (
     "data", "model", "training", "emergence", "unit", "estimator", "intervention", "report",
     "logger",
 )  # fmt: skip
-ARMS = {
+REMOVE_RANDOM = ("intervention=remove", "estimator=random")
+AUGMENT_RANDOM = ("intervention=augment", "estimator=random")
+JOBS = {  # first those that need no scores: they retrain while the trace is under way
+    "trace": (),
     "control": ("intervention=control",),
+    "remove-random-0": (*REMOVE_RANDOM, "estimator.seed=0"),
+    "remove-random-1": (*REMOVE_RANDOM, "estimator.seed=1"),
+    "remove-random-2": (*REMOVE_RANDOM, "estimator.seed=2"),
+    "augment-random-0": (*AUGMENT_RANDOM, "estimator.seed=0"),
     "remove-ekfac": ("intervention=remove", "estimator=ekfac"),
     "augment-ekfac": ("intervention=augment", "estimator=ekfac"),
-    "remove-random-0": ("intervention=remove", "estimator=random", "estimator.seed=0"),
-    "augment-random-0": ("intervention=augment", "estimator=random", "estimator.seed=0"),
-    "remove-random-1": ("intervention=remove", "estimator=random", "estimator.seed=1"),
-    "remove-random-2": ("intervention=remove", "estimator=random", "estimator.seed=2"),
 }
+AT_ONCE = min(2, cores())
 
 
-def arm(folder: Path, overrides: list[str]) -> str:
-    """Run one arm in a worker process; returns its name."""
-    from run import NEEDS, run
-
-    with (folder.parent / f"{folder.name}.log").open("w", buffering=1) as log:
+def job(folder: Path, name: str, overrides: list[str]) -> str:
+    """Run one job in a worker process, its output in a file; returns its name."""
+    place = folder / name if name == "trace" else folder / "arms" / name
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "output.log").open("w", buffering=1) as log:
         sys.stdout = sys.stderr = log
-        run(prepare(overrides, folder, NEEDS), folder)
-    return folder.name
+        program = "trace" if name == "trace" else "run"
+        run = getattr(import_module(program), program)  # of this folder, where Python looks first
+        with prepared(program, overrides, place, NEEDS, AT_ONCE) as config:
+            run(config, place)
+    return name
 
 
 def quickstart(config: Config, folder: Path) -> None:
-
     from compare import compare
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from train import train
 
     from mda.data.embedded import end_with_parent
 
-    start = time.perf_counter()
     fixed = [word for word in sys.argv[1:] if "=" in word and not word.startswith("name=")]
-    print("1/3  base run and trace")
-    traced = folder / "trace"
-    program = [sys.executable, str(Path(__file__).with_name("trace.py"))]
-    subprocess.run([*program, *fixed, f"hydra.run.dir={traced}"], check=True)
-    jobs = max(1, min(2, os.cpu_count() or 1))
-    (folder / "arms").mkdir(exist_ok=True)
-    print(f"2/3  {len(ARMS)} arms, {jobs} at a time; each writes {folder}/arms/<arm>.log")
+    print("1/3  base run")
+    with prepared("train", fixed, folder / "base", NEEDS, 1) as settings:
+        train(settings, folder / "base")
+    print(f"2/3  trace and {len(JOBS) - 1} arms, {AT_ONCE} at a time; each writes its output.log")
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, initializer=end_with_parent) as pool:
-        waiting = [
-            pool.submit(arm, folder / "arms" / name, [*fixed, *overrides])
-            for name, overrides in ARMS.items()
-        ]
-        for done, future in enumerate(as_completed(waiting), 1):
-            minutes = (time.perf_counter() - start) / 60
-            print(f"     {done}/{len(ARMS)} {future.result()} ({minutes:.1f} min)", flush=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with (
+        ProcessPoolExecutor(AT_ONCE, spawn, initializer=end_with_parent) as pool,
+        Progress(*columns, TimeElapsedColumn(), TextColumn("of about 10 min")) as bar,
+    ):
+        task = bar.add_task("retraining", total=len(JOBS))
+        waiting = [pool.submit(job, folder, name, [*fixed, *JOBS[name]]) for name in JOBS]
+        for future in as_completed(waiting):
+            bar.update(task, advance=1, description=f"{future.result()} done")
     print("3/3  comparison")
-    config.report.runs, config.report.traces = [str(folder / "arms")], [str(traced)]
+    config.report.runs = [str(folder / "arms")]
+    config.report.traces = [str(folder / "trace")]
     compare(config, folder)
 
 

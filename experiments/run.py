@@ -6,6 +6,7 @@ unchanged. `intervention=control` retrains the unedited stream and repeats the b
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -77,5 +78,12 @@ def run(config: Config, folder: Path) -> None:
     print(folder)
 
 
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    from mda import pipeline
+    from mda.stages.preview import print_preview
+
+    print_preview(configs, lambda context: pipeline.arm(context, context), "arm", side_by_side)
+
+
 if __name__ == "__main__":
-    main(run, NEEDS)
+    main(run, NEEDS, preview)

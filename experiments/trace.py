@@ -7,6 +7,7 @@ stopped. Under `torchrun --nproc-per-node N` the processes share the work.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -71,5 +72,12 @@ def trace(config: Config, folder: Path) -> None:
     print(folder)
 
 
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    from mda import pipeline
+    from mda.stages.preview import print_preview
+
+    print_preview(configs, pipeline.trace, "scores", side_by_side)
+
+
 if __name__ == "__main__":
-    main(trace, NEEDS)
+    main(trace, NEEDS, preview)

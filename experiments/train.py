@@ -6,6 +6,7 @@ where it stopped and ends in the same result, bit for bit on a CPU.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,5 +47,12 @@ def train(config: Config, folder: Path) -> None:
     print(folder)
 
 
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    from mda import pipeline
+    from mda.stages.preview import print_preview
+
+    print_preview(configs, pipeline.train, "base", side_by_side)
+
+
 if __name__ == "__main__":
-    main(train, NEEDS)
+    main(train, NEEDS, preview)

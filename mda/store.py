@@ -199,19 +199,29 @@ def versions() -> dict[str, str | None]:
 @cache
 def git_state() -> dict[str, Any]:
     """Commit this code stands at and whether it was changed since; None outside a checkout."""
-
-    def git(*args: str) -> str:
-        here = Path(__file__)
-        command = ["git", "-C", str(here.parent), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # An installed copy may lie inside somebody else's repository: ours tracks this file.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
-        return {"sha": git("rev-parse", "HEAD"), "dirty": dirty}
-    except (OSError, subprocess.CalledProcessError):
+    if not _tracked():
         return {"sha": None, "dirty": None}
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return {"sha": _git("rev-parse", "HEAD"), "dirty": dirty}
+
+
+def git_diff() -> str:
+    """What tracked files differ by from the commit; empty outside a checkout."""
+    return _git("diff", "HEAD", "--", ":/") if _tracked() else ""
+
+
+def _git(*args: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *args]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _tracked() -> bool:
+    # An installed copy may lie inside somebody else's repository: ours tracks this file.
+    try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return True
+    except (OSError, subprocess.CalledProcessError):
+        return False
 
 
 @contextmanager

@@ -6,9 +6,10 @@ first, for a sweep every job of it, and a mistake ends the program with one sent
 as a sweep, with the typed configuration and the run's folder.
 """
 
-from mda.config.command import check, main
-from mda.config.composer import compose, prepare
+from mda.config.command import check, main, prepared
+from mda.config.composer import compose
 from mda.config.files import conf_dir
+from mda.config.jobs import cores
 from mda.config.mistakes import explain
 
-__all__ = ["check", "compose", "conf_dir", "explain", "main", "prepare"]
+__all__ = ["check", "compose", "conf_dir", "cores", "explain", "main", "prepared"]

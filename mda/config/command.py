@@ -10,8 +10,9 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -23,6 +24,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from mda.config import jobs
 from mda.config.composer import composer, search_path, typed, with_hydra
 from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
@@ -30,29 +32,36 @@ from mda.config.mistakes import explain, of_hydra, refuse_illegal
 from mda.schema import Config, ConfigError
 
 Program = Callable[[Config, Path], None]
+Preview = Callable[[Sequence[Config], int], None]
 EXHAUSTIVE = 16
 """A sweep of more jobs is checked one alternative at a time, not every combination: composing
 one takes a quarter of a second, and Hydra does it again."""
 
 
-def main(program: Program, needs: Sequence[str]) -> None:
+def main(program: Program, needs: Sequence[str], preview: Preview | None = None) -> None:
     """Run `program(config, folder)` as the command line says; exit code 2 after a mistake.
 
-    `needs` are the groups that the program uses: `--help` shows these, and the rules between
-    groups are checked among these. The docstring of the program's module heads its help. Import
-    what is heavy (torch, transformers) inside `program`, so that help and mistakes answer at once.
+    With --dry-run, `preview(configs, jobs side by side)` says what would be built. `needs` are the
+    groups that the program uses: `--help` shows these, and the rules between groups are checked
+    among these. The docstring of the program's module heads its help. Import what is heavy (torch,
+    transformers) inside `program`, so that help and mistakes answer at once.
     """
     parser = get_args_parser()
     parser.error = lambda message: _refuse(ConfigError(f"{message}; see --help"))
+    if preview is not None:
+        parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_intermixed_args()
     flags = [word for word in sys.argv[1:] if word not in args.overrides]
     sys.argv[1:] = [*flags, *args.overrides]  # Hydra itself wants its flags first
     if args.help:
         about = sys.modules[program.__module__].__doc__ or ""
         name = Path(sys.argv[0]).name
-        print(help_page(name, about, needs, {group: options(group) for group in groups()}))
+        known = {group: options(group) for group in groups()}
+        print(help_page(name, about, needs, known, preview is not None))
         return
     try:
+        if preview is not None and args.dry_run:
+            return preview(*check(args, needs, every=True))
         if not (args.hydra_help or args.shell_completion or args.info):
             check(args, needs)
     except ConfigError as error:
@@ -61,11 +70,20 @@ def main(program: Program, needs: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first writes
             sys.argv.append(f"hydra.run.dir={folder}")
-        run(_task(program, needs))()
+        try:
+            run(_task(program, needs))()
+        finally:
+            jobs.print_sweep()
 
 
-def check(args: Namespace, needs: Sequence[str] | None) -> None:
-    """Compose and check every job that a parsed command line asks for. Raises ConfigError."""
+def check(
+    args: Namespace, needs: Sequence[str] | None, every: bool = False
+) -> tuple[list[Config], int]:
+    """Compose and check the jobs that a parsed command line asks for. Raises ConfigError.
+
+    Returns what was composed, and how many jobs run side by side. Of a long sweep each value is
+    checked once, not each combination, unless `every` job is wanted.
+    """
     name = args.config_name or "config"
     job = args.overrides
     extra = search_path(args.config_dir)
@@ -78,8 +96,7 @@ def check(args: Namespace, needs: Sequence[str] | None) -> None:
             if not (swept or args.multirun):
                 node, cfg = with_hydra(name, args.overrides + extra)
                 if node.mode != RunMode.MULTIRUN:
-                    typed(cfg, needs)
-                    return
+                    return [typed(cfg, needs)], 1
             else:  # presets and Hydra's own settings tell whether a sweep was meant
                 fixed = [item for item in given if item not in swept]
                 shape = [item for item in fixed if "." not in item.key_or_group or of_hydra(item)]
@@ -91,30 +108,64 @@ def check(args: Namespace, needs: Sequence[str] | None) -> None:
                     )
             params = node.sweeper.get("params") or {}
             given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
-            for job in _jobs(given):
-                typed(hydra.compose(name, job + extra), needs)
+            configs = []
+            for job in _jobs(given, every):
+                configs.append(typed(hydra.compose(name, job + extra), needs))
+            return configs, jobs.side_by_side(node)
         except Exception as error:
             raise explain(error, job) from error
+
+
+@contextmanager
+def prepared(
+    program: str, overrides: Sequence[str], folder: Path, needs: Sequence[str], at_once: int
+) -> Iterator[Config]:
+    """The configuration of a job that a program runs itself; it leaves what any job leaves."""
+    with composer():
+        cfg = hydra.compose("config", list(overrides))
+    with _running(cfg, program, overrides, folder, at_once):
+        yield typed(cfg, needs)
 
 
 def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None]:
     @functools.wraps(program)  # Hydra names the job after the file of the wrapped function
     def task(cfg: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        single = HydraConfig.get().mode == RunMode.RUN
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        node = HydraConfig.get()
+        folder = Path(node.runtime.output_dir)
+        at_once = jobs.side_by_side(node)
         try:
-            program(typed(cfg, needs), folder)
+            with (
+                jobs.output_to(jobs.own_output(node, folder)),
+                _running(cfg, node.job.name, node.overrides.task, folder, at_once),
+            ):
+                program(typed(cfg, needs), folder)
         except ConfigError as error:  # from data files and checkpoints, which only now are read
-            if single:
+            if node.mode == RunMode.RUN:
                 _refuse(error)
             raise CompactHydraException(f"error: {error}") from None
+        finally:
+            if node.mode == RunMode.MULTIRUN:
+                jobs.tell(folder)
 
     return task
 
 
-def _jobs(given: Sequence[Override]) -> Iterator[list[str]]:
-    """Overrides of each job; of a range its ends, of a long sweep each alternative once."""
+@contextmanager
+def _running(
+    cfg: DictConfig, program: str, overrides: Sequence[str], folder: Path, at_once: int
+) -> Iterator[None]:
+    """What every job leaves in its folder: config.yaml before the block, job.json around it."""
+    if cfg.training.threads is None:  # a result depends on it, so a run knows its number
+        cfg.training.threads = max(1, jobs.cores() // at_once)
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    with jobs.recorded(folder, program, overrides, plain):
+        yield
+
+
+def _jobs(given: Sequence[Override], every: bool) -> Iterator[list[str]]:
+    """Overrides of each job; else of a range its ends, of a long sweep each alternative once."""
     choices: dict[str, list[str]] = {}
     for item in given:
         key = item.get_key_element()
@@ -122,8 +173,9 @@ def _jobs(given: Sequence[Override]) -> Iterator[list[str]]:
             choices[key] = [str(item.input_line)]
         elif item.is_discrete_sweep():
             values = [f"{key}={value}" for value in item.sweep_string_iterator()]
-            choices[key] = [values[0], values[-1]] if item.is_range_sweep() else values
-    if math.prod(len(values) for values in choices.values()) <= EXHAUSTIVE:
+            ends = item.is_range_sweep() and not every
+            choices[key] = [values[0], values[-1]] if ends else values
+    if every or math.prod(len(values) for values in choices.values()) <= EXHAUSTIVE:
         yield from map(list, itertools.product(*choices.values()))
         return
     first = {key: values[0] for key, values in choices.items()}

@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from mda import schema
-from mda.config.files import conf_dir
+from mda.config.files import SWEEPS, conf_dir
 from mda.config.mistakes import explain, refuse_illegal
 from mda.schema import Config, ConfigError
 
@@ -29,16 +32,6 @@ def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -
             return typed(hydra.compose("config", list(overrides)), needs)
         except Exception as error:
             raise explain(error, overrides) from error
-
-
-def prepare(overrides: Sequence[str], folder: Path, needs: Sequence[str] | None = None) -> Config:
-    """`compose` for a job that a program runs itself, with config.yaml in the job's folder."""
-    config = compose(overrides, needs)
-    folder.mkdir(parents=True, exist_ok=True)
-    with composer():
-        cfg = hydra.compose("config", list(overrides))
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    return config
 
 
 @contextmanager
@@ -78,8 +71,18 @@ def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
     return config
 
 
+class Sweeps(SearchPathPlugin):
+    """Makes the files of sweeps/ options of a group of that name: `sweeps=seeds`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        home = conf_dir().parent
+        if (home / SWEEPS).is_dir():
+            search_path.append("mda-sweeps", f"file://{home}")
+
+
 def register() -> None:
     """Make the dataclasses known to Hydra as `schema/...`, which the YAML files refer to."""
+    Plugins.instance().register(Sweeps)
     store = ConfigStore.instance()
     root = OmegaConf.structured(Config)
     for group, classes in schema.OPTIONS.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SWEEPS = "sweeps"
+
 
 def conf_dir() -> Path:
     """Folder of the YAML files: inside an installed package, beside it in a checkout."""
@@ -13,11 +15,13 @@ def conf_dir() -> Path:
 
 
 def groups() -> list[str]:
-    """Groups of conf/, without Hydra's own."""
-    folders = (path.name for path in conf_dir().iterdir() if path.is_dir())
-    return sorted(name for name in folders if name != "hydra")
+    """Groups of conf/, without Hydra's own, and `sweeps`, which lies beside it in a checkout."""
+    folders = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+    beside = [SWEEPS] if (conf_dir().parent / SWEEPS).is_dir() else []
+    return sorted([name for name in folders if name != "hydra"] + beside)
 
 
 def options(group: str) -> list[str]:
     """Options of a group: its YAML files."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    home = conf_dir().parent if group == SWEEPS else conf_dir()
+    return sorted(path.stem for path in (home / group).glob("*.yaml"))

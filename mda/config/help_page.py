@@ -11,10 +11,14 @@ from mda.schema.setting import default_of, show
 
 
 def help_page(
-    program: str, about: str, needs: Sequence[str], options: Mapping[str, Sequence[str]]
+    program: str,
+    about: str,
+    needs: Sequence[str],
+    options: Mapping[str, Sequence[str]],
+    dry_run: bool = False,
 ) -> str:
     """What the program does, the groups it needs and their options, every setting, examples."""
-    shown = [name for name in options if name in needs or name == "experiment"]
+    shown = [name for name in options if name in needs or name in ("experiment", "sweeps")]
     lines = [about.strip(), "", f"Usage: python {program} [group=option ...] [key=value ...]", ""]
     lines += ["Groups, and the options of each (the default settings below are the schema's; an"]
     lines += ["option sets its own, shown by --cfg job):"]
@@ -32,6 +36,12 @@ def help_page(
         f"  python {program} experiment=smoke    everything at its smallest, in seconds",
         f"  python {program} seed=0,1,2 -m       a sweep: one job for each seed",
         f"  python {program} --cfg job           show the configuration, run nothing",
+    ]
+    if dry_run:
+        lines += [
+            f"  python {program} --dry-run           what is in the store, what would be built"
+        ]
+    lines += [
         "",
         "Each run gets a folder, outputs/runs/<program>/<name>; its path is printed last.",
     ]

@@ -74,7 +74,7 @@ def base_run(context: Context, rows: Corpus) -> Run:
         "version": VERSION,
         "corpus": rows.fingerprint,
         "schedule": schedule_hash(plan),
-        "model": _model_inputs(config),
+        "model": model_inputs(config),
         "training": without(asdict(settings), *NOT_INPUTS),
         "emergence": asdict(config.emergence),
         "seed": config.seed,
@@ -150,7 +150,8 @@ def _finished(artifact: Artifact, log: RowLog) -> Run:
     return run
 
 
-def _model_inputs(config: Config) -> dict[str, object]:
+def model_inputs(config: Config) -> dict[str, object]:
+    """What enters of the model: its shape, and the hash of a local checkpoint's weights."""
     inputs = without(asdict(config.model), "name", "peak_lr", "source")
     source = config.model.source
     if source == "scratch":

@@ -1,0 +1,196 @@
+"""What a job leaves of itself (job.json), and the table of jobs at the end of a sweep.
+
+`job.json` stands in every run's folder from its first moment: program, overrides, the resolved
+configuration, commit, versions and seed; when the job ends, its status is done, skipped (all of it
+was in the store) or failed. `changes.diff` beside it is what the code differed from the commit by.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+FILE = "job.json"
+STYLE = {"done": "green", "skipped": "cyan", "failed": "red", "unfinished": "yellow"}
+
+
+class SweepFolder(Callback):
+    """Hydra's callback that says where a sweep's jobs are; None outside of one."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        SweepFolder.folder = Path(str(config.hydra.sweep.dir))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep, as its folder tells."""
+
+    number: int
+    folder: Path
+    overrides: tuple[str, ...]
+    status: str  # done, skipped, failed, unfinished
+    reason: str
+    command: str
+    seconds: float | None
+
+
+@contextlib.contextmanager
+def recorded(
+    folder: Path, program: str, overrides: Sequence[str], config: dict[str, Any]
+) -> Iterator[None]:
+    """Keep `job.json` in a run's folder, before and after the block, and pass errors on."""
+    from mda import store  # numpy takes a moment, and --help needs none of it
+
+    start = time.perf_counter()
+    content = {
+        "program": program,
+        "overrides": list(overrides),
+        "command": command_of(program, overrides),
+        "seed": config["seed"],
+        "config": config,
+        "versions": store.versions(),
+        "git": store.git_state(),
+    }
+    if diff := store.git_diff():
+        (folder / "changes.diff").write_text(diff, "utf-8")
+
+    def write(status: str, reason: str = "") -> None:
+        seconds = round(time.perf_counter() - start, 3)
+        ending = {"status": status, "reason": reason, "seconds": seconds}
+        store.write_json(folder / FILE, content | ending)
+
+    write("unfinished")
+    try:
+        yield
+    except BaseException as error:
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        write("failed", first)
+        raise
+    write("skipped" if _was_there(folder) else "done")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def side_by_side(hydra: Any) -> int:
+    """How many jobs share this machine: of `hydra/launcher=parallel` several, else 1."""
+    n = hydra.launcher.get("n_jobs") if hydra.mode == RunMode.MULTIRUN else None
+    if n is None:
+        return 1
+    return int(n) if n > 0 else max(1, cores() + 1 + int(n))
+
+
+def own_output(hydra: Any, folder: Path) -> Path | None:
+    """File for what a job of a sweep prints, where jobs run side by side or elsewhere."""
+    basic = hydra.launcher.get("_target_", "").endswith("BasicLauncher")
+    return None if hydra.mode == RunMode.RUN or basic else folder / "output.log"
+
+
+@contextlib.contextmanager
+def output_to(path: Path | None) -> Iterator[None]:
+    """Send what the block prints to a file, as jobs side by side would garble each other."""
+    if path is None:
+        yield
+        return
+    with (
+        path.open("w", encoding="utf-8", buffering=1) as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
+
+
+def tell(folder: Path) -> None:
+    """One line in the terminal, whatever the job's own output went to, when a job has ended."""
+    job = read_job(folder)
+    reason = f": {job.reason}" if job.reason else ""
+    found = ", all of it was in the store" if job.status == "skipped" else ""
+    print(
+        f"job {job.number} {job.status}{found}, {job.seconds:,.0f} s{reason}  "
+        f"[{' '.join(job.overrides)}]",
+        file=sys.__stdout__,
+        flush=True,
+    )
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """The jobs in a sweep's folder, by their number."""
+    found = [path.parent for path in folder.glob(f"*/{FILE}") if path.parent.name.isdigit()]
+    return sorted(map(read_job, found), key=lambda job: job.number)
+
+
+def read_job(folder: Path) -> Job:
+    """What a folder's `job.json` says."""
+    from mda import store
+
+    job = store.read_json(folder / FILE)
+    return Job(
+        int(folder.name),
+        folder,
+        tuple(job["overrides"]),
+        job["status"],
+        job["reason"],
+        job["command"],
+        job["seconds"],
+    )
+
+
+def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
+    """Table of the jobs that differ, how each ended, and the command that repeats a failed one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    table = Table("job", "overrides", "status", "time", "reason", box=None)
+    for job in jobs:
+        own = " ".join(text for text in job.overrides if text not in shared)
+        spent = f"{job.seconds:,.0f} s" if job.seconds is not None else ""
+        status = f"[{STYLE[job.status]}]{job.status}[/]"
+        table.add_row(str(job.number), own, status, spent, job.reason)
+    console = Console()
+    console.print(table)
+    counts = {word: sum(job.status == word for job in jobs) for word in STYLE}
+    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    console.print(f"{len(jobs)} jobs: {said}", highlight=False)
+    for job in jobs:
+        if job.status in ("failed", "unfinished"):
+            print(f"to run job {job.number} again:  {job.command}")
+    print(folder)
+
+
+def print_sweep() -> None:
+    """`print_jobs` of the sweep that this process launched, if it did."""
+    folder = SweepFolder.folder
+    if folder is not None and (jobs := read_jobs(folder)):
+        print_jobs(jobs, folder)
+
+
+def command_of(program: str, overrides: Sequence[str]) -> str:
+    """The command line that runs this one job again, into a folder of its own."""
+    import shlex
+
+    kept = [text for text in overrides if not text.startswith(("name=", "hydra."))]
+    return shlex.join(["python", f"experiments/{program}.py", *kept])
+
+
+def _was_there(folder: Path) -> bool:
+    from mda import store
+
+    path = folder / "summary.json"
+    return path.exists() and store.read_json(path).get("times", {}).get("built") == []
