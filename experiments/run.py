@@ -82,7 +82,7 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda import pipeline
     from mda.stages.preview import print_preview
 
-    print_preview(configs, lambda context: pipeline.arm(context, context), "arm", side_by_side)
+    print_preview(configs, pipeline.arm, "arm", side_by_side)
 
 
 if __name__ == "__main__":

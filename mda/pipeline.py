@@ -51,12 +51,12 @@ def trace(context: Context) -> Trace:
     return Trace(rows, base, unit, score(context, rows, base, unit))
 
 
-def arm(context: Context, base_context: Context) -> Arm:
+def arm(context: Context, base_context: Context | None = None) -> Arm:
     """Corpus, base run, unit, scores, plan, and the window retrained on the edited stream.
 
-    `base_context` logs the base run's rows, `context` the arm's own.
+    `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
     """
-    rows, base = train(base_context)
+    rows, base = train(base_context or context)
     unit = locate(context, base)
     edits = context.config.intervention.name != "control"
     traced = score(context, rows, base, unit) if edits else None

@@ -11,5 +11,9 @@ from mda.config.composer import compose
 from mda.config.files import conf_dir
 from mda.config.jobs import cores
 from mda.config.mistakes import explain
+from mda.config.saved import Saved, read_saved, repeating
 
-__all__ = ["check", "compose", "conf_dir", "cores", "explain", "main", "prepared"]
+__all__ = [
+    "Saved", "check", "compose", "conf_dir", "cores", "explain", "main", "prepared", "read_saved",
+    "repeating",
+]  # fmt: skip

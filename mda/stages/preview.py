@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -20,7 +22,7 @@ from mda.store import Artifact, Store, fingerprint
 STAGES = ("corpus", "base", "curvature", "scores", "arm")
 WINDOW = ("window", "before_onset", "after_onset")
 
-Pipeline = Callable[[Context], object]
+Pipeline = Callable[[Context], Any]
 
 
 class NotBuilt(Exception):
@@ -45,6 +47,14 @@ class FindOnly(Store):
         if (artifact := self.find(kind, inputs)) is None:
             raise NotBuilt(kind, self.found[kind])
         return artifact
+
+
+def fingerprints(config: Config, pipeline: Pipeline) -> dict[str, str]:
+    """kind -> fingerprint of each stage of a job, up to the first that is not in the store."""
+    store = FindOnly(Path(config.output_dir) / "store")
+    with contextlib.suppress(NotBuilt):
+        pipeline(Context(config, store, progress=False))
+    return store.found
 
 
 @dataclass(frozen=True)
