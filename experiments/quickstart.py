@@ -56,6 +56,7 @@ def quickstart(config: Config, folder: Path) -> None:
     from mda.data.embedded import end_with_parent
 
     fixed = [word for word in sys.argv[1:] if "=" in word and not word.startswith("name=")]
+    fixed += [f"logger.group={folder.name}"] if config.logger.name == "wandb" else []
     print("1/3  base run")
     with prepared("train", fixed, folder / "base", NEEDS, 1) as settings:
         train(settings, folder / "base")

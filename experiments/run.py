@@ -21,13 +21,14 @@ NEEDS = (
 
 def run(config: Config, folder: Path) -> None:
     from mda import pipeline
-    from mda.report.arm import FILES, report_arm
+    from mda.report.arm import FILES, arm_name, report_arm
     from mda.report.summary import write_summary
     from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
     start = time.perf_counter()
-    with job_log(config, folder, settings=asdict(config), job_type="arm") as log:
+    name = arm_name(config)
+    with job_log(config, folder, settings=asdict(config), job_type="arm", arm=name) as log:
         arm = pipeline.arm(Context.of(config, log.row), Context.of(config))
         results = report_arm(
             config,
@@ -39,7 +40,8 @@ def run(config: Config, folder: Path) -> None:
             arm.run.folder,
             folder,
         )
-        log.figures([folder / "curves.png"])
+        log.figures([folder / "curves.png", folder / "heads.png"])
+        log.heads(arm.run.curve)
         log.summary(results)
     scores = arm.traced
     stages = {"base": arm.base, "scores": scores, "arm": arm.run}

@@ -24,7 +24,7 @@ NEEDS = (
 def trace(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.report.summary import write_summary
-    from mda.report.trace import FILES, report_trace
+    from mda.report.trace import FILES, report_trace, sample_rows
     from mda.report.wandb_logging import job_log
     from mda.stages.attribution import token_influence
     from mda.stages.context import Context, process_group, rank
@@ -45,8 +45,12 @@ def trace(config: Config, folder: Path) -> None:
         folder,
         config.report.samples,
     )
-    with job_log(config, folder, settings=asdict(config), job_type="trace") as log:
+    name = f"trace {config.estimator.name}"
+    with job_log(config, folder, settings=asdict(config), job_type="trace", arm=name) as log:
         log.figures([folder / "distribution.png"])
+        log.table("top_samples", sample_rows(folder))
+        files = [folder / name for name in ("scores.csv", "top_samples.json")]
+        log.artifact(f"scores-{traced.fingerprint}", "scores", files)
         log.summary(results)
     write_summary(
         folder,

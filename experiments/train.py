@@ -24,10 +24,11 @@ def train(config: Config, folder: Path) -> None:
     from mda.stages.context import Context
 
     start = time.perf_counter()
-    with job_log(config, folder, settings=asdict(config), job_type="base") as log:
+    with job_log(config, folder, settings=asdict(config), job_type="base", arm="base run") as log:
         rows, base = pipeline.train(Context.of(config, log.row))
         results = report_base(config, base.curve, base.folder, folder)
         log.figures([folder / name for name in FILES if name.endswith(".png")])
+        log.heads(base.curve)
         log.summary({"heads": results["heads"]})
     write_summary(
         folder,

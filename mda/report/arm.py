@@ -14,16 +14,29 @@ import matplotlib.pyplot as plt
 from mda.emergence.onset import column, head_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
-from mda.report.curves import Curve
-from mda.schema import Config
+from mda.report.curves import Curve, plot_heat_maps
+from mda.schema import AugmentConfig, Config, RemoveConfig
 from mda.types import EditPlan, HeadId
+from mda.unit.metrics import HEAD_METRICS
 
 FILES = {
     "plan.csv": "the edit: sample, step, loss weight, replacement",
     "curve.csv": "emergence curve of the arm, from the window's start to its end",
     "train.csv": "loss and learning rate of every update",
     "curves.png": "the arm's unit against the base run's",
+    "heads.png": "both metrics of every head at the window's end",
 }
+
+
+def arm_name(config: Config) -> str:
+    """What a job retrains, the same over seeds: `remove ekfac`, or `control`."""
+    edit, estimator = config.intervention, config.estimator
+    if not isinstance(edit, RemoveConfig | AugmentConfig):
+        return edit.name
+    select = "" if edit.select == "top" else edit.select
+    words = [edit.name, edit.mode, "" if select == "random" else estimator.name, select]
+    words += [f"{band[0]:g}-{band[1]:g}"] if (band := edit.band) else []
+    return " ".join(filter(None, words))
 
 
 def report_arm(
@@ -43,6 +56,7 @@ def report_arm(
     for name in ("curve.csv", "train.csv"):
         shutil.copyfile(source / name, folder / name)
     save_plan(plan, folder / "plan.csv")
+    plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png")
     metric = config.unit.metric
     name = f"emergence/{metric}/{head}"
     arm = config.intervention.name

@@ -173,6 +173,16 @@ def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
     Console().print(table)
 
 
+def sample_rows(folder: Path) -> list[dict[str, Any]]:
+    """The samples of `top_samples.json` as rows of a table, each with its text."""
+    kept = ("id", "step", "label", "score", "loss")
+    return [
+        {"set": title, **{key: record[key] for key in kept}, "text": "".join(record["tokens"])}
+        for title, records in store.read_json(folder / "top_samples.json")["samples"].items()
+        for record in records
+    ]
+
+
 def report_trace(
     rows: Corpus,
     scores: Scores,

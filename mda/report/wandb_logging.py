@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mda.schema import Config, WandbConfig
+from mda.types import HeadId
 
 if TYPE_CHECKING:
     import wandb
@@ -58,6 +60,29 @@ class JobLog:
             data: list[Any] = [[row[column] for column in columns] for row in rows]
             self.run.log({name: wandb.Table(columns=columns, data=data)})
 
+    def heads(self, curve: Sequence[Mapping[str, float]]) -> None:
+        """Log the metrics of every head at every measured step as the table `heads`."""
+        names = [name for name in curve[0] if re.search(r"^emergence/\w+/L\d+H\d+$", name)]
+        metrics = list(dict.fromkeys(name.split("/")[1] for name in names))
+        heads = list(dict.fromkeys(HeadId.parse(name.split("/")[2]) for name in names))
+        rows = [
+            {"layer": head.layer, "head": head.head, "step": int(row["step"])}
+            | {metric: row[f"emergence/{metric}/{head}"] for metric in metrics}
+            for row in curve
+            for head in heads
+        ]
+        self.table("heads", rows)
+
+    def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
+        """Log files as one artifact of the run."""
+        if self.run is not None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type=kind)
+            for path in files:
+                artifact.add_file(str(path))
+            self.run.log_artifact(artifact)
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the run's summary."""
         if self.run is not None:
@@ -66,9 +91,11 @@ class JobLog:
 
 @contextmanager
 def job_log(
-    config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str
+    config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str, arm: str = ""
 ) -> Iterator[JobLog]:
     """The log of one job. `settings` is the whole configuration as plain nested dictionaries.
+
+    `arm` names what the job is for; over seeds it is the same, and W&B can group by it.
 
     Every record is flushed at once, so that a killed job keeps what it logged. Nothing is put
     into the environment, and the run is closed with the block: jobs of a sweep cannot mix.
@@ -85,10 +112,10 @@ def job_log(
         entity=logger.entity,
         group=logger.group or folder.parent.name,
         job_type=job_type,
-        name=f"{job_type}-{folder.name}",
+        name=f"{arm or job_type} seed {config.seed}",
         dir=folder,
         mode="online" if logger.mode == "online" else "offline",
-        config=dict(settings),
+        config=dict(settings) | {"arm": arm},
         reinit="finish_previous",
         settings=wandb.Settings(
             x_transaction_log_flush_interval=1, silent=True, console="off", x_disable_meta=True

@@ -45,3 +45,10 @@ def kill_when(args: Sequence[str], reached: Callable[[], bool], limit_s: float =
     assert process.poll() is None, "the program ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def leet(run_folder: Path) -> list[dict]:
+    """The records of a W&B offline run, by W&B's own reader."""
+    reader = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", run_folder]
+    done = subprocess.run(reader, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]

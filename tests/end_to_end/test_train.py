@@ -1,15 +1,12 @@
 """The base run's program: whole, killed and resumed, and read back from W&B."""
 
 import csv
-import json
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from programs import command, kill_when, run, summary
+from programs import command, kill_when, leet, run, summary
 from safetensors.torch import load_file
 
 LONGER = ("training.total_steps=300", "data.n_sequences=1300", "training.checkpoint_every=100")
@@ -70,13 +67,6 @@ def test_killed_at_a_random_moment_it_resumes_bit_identical(whole, tmp_path):
             a, b = (load_file(base / "checkpoints" / step / file) for base in (one, two))
             assert a.keys() == b.keys()
             assert all((a[key] == b[key]).all() for key in a), (step, file)
-
-
-def leet(run_folder: Path) -> list[dict]:
-    """The records of a W&B offline run, by W&B's own reader."""
-    reader = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", run_folder]
-    done = subprocess.run(reader, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
 
 
 def test_wandb_s_own_reader_finds_every_row_of_the_curve(whole):

@@ -1,0 +1,47 @@
+"""Compare arms in a W&B report: curves with error bands, bars, run comparer, verdicts.
+
+Compares the arms as compare.py does and builds the report of their W&B runs (report.runs: the
+folders of sweeps whose jobs logged to W&B). Offline it is written to wandb_report.json; with
+logger.mode=online it is published, and its address printed.
+"""
+
+from pathlib import Path
+
+from mda.config import main
+from mda.schema import Config, ConfigError, WandbConfig
+
+NEEDS = ("report", "logger")
+
+
+def wandb_report(config: Config, folder: Path) -> None:
+    from compare import compare
+
+    from mda import store
+    from mda.report.arms import Run
+    from mda.report.folders import read_runs, wandb_group
+    from mda.report.wandb_report import build_report, spec
+
+    logger = config.logger
+    if not isinstance(logger, WandbConfig):
+        raise ConfigError(f"logger={logger.name} is refused; accepted: wandb")
+    compare(config, folder)
+    runs: list[Run] = read_runs([Path(name) for name in config.report.runs])
+    report = build_report(
+        logger.project,
+        logger.entity or "",
+        config.report.title,
+        sorted({wandb_group(run.folder) for run in runs}),
+        runs[0].metric,
+        store.read_json(folder / "summary.json"),
+    )
+    store.write_json(folder / "wandb_report.json", spec(report))
+    if logger.mode == "online":
+        report.save()
+        print(f"published: {report.url}")
+    else:
+        print("written, not published: logger.mode=online publishes it")
+    print(folder)
+
+
+if __name__ == "__main__":
+    main(wandb_report, NEEDS)

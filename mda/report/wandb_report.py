@@ -1,0 +1,143 @@
+"""The comparison of a sweep as a W&B report: curves, effects, run comparer, claims and verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wandb_workspaces.reports.v2 import interface as wr
+
+from mda.report.page import number, p_value
+
+ARM = "config.arm"  # what runs are grouped by; `job_log` puts it into every run's configuration
+SHOWN = ("unit", "mechanism", "onset_step", "copy_gain", "icl_score", "val/loss")
+
+
+def build_report(
+    project: str,
+    entity: str,
+    title: str,
+    groups: Sequence[str],
+    metric: str,
+    summary: Mapping[str, Any],
+) -> wr.Report:
+    """The report of arms whose runs stand in these W&B groups; nothing is sent yet.
+
+    `metric` is the unit's, such as prefix_matching, and `summary` that of the comparison.
+    """
+    results = summary["results"]
+    return wr.Report(
+        project=project,
+        entity=entity,
+        title=title,
+        description=f"Arms of {', '.join(groups)}",
+        width="fluid",
+        blocks=[
+            wr.H1("Claims and verdicts"),
+            wr.MarkdownBlock(_verdicts(results["verdicts"])),
+            *(wr.MarkdownBlock(f"> {note}") for note in summary["notes"]),
+            wr.H1("Emergence"),
+            wr.P("Mean over the runs of an arm, with its standard error."),
+            wr.PanelGrid(runsets=[_arms(project, entity, groups)], panels=_curves(metric)),
+            wr.H1("Effects"),
+            wr.PanelGrid(runsets=[_arms(project, entity, groups)], panels=_bars()),
+            wr.MarkdownBlock(_effects(results["arms"])),
+            wr.H1("Runs"),
+            wr.PanelGrid(
+                runsets=[_arms(project, entity, groups, grouped=False)],
+                panels=[wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=14))],
+            ),
+            wr.MarkdownBlock(f"Recompute: {summary['program']} at commit {summary['git']['sha']}."),
+        ],
+    )
+
+
+def spec(report: wr.Report) -> dict[str, Any]:
+    """The report as W&B's server takes it, as plain data."""
+    return report._to_model().model_dump(mode="json", by_alias=True)
+
+
+def _arms(project: str, entity: str, groups: Sequence[str], grouped: bool = True) -> wr.Runset:
+    names = ", ".join(f"'{group}'" for group in groups)
+    return wr.Runset(
+        project=project,
+        entity=entity,
+        name="arms",
+        filters=f"Metric('Group') in [{names}] and Metric('JobType') == 'arm'",
+        groupby=[ARM] if grouped else [],
+    )
+
+
+def _curves(metric: str) -> list[Any]:
+    shown = {
+        f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/max",
+        "gain on the second copy (nats)": "emergence/copy_gain",
+        "in-context-learning score (nats)": "emergence/icl_score",
+        "held-out loss (nats)": "val/loss",
+    }
+    return [
+        wr.LinePlot(
+            title=title,
+            x=axis,
+            y=[name],
+            groupby=ARM,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+            layout=wr.Layout(x=12 * (i % 2), y=8 * (i // 2), w=12, h=8),
+        )
+        for i, (title, name, axis) in enumerate(
+            (title, name, axis) for title, name in shown.items() for axis in ("tokens", "step")
+        )
+    ]
+
+
+def _bars() -> list[Any]:
+    shown = {
+        "unit at the window's end": "unit_metric",
+        "ICL score at the window's end": "emergence/icl_score",
+    }
+    return [
+        wr.BarPlot(
+            title=title,
+            metrics=[name],
+            groupby=ARM,
+            groupby_aggfunc="mean",
+            groupby_rangefunc="stderr",
+            layout=wr.Layout(x=12 * i, w=12, h=8),
+        )
+        for i, (title, name) in enumerate(shown.items())
+    ]
+
+
+def _verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| claim | arm | verdict | effect | p, corrected | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
+        lines.append(
+            f"| {row['text']} | {row['arm'] or '-'} | **{row['verdict']}**: {row['reason']} | "
+            f"{number(row['mean'])}{interval} | {p_value(row['p_holm'])} | {row['n']} |"
+        )
+    return "\n".join(lines)
+
+
+def _effects(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        "| arm | metric | mean | against | difference | p, corrected |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, metrics in arms.items():
+        for metric in (name for name in SHOWN if name in metrics):
+            one = metrics[metric]
+            for key in ("to_control", "to_random"):
+                if (effect := one.get(key)) is None:
+                    continue
+                ends = effect["ci"]
+                interval = "" if ends is None else f" [{number(ends[0])}, {number(ends[1])}]"
+                lines.append(
+                    f"| {arm} | {metric} | {number(one['mean'])} | {key.removeprefix('to_')} | "
+                    f"{number(effect['difference'])}{interval} | {p_value(effect['p_holm'])} |"
+                )
+    return "\n".join(lines)
