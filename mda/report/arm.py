@@ -66,6 +66,7 @@ def report_arm(
     last = curve[-1]
     onset = head_onset(curve, metric, head, config.unit.threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
+    print(f"window: {window.rule}")
     print(
         f"{arm}: {len(plan.sample_ids):,} samples edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"

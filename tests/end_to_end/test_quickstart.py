@@ -1,0 +1,92 @@
+"""The README's first command at smoke size: killed, called again, called once more."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from programs import ROOT
+
+ARMS = 7
+
+
+def quickstart(out: Path) -> list[str]:
+    return [sys.executable, "experiments/quickstart.py", "experiment=smoke", f"output_dir={out}",
+            "report.resamples=99", "report.dpi=30"]  # fmt: skip
+
+
+def finish(out: Path) -> Path:
+    done = subprocess.run(quickstart(out), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert f"page: {folder / 'report.html'}" in done.stdout
+    assert "remove mask ekfac top 10 %" in done.stdout
+    return folder
+
+
+def tables(folder: Path) -> dict[str, str]:
+    names = ("effects.csv", "verdicts.csv")
+    return {name: (folder / name).read_text() for name in names}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return out, finish(out)
+
+
+def test_it_ends_with_every_arm_a_trace_and_a_page(whole):
+    _, folder = whole
+    assert len(list(folder.glob("arms/*/summary.json"))) == ARMS
+    assert (folder / "trace" / "top_samples.html").exists()
+    assert (folder / "report.html").stat().st_size > 1e6
+
+
+@pytest.mark.slow
+def test_killed_at_a_random_moment_it_goes_on(whole, tmp_path):
+    """Parent and workers are killed when a random number of artifacts is there."""
+    wanted = random.randint(0, 2 + ARMS)  # corpus, base run, and the rest
+    process = subprocess.Popen(
+        quickstart(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while len(list(tmp_path.glob("store/*/*/manifest.json"))) < wanted:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    _, folder = whole
+    assert tables(finish(tmp_path)) == tables(folder), f"killed at {wanted} artifacts"
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed_alone(tmp_path):
+    process = subprocess.Popen(
+        quickstart(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/quickstart/*/arms/*/output.log")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while alive := _processes_with(str(tmp_path)):
+        assert time.monotonic() < deadline, f"{alive} still work"
+        time.sleep(0.1)
+
+
+def _processes_with(word: str) -> list[int]:
+    """Processes that have a file below a folder open."""
+    found = []
+    for links in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            if any(word in os.readlink(link) for link in links.iterdir()):
+                found.append(int(links.parent.name))
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return found

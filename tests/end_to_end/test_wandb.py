@@ -1,0 +1,68 @@
+"""What W&B may not do: be needed for CSV, lose what was logged, mix the jobs of a process."""
+
+import csv
+import os
+import subprocess
+import time
+
+from programs import ROOT, command, kill_when, leet
+
+from mda.config import compose
+from mda.report.wandb_logging import job_log
+
+FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
+
+
+def test_without_wandb_everything_works_from_local_files(tmp_path):
+    (tmp_path / "wandb.py").write_text("raise ImportError('wandb is not installed')\n")
+    args = command("run", tmp_path / "out", "intervention=remove", "logger=csv")
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(args, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    failed = subprocess.run(
+        [*args, "logger=wandb"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert "wandb is not installed" in failed.stderr, "the blocker does not block"
+
+
+def test_a_killed_job_keeps_what_it_logged_before_the_last_flush(tmp_path):
+    longer = ("training.total_steps=4000", "data.n_sequences=16100", "emergence.every=20")
+    args = command("train", tmp_path, *longer, "logger=wandb", "name=killed")
+    seen: dict[int, float] = {}  # step -> when its row was in the CSV
+
+    def reached() -> bool:
+        for path in tmp_path.glob("store/base/*.part/curve.csv"):
+            for row in csv.DictReader(path.open()):
+                seen.setdefault(int(row["step"]), time.monotonic())
+        return len(seen) >= 12 and max(seen.values()) > min(seen.values()) + 4 * FLUSH_S
+
+    kill_when(args, reached)
+    killed = time.monotonic()
+    (offline,) = (tmp_path / "runs/train/killed").glob("wandb/offline-run-*")
+    history = [r["history"]["item"] for r in leet(offline) if r["type"] == "history"]
+    logged = {int(item["step"]) for item in history if "val/loss" in item}
+    flushed = {step for step, at in seen.items() if at < killed - 2 * FLUSH_S}
+    assert len(flushed) > 1 and logged >= flushed
+
+
+def test_two_jobs_of_one_process_are_two_runs(tmp_path):
+    config = compose(["logger=wandb", "logger.project=p", "logger.group=g"])
+    for seed in (0, 1):
+        config.seed = seed
+        folder = tmp_path / f"job{seed}"
+        with job_log(config, folder, settings={"seed": seed}, job_type="arm", arm="control") as log:
+            for step in range(3):
+                log.row({"step": step, "tokens": 8 * step, "val/loss": 10 * seed + step})
+        assert "wandb sync" in log.upload
+    for seed in (0, 1):
+        (offline,) = (tmp_path / f"job{seed}").glob("wandb/offline-run-*")
+        records = leet(offline)
+        (run,) = [r["run"] for r in records if r["type"] == "run"]
+        assert (run["project"], run["run_group"]) == ("p", "g")
+        assert run["display_name"] == f"control seed {seed}"
+        assert run["config"]["update"]["arm"] == "control"
+        history = [r["history"]["item"] for r in records if r["type"] == "history"]
+        assert [item["val/loss"] for item in history] == [10 * seed + step for step in range(3)]
+        axes = {r["metric"]["name"]: r["metric"].get("step_metric") for r in records
+                if "metric" in r}  # fmt: skip
+        assert axes["val/loss"] == axes["tokens"] == "step"
