@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mda.data.stream import Corpus
-from mda.stages.attribution import Traced, Unit, locate, score
+from mda.stages.attribution import Traced, score
 from mda.stages.context import Context
 from mda.stages.corpus import corpus
 from mda.stages.editing import Edited, plan_edit
+from mda.stages.locating import Unit, locate
 from mda.stages.runs import Run, base_run, retrained
 
 

@@ -1,8 +1,7 @@
-"""From a base run to scores: where the unit is, which window, and what each sample did for it."""
+"""From a located unit to scores: what each sample of the window did for it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,35 +11,25 @@ from transformers import GPTNeoXForCausalLM
 
 from mda import store
 from mda.data.stream import Corpus
-from mda.emergence.onset import head_onset, heads_of
-from mda.estimator import ekfac, tracin
+from mda.estimator import tracin
 from mda.estimator.random_scores import random_scores
 from mda.estimator.score import Directions, make_directions, score_batch, score_samples
-from mda.intervention.window import Window, auto_window
-from mda.model.pythia import load_weights
-from mda.schema import ConfigError, EkfacConfig, RandomConfig, TracinConfig
+from mda.schema import EkfacConfig, RandomConfig, TracinConfig
 from mda.stages.context import Context, barrier, build_together, mine, rank, without
 from mda.stages.corpus import base_schedule
+from mda.stages.curvature import fitted_curvature, model_at, sharded
+from mda.stages.locating import Unit, scored_steps
 from mda.stages.runs import Run
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
-from mda.types import HeadId, Schedule, Scores
+from mda.types import Schedule, Scores
 from mda.unit.probe import Probe, draw_probe, probe_gradients
 from mda.unit.subspace import BlockTensors, Subspace, Units, all_heads, mechanism
 from mda.unit.tokens import token_distribution
 
 VERSION = 1
 NOT_INPUTS = ("batch_size", "checkpoint", "checkpoints", "n_checkpoints")  # `steps` says which
-FIT_SHARD, SCORE_SHARD = 512, 1024  # samples between two points at which a kill loses nothing
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The unit that was found: its name among the scores, its heads, its window."""
-
-    name: str
-    heads: tuple[HeadId, ...]
-    window: Window
+SCORE_SHARD = 1024  # samples between two points at which a kill loses nothing
 
 
 @dataclass(frozen=True)
@@ -53,21 +42,6 @@ class Traced:
     built: bool
     wall_s: float
     steps: tuple[int, ...]  # the checkpoints that were scored
-
-
-def locate(context: Context, base: Run) -> Unit:
-    """Find the unit by its metric at the end of the base run, and the window of the edit."""
-    unit = context.config.unit
-    ranked = sorted(
-        heads_of(base.curve, unit.metric),
-        key=lambda head: (-base.curve[-1][f"emergence/{unit.metric}/{head}"], head),
-    )
-    if unit.head is not None:
-        heads = (HeadId(*unit.head),)
-    else:
-        heads = tuple(ranked[: unit.k if unit.locate == "mechanism" else 1])
-    name = "mechanism" if unit.locate == "mechanism" else str(heads[0])
-    return Unit(name, heads, _window(context, base, heads[0]))
 
 
 def score(context: Context, rows: Corpus, base: Run, unit: Unit) -> Traced:
@@ -106,43 +80,6 @@ def score(context: Context, rows: Corpus, base: Run, unit: Unit) -> Traced:
     )
 
 
-def scored_steps(context: Context, base: Run, unit: Unit) -> tuple[int, ...]:
-    """Steps of the kept checkpoints that the estimator scores.
-
-    `onset`, `window_middle` and `window_end` mean the kept checkpoint nearest to that step.
-    Raises ConfigError for a step without a checkpoint.
-    """
-    estimator, window = context.config.estimator, unit.window
-    if isinstance(estimator, RandomConfig):
-        return ()
-    if isinstance(estimator, TracinConfig):
-        if given := estimator.checkpoints:
-            return tuple(_kept(base, step, "estimator.checkpoints") for step in given)
-        inside = [step for step in base.checkpoints if window.start <= step <= window.end]
-        return spread(inside, estimator.n_checkpoints)
-    assert isinstance(estimator, EkfacConfig)
-    if isinstance(estimator.checkpoint, int):
-        return (_kept(base, estimator.checkpoint, "estimator.checkpoint"),)
-    named = {
-        "onset": window.onset,
-        "window_middle": (window.start + window.end) / 2,
-        "window_end": window.end,
-    }
-    return (base.kept(named[estimator.checkpoint]),)
-
-
-def spread(steps: Sequence[int], n: int | None) -> tuple[int, ...]:
-    """The n of some rising steps that lie nearest to an even grid from the first to the last.
-
-    One alone is the middle; all of them for None, and where there are no more than n.
-    """
-    if n is None or len(steps) <= n:
-        return tuple(steps)
-    middle = [(steps[0] + steps[-1]) / 2]
-    grid = middle if n == 1 else np.linspace(steps[0], steps[-1], n)
-    return tuple(sorted({min(steps, key=lambda step: (abs(step - at), step)) for at in grid}))
-
-
 def directions(
     context: Context, rows: Corpus, base: Run, unit: Unit, units: Units, step: int
 ) -> tuple[GPTNeoXForCausalLM, Directions]:
@@ -151,7 +88,7 @@ def directions(
     EK-FAC: H^-1 grad f. TracIn: eta grad f, with Adam's step sizes where asked for.
     """
     config, estimator = context.config, context.config.estimator
-    model = _model(context, base, step)
+    model = model_at(context, base, step)
     subspace = Subspace(tuple(config.unit.blocks), config.unit.biases)
     together = unit.heads if unit.name == "mechanism" else ()
     gradients = probe_gradients(
@@ -171,57 +108,6 @@ def directions(
             )
         blocks = tracin.directions(gradients, eta, sizes)
     return model, make_directions(model, blocks, subspace, units)
-
-
-def fitted_curvature(
-    context: Context, rows: Corpus, base: Run, unit: Unit, units: Units, step: int
-) -> ekfac.Curvature:
-    """EK-FAC curvature at a checkpoint: an artifact of its own, whatever the probe or damping."""
-    config, estimator = context.config, context.config.estimator
-    assert isinstance(estimator, EkfacConfig)
-    window = base_schedule(config, rows, unit.window.start, unit.window.end)
-    ids = ekfac.fit_subset(window.sample_ids, estimator.fit_sequences, estimator.seed)
-    subspace = Subspace(tuple(config.unit.blocks), config.unit.biases)
-    labels = ekfac.Labels(estimator.labels, estimator.seed)
-    inputs = {
-        "version": VERSION,
-        "base": base.fingerprint,
-        "step": step,
-        "samples": store.hash_arrays(ids),
-        "layers": units.layers,
-        "blocks": list(subspace.blocks),
-        "biases": subspace.bias,
-        "labels": {"kind": labels.kind, "seed": labels.seed},
-    }
-
-    def build(part: Path) -> None:
-        model = _model(context, base, step)
-        fit = (units.layers, subspace, labels, estimator.batch_size)
-
-        def passed(name: str, shard_sums) -> dict:
-            shards = list(enumerate(_shards(ids, FIT_SHARD)))
-            for i, shard in context.bar(mine(shards), f"EK-FAC {name}", len(mine(shards))):
-                path = part / f"{name}_{i:04d}.safetensors"
-                if not path.exists():
-                    sums = shard_sums(shard)
-                    store.write_safetensors(path, {"/".join(map(str, k)): sums[k] for k in sums})
-            barrier()
-            return _merged([part / f"{name}_{i:04d}.safetensors" for i, _ in shards])
-
-        moments = passed("moments", lambda x: ekfac.sum_moments(model, rows.rows, x, *fit))
-        basis = ekfac.eigenbasis({ekfac.SiteId(int(k[0]), k[1]): v for k, v in moments.items()})
-        squares = passed(
-            "squares", lambda x: ekfac.sum_squares(model, rows.rows, x, *fit, basis=basis)
-        )
-        barrier()  # every process has read the shards before the first one deletes them
-        if rank() == 0:
-            blocks = {ekfac.BlockId(int(k[0]), k[1]): v for k, v in squares.items()}
-            ekfac.curvature(basis, blocks, len(ids)).save(part / "curvature.safetensors")
-            for path in [*part.glob("moments_*"), *part.glob("squares_*")]:
-                path.unlink()
-
-    artifact = build_together(context.store, "curvature", inputs, build)
-    return ekfac.Curvature.load(artifact.path / "curvature.safetensors")
 
 
 def make_probe(context: Context, rows: Corpus) -> Probe:
@@ -266,7 +152,7 @@ def _score_shards(
 ) -> None:
     estimator = context.config.estimator
     assert isinstance(estimator, EkfacConfig | TracinConfig)
-    shards = list(enumerate(_shards(window.sample_ids, SCORE_SHARD)))
+    shards = list(enumerate(sharded(window.sample_ids, SCORE_SHARD)))
     values = np.zeros((len(window.sample_ids), len(units.names)))
     losses = np.zeros(len(window.sample_ids), dtype=np.float32)
     for step in steps:
@@ -307,38 +193,6 @@ def _load(folder: Path) -> Scores:
     return Scores(units=tuple(store.read_json(folder / "units.json")), **arrays)
 
 
-def _window(context: Context, base: Run, head: HeadId) -> Window:
-    unit, edit = context.config.unit, context.config.intervention
-    onset = head_onset(base.curve, unit.metric, head, unit.threshold).step
-    if edit.steps is not None:
-        start, end = edit.steps
-        _kept(base, start, "intervention.window")
-        return Window(start, end, onset, f"as given: [{start}, {end})")
-    last = int(base.curve[-1]["step"])
-    try:
-        return auto_window(onset, base.checkpoints, last, edit.before_onset, edit.after_onset)
-    except ValueError as error:
-        raise ConfigError(f"intervention.window=auto: {head}: {error}") from error
-
-
-def _kept(base: Run, step: int, key: str) -> int:
-    if step not in base.checkpoints:
-        kept = ", ".join(map(str, base.checkpoints))
-        raise ConfigError(f"{key}={step}: the base run kept no such checkpoint; accepted: {kept}")
-    return step
-
-
-def _model(context: Context, base: Run, step: int) -> GPTNeoXForCausalLM:
-    model = load_weights(context.config.model, base.weights(step))
-    if _on_gpu(context):
-        torch.nn.Module.cuda(model)
-    return model
-
-
-def _on_gpu(context: Context) -> bool:
-    return context.config.training.accelerator != "cpu" and torch.cuda.is_available()
-
-
 def _units(n_layers: int, n_heads: int, unit: Unit) -> Units:
     heads = all_heads(n_layers, n_heads)
     if unit.name != "mechanism":
@@ -350,17 +204,3 @@ def _units(n_layers: int, n_heads: int, unit: Unit) -> Units:
 def _as_text(units: Units) -> dict[str, list[str]]:
     pairs = zip(units.names, units.heads, strict=True)
     return {name: [str(head) for head in heads] for name, heads in pairs}
-
-
-def _shards(sample_ids: np.ndarray, size: int) -> list[np.ndarray]:
-    return [sample_ids[i : i + size] for i in range(0, len(sample_ids), size)]
-
-
-def _merged(paths: list[Path]) -> dict[tuple[str, ...], torch.Tensor]:
-    """Sums over shards, added in the shards' order whoever computed them."""
-    total: dict[tuple[str, ...], torch.Tensor] = {}
-    for path in paths:
-        for name, part in store.read_safetensors(path).items():
-            key = tuple(name.split("/"))
-            total[key] = total[key] + part if key in total else part
-    return total

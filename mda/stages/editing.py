@@ -13,9 +13,9 @@ from mda.intervention import plan as plans
 from mda.intervention.edit import edit
 from mda.intervention.select import choose, in_window, loss_groups, matched_random
 from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
-from mda.stages.attribution import Unit
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule
+from mda.stages.locating import Unit
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores
 

@@ -6,7 +6,7 @@ const FONT = { family: 'system-ui, "Segoe UI", "DejaVu Sans", sans-serif', size:
 const AXIS = { gridcolor: "#eceff2", zerolinecolor: "#b5bcc4", linecolor: "#b5bcc4", automargin: true };
 
 function layout(more) {
-  const base = { font: FONT, margin: { l: 70, r: 20, t: 45, b: 55 }, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, groupclick: "togglegroup" } };
+  const base = { font: FONT, margin: { l: 70, r: 45, t: 45, b: 55 }, modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)" }, hovermode: "closest", paper_bgcolor: "#fff", plot_bgcolor: "#fff", legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, groupclick: "togglegroup" } };
   return Object.assign(base, more);
 }
 const axis = (title, more) => Object.assign({}, AXIS, { title: { text: title, standoff: 12 } }, more);
