@@ -20,7 +20,8 @@ _IN_NAME = {"mode", "action", "select", "fraction", "count", "band", "match", "l
 def read_runs(folders: Iterable[Path]) -> list[Run]:
     """All finished arms in and below the folders, each retrain once, by arm name and seed.
 
-    Arms that mean the same training share a fingerprint and are taken once. Settings that tell
+    Runs of an arm that are the same training share a fingerprint and are taken once; a training
+    that two arms mean (the top tenth, the band from .9 to 1) counts for both. Settings that tell
     otherwise equal arms of one seed apart become part of their names. Raises ValueError where
     there is no arm, no control, or two base runs under one seed.
     """
@@ -30,10 +31,10 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             "no finished arm (a folder with summary.json of experiments/run.py) in "
             + ", ".join(str(folder) for folder in folders)
         )
-    unique: dict[tuple[int, str], Run] = {}
+    unique: dict[tuple[int, str, Arm], Run] = {}
     for folder in found:
         run = read_run(folder)
-        unique.setdefault((run.seed, run.fingerprint), run)
+        unique.setdefault((run.seed, run.fingerprint, run.arm), run)
     runs = _told_apart(list(unique.values()))
     for seed in sorted({run.seed for run in runs}):
         bases = sorted({run.base for run in runs if run.seed == seed})

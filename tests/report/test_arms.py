@@ -68,6 +68,14 @@ def test_one_training_is_counted_once_however_often_it_is_listed(tmp_path):
     assert len(runs) == sum(edit.replicates for edit in STANDARD)
 
 
+def test_a_training_that_two_arms_mean_counts_for_both(tmp_path):
+    folders = write_runs(tmp_path, [0], (STANDARD[0], STANDARD[1], BANDS[-1]))
+    for folder in folders[1:]:
+        change(folder, fingerprints={"arm": "the same"})
+    names = [arm.name for arm in by_arm(read_runs([tmp_path]))]
+    assert names[1:] == ["remove mask ekfac band 0.9-1", "remove mask ekfac top 10 %"]
+
+
 def test_a_random_selection_is_a_random_arm_whatever_the_estimator(tmp_path):
     edits = (STANDARD[0], Edit("remove", "ekfac", "random"), Edit("remove", "tracin", "random"))
     write_runs(tmp_path, [0], edits)
