@@ -1,5 +1,6 @@
 """A program's command line: help, one run, a sweep, and mistakes that show up late."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -164,3 +165,36 @@ def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch):
     monkeypatch.setattr("mda.schema.validate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         compose()
+
+
+def saved(cwd: Path, folder: str) -> dict:
+    return yaml.safe_load(
+        (cwd / "outputs" / "runs" / "program" / folder / "config.yaml").read_text()
+    )
+
+
+def test_threads_left_open_are_all_cores_or_a_job_s_share_of_them(tmp_path):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert run(tmp_path, "training.threads=null", "name=alone").returncode == 0
+    assert saved(tmp_path, "alone")["training"]["threads"] == cores
+    parallel = ("hydra/launcher=parallel", f"hydra.launcher.n_jobs={cores}")
+    done = run(tmp_path, "training.threads=null", "seed=0,1", "-m", "name=both", *parallel)
+    assert done.returncode == 0, done.stderr
+    assert [saved(tmp_path, f"both/{job}")["training"]["threads"] for job in (0, 1)] == [1, 1]
+    assert saved(tmp_path, "both/0")["name"] == "both"
+
+
+def test_jobs_side_by_side_share_the_sweep_s_folder_without_being_given_a_name(tmp_path):
+    parallel = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
+    assert run(tmp_path, "seed=0,1,2,3", "-m", *parallel).returncode == 0
+    (sweep,) = (tmp_path / "outputs" / "runs" / "program").iterdir()
+    assert {path.parent.name for path in sweep.glob("*/job.json")} == {"0", "1", "2", "3"}
+
+
+def test_a_sweep_ends_with_a_table_of_its_jobs(tmp_path):
+    done = run(tmp_path, "seed=12,13", "-m", "name=table")
+    assert done.returncode == 1
+    text = done.stdout
+    assert "job 1 failed" in text and "2 jobs: 1 done, 1 failed" in text
+    assert "data.path=a.npy is refused" in text
+    assert "to run job 1 again:  python experiments/program.py seed=13\n" in text
