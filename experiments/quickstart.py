@@ -50,7 +50,14 @@ def job(folder: Path, name: str, overrides: list[str]) -> str:
 
 def quickstart(config: Config, folder: Path) -> None:
     from compare import compare
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from train import train
 
     from mda.data.embedded import end_with_parent
@@ -62,12 +69,12 @@ def quickstart(config: Config, folder: Path) -> None:
         train(settings, folder / "base")
     print(f"2/3  trace and {len(JOBS) - 1} arms, {AT_ONCE} at a time; each writes its output.log")
     spawn = multiprocessing.get_context("spawn")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"))
     with (
         ProcessPoolExecutor(AT_ONCE, spawn, initializer=end_with_parent) as pool,
-        Progress(*columns, TimeElapsedColumn(), TextColumn("of about 10 min")) as bar,
+        Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}")) as bar,
     ):
-        task = bar.add_task("retraining", total=len(JOBS))
+        task = bar.add_task("", total=len(JOBS))
         waiting = [pool.submit(job, folder, name, [*fixed, *JOBS[name]]) for name in JOBS]
         for future in as_completed(waiting):
             bar.update(task, advance=1, description=f"{future.result()} done")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from programs import ROOT, kill_when, leet, summary
 
-SEEDS = 1 if "MDA_CI" in os.environ else 2
+SEEDS = 1 if "MDA_CI" in os.environ else 4
 ARMS = (
     "intervention=control,remove,augment", "estimator=ekfac,random",
     "seed=" + ",".join(map(str, range(SEEDS))),
