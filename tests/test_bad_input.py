@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
-from mda.config import main
+from mda.config import explain, main
 
 PROGRAM = Path(__file__).with_name("program.py")
 NEEDS = ("data", "model", "training", "emergence", "unit", "estimator", "intervention", "logger")
@@ -215,3 +216,10 @@ def test_so_it_is_in_a_process_of_its_own(case, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stdout == "heavy:\n", "nothing heavy is loaded to say so"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_launcher_whose_plugin_is_missing_is_explained():
+    error = MissingConfigException("", "hydra/launcher/joblib", ["basic"])
+    assert str(explain(error)) == (
+        "hydra/launcher needs the plugin for joblib; pip install 'mda[launchers]' brings it"
+    )

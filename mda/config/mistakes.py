@@ -20,6 +20,8 @@ from mda.schema import ConfigError
 from mda.schema.keys import accepted_at, settings, unknown_key
 from mda.schema.setting import nearest
 
+PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # Hydra's launchers of other packages
+
 
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> ConfigError:
     """Any error of composing `overrides` as one sentence with what is accepted.
@@ -98,5 +100,7 @@ def _missing_file(error: MissingConfigException) -> str:
     known = list(error.options or options(group))
     if not group:
         return f"--config-name {option} does not exist; accepted: {', '.join(known)}"
+    if group == "hydra/launcher" and option in PLUGINS:
+        return f"{group} needs the plugin for {option}; pip install 'mda[launchers]' brings it"
     close = nearest(option, known)
     return f"{group}={option} does not exist{close}; accepted: {', '.join(known)}"
