@@ -9,7 +9,7 @@ arXiv 1805.02867): two matrix products a tile, and the tile stays in cache. A ba
 stored logits takes three products, and writes and reads the logits several times.
 
 On request the sweep also draws a label from p at every position, by inverse CDF: it keeps the
-probability mass of each run of 32 tokens, finds the run, and looks inside that run only.
+probability mass of each run of 16 tokens, finds the run, and looks inside that run only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPTNeoXForCausalLM
 
-TILE = 1024  # vocabulary entries of a tile
-CHUNK = 1024 * TILE  # entries of a chunk's tile, 4 MB of float32: as fast as it gets on the CPU
-RUN = 32  # neighbouring vocabulary entries whose mass is kept for sampling; divides TILE
+TILE = 4096  # vocabulary entries of a tile
+CHUNK = 256 * TILE  # positions of a chunk times vocabulary entries of its tiles: 4 MB of float32
+RUN = 16  # neighbouring vocabulary entries whose mass is kept for sampling; divides TILE
 LOG2E = math.log2(math.e)
 
 
