@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import import_module
 from pathlib import Path
 
-from mda.config import cores, main, prepared
+from mda.config import compose, cores, main, overrides_of, prepared
 from mda.schema import Config
 
 NEEDS = (
@@ -62,10 +62,12 @@ def quickstart(config: Config, folder: Path) -> None:
 
     from mda.data.embedded import end_with_parent
 
-    fixed = [word for word in sys.argv[1:] if "=" in word and not word.startswith("name=")]
+    fixed = [word for word in overrides_of(folder) if not word.startswith("name=")]
     fixed += [f"logger.group={folder.name}"] if config.logger.name == "wandb" else []
+    for name in JOBS:  # a setting that some job cannot take is refused before any work
+        compose([*fixed, *JOBS[name]], NEEDS)
     print("1/3  base run")
-    with prepared("train", fixed, folder / "base", NEEDS, 1) as settings:
+    with prepared("train", fixed, folder / "base", NEEDS, AT_ONCE) as settings:
         train(settings, folder / "base")
     print(f"2/3  trace and {len(JOBS) - 1} arms, {AT_ONCE} at a time; each writes its output.log")
     spawn = multiprocessing.get_context("spawn")
@@ -76,8 +78,12 @@ def quickstart(config: Config, folder: Path) -> None:
     ):
         task = bar.add_task("", total=len(JOBS))
         waiting = [pool.submit(job, folder, name, [*fixed, *JOBS[name]]) for name in JOBS]
-        for future in as_completed(waiting):
-            bar.update(task, advance=1, description=f"{future.result()} done")
+        try:
+            for future in as_completed(waiting):
+                bar.update(task, advance=1, description=f"{future.result()} done")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     print("3/3  comparison")
     config.report.runs = [str(folder / "arms")]
     config.report.traces = [str(folder / "trace")]

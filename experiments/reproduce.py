@@ -39,11 +39,22 @@ def changes(saved: Saved) -> Iterator[str]:
             yield f"the hash of its {kind} is {now} and was {used[kind]} in the run"
 
 
+def note_on_code(saved: Saved) -> None:
+    """Say where the code differs from the run's: results may, and no hash can tell."""
+    from mda import store
+
+    now, then = store.git_state(), saved.git
+    if now != then or now["dirty"]:
+        was, is_now = (f"{s['sha']}{' with changes' * bool(s['dirty'])}" for s in (then, now))
+        print(f"note: the code was at {was} and is at {is_now}", file=sys.stderr)
+
+
 def reproduce(run: Path, anyway: bool, from_scratch: bool) -> bool:
     """Repeat a run and print the comparison; True where every value is equal."""
     saved = read_saved(run)
     if saved.program not in OWN or not (run / "summary.json").exists():
         raise ConfigError(f"{run} is refused; accepted: a finished run of {', '.join(OWN)}")
+    note_on_code(saved)
     found = list(changes(saved))
     for sentence in found:
         print(f"changed: {sentence}", file=sys.stderr)
@@ -52,8 +63,8 @@ def reproduce(run: Path, anyway: bool, from_scratch: bool) -> bool:
     outputs = Path(saved.config.output_dir)
     place = outputs / "runs" / "reproduce" / f"{run.name}-{datetime.now():%Y-%m-%d_%H-%M-%S}"
     (place / "store").mkdir(parents=True)
-    for kind in [] if from_scratch else sorted((outputs / "store").iterdir()):
-        if kind.is_dir() and kind.name not in OWN[saved.program]:
+    for kind in [] if from_scratch else sorted((outputs / "store").glob("*/")):
+        if kind.name not in OWN[saved.program]:
             (place / "store" / kind.name).symlink_to(kind.resolve(), target_is_directory=True)
     with repeating(saved, place / "run", place) as config:
         getattr(import_module(saved.program), saved.program)(config, place / "run")

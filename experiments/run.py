@@ -61,6 +61,7 @@ def run(config: Config, folder: Path) -> None:
             **{f"{name}_s": stage.wall_s for name, stage in stages.items() if stage},
             "built": [name for name, stage in stages.items() if stage and stage.built],
         },
+        wandb_id=log.id,
         unit=arm.unit.name,
         heads=[str(head) for head in arm.unit.heads],
         metric=config.unit.metric,

@@ -17,23 +17,25 @@ def wandb_report(config: Config, folder: Path) -> None:
     from compare import compare
 
     from mda import store
-    from mda.report.arms import Run
-    from mda.report.folders import read_runs, wandb_group
+    from mda.report.folders import read_runs
     from mda.report.wandb_report import build_report, spec
 
     logger = config.logger
     if not isinstance(logger, WandbConfig):
         raise ConfigError(f"logger={logger.name} is refused; accepted: wandb")
     compare(config, folder)
-    runs: list[Run] = read_runs([Path(name) for name in config.report.runs])
-    report = build_report(
-        logger.project,
-        logger.entity or "",
-        config.report.title,
-        sorted({wandb_group(run.folder) for run in runs}),
-        runs[0].metric,
-        store.read_json(folder / "summary.json"),
-    )
+    runs = read_runs([Path(name) for name in config.report.runs])
+    ids = [str(run.summary.get("wandb_id") or "") for run in runs]
+    if "" in ids:
+        missing = runs[ids.index("")].folder
+        raise ConfigError(f"{missing} has no W&B run; accepted: runs with logger=wandb")
+    entity = ""
+    if logger.mode == "online":
+        import wandb
+
+        entity = logger.entity or str(wandb.Api().default_entity)
+    summary = store.read_json(folder / "summary.json")
+    report = build_report(logger.project, entity, config.report.title, ids, runs[0].metric, summary)
     store.write_json(folder / "wandb_report.json", spec(report))
     if logger.mode == "online":
         report.save()

@@ -205,14 +205,20 @@ def git_state() -> dict[str, Any]:
     return {"sha": _git("rev-parse", "HEAD"), "dirty": dirty}
 
 
-def git_diff() -> str:
-    """What tracked files differ by from the commit; empty outside a checkout."""
-    return _git("diff", "HEAD", "--", ":/") if _tracked() else ""
+def git_diff() -> bytes:
+    """What tracked files differ by from the commit, for `git apply`; empty outside a checkout."""
+    if not _tracked():
+        return b""
+    return _git_bytes("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ":/")
 
 
 def _git(*args: str) -> str:
+    return _git_bytes(*args).decode().strip()
+
+
+def _git_bytes(*args: str) -> bytes:
     command = ["git", "-C", str(Path(__file__).parent), *args]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, check=True).stdout
 
 
 def _tracked() -> bool:

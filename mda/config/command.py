@@ -11,6 +11,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,11 +60,13 @@ def main(program: Program, needs: Sequence[str], preview: Preview | None = None)
         known = {group: options(group) for group in groups()}
         print(help_page(name, about, needs, known, preview is not None))
         return
+    wanted = 1
     try:
         if preview is not None and args.dry_run:
-            return preview(*check(args, needs, every=True))
+            found = check(args, needs, every=True)
+            return preview(found.configs, found.at_once)
         if not (args.hydra_help or args.shell_completion or args.info):
-            check(args, needs)
+            wanted = check(args, needs).jobs
     except ConfigError as error:
         _refuse(error)
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -73,16 +76,22 @@ def main(program: Program, needs: Sequence[str], preview: Preview | None = None)
         try:
             run(_task(program, needs))()
         finally:
-            jobs.print_sweep()
+            jobs.print_sweep(wanted)
 
 
-def check(
-    args: Namespace, needs: Sequence[str] | None, every: bool = False
-) -> tuple[list[Config], int]:
+@dataclass(frozen=True)
+class Checked:
+    """The configurations that were composed, how many jobs there are, how many at a time."""
+
+    configs: list[Config]
+    jobs: int = 1
+    at_once: int = 1
+
+
+def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> Checked:
     """Compose and check the jobs that a parsed command line asks for. Raises ConfigError.
 
-    Returns what was composed, and how many jobs run side by side. Of a long sweep each value is
-    checked once, not each combination, unless `every` job is wanted.
+    Of a long sweep each value is checked once, not each combination, unless `every` job is wanted.
     """
     name = args.config_name or "config"
     job = args.overrides
@@ -96,7 +105,8 @@ def check(
             if not (swept or args.multirun):
                 node, cfg = with_hydra(name, args.overrides + extra)
                 if node.mode != RunMode.MULTIRUN:
-                    return [typed(cfg, needs)], 1
+                    _fix_threads(cfg, 1)
+                    return Checked([typed(cfg, needs)])
             else:  # presets and Hydra's own settings tell whether a sweep was meant
                 fixed = [item for item in given if item not in swept]
                 shape = [item for item in fixed if "." not in item.key_or_group or of_hydra(item)]
@@ -108,10 +118,12 @@ def check(
                     )
             params = node.sweeper.get("params") or {}
             given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
-            configs = []
+            at_once, configs = jobs.side_by_side(node), []
             for job in _jobs(given, every):
-                configs.append(typed(hydra.compose(name, job + extra), needs))
-            return configs, jobs.side_by_side(node)
+                cfg = hydra.compose(name, job + extra)
+                _fix_threads(cfg, at_once)
+                configs.append(typed(cfg, needs))
+            return Checked(configs, sum(1 for _ in _jobs(given, every=True)), at_once)
         except Exception as error:
             raise explain(error, job) from error
 
@@ -133,6 +145,8 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
         node = HydraConfig.get()
         folder = Path(node.runtime.output_dir)
         at_once = jobs.side_by_side(node)
+        if node.mode == RunMode.MULTIRUN and "n_jobs" in node.launcher:
+            jobs.end_with_launcher()
         try:
             with (
                 jobs.output_to(jobs.own_output(node, folder)),
@@ -155,13 +169,18 @@ def _running(
     cfg: DictConfig, program: str, overrides: Sequence[str], folder: Path, at_once: int
 ) -> Iterator[None]:
     """What every job leaves in its folder: config.yaml before the block, job.json around it."""
-    if cfg.training.threads is None:  # a result depends on it, so a run knows its number
-        cfg.training.threads = max(1, jobs.cores() // at_once)
+    _fix_threads(cfg, at_once)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with jobs.recorded(folder, program, overrides, plain):
         yield
+
+
+def _fix_threads(cfg: DictConfig, at_once: int) -> None:
+    """Settle `training.threads=null`: a result depends on the number, so a run must know it."""
+    if cfg.training.threads is None:
+        cfg.training.threads = max(1, jobs.cores() // at_once)
 
 
 def _jobs(given: Sequence[Override], every: bool) -> Iterator[list[str]]:

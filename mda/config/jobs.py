@@ -8,8 +8,10 @@ was in the store) or failed. `changes.diff` beside it is what the code differed 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,7 +66,8 @@ def recorded(
         "git": store.git_state(),
     }
     if diff := store.git_diff():
-        (folder / "changes.diff").write_text(diff, "utf-8")
+        (folder / "changes.diff").write_bytes(diff)
+    (folder / "summary.json").unlink(missing_ok=True)  # of an earlier run into the same folder
 
     def write(status: str, reason: str = "") -> None:
         seconds = round(time.perf_counter() - start, 3)
@@ -102,6 +105,22 @@ def own_output(hydra: Any, folder: Path) -> Path | None:
     return None if hydra.mode == RunMode.RUN or basic else folder / "output.log"
 
 
+@functools.cache
+def end_with_launcher() -> None:
+    """Let a worker of `hydra/launcher=parallel` end when the sweep's own process is killed.
+
+    Else it would go on training, beside the jobs of the sweep that is started again.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def output_to(path: Path | None) -> Iterator[None]:
     """Send what the block prints to a file, as jobs side by side would garble each other."""
@@ -118,6 +137,8 @@ def output_to(path: Path | None) -> Iterator[None]:
 
 def tell(folder: Path) -> None:
     """One line in the terminal, whatever the job's own output went to, when a job has ended."""
+    if not (folder / FILE).exists():
+        return
     job = read_job(folder)
     reason = f": {job.reason}" if job.reason else ""
     found = ", all of it was in the store" if job.status == "skipped" else ""
@@ -151,9 +172,10 @@ def read_job(folder: Path) -> Job:
     )
 
 
-def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
+def print_jobs(jobs: Sequence[Job], folder: Path, wanted: int) -> None:
     """Table of the jobs that differ, how each ended, and the command that repeats a failed one."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
@@ -162,23 +184,31 @@ def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
         own = " ".join(text for text in job.overrides if text not in shared)
         spent = f"{job.seconds:,.0f} s" if job.seconds is not None else ""
         status = f"[{STYLE[job.status]}]{job.status}[/]"
-        table.add_row(str(job.number), own, status, spent, job.reason)
+        table.add_row(str(job.number), escape(own), status, spent, escape(job.reason))
     console = Console()
     console.print(table)
     counts = {word: sum(job.status == word for job in jobs) for word in STYLE}
+    counts["not started"] = wanted - len(jobs)
     said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    console.print(f"{len(jobs)} jobs: {said}", highlight=False)
+    console.print(f"{wanted} jobs: {said}", highlight=False)
     for job in jobs:
         if job.status in ("failed", "unfinished"):
             print(f"to run job {job.number} again:  {job.command}")
     print(folder)
 
 
-def print_sweep() -> None:
-    """`print_jobs` of the sweep that this process launched, if it did."""
+def print_sweep(wanted: int) -> None:
+    """`print_jobs` of the sweep of so many jobs that this process launched, if it did."""
     folder = SweepFolder.folder
-    if folder is not None and (jobs := read_jobs(folder)):
-        print_jobs(jobs, folder)
+    if folder is not None:  # a longer sweep may have left jobs of its own in the folder
+        print_jobs([job for job in read_jobs(folder) if job.number < wanted], folder, wanted)
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The overrides with which the run of a folder was started."""
+    from mda import store
+
+    return list(store.read_json(folder / FILE)["overrides"])
 
 
 def command_of(program: str, overrides: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import matplotlib.pyplot as plt
 from mda.emergence.onset import column, head_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
+from mda.report.arms import arm_of
 from mda.report.curves import Curve, plot_heat_maps
-from mda.schema import AugmentConfig, Config, RemoveConfig
+from mda.schema import Config
+from mda.schema.setting import default_of
 from mda.types import EditPlan, HeadId
 from mda.unit.metrics import HEAD_METRICS
 
@@ -27,16 +30,26 @@ FILES = {
     "heads.png": "both metrics of every head at the window's end",
 }
 
+UNNAMED = {  # settings that stand in an arm's name already, or make no other arm
+    "name", "seed", "batch_size", "mode", "select", "fraction", "count", "band", "match", "label",
+}  # fmt: skip
+
 
 def arm_name(config: Config) -> str:
-    """What a job retrains, the same over seeds: `remove ekfac`, or `control`."""
+    """What a job retrains, the same over seeds: the arm's name in a comparison.
+
+    With it stand the settings of the estimator and of the window that are not the default.
+    """
     edit, estimator = config.intervention, config.estimator
-    if not isinstance(edit, RemoveConfig | AugmentConfig):
-        return edit.name
-    select = "" if edit.select == "top" else edit.select
-    words = [edit.name, edit.mode, "" if select == "random" else estimator.name, select]
-    words += [f"{band[0]:g}-{band[1]:g}"] if (band := edit.band) else []
-    return " ".join(filter(None, words))
+    arm = arm_of(asdict(edit) | {"n": getattr(edit, "count", None)}, asdict(estimator))
+    shown = [edit] if arm.intervention == "control" or arm.is_random else [edit, estimator]
+    extra = tuple(
+        f"{item.name}={value}"
+        for group in shown
+        for item in fields(group)
+        if item.name not in UNNAMED and (value := getattr(group, item.name)) != default_of(item)
+    )
+    return replace(arm, extra=extra).name
 
 
 def report_arm(

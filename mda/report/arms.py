@@ -7,7 +7,7 @@ training of it with one seed. The unedited stream is the arm `control`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def read_run(folder: Path) -> Run:
         window, prints = summary["window"], summary["fingerprints"]
         run = Run(
             folder=folder,
-            arm=_arm(edit, estimator),
+            arm=arm_of(edit, estimator),
             seed=int(summary["seed"]),
             unit=str(summary["unit"]),
             heads=tuple(str(head) for head in summary["heads"]),
@@ -160,7 +160,8 @@ def _way(path: Path, folder: Path) -> list[str]:
     return [".."] * (len(folder.parts) - shared) + list(path.parts[shared:])
 
 
-def _arm(edit: dict[str, Any], estimator: dict[str, Any]) -> Arm:
+def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
+    """The arm that settings of intervention and estimator mean; `edit` has the number n too."""
     if edit["name"] == CONTROL:
         return Arm(CONTROL)
     select, match = str(edit.get("select") or ""), str(edit.get("match") or "none")

@@ -8,8 +8,6 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
-import yaml
-
 from mda import store
 from mda.report.arms import CONTROL, Arm, Run, arm_order, read_run
 
@@ -46,12 +44,6 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     if not any(run.arm.intervention == CONTROL for run in runs):
         raise ValueError("no control arm among the runs; run one with intervention=control")
     return sorted(runs, key=lambda run: (arm_order(run.arm), run.seed, run.fingerprint))
-
-
-def wandb_group(folder: Path) -> str:
-    """The W&B group that the run of an arm's folder was logged to."""
-    settings = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    return settings["logger"].get("group") or folder.parent.name
 
 
 def _arm_folders(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ class JobLog:
     def __init__(self, run: wandb.Run | None):
         self.run = run
         self.defined: set[str] = set()
+
+    @property
+    def id(self) -> str | None:
+        """W&B's id of the run, None where there is none."""
+        return None if self.run is None else self.run.id
 
     @property
     def upload(self) -> str:
@@ -89,6 +95,15 @@ class JobLog:
             self.run.summary.update(dict(values))
 
 
+def group_of(logger: WandbConfig, folder: Path) -> str:
+    """The group that is asked for, else W&B's own sweep, Hydra's sweep, or the run alone.
+
+    A job of Hydra's sweep has its number for a folder's name.
+    """
+    alone = folder.parent.name if folder.name.isdigit() else folder.name
+    return logger.group or os.environ.get("WANDB_SWEEP_ID") or alone
+
+
 @contextmanager
 def job_log(
     config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str, arm: str = ""
@@ -110,7 +125,7 @@ def job_log(
     with wandb.init(
         project=logger.project,
         entity=logger.entity,
-        group=logger.group or folder.parent.name,
+        group=group_of(logger, folder),
         job_type=job_type,
         name=f"{arm or job_type} seed {config.seed}",
         dir=folder,

@@ -10,6 +10,7 @@ from wandb_workspaces.reports.v2 import interface as wr
 from mda.report.page import number, p_value
 
 ARM = "config.arm"  # what runs are grouped by; `job_log` puts it into every run's configuration
+TITLE = 128  # characters that W&B allows
 SHOWN = ("unit", "mechanism", "onset_step", "copy_gain", "icl_score", "val/loss")
 
 
@@ -17,20 +18,21 @@ def build_report(
     project: str,
     entity: str,
     title: str,
-    groups: Sequence[str],
+    ids: Sequence[str],
     metric: str,
     summary: Mapping[str, Any],
 ) -> wr.Report:
-    """The report of arms whose runs stand in these W&B groups; nothing is sent yet.
+    """The report of the arms whose W&B runs have these ids; nothing is sent yet.
 
-    `metric` is the unit's, such as prefix_matching, and `summary` that of the comparison.
+    `metric` is the unit's, such as prefix_matching, and `summary` that of the comparison. With an
+    `entity` W&B's server is asked for the project; leave it empty without an account.
     """
     results = summary["results"]
     return wr.Report(
         project=project,
         entity=entity,
-        title=title,
-        description=f"Arms of {', '.join(groups)}",
+        title=title[:TITLE],
+        description=f"{len(ids)} runs, each retrain once",
         width="fluid",
         blocks=[
             wr.H1("Claims and verdicts"),
@@ -38,13 +40,13 @@ def build_report(
             *(wr.MarkdownBlock(f"> {note}") for note in summary["notes"]),
             wr.H1("Emergence"),
             wr.P("Mean over the runs of an arm, with its standard error."),
-            wr.PanelGrid(runsets=[_arms(project, entity, groups)], panels=_curves(metric)),
+            wr.PanelGrid(runsets=[_arms(project, entity, ids)], panels=_curves(metric)),
             wr.H1("Effects"),
-            wr.PanelGrid(runsets=[_arms(project, entity, groups)], panels=_bars()),
+            wr.PanelGrid(runsets=[_arms(project, entity, ids)], panels=_bars()),
             wr.MarkdownBlock(_effects(results["arms"])),
             wr.H1("Runs"),
             wr.PanelGrid(
-                runsets=[_arms(project, entity, groups, grouped=False)],
+                runsets=[_arms(project, entity, ids, grouped=False)],
                 panels=[wr.RunComparer(diff_only="split", layout=wr.Layout(w=24, h=14))],
             ),
             wr.MarkdownBlock(f"Recompute: {summary['program']} at commit {summary['git']['sha']}."),
@@ -57,13 +59,13 @@ def spec(report: wr.Report) -> dict[str, Any]:
     return report._to_model().model_dump(mode="json", by_alias=True)
 
 
-def _arms(project: str, entity: str, groups: Sequence[str], grouped: bool = True) -> wr.Runset:
-    names = ", ".join(f"'{group}'" for group in groups)
+def _arms(project: str, entity: str, ids: Sequence[str], grouped: bool = True) -> wr.Runset:
+    names = ", ".join(f"'{one}'" for one in ids)
     return wr.Runset(
         project=project,
         entity=entity,
         name="arms",
-        filters=f"Metric('Group') in [{names}] and Metric('JobType') == 'arm'",
+        filters=f"Metric('ID') in [{names}]",
         groupby=[ARM] if grouped else [],
     )
 

@@ -11,10 +11,11 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from mda.schema import Config
+from mda.schema import Config, ConfigError
 from mda.stages.context import Context
 from mda.stages.runs import model_inputs
 from mda.store import Artifact, Store, fingerprint
@@ -62,8 +63,9 @@ class Preview:
     """One job: what it finds, and what it must build; a key tells equal builds of two jobs."""
 
     config: Config
-    missing: tuple[str, ...]
-    keys: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    refused: str = ""  # why the job cannot run, where that is known already
 
 
 def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
@@ -78,7 +80,9 @@ def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
         keys = [stopped.fingerprint] if stopped.kind == last else []
         keys += [_key(config, kind) for kind in missing[len(keys) :]]
         return Preview(config, tuple(missing), tuple(keys))
-    return Preview(config, (), ())
+    except ConfigError as error:
+        return Preview(config, refused=str(error))
+    return Preview(config)
 
 
 def print_preview(
@@ -92,7 +96,10 @@ def print_preview(
     counts: Counter[str] = Counter()
     total, unknown = 0.0, False
     for number, job in enumerate(jobs):
-        stages = _stages(job.config, last)
+        about = (str(number), str(job.config.seed), _arm(job.config) if last == "arm" else "")
+        if job.refused:
+            table.add_row(*about, "", f"fails: {escape(job.refused)}", "")
+            continue
         new = [k for k, key in zip(job.missing, job.keys, strict=True) if key not in planned]
         planned.update(job.keys)
         counts.update(new)
@@ -100,15 +107,10 @@ def print_preview(
         known = [time for time in times if time is not None]
         unknown = unknown or len(known) < len(times)
         total += sum(known)
-        shared = [kind for kind in job.missing if kind not in new]
-        table.add_row(
-            str(number),
-            str(job.config.seed),
-            _arm(job.config) if last == "arm" else "",
-            " ".join(kind for kind in stages if kind not in job.missing) or "-",
-            " ".join(new + [f"({kind})" for kind in shared]) or "-",
-            _time(sum(known), len(known) == len(times)) if new else "",
-        )
+        there = [kind for kind in _stages(job.config, last) if kind not in job.missing]
+        shared = [f"({kind})" for kind in job.missing if kind not in new]
+        estimate = _time(sum(known), len(known) == len(times)) if new else ""
+        table.add_row(*about, " ".join(there) or "-", " ".join(new + shared) or "-", estimate)
     console = Console()
     console.print(table)
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "nothing"
@@ -161,8 +163,10 @@ def _key(config: Config, kind: str) -> str:
     groups = ["data"]
     if kind != "corpus":
         groups += ["seed", "model", "training", "emergence"]
+    if kind in ("scores", "arm") or (kind == "base" and config.intervention.steps):
+        groups += ["window"]  # a base run keeps a checkpoint where a given window starts
     if kind in ("scores", "arm"):
-        groups += ["unit", "window"]
+        groups += ["unit"]
     if kind == "scores" or (kind == "arm" and config.intervention.name != "control"):
         groups += ["estimator"]
     if kind == "arm":

@@ -37,10 +37,10 @@ def test_the_command_of_a_sweep_file_composes_every_job(path):
     assert (ROOT / program).is_file()
     assert f"sweeps={path.stem}" in overrides
     every = "MDA_CI" not in os.environ  # else each value once, not each combination
-    configs, at_once = check(get_args_parser().parse_args(overrides), None, every)
-    assert at_once == 2
-    assert len(configs) == JOBS[path.stem] if every else len(configs) <= JOBS[path.stem]
-    plain = [repr(config) for config in configs]
+    found = check(get_args_parser().parse_args(overrides), None, every)
+    assert (found.at_once, found.jobs) == (2, JOBS[path.stem])
+    plain = [repr(config) for config in found.configs]
+    assert not every or len(plain) == JOBS[path.stem]
     assert len(set(plain)) == len(plain), "two jobs are the same"
 
 

@@ -1,6 +1,7 @@
 """Runs the programs of experiments/ as a user does: each in a process of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -52,3 +53,15 @@ def leet(run_folder: Path) -> list[dict]:
     reader = [Path(sys.executable).parent / "wandb", "leet", "inspect", "--json", run_folder]
     done = subprocess.run(reader, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+
+
+def processes_with(word: str) -> list[int]:
+    """Processes that have a file below a folder open."""
+    found = []
+    for links in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            if any(word in os.readlink(link) for link in links.iterdir()):
+                found.append(int(links.parent.name))
+        except OSError:  # it ended meanwhile, or is somebody else's
+            continue
+    return found

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import ROOT
+from programs import ROOT, processes_with
 
 ARMS = 7
 
@@ -46,6 +46,14 @@ def test_it_ends_with_every_arm_a_trace_and_a_page(whole):
     assert (folder / "report.html").stat().st_size > 1e6
 
 
+def test_a_setting_that_some_arm_cannot_take_is_refused_before_any_work(tmp_path):
+    command = [*quickstart(tmp_path), "intervention.fraction=0.2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: intervention.fraction is a setting of intervention=")
+    assert not (tmp_path / "store").exists()
+
+
 @pytest.mark.slow
 def test_killed_at_a_random_moment_it_goes_on(whole, tmp_path):
     """Parent and workers are killed when a random number of artifacts is there."""
@@ -65,6 +73,7 @@ def test_killed_at_a_random_moment_it_goes_on(whole, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_with_a_parent_that_is_killed_alone(tmp_path):
     process = subprocess.Popen(
         quickstart(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -75,18 +84,6 @@ def test_workers_end_with_a_parent_that_is_killed_alone(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while alive := _processes_with(str(tmp_path)):
+    while alive := processes_with(str(tmp_path)):
         assert time.monotonic() < deadline, f"{alive} still work"
         time.sleep(0.1)
-
-
-def _processes_with(word: str) -> list[int]:
-    """Processes that have a file below a folder open."""
-    found = []
-    for links in Path("/proc").glob("[0-9]*/fd"):
-        try:
-            if any(word in os.readlink(link) for link in links.iterdir()):
-                found.append(int(links.parent.name))
-        except OSError:  # it ended meanwhile, or is somebody else's
-            continue
-    return found

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from programs import ROOT, kill_when, leet, summary
+from programs import ROOT, kill_when, leet, processes_with, summary
 
 SEEDS = 1 if "MDA_CI" in os.environ else 4
 ARMS = (
@@ -108,8 +109,14 @@ def test_two_sweeps_at_the_same_time_build_each_stage_once(whole, tmp_path):
     ]
     assert [process.wait() for process in both] == [0, 0]
     out, _ = whole
-    for kind in ("corpus", "base", "scores", "arm"):
+    counted = Counter(
+        kind
+        for path in tmp_path.glob("runs/run/*/*/summary.json")
+        for kind in json.loads(path.read_text())["times"]["built"]
+    )
+    for kind in ("base", "scores", "arm"):
         assert built(tmp_path, kind) == built(out, kind)
+        assert counted[kind] == len(built(out, kind)), f"{kind} was built more than once"
     trained = [job["status"] for name in ("one", "two") for job in jobs(tmp_path, name)]
     assert len(trained) == 2 * JOBS and set(trained) == {"done", "skipped"}
     wanted = report(out, "grid")
@@ -140,6 +147,41 @@ def test_killed_halfway_and_relaunched_only_missing_work_is_done(whole, tmp_path
     statuses = [job["status"] for job in jobs(tmp_path, "again")]
     assert statuses.count("skipped") >= len(before)
     assert report(tmp_path, "again") == report(out, "grid")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_workers_end_with_a_sweep_that_is_killed_alone(tmp_path):
+    process = subprocess.Popen(
+        sweep(tmp_path, "killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/run/killed/*/output.log")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while alive := processes_with(str(tmp_path)):
+        assert time.monotonic() < deadline, f"{alive} still work"
+        time.sleep(0.1)
+    assert len(jobs(tmp_path, "killed")) < JOBS
+
+
+@pytest.mark.slow
+def test_a_dry_run_counts_what_is_missing_and_what_it_will_take(whole, tmp_path):
+    out, _ = whole
+    same_store(out, tmp_path)
+    assert f"{JOBS} jobs; to build: nothing" in finish(sweep(tmp_path, "dry", "--dry-run"))
+    shutil.rmtree(tmp_path / "store" / "arm")
+    said = finish(sweep(tmp_path, "dry", "--dry-run"))
+    assert f"{JOBS} jobs; to build: {5 * SEEDS} arm." in said
+    assert re.search(r"estimate: \d+ s, 2 jobs side by side", said)
+    shutil.rmtree(tmp_path / "store" / "scores")
+    said = finish(sweep(tmp_path, "dry", "--dry-run"))
+    assert f"to build: {5 * SEEDS} arm, {2 * SEEDS} scores." in said
+    impossible = finish(sweep(tmp_path, "dry", "--dry-run", "intervention.window=auto"))
+    assert "fails: intervention.window=auto" in " ".join(impossible.split())
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import time
 from programs import ROOT, command, kill_when, leet
 
 from mda.config import compose
-from mda.report.wandb_logging import job_log
+from mda.report.wandb_logging import group_of, job_log
 
 FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
 
@@ -66,3 +66,12 @@ def test_two_jobs_of_one_process_are_two_runs(tmp_path):
         axes = {r["metric"]["name"]: r["metric"].get("step_metric") for r in records
                 if "metric" in r}  # fmt: skip
         assert axes["val/loss"] == axes["tokens"] == "step"
+
+
+def test_the_group_is_the_sweep_s_or_the_run_s_own(tmp_path, monkeypatch):
+    logger = compose(["logger=wandb"]).logger
+    assert group_of(logger, tmp_path / "sweep" / "3") == "sweep"
+    assert group_of(logger, tmp_path / "run" / "2026-01-01") == "2026-01-01"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert group_of(logger, tmp_path / "run" / "2026-01-01") == "abc"
+    assert group_of(compose(["logger=wandb", "logger.group=g"]).logger, tmp_path / "3") == "g"

@@ -8,9 +8,9 @@ pytest.importorskip("wandb_workspaces")
 from mda import store
 from mda.report.claims import Claim
 from mda.report.compare import CompareSettings, compare
-from mda.report.folders import wandb_group
 from mda.report.wandb_report import build_report, spec
 
+IDS = ["a1", "b2"]
 CLAIM = Claim(
     "removal", "Removal lowers it.", "unit", {"intervention": "remove", "estimator": "ekfac"},
     "random", "less",
@@ -24,7 +24,7 @@ def blocks(tmp_path_factory):
     settings = CompareSettings(claims=(CLAIM,), resamples=99, null_comparisons=5, dpi=30)
     compare([root / "runs"], root / "out", settings)
     summary = store.read_json(root / "out" / "summary.json")
-    report = build_report("mda", "", "title", ["grid"], "prefix_matching", summary)
+    report = build_report("mda", "", "t" * 200, IDS, "prefix_matching", summary)
     content = spec(report)
     store.write_json(root / "spec.json", content)  # plain data
     return content["spec"]["blocks"]
@@ -53,23 +53,15 @@ def test_bars_and_the_run_comparer_are_there(blocks):
     assert len(panels(blocks, "Run Comparer")) == 1
 
 
-def test_only_arms_of_the_sweep_are_shown(blocks):
+def test_only_the_runs_that_were_compared_are_shown(blocks):
     for grid in grids(blocks):
         (runset,) = grid["runSets"]
-        wanted = {f["key"]["name"]: f["value"] for f in runset["filters"]["filters"]}
-        assert wanted == {"group": ["grid"], "jobType": "arm"}
+        (found,) = runset["filters"]["filters"]
+        assert (found["key"], found["op"]) == ({"section": "run", "name": "name"}, "IN")
+        assert found["value"] == IDS
 
 
 def test_claims_and_verdicts_stand_as_text(blocks):
     text = "\n".join(block.get("content") or "" for block in blocks)
     assert "| Removal lowers it. | remove mask ekfac top 10 % | **replicated**: " in text
     assert "| remove mask ekfac top 10 % | unit | " in text
-
-
-def test_the_group_of_a_run_is_the_one_it_was_logged_to(tmp_path):
-    folder = tmp_path / "sweep" / "3"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("logger: {name: csv}\n")
-    assert wandb_group(folder) == "sweep"
-    (folder / "config.yaml").write_text("logger: {name: wandb, group: mine}\n")
-    assert wandb_group(folder) == "mine"

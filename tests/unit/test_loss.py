@@ -19,7 +19,7 @@ def problem(n_vocab: int, rows: int = 6, dtype: torch.dtype = torch.float64):
 
 
 @pytest.mark.parametrize("n_vocab", VOCABULARIES)
-@pytest.mark.parametrize("tile", [64, 1024])
+@pytest.mark.parametrize("tile", [64, 4096])
 @pytest.mark.parametrize("rows", [4, 256])
 def test_loss_and_gradient_equal_those_of_the_logits(monkeypatch, n_vocab, tile, rows):
     monkeypatch.setattr(loss, "TILE", tile)
