@@ -144,7 +144,7 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
     def task(cfg: DictConfig) -> None:
         node = HydraConfig.get()
         folder = Path(node.runtime.output_dir)
-        at_once = jobs.side_by_side(node)
+        at_once = jobs.side_by_side(node) if node.mode == RunMode.MULTIRUN else 1
         if node.mode == RunMode.MULTIRUN and "n_jobs" in node.launcher:
             jobs.end_with_launcher()
         try:

@@ -92,8 +92,8 @@ def cores() -> int:
 
 
 def side_by_side(hydra: Any) -> int:
-    """How many jobs share this machine: of `hydra/launcher=parallel` several, else 1."""
-    n = hydra.launcher.get("n_jobs") if hydra.mode == RunMode.MULTIRUN else None
+    """How many jobs of a sweep share this machine: with `hydra/launcher=parallel` several."""
+    n = hydra.launcher.get("n_jobs")
     if n is None:
         return 1
     return int(n) if n > 0 else max(1, cores() + 1 + int(n))
