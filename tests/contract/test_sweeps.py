@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 WANDB = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 JOBS = {
-    "causal_grid": 72, "damping": 15, "deciles": 20, "estimators": 9, "false_positives": 24, "matched": 8,
-    "fractions": 80, "seeds": 8, "smoke": 24, "windows": 54,
+    "causal_grid": 72, "damping": 15, "deciles": 20, "estimators": 9, "false_positives": 24,
+    "fractions": 80, "matched": 8, "seeds": 8, "smoke": 24, "windows": 54,
 }  # fmt: skip
 
 
