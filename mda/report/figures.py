@@ -26,6 +26,11 @@ from mda.report.series import arm_curves, head_difference, same_window, styles, 
 from mda.types import HeadId
 
 FOREST = ("unit", "mechanism", "icl_score")
+REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
+    "control": (-0.2, "o", True, "arm - control"),
+    "random": (0.0, "o", False, "arm - random edits"),
+    "matched": (0.2, "D", False, "arm - matched random edits"),
+}
 TITLES = {
     "curves": "emergence of the unit in every arm, mean over seeds with its standard error",
     "forest": "effect of every arm at the window's end",
@@ -82,7 +87,7 @@ def curves_figure(measured: Measurements) -> Figure:
 
 
 def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure | None:
-    """Mean paired differences with intervals, to control (filled) and to random edits (open)."""
+    """Mean paired differences with intervals, to control and to random edits."""
     rows = [row for row in rows if not row.arm.is_band and row.effect.mean is not None]
     arms = list(dict.fromkeys(row.arm for row in rows))
     if not arms:
@@ -95,12 +100,13 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
         for row in rows:
             if row.metric != metric or row.effect.mean is None:
                 continue
-            y = arms.index(row.arm) + (-0.14 if row.reference == "control" else 0.14)
+            offset, marker, filled, _ = REFERENCE_MARKS[row.reference]
+            y = arms.index(row.arm) + offset
             colour = look[row.arm].colour
             if row.effect.low is not None and row.effect.high is not None:
                 ax.plot([row.effect.low, row.effect.high], [y, y], color=colour, lw=1.6)
-            face = colour if row.reference == "control" else "white"
-            ax.plot(row.effect.mean, y, "o", ms=6, mfc=face, mec=colour, mew=1.5)
+            face = colour if filled else "white"
+            ax.plot(row.effect.mean, y, marker, ms=6, mfc=face, mec=colour, mew=1.5)
         ax.axvline(0, color="0.6", lw=1, zorder=0)
         ax.set_title(named[metric], fontsize=10)
         ax.xaxis.set_major_locator(MaxNLocator(5))
@@ -108,10 +114,12 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
     axes[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     marks = [
-        Line2D([], [], ls="", marker="o", ms=6, mfc=face, mec="0.3", mew=1.5, label=label)
-        for face, label in (("0.3", "arm - control"), ("white", "arm - random edits"))
-    ]
-    figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        Line2D([], [], ls="", marker=marker, ms=6, mfc="0.3" if filled else "white", mec="0.3",
+               mew=1.5, label=label)
+        for reference, (_, marker, filled, label) in REFERENCE_MARKS.items()
+        if any(row.reference == reference for row in rows)
+    ]  # fmt: skip
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     tested = any(row.effect.low is not None for row in rows)
     ends = "bars: bootstrap interval" if tested else "one seed: no interval, no test"
     axes[1].set_xlabel(f"mean paired difference over seeds ({ends})")

@@ -49,7 +49,8 @@ class ArmCurve:
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
     """Control black, random edits grey, bands on a scale, every other arm a colour of its own.
 
-    Give it all arms of the comparison, so that an arm looks the same in every figure.
+    Random sets matched to a targeted one are brown. Give it all arms of the comparison, so that an
+    arm looks the same in every figure.
     """
     found: dict[Arm, Style] = {}
     used = 0
@@ -58,7 +59,7 @@ def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
             found[arm] = Style("#000000", "solid")
         elif arm.is_random:
             dash = {"remove": "dashed", "augment": "dotted"}.get(arm.intervention, "dashdot")
-            found[arm] = Style("#7F7F7F", dash)
+            found[arm] = Style("#8C6D46", "dashdot") if arm.match else Style("#7F7F7F", dash)
         elif arm.is_band:
             low, high = band_edges(arm)
             found[arm] = Style(to_hex(colormaps["cividis"](0.5 * (low + high))), "solid")

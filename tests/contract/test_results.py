@@ -15,6 +15,7 @@ RESULTS = ROOT / "sweeps" / "results" / "causal_grid"
 ARMS = (
     "remove mask ekfac top 10 %",
     "remove mask tracin top 10 %",
+    "remove mask random, as ekfac top 10 % by label",
     "remove mask random 10 %",
     "augment duplicate ekfac top 10 %",
     "augment duplicate tracin top 10 %",
@@ -29,7 +30,7 @@ def readme_rows() -> list[str]:
                for row in store.read_csv(RESULTS / "effects.csv")}  # fmt: skip
     lines = []
     for arm in ARMS:
-        for reference in ("control", "random"):
+        for reference in ("control", "random", "matched"):
             if (arm, reference, "unit") not in effects:
                 continue  # random edits are compared with control only
             cells = [_cell(effects[arm, reference, metric]) for metric in SHOWN]
