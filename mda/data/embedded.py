@@ -117,7 +117,9 @@ def harvest(packages: Sequence[str], workers: int) -> list[Document]:
     with packing.progress() as bars, ExitStack() as stack:
         task = bars.add_task("reading and rendering packages", total=len(files))
         found = map(documents_of, files)
-        if workers > 1:
+        # A worker of joblib has a start method of its own, which a process it spawned would lack.
+        can_spawn = multiprocessing.get_start_method() in multiprocessing.get_all_start_methods()
+        if workers > 1 and can_spawn:
             # Spawned: the caller's process may hold threads, which a fork would break.
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
