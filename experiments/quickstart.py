@@ -50,14 +50,7 @@ def job(folder: Path, name: str, overrides: list[str]) -> str:
 
 def quickstart(config: Config, folder: Path) -> None:
     from compare import compare
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import track
     from train import train
 
     from mda.data.embedded import end_with_parent
@@ -71,16 +64,11 @@ def quickstart(config: Config, folder: Path) -> None:
         train(settings, folder / "base")
     print(f"2/3  trace and {len(JOBS) - 1} arms, {AT_ONCE} at a time; each writes its output.log")
     spawn = multiprocessing.get_context("spawn")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("ETA"))
-    with (
-        ProcessPoolExecutor(AT_ONCE, spawn, initializer=end_with_parent) as pool,
-        Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}")) as bar,
-    ):
-        task = bar.add_task("", total=len(JOBS))
+    with ProcessPoolExecutor(AT_ONCE, spawn, initializer=end_with_parent) as pool:
         waiting = [pool.submit(job, folder, name, [*fixed, *JOBS[name]]) for name in JOBS]
         try:
-            for future in as_completed(waiting):
-                bar.update(task, advance=1, description=f"{future.result()} done")
+            for future in track(as_completed(waiting), "retraining", total=len(JOBS)):
+                print(f"     {future.result()} done")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

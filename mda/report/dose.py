@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 
 from mda.report.arms import band_edges
 from mda.report.effects import Comparison
-from mda.report.series import COLOURS
+from mda.report.series import COLOURS, styles
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
     """Effect on the fixed head against the band of scores that was edited; None without bands.
 
-    The dashed line and its grey interval are random edits of the same kind. `title` names the
+    Lines across with their intervals are random edits of the same kind. `title` names the
     score.
     """
     known = [
@@ -52,8 +52,10 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
 
 
 def _random_level(ax: Axes, rows: Sequence[Comparison], kinds: set[str]) -> None:
+    look = styles(row.arm for row in rows)
     for row in rows:
         if row.arm.intervention in kinds and row.effect.mean is not None:
-            ax.axhline(row.effect.mean, color="0.5", ls="--", lw=1.2, label=row.arm.name)
+            colour, dash = look[row.arm].colour, look[row.arm].dash
+            ax.axhline(row.effect.mean, color=colour, ls=dash, lw=1.2, label=row.arm.name)
             if row.effect.low is not None and row.effect.high is not None:
-                ax.axhspan(row.effect.low, row.effect.high, color="0.5", alpha=0.15, lw=0)
+                ax.axhspan(row.effect.low, row.effect.high, color=colour, alpha=0.15, lw=0)

@@ -65,3 +65,17 @@ def processes_with(word: str) -> list[int]:
         except OSError:  # it ended meanwhile, or is somebody else's
             continue
     return found
+
+
+def kill_parent_alone(args: Sequence[str], out: Path, started: str, limit_s: float = 300) -> None:
+    """Kill a program, not its workers, once a file is there; wait until they have ended too."""
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + limit_s
+    while not list(out.glob(started)):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while alive := processes_with(str(out)):
+        assert time.monotonic() < deadline, f"{alive} still work"
+        time.sleep(0.1)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import ROOT, processes_with
+from programs import ROOT, kill_parent_alone
 
 ARMS = 7
 
@@ -75,15 +75,4 @@ def test_killed_at_a_random_moment_it_goes_on(whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_with_a_parent_that_is_killed_alone(tmp_path):
-    process = subprocess.Popen(
-        quickstart(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("runs/quickstart/*/arms/*/output.log")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while alive := processes_with(str(tmp_path)):
-        assert time.monotonic() < deadline, f"{alive} still work"
-        time.sleep(0.1)
+    kill_parent_alone(quickstart(tmp_path), tmp_path, "runs/quickstart/*/arms/*/output.log")

@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from programs import ROOT, kill_when, leet, processes_with, summary
+from programs import ROOT, kill_parent_alone, kill_when, leet, summary
 
 SEEDS = 1 if "MDA_CI" in os.environ else 4
 ARMS = (
@@ -152,18 +152,7 @@ def test_killed_halfway_and_relaunched_only_missing_work_is_done(whole, tmp_path
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_with_a_sweep_that_is_killed_alone(tmp_path):
-    process = subprocess.Popen(
-        sweep(tmp_path, "killed"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("runs/run/killed/*/output.log")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while alive := processes_with(str(tmp_path)):
-        assert time.monotonic() < deadline, f"{alive} still work"
-        time.sleep(0.1)
+    kill_parent_alone(sweep(tmp_path, "killed"), tmp_path, "runs/run/killed/*/output.log")
     assert len(jobs(tmp_path, "killed")) < JOBS
 
 

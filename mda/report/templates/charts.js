@@ -173,7 +173,7 @@ function drawDose() {
   });
   const random = DATA.effects.filter((r) => r.metric === "unit" && r.reference === "control" && DATA.arms[r.arm].random);
   for (const r of random.filter((r) => kinds.some((k) => DATA.arms[r.arm].name.split(" ")[0] === k.split(" ")[0]))) {
-    traces.push({ name: DATA.arms[r.arm].name, type: "scatter", mode: "lines", x: [0, 100], y: [r.mean, r.mean], line: { color: "#7f7f7f", dash: "dash" } });
+    traces.push({ name: DATA.arms[r.arm].name, type: "scatter", mode: "lines", x: [0, 100], y: [r.mean, r.mean], line: { color: DATA.arms[r.arm].colour, dash: DATA.arms[r.arm].dash } });
   }
   Plotly.react($("plot-dose"), traces, layout({ height: 460, xaxis: axis("percentile of the influence score (0 = lowest)", { range: [0, 100] }), yaxis: axis(`${DATA.titles.unit}: change`) }), CONFIG);
 }
