@@ -18,7 +18,7 @@ def wandb_report(config: Config, folder: Path) -> None:
 
     from mda import store
     from mda.report.folders import read_runs
-    from mda.report.wandb_report import build_report, spec
+    from mda.report.wandb_report import build_report, default_entity, spec
 
     logger = config.logger
     if not isinstance(logger, WandbConfig):
@@ -29,15 +29,12 @@ def wandb_report(config: Config, folder: Path) -> None:
     if "" in ids:
         missing = runs[ids.index("")].folder
         raise ConfigError(f"{missing} has no W&B run; accepted: runs with logger=wandb")
-    entity = ""
-    if logger.mode == "online":
-        import wandb
-
-        entity = logger.entity or str(wandb.Api().default_entity)
+    online = logger.mode == "online"
+    entity = (logger.entity or default_entity()) if online else ""
     summary = store.read_json(folder / "summary.json")
     report = build_report(logger.project, entity, config.report.title, ids, runs[0].metric, summary)
     store.write_json(folder / "wandb_report.json", spec(report))
-    if logger.mode == "online":
+    if online:
         report.save()
         print(f"published: {report.url}")
     else:

@@ -140,13 +140,15 @@ def prepared(
 
 
 def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None]:
+    launcher = os.getpid()
+
     @functools.wraps(program)  # Hydra names the job after the file of the wrapped function
     def task(cfg: DictConfig) -> None:
         node = HydraConfig.get()
         folder = Path(node.runtime.output_dir)
         at_once = jobs.side_by_side(node) if node.mode == RunMode.MULTIRUN else 1
         if node.mode == RunMode.MULTIRUN and "n_jobs" in node.launcher:
-            jobs.end_with_launcher()
+            jobs.end_with(launcher)
         try:
             with (
                 jobs.output_to(jobs.own_output(node, folder)),

@@ -106,15 +106,14 @@ def own_output(hydra: Any, folder: Path) -> Path | None:
 
 
 @functools.cache
-def end_with_launcher() -> None:
-    """Let a worker of `hydra/launcher=parallel` end when the sweep's own process is killed.
+def end_with(launcher: int) -> None:
+    """Let a worker of `hydra/launcher=parallel` end when the process that launched it is killed.
 
     Else it would go on training, beside the jobs of the sweep that is started again.
     """
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == launcher:  # an orphan has another parent
             time.sleep(0.5)
         os._exit(1)
 

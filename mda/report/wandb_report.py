@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import wandb
 from wandb_workspaces.reports.v2 import interface as wr
 
 from mda.report.page import number, p_value
@@ -52,6 +53,11 @@ def build_report(
             wr.MarkdownBlock(f"Recompute: {summary['program']} at commit {summary['git']['sha']}."),
         ],
     )
+
+
+def default_entity() -> str:
+    """The user or team that the account publishes under; asks W&B's server."""
+    return str(wandb.Api().default_entity)
 
 
 def spec(report: wr.Report) -> dict[str, Any]:
