@@ -1,4 +1,4 @@
-"""The way of the data, in order: corpus, base run, unit, scores, plan, retrained arm.
+"""Pipeline: corpus, base run, unit, scores, plan, retrained arm, in this order.
 
 Each stage is found in the store by the hash of everything that enters it, or built once. A stage
 sees the ones before it and the configuration; nothing flows back.
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from mda.data.stream import Corpus
 from mda.stages.attribution import Traced, score
 from mda.stages.context import Context
-from mda.stages.corpus import corpus
+from mda.stages.corpus import corpus as open_corpus
 from mda.stages.editing import Edited, plan_edit
-from mda.stages.locating import Unit, locate
+from mda.stages.locating import Located, locate
 from mda.stages.runs import Run, base_run, retrained
 
 
@@ -23,7 +23,7 @@ class Trace:
 
     corpus: Corpus
     base: Run
-    unit: Unit
+    unit: Located
     traced: Traced
 
 
@@ -33,7 +33,7 @@ class Arm:
 
     corpus: Corpus
     base: Run
-    unit: Unit
+    unit: Located
     traced: Traced | None  # a control arm needs no scores
     edited: Edited
     run: Run
@@ -41,15 +41,15 @@ class Arm:
 
 def train(context: Context) -> tuple[Corpus, Run]:
     """Corpus and base run."""
-    rows = corpus(context)
-    return rows, base_run(context, rows)
+    corpus = open_corpus(context)
+    return corpus, base_run(context, corpus)
 
 
 def trace(context: Context) -> Trace:
     """Corpus, base run, unit and scores of the window."""
-    rows, base = train(context)
-    unit = locate(context, base)
-    return Trace(rows, base, unit, score(context, rows, base, unit))
+    corpus, base = train(context)
+    unit = locate(context, corpus, base)
+    return Trace(corpus, base, unit, score(context, corpus, base, unit))
 
 
 def arm(context: Context, base_context: Context | None = None) -> Arm:
@@ -57,10 +57,13 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
 
     `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
     """
-    rows, base = train(base_context or context)
-    unit = locate(context, base)
+    corpus, base = train(base_context or context)
+    unit = locate(context, corpus, base)
     edits = context.config.intervention.name != "control"
-    traced = score(context, rows, base, unit) if edits else None
-    edited = plan_edit(context, rows, unit, traced.scores if traced else None)
-    run = retrained(context, edited.rows, base, edited.schedule, edited.inserted)
-    return Arm(rows, base, unit, traced, edited, run)
+    traced = score(context, corpus, base, unit) if edits else None
+    edited = plan_edit(context, corpus, unit, traced.scores if traced else None)
+    followed = unit.inputs | {"members": list(unit.members)}
+    run = retrained(
+        context, edited.rows, base, edited.schedule, edited.inserted, unit.follow, followed
+    )
+    return Arm(corpus, base, unit, traced, edited, run)

@@ -4,10 +4,11 @@ Dimension key, used as suffixes (`x_BTD` is [batch, positions, d_model]):
 
     B  sequences of a batch          T  positions of a sequence (without the last target)
     N  samples that are scored       M  sequences of a probe
-    L  layers                        H  heads of a layer
-    D  d_model                       K  d_head (D = H * K)
-    I, J  input and output size of a parameter block
+    L  layers                        H  owners of a parameter block: heads, neurons, or 1
+    D  d_model                       K  d_head
+    I, J  input and output size of a parameter block, for one owner
     V  vocabulary                    U  units
+    R  rows of a direction: owners of its block, or units that share a whole module
 
 A *sample* is one row of the token stream, T + 1 tokens; its id is its row number in the corpus.
 """
@@ -16,9 +17,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Document(NamedTuple):
@@ -42,8 +46,88 @@ class HeadId(NamedTuple):
     def parse(cls, text: str) -> HeadId:
         """`L3H1` -> HeadId(3, 1). Raises ValueError for anything else."""
         if not (match := re.fullmatch(r"L(\d+)H(\d+)", text)):
-            raise ValueError(f"{text!r} is no head; write it like L3H1")
+            raise ValueError(f"{text!r} names no attention head; write it like L3H1")
         return cls(int(match[1]), int(match[2]))
+
+
+class Tap(NamedTuple):
+    """Features of a module's input or output, laid out evenly among owners.
+
+    Owner u has the `size` features from `start + (u // repeat) * stride` on. With one group all
+    owners share them. `repeat` above 1 is grouped-query attention: that many query heads in turn
+    share a group of key and value features.
+    """
+
+    module: str  # its path in the model, as in `named_modules`
+    size: int
+    start: int = 0
+    stride: int = 0
+    groups: int = 1
+    repeat: int = 1
+
+    @property
+    def owners(self) -> int:
+        """How many owners it tells apart; 1 where all share the features."""
+        return self.groups * self.repeat
+
+    def of(self, x: Tensor) -> Tensor:
+        """The owners' features [.., owners, size] of a tensor [.., features]."""
+        x = x.unflatten(-1, (self.groups, self.stride)) if self.groups > 1 else x.unsqueeze(-2)
+        x = x[..., self.start : self.start + self.size]
+        return x.repeat_interleave(self.repeat, dim=-2) if self.repeat > 1 else x
+
+
+@dataclass(frozen=True)
+class ParameterBlock:
+    """The same piece of a layer's linear maps for each of H owners: a weight [H, I, J].
+
+    `y_h = x_h @ W_h`, where x_h are the owner's features of `input` and y_h those of `outputs`
+    side by side, such as the query and the key of a head, which both read `input`. With `bias` the
+    map's bias is part of it, as the weight of one more input that is always 1. A whole module is a
+    block with one owner.
+    """
+
+    name: str  # L3.qk
+    input: Tap
+    outputs: tuple[Tap, ...]
+    bias: bool = False
+
+    @property
+    def owners(self) -> int:
+        """H, how many owners it has."""
+        return max(tap.owners for tap in (self.input, *self.outputs))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[H, I, J]."""
+        n_outputs = sum(tap.size for tap in self.outputs)
+        return self.owners, self.input.size + self.bias, n_outputs
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the modules whose input or output it is made of."""
+        return tuple(dict.fromkeys(tap.module for tap in (self.input, *self.outputs)))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Part(NamedTuple):
+    """What one unit owns of a block: the row of the block's tensors that is its own."""
+
+    block: ParameterBlock
+    row: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An interpretable unit (L3H1, L2N417, L2.mlp, L3F120, mechanism) and its own parameters."""
+
+    name: str
+    parts: tuple[Part, ...]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -94,6 +178,16 @@ class Scores:
         if unit not in self.units:
             raise KeyError(f"no scores for {unit!r}; there are {', '.join(self.units)}")
         return self.values[:, self.units.index(unit)]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Steps [start, end) of an arm, with the base run's onset and the rule in words."""
+
+    start: int
+    end: int
+    onset: float | None
+    rule: str
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import pytorch_lightning as pl
+from transformers import PreTrainedModel
 
 from mda.emergence.measure import Probes, measure
 from mda.training.module import LanguageModel
 from mda.training.table import CsvTable, RowLog, replay
 
+Follow = Callable[[PreTrainedModel], Mapping[str, float]]
+"""Measures units besides the heads, by the names of their columns."""
+
 
 class EmergenceCurve(pl.Callback):
-    """Appends `measure` at the given steps to `curve.csv`.
+    """Appends `measure` at the given steps to `curve.csv`, and what `follow` measures.
 
     Nothing here draws random numbers or leaves the model in another mode, so a run is the same
     with and without it.
     """
 
-    def __init__(self, path: Path, probes: Probes, steps: Collection[int], tokens_per_step: int):
+    def __init__(
+        self,
+        path: Path,
+        probes: Probes,
+        steps: Collection[int],
+        tokens_per_step: int,
+        follow: Follow | None = None,
+    ):
+        self.follow = follow or (lambda model: {})
         self.table = CsvTable(path)
         self.probes, self.steps = probes, frozenset(steps)
         self.tokens_per_step = tokens_per_step
@@ -41,7 +53,7 @@ class EmergenceCurve(pl.Callback):
         if step not in self.steps or not trainer.is_global_zero:
             return
         row = {"step": step, "tokens": step * self.tokens_per_step}
-        row |= measure(module.model, self.probes)
+        row |= {**measure(module.model, self.probes), **self.follow(module.model)}
         self.table.append(row)
         self.emit(row)
 

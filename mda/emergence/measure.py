@@ -3,7 +3,7 @@
 Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the corpus):
 
     emergence/prefix_matching/<head>, emergence/previous_token/<head>      mean over sequences
-    emergence/<metric>/max                                                 largest over the heads
+    emergence/<metric>/strongest                                                 largest over the heads
     emergence/<metric>_se/<head>              standard error of that mean over the sequences
     emergence/copy_gain      nats; mean log p of the second copy's tokens minus the first copy's
     emergence/icl_score      nats; loss at the late position minus mean loss of the early ones
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.model.pythia import eager_attention
+from mda.model.build import eager_attention
 from mda.schema import EmergenceConfig
 from mda.types import HeadId
 from mda.unit.metrics import HEAD_METRICS
@@ -73,7 +73,7 @@ def icl_positions(
 
 
 @torch.no_grad()
-def measure(model: GPTNeoXForCausalLM, probes: Probes, batch: int = 64) -> dict[str, float]:
+def measure(model: PreTrainedModel, probes: Probes, batch: int = 64) -> dict[str, float]:
     """All metrics of one model, in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
@@ -83,7 +83,7 @@ def measure(model: GPTNeoXForCausalLM, probes: Probes, batch: int = 64) -> dict[
         model.train(training)
 
 
-def _on_repeats(model: GPTNeoXForCausalLM, probes: Probes, batch: int) -> dict[str, float]:
+def _on_repeats(model: PreTrainedModel, probes: Probes, batch: int) -> dict[str, float]:
     per_head: dict[str, list[torch.Tensor]] = {name: [] for name in HEAD_METRICS}
     gains = []
     with eager_attention(model):
@@ -102,7 +102,7 @@ def _on_repeats(model: GPTNeoXForCausalLM, probes: Probes, batch: int) -> dict[s
             unit = HeadId(layer, head)
             row[f"emergence/{name}/{unit}"] = mean_LH[layer, head].item()
             row[f"emergence/{name}_se/{unit}"] = error_LH[layer, head].item()
-        row[f"emergence/{name}/max"] = mean_LH.max().item()
+        row[f"emergence/{name}/strongest"] = mean_LH.max().item()
     row["emergence/copy_gain"] = torch.cat(gains).mean().item()
     return row
 
@@ -120,7 +120,7 @@ def copy_gain(logits_MTV: torch.Tensor, tokens_MT: torch.Tensor, length: int) ->
     return logp_MT[:, length : 2 * length - 1].mean(1) - logp_MT[:, : length - 1].mean(1)
 
 
-def _on_held_out(model: GPTNeoXForCausalLM, probes: Probes, batch: int) -> dict[str, float]:
+def _on_held_out(model: PreTrainedModel, probes: Probes, batch: int) -> dict[str, float]:
     parts = []
     for tokens_MT1 in probes.held_out_MT1.to(model.device).split(batch):
         logits_MTV = model(input_ids=tokens_MT1[:, :-1], use_cache=False).logits.float()

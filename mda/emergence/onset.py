@@ -9,6 +9,8 @@ import numpy as np
 
 from mda.types import HeadId
 
+Curve = Sequence[Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class Onset:
@@ -51,25 +53,30 @@ def onset(
     )
 
 
-def heads_of(curve: Sequence[Mapping[str, float]], metric: str) -> list[HeadId]:
+def heads_of(curve: Curve, metric: str) -> list[HeadId]:
     """The heads a curve has columns for."""
     prefix = f"emergence/{metric}/L"
     names = [key.rsplit("/", 1)[1] for key in curve[0] if key.startswith(prefix)]
     return sorted(HeadId.parse(name) for name in names)
 
 
-def column(curve: Sequence[Mapping[str, float]], name: str) -> np.ndarray:
+def column(curve: Curve, name: str) -> np.ndarray:
     """One column of a curve as an array. Raises KeyError with its name."""
     return np.array([row[name] for row in curve])
 
 
-def head_onset(
-    curve: Sequence[Mapping[str, float]], metric: str, head: HeadId, threshold: float
-) -> Onset:
-    """Onset of one head's metric on an emergence curve."""
+def units_of(curve: Curve, metric: str) -> list[str]:
+    """The units a curve has a metric of."""
+    prefix = f"emergence/{metric}/L"
+    return [key.rpartition("/")[2] for key in curve[0] if key.startswith(prefix)]
+
+
+def unit_onset(curve: Curve, metric: str, unit: HeadId | str, threshold: float) -> Onset:
+    """Onset of one unit's metric on an emergence curve; without its errors, no band."""
+    errors = f"emergence/{metric}_se/{unit}"
     return onset(
         column(curve, "step"),
-        column(curve, f"emergence/{metric}/{head}"),
-        column(curve, f"emergence/{metric}_se/{head}"),
+        column(curve, f"emergence/{metric}/{unit}"),
+        column(curve, errors) if errors in curve[0] else None,
         threshold,
     )

@@ -1,8 +1,8 @@
-"""EK-FAC curvature of every head's blocks, in two passes over a subset of the samples.
+"""EK-FAC curvature of parameter blocks, in two passes over a subset of the samples.
 
-Pass 1 sums the second moments of the activation sites; their eigenvectors are the basis. Pass 2
-sums the squared gradients of single sequences in that basis. Both are plain sums over samples:
-they may be taken in parts, in any order and on any number of processes, and merged.
+Pass 1 sums the second moments of the blocks' inputs and output gradients; their eigenvectors are
+the basis. Pass 2 sums the squared gradients of single sequences in that basis. Both are plain sums
+over samples: they may be taken in parts, in any order and on any number of processes, and merged.
 
 Labels are the model's own (`sampled`: the true Fisher, which for this loss is the Gauss-Newton
 matrix) or the data's (`empirical`). A sampled label depends on seed, sample id and position only,
@@ -15,30 +15,27 @@ T. The damping being relative, this is a factor common to all scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 from mda import store
 from mda.estimator import kfac_math
 from mda.estimator.score import Rows, batches
-from mda.estimator.sharding import from_first_process, rank_and_size, shard, sum_over_processes
-from mda.unit.gradients import Capture, capture
+from mda.types import ParameterBlock, Tap
+from mda.unit.blocks import BlockTensors
+from mda.unit.capture import Capture, capture, modules_of
 from mda.unit.loss import label_uniforms
-from mda.unit.subspace import BLOCK_SITES, BlockId, BlockTensors, Subspace
 
-
-class SiteId(NamedTuple):
-    """One activation site of one layer, see `LayerGradients.site`."""
-
-    layer: int
-    site: str
+Sums = dict[str, Tensor]
+PartialSums = Callable[[np.ndarray], Sums]
+Shards = Callable[[str, PartialSums], Sums]
+"""Takes a pass's name and what sums over some samples; returns the sums over all of them."""
 
 
 @dataclass(frozen=True)
@@ -59,34 +56,53 @@ class Labels:
         return label_uniforms(self.seed, sample_ids, length)
 
 
+def input_site(block: ParameterBlock) -> str:
+    """Name of what the block reads; blocks that read the same have it in common."""
+    return f"in {_text(block.input)}{' +1' if block.bias else ''}"
+
+
+def output_site(block: ParameterBlock) -> str:
+    """Name of what the block writes."""
+    return f"out {' '.join(map(_text, block.outputs))}"
+
+
+def _text(tap: Tap) -> str:
+    layout = f"{tap.start}+{tap.size}" + (f"/{tap.stride}x{tap.groups}" if tap.groups > 1 else "")
+    return f"{tap.module}[{layout}{f'x{tap.repeat}' if tap.repeat > 1 else ''}]"
+
+
 @dataclass(frozen=True)
 class Curvature:
-    """EK-FAC curvature of all heads of some layers: eigenvectors and Lambda, float64."""
+    """EK-FAC curvature of some blocks: eigenvectors and Lambda, float64."""
 
-    eigenvectors: Mapping[SiteId, Tensor]  # [G, I, I]
-    eigenvalues: Mapping[BlockId, Tensor]  # Lambda, [H, I, J]
+    eigenvectors: Mapping[str, Tensor]  # by site, [G, I, I]
+    eigenvalues: Mapping[str, Tensor]  # by block name: Lambda, [H, I, J]
     n_sequences: int
 
-    def inverse_times(self, blocks: BlockTensors, damping: float) -> dict[BlockId, Tensor]:
-        """(H + c mean(Lambda))^-1 V for each block and head, float64; c = `damping`.
+    def basis(self, block: ParameterBlock) -> tuple[Tensor, Tensor]:
+        """Q_A and Q_S of a block, [G, I, I] and [G', J, J]."""
+        return self.eigenvectors[input_site(block)], self.eigenvectors[output_site(block)]
 
-        Raises ValueError for a block that was not fitted, or fitted with other biases.
+    def inverse_times(self, blocks: BlockTensors, damping: float) -> dict[ParameterBlock, Tensor]:
+        """(H + c mean(Lambda))^-1 V for each block and owner, float64; c = `damping`.
+
+        A block with one owner may have any number of rows [R, I, J]. Raises ValueError for a
+        block that was not fitted, or fitted with other biases.
         """
         result = {}
-        for at, v_HIJ in blocks.items():
-            if at not in self.eigenvalues or self.eigenvalues[at].shape != v_HIJ.shape:
-                fitted = {str(b): list(e.shape) for b, e in self.eigenvalues.items()}
-                raise ValueError(f"{at} of shape {list(v_HIJ.shape)}; fitted are {fitted}")
-            q_a, q_s = (self.eigenvectors[SiteId(at.layer, s)] for s in BLOCK_SITES[at.block])
-            values = self.eigenvalues[at]
+        for block, v_RIJ in blocks.items():
+            values = self.eigenvalues.get(block.name)
+            if values is None or values.shape[1:] != v_RIJ.shape[1:]:
+                fitted = {name: list(e.shape) for name, e in self.eigenvalues.items()}
+                raise ValueError(f"{block} of shape {list(v_RIJ.shape)}; fitted are {fitted}")
             damped = values + kfac_math.damping(values, damping)
-            result[at] = kfac_math.apply_inverse(v_HIJ.to(values), q_a, q_s, damped)
+            result[block] = kfac_math.apply_inverse(v_RIJ.to(values), *self.basis(block), damped)
         return result
 
     def save(self, path: Path) -> None:
         """Writes one safetensors file; `load` reads the same numbers back, bit for bit."""
-        tensors = {f"eigenvectors/{s.layer}/{s.site}": q for s, q in self.eigenvectors.items()}
-        tensors |= {f"eigenvalues/{b.layer}/{b.block}": e for b, e in self.eigenvalues.items()}
+        tensors = {f"eigenvectors/{site}": q for site, q in self.eigenvectors.items()}
+        tensors |= {f"eigenvalues/{block}": e for block, e in self.eigenvalues.items()}
         tensors["n_sequences"] = torch.tensor(self.n_sequences)
         store.write_safetensors(path, {k: t.cpu().contiguous() for k, t in tensors.items()})
 
@@ -95,11 +111,10 @@ class Curvature:
         """Reads what `save` wrote."""
         tensors = store.read_safetensors(path)
         n_sequences = int(tensors.pop("n_sequences"))
-        parts: dict[str, dict] = {"eigenvectors": {}, "eigenvalues": {}}
+        parts: dict[str, dict[str, Tensor]] = {"eigenvectors": {}, "eigenvalues": {}}
         for name, tensor in tensors.items():
-            kind, layer, rest = name.split("/")
-            key = SiteId if kind == "eigenvectors" else BlockId
-            parts[kind][key(int(layer), rest)] = tensor
+            kind, _, rest = name.partition("/")
+            parts[kind][rest] = tensor
         return cls(parts["eigenvectors"], parts["eigenvalues"], n_sequences)
 
 
@@ -112,106 +127,88 @@ def fit_subset(sample_ids: np.ndarray, n: int | None, seed: int) -> np.ndarray:
 
 
 def fit_curvature(
-    model: GPTNeoXForCausalLM,
+    model: PreTrainedModel,
     rows: Rows,
     sample_ids: np.ndarray,
-    layers: Sequence[int],
-    subspace: Subspace,
+    blocks: Sequence[ParameterBlock],
     labels: Labels,
     batch_size: int = 32,
+    shards: Shards | None = None,
 ) -> Curvature:
-    """Both passes over these samples, shared among the processes if there are several.
-
-    Every process returns the same curvature. Raises ValueError for fewer samples than processes.
-    """
-    mine = shard(sample_ids)
-    if len(sample_ids) < rank_and_size()[1]:
-        raise ValueError(
-            f"{len(sample_ids)} samples to fit the curvature on; accepted: one per process or more"
-        )
-    fit = (layers, subspace, labels, batch_size)
-    moments = sum_over_processes(sum_moments(model, rows, mine, *fit))
-    basis = from_first_process(eigenbasis(moments))
-    squares = sum_over_processes(sum_squares(model, rows, mine, *fit, basis=basis))
-    return curvature(basis, squares, len(sample_ids))
+    """Both passes over these samples: at once, or in the parts that `shards` makes of them."""
+    all_at_once: Shards = lambda _name, sums: sums(np.asarray(sample_ids))  # noqa: E731
+    over = shards or all_at_once
+    fit = (model, rows, blocks, labels, batch_size)
+    moments = over("moments", lambda ids: sum_moments(*fit, ids))
+    basis = eigenbasis(moments)
+    squares = over("squares", lambda ids: sum_squares(*fit, ids, basis))
+    n = len(sample_ids)
+    return Curvature(
+        {site: q.cpu() for site, q in basis.items()},
+        {block: total.cpu() / n for block, total in squares.items()},
+        n,
+    )
 
 
 def sum_moments(
-    model: GPTNeoXForCausalLM,
+    model: PreTrainedModel,
     rows: Rows,
-    sample_ids: np.ndarray,
-    layers: Sequence[int],
-    subspace: Subspace,
+    blocks: Sequence[ParameterBlock],
     labels: Labels,
-    batch_size: int = 32,
-) -> dict[SiteId, Tensor]:
+    batch_size: int,
+    sample_ids: np.ndarray,
+) -> Sums:
     """Pass 1: sum over samples and positions of x x^T at every site, [G, I, I] float64.
 
     A site that several blocks use, such as the input of qk and v, is there once.
     """
-    sites = [
-        SiteId(layer, site)
-        for layer in layers
-        for site in dict.fromkeys(s for b in subspace.blocks for s in BLOCK_SITES[b])
-    ]
-    sums: dict[SiteId, Tensor] = {}
+    sites = {input_site(block): (Capture.x, block) for block in blocks}
+    sites |= {output_site(block): (Capture.dy, block) for block in blocks}
+    sums: Sums = {}
     for ids in batches(sample_ids, batch_size):
-        captured = _capture(model, rows, ids, layers, labels)
-        for at in sites:
-            activation = captured.layers[at.layer].site(at.site, subspace.bias)
-            _add(sums, at, kfac_math.second_moment_sum(activation))
+        captured = _capture(model, rows, ids, blocks, labels)
+        for site, (read, block) in sites.items():
+            _add(sums, site, kfac_math.second_moment_sum(read(captured, block)))
     return sums
 
 
-def eigenbasis(moments: Mapping[SiteId, Tensor]) -> dict[SiteId, Tensor]:
+def eigenbasis(moments: Mapping[str, Tensor]) -> Sums:
     """Eigenvectors of every site, float64. Sums do as well as means: they have the same."""
-    return {at: kfac_math.eigenvectors(moment) for at, moment in moments.items()}
+    return {site: kfac_math.eigenvectors(moment) for site, moment in moments.items()}
 
 
 def sum_squares(
-    model: GPTNeoXForCausalLM,
+    model: PreTrainedModel,
     rows: Rows,
-    sample_ids: np.ndarray,
-    layers: Sequence[int],
-    subspace: Subspace,
+    blocks: Sequence[ParameterBlock],
     labels: Labels,
-    batch_size: int = 32,
-    *,
-    basis: Mapping[SiteId, Tensor],
-) -> dict[BlockId, Tensor]:
+    batch_size: int,
+    sample_ids: np.ndarray,
+    basis: Mapping[str, Tensor],
+) -> Sums:
     """Pass 2: sum over samples of the squared gradient in the basis, [H, I, J] float64."""
-    dtype = model.dtype
-    basis = {at: q.to(dtype) for at, q in basis.items()}
-    sums: dict[BlockId, Tensor] = {}
+    basis = {site: q.to(model.device, model.dtype) for site, q in basis.items()}
+    sums: Sums = {}
     for ids in batches(sample_ids, batch_size):
-        captured = _capture(model, rows, ids, layers, labels)
-        for at in subspace.ids(layers):
-            x, dy = (
-                captured.layers[at.layer].site(s, subspace.bias) for s in BLOCK_SITES[at.block]
-            )
-            q_a, q_s = (basis[SiteId(at.layer, s)] for s in BLOCK_SITES[at.block])
-            _add(sums, at, kfac_math.squared_projection_sum(x, dy, q_a, q_s))
+        captured = _capture(model, rows, ids, blocks, labels)
+        for block in blocks:
+            x, dy = captured.x(block), captured.dy(block)
+            q_a, q_s = basis[input_site(block)], basis[output_site(block)]
+            _add(sums, block.name, kfac_math.squared_projection_sum(x, dy, q_a, q_s))
     return sums
 
 
-def curvature(
-    basis: Mapping[SiteId, Tensor], squares: Mapping[BlockId, Tensor], n_sequences: int
-) -> Curvature:
-    """The sums of pass 2 over `n_sequences` samples, as curvature on the CPU."""
-    return Curvature(
-        {at: q.cpu() for at, q in basis.items()},
-        {at: total.cpu() / n_sequences for at, total in squares.items()},
-        n_sequences,
-    )
-
-
 def _capture(
-    model: GPTNeoXForCausalLM, rows: Rows, ids: np.ndarray, layers: Sequence[int], labels: Labels
+    model: PreTrainedModel,
+    rows: Rows,
+    ids: np.ndarray,
+    blocks: Sequence[ParameterBlock],
+    labels: Labels,
 ) -> Capture:
     tokens_BS = rows(ids)
     uniforms_BT = labels.uniforms(ids, tokens_BS.shape[1] - 1)
-    return capture(model, tokens_BS, layers, uniforms_BT=uniforms_BT)
+    return capture(model, tokens_BS, modules_of(blocks), uniforms_BT=uniforms_BT)
 
 
-def _add(sums: dict, at: SiteId | BlockId, part: Tensor) -> None:
-    sums[at] = sums[at] + part if at in sums else part.double()
+def _add(sums: Sums, key: str, part: Tensor) -> None:
+    sums[key] = sums[key] + part if key in sums else part.double()

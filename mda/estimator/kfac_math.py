@@ -1,10 +1,10 @@
-"""The mathematics of EK-FAC: pure functions of tensors, for all heads of a layer at once.
+"""The mathematics of EK-FAC: pure functions of tensors, for all owners of a block at once.
 
 A linear map y_t = x_t W with weight W [I, J] has, for one sequence, the gradient
 G = sum_t x_t dy_t^T, where dy_t is the gradient of the sequence's loss with respect to y_t.
 
 Convention: inputs x are [B, T, G, I] and output gradients dy are [B, T, G', J] with B sequences,
-T positions and G heads. G or G' is 1 where the heads of the layer share the tensor. What belongs
+T positions and G owners (heads, neurons). G or G' is 1 where they share the tensor. What belongs
 to the map itself is [H, I, J], with H the larger of the two.
 
 EK-FAC (George et al. 2018, arXiv 1806.03884; for language models Grosse et al. 2023,
@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 def second_moment_sum(x_BTGI: Tensor) -> Tensor:
-    """sum_bt x x^T of each head, [G, I, I], uncentred, in the input's precision."""
+    """sum_bt x x^T of each owner, [G, I, I], uncentred, in the input's precision."""
     x_GRI = x_BTGI.flatten(0, 1).transpose(0, 1)
     return x_GRI.transpose(1, 2) @ x_GRI
 
@@ -37,13 +37,26 @@ def eigenvectors(moment_GII: Tensor) -> Tensor:
 
 
 def sequence_gradients(x_BTGI: Tensor, dy_BTGJ: Tensor) -> Tensor:
-    """G_b = sum_t x_t dy_t^T of every sequence and head, [B, H, I, J]."""
+    """G_b = sum_t x_t dy_t^T of every sequence and owner, [B, H, I, J]."""
     n_in, n_out = x_BTGI.shape[2:], dy_BTGJ.shape[2:]
+    if n_in[0] > 1 and n_out[0] > 1:
+        return torch.einsum("bthi,bthj->bhij", x_BTGI, dy_BTGJ)
     product = x_BTGI.flatten(2).transpose(1, 2) @ dy_BTGJ.flatten(2)  # [B, G I, G' J]
-    n_heads = max(n_in[0], n_out[0])
     if n_in[0] == 1:
-        return product.view(-1, n_in[1], n_heads, n_out[1]).transpose(1, 2)
-    return product.view(-1, n_heads, n_in[1], n_out[1])
+        return product.view(-1, n_in[1], n_out[0], n_out[1]).transpose(1, 2)
+    return product.view(-1, n_in[0], n_in[1], n_out[1])
+
+
+def rotated(g_BHIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor) -> Tensor:
+    """Q_A^T G Q_S of every sequence and owner, [B, H, I, J].
+
+    A basis that all owners share is applied to all of them in one matrix product.
+    """
+    g = g_BHIJ @ (q_s_GJJ[0] if len(q_s_GJJ) == 1 else q_s_GJJ)
+    if len(q_a_GII) == 1:
+        wide = g.transpose(1, 2).flatten(2)  # [B, I, H J]
+        return (q_a_GII[0].T @ wide).unflatten(2, (g.shape[1], -1)).transpose(1, 2)
+    return q_a_GII.transpose(1, 2) @ g
 
 
 def squared_projection_sum(
@@ -53,32 +66,31 @@ def squared_projection_sum(
 
     Divided by the number of sequences this is Lambda.
     """
-    projected = q_a_GII.transpose(1, 2) @ (sequence_gradients(x_BTGI, dy_BTGJ) @ q_s_GJJ)
-    return projected.square().sum(0)
+    return rotated(sequence_gradients(x_BTGI, dy_BTGJ), q_a_GII, q_s_GJJ).square().sum(0)
 
 
 def damping(lambda_HIJ: Tensor, relative: float) -> Tensor:
-    """c times the mean of each head's Lambda, [H, 1, 1].
+    """c times the mean of each owner's Lambda, [H, 1, 1].
 
-    Relative, so that a loss in other units leaves the ranking of samples as it is. Raises
-    ValueError where it would be zero, because c is or because a head has no gradient at all.
+    Relative, so that a loss in other units leaves the ranking of samples as it is. An owner without
+    any gradient (a dead neuron) gets infinity, and so a direction and scores of zero: nothing can
+    be said of it. Raises ValueError for c that is not above 0.
     """
-    added = relative * lambda_HIJ.mean((1, 2), keepdim=True)
-    if not (added > 0).all():
-        dead = (added.flatten() <= 0).nonzero().flatten().tolist()
-        raise ValueError(
-            f"damping={relative} times the mean curvature is not above 0 for heads {dead}; "
-            "accepted: damping above 0, and heads with a gradient"
-        )
-    return added
+    if not relative > 0:
+        raise ValueError(f"damping={relative}; accepted: above 0")
+    mean = lambda_HIJ.mean((1, 2), keepdim=True)
+    return torch.where(mean > 0, relative * mean, torch.inf)
 
 
 def apply_inverse(
     v_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor, eigenvalues_HIJ: Tensor
 ) -> Tensor:
-    """H^-1 V = Q_A [(Q_A^T V Q_S) / eigenvalues] Q_S^T, the eigenvalues already damped."""
-    rotated = q_a_GII.transpose(1, 2) @ v_HIJ @ q_s_GJJ
-    return q_a_GII @ (rotated / eigenvalues_HIJ) @ q_s_GJJ.transpose(1, 2)
+    """H^-1 V = Q_A [(Q_A^T V Q_S) / eigenvalues] Q_S^T, the eigenvalues already damped.
+
+    Of a block with one owner, V may have any number of rows [R, I, J].
+    """
+    inside = rotated(v_HIJ[None], q_a_GII, q_s_GJJ) / eigenvalues_HIJ
+    return rotated(inside, q_a_GII.transpose(1, 2), q_s_GJJ.transpose(1, 2))[0]
 
 
 def apply(v_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor, eigenvalues_HIJ: Tensor) -> Tensor:

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Window:
-    """Steps [start, end) of an arm, with the base run's onset and the rule in words."""
-
-    start: int
-    end: int
-    onset: float | None
-    rule: str
+from mda.types import Window
 
 
 def auto_window(

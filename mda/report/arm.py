@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from mda.emergence.onset import column, head_onset
+from mda.emergence.onset import column, unit_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
 from mda.report.arms import arm_of
@@ -77,7 +77,7 @@ def report_arm(
           folder / "curves.png", config.report.dpi)  # fmt: skip
     at_end = {int(row["step"]): row for row in base_curve}.get(window.end, {})
     last = curve[-1]
-    onset = head_onset(curve, metric, head, config.unit.threshold)
+    onset = unit_onset(curve, metric, head, config.unit.threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(f"window: {window.rule}")
     print(

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from mda.emergence.onset import Onset, column, head_onset, heads_of
+from mda.emergence.onset import Onset, column, heads_of, unit_onset
 from mda.types import HeadId
 
 Curve = Sequence[Mapping[str, float]]
@@ -24,7 +24,7 @@ def strongest_heads(
     """The n heads with the highest final value of a metric: head, value, onset."""
     final = [(curve[-1][f"emergence/{metric}/{head}"], head) for head in heads_of(curve, metric)]
     ranked = sorted(final, key=lambda pair: (-pair[0], pair[1]))[:n]
-    return [(head, value, head_onset(curve, metric, head, threshold)) for value, head in ranked]
+    return [(head, value, unit_onset(curve, metric, head, threshold)) for value, head in ranked]
 
 
 def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, window=None) -> None:

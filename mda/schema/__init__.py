@@ -12,22 +12,26 @@ from mda.schema.attribution import (
     AugmentConfig,
     ControlConfig,
     EditConfig,
+    InterventionConfig,
+    RemoveConfig,
+)
+from mda.schema.estimator import (
+    AtCheckpoint,
     EkfacConfig,
     EstimatorConfig,
-    InterventionConfig,
-    ProbeConfig,
+    GradientNormConfig,
+    LossConfig,
     RandomConfig,
-    RemoveConfig,
+    RepetitionConfig,
     TracinConfig,
-    UnitConfig,
 )
+from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
 from mda.schema.rules import validate
 from mda.schema.run import (
     DataConfig,
     EmbeddedConfig,
     EmergenceConfig,
-    ModelConfig,
     OnsetConfig,
     SyntheticConfig,
     TemplateWeights,
@@ -35,10 +39,20 @@ from mda.schema.run import (
     TrainingConfig,
 )
 from mda.schema.setting import ConfigError, Group, refuse
+from mda.schema.unit import (
+    HeadConfig,
+    ModuleConfig,
+    NeuronConfig,
+    ProbeConfig,
+    SaeFeatureConfig,
+    UnitConfig,
+)
 
 __all__ = [
     "OPTIONS",
+    "AtCheckpoint",
     "AugmentConfig",
+    "CheckpointConfig",
     "Config",
     "ConfigError",
     "ControlConfig",
@@ -48,15 +62,23 @@ __all__ = [
     "EmbeddedConfig",
     "EmergenceConfig",
     "EstimatorConfig",
+    "GradientNormConfig",
     "Group",
+    "HeadConfig",
     "InterventionConfig",
     "LoggerConfig",
+    "LossConfig",
     "ModelConfig",
+    "ModuleConfig",
+    "NeuronConfig",
     "OnsetConfig",
     "ProbeConfig",
     "RandomConfig",
     "RemoveConfig",
+    "RepetitionConfig",
     "ReportConfig",
+    "SaeFeatureConfig",
+    "ScratchConfig",
     "SyntheticConfig",
     "TemplateWeights",
     "TokensConfig",

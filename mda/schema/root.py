@@ -9,24 +9,35 @@ from typing import ClassVar
 from mda.schema.attribution import (
     AugmentConfig,
     ControlConfig,
+    InterventionConfig,
+    RemoveConfig,
+)
+from mda.schema.estimator import (
     EkfacConfig,
     EstimatorConfig,
-    InterventionConfig,
+    GradientNormConfig,
+    LossConfig,
     RandomConfig,
-    RemoveConfig,
+    RepetitionConfig,
     TracinConfig,
-    UnitConfig,
 )
+from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.run import (
     DataConfig,
     EmbeddedConfig,
     EmergenceConfig,
-    ModelConfig,
     SyntheticConfig,
     TokensConfig,
     TrainingConfig,
 )
 from mda.schema.setting import Group, setting
+from mda.schema.unit import (
+    HeadConfig,
+    ModuleConfig,
+    NeuronConfig,
+    SaeFeatureConfig,
+    UnitConfig,
+)
 
 
 @dataclass
@@ -94,10 +105,10 @@ class Config(Group):
     name: str = setting("run", "folder of the run under outputs/runs/<program>/")
     output_dir: str = setting("outputs", "folder of store/, runs/ and reports/")
     data: DataConfig = field(default_factory=EmbeddedConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=ScratchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
-    unit: UnitConfig = field(default_factory=UnitConfig)
+    unit: UnitConfig = field(default_factory=HeadConfig)
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -111,8 +122,22 @@ class Config(Group):
 
 OPTIONS: dict[str, dict[str, type[Group]]] = {
     "data": {"embedded": EmbeddedConfig, "synthetic": SyntheticConfig, "tokens": TokensConfig},
-    "estimator": {"ekfac": EkfacConfig, "tracin": TracinConfig, "random": RandomConfig},
+    "unit": {
+        "head": HeadConfig,
+        "mlp_neuron": NeuronConfig,
+        "module": ModuleConfig,
+        "sae_feature": SaeFeatureConfig,
+    },
+    "estimator": {
+        "ekfac": EkfacConfig,
+        "tracin": TracinConfig,
+        "random": RandomConfig,
+        "repetition": RepetitionConfig,
+        "loss": LossConfig,
+        "gradient_norm": GradientNormConfig,
+    },
     "intervention": {"remove": RemoveConfig, "augment": AugmentConfig, "control": ControlConfig},
+    "model": {"scratch": ScratchConfig, "checkpoint": CheckpointConfig},
     "logger": {"csv": LoggerConfig, "wandb": WandbConfig},
 }
 """Groups whose options differ in kind, and the class of each."""

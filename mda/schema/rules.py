@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from typing import Any
 
 from mda.schema.root import Config
 from mda.schema.setting import refuse
+from mda.schema.unit import HeadConfig
 
 
 def _data_fits_model(c: Config) -> None:
@@ -58,16 +60,28 @@ def _measured_in_time(c: Config) -> None:
 
 
 def _unit_exists(c: Config) -> None:
-    layers, heads = c.model.n_layers, c.model.n_heads
-    if c.unit.head and (c.unit.head[0] >= layers or c.unit.head[1] >= heads):
-        raise refuse("unit.locate", c.unit.locate, f"L0H0 to L{layers - 1}H{heads - 1}")
-    if c.unit.locate == "mechanism" and c.unit.k > layers * heads:
-        raise refuse("unit.k", c.unit.k, f"at most the model's {layers * heads} heads")
+    sizes: Any = c.model  # of a model from scratch its settings, else its checkpoint's
+    layers, heads = sizes.n_layers, sizes.n_heads
+    if c.unit.named:
+        layer, *rest = (int(part) for part in c.unit.named if part and part.isdigit())
+        letter, width = {"head": ("H", heads), "mlp_neuron": ("N", sizes.d_ff)}.get(
+            "head" if isinstance(c.unit, HeadConfig) else c.unit.name, ("", 0)
+        )
+        if layer >= layers or (width and rest[0] >= width):
+            first, last = (f"{letter}0", f"{letter}{width - 1}") if width else ("", "")
+            raise refuse("unit.locate", c.unit.locate, f"L0{first} to L{layers - 1}{last}")
+    searched = getattr(c.unit, "layers", None) or []
+    if any(layer >= layers for layer in searched):
+        raise refuse("unit.layers", searched, f"layers 0 to {layers - 1}")
+    if c.unit.locate == "mechanism" and getattr(c.unit, "k", 0) > layers * heads:
+        raise refuse(
+            "unit.k", getattr(c.unit, "k", 0), f"at most the model's {layers * heads} heads"
+        )
 
 
 def _unit_probe_fits_context(c: Config) -> None:
-    probe, context = c.unit.probe, c.model.max_seq_len
-    if probe.length * probe.repeats > context:
+    probe, context = getattr(c.unit, "probe", None), c.model.max_seq_len  # type: ignore[attr-defined]
+    if probe is not None and probe.length * probe.repeats > context:
         limit = f"at most {context // probe.repeats}, model.max_seq_len / unit.probe.repeats"
         raise refuse("unit.probe.length", probe.length, limit)
 

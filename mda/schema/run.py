@@ -80,37 +80,6 @@ class TokensConfig(DataConfig):
 
 
 @dataclass
-class ModelConfig(Group):
-    """Shape and origin of a GPT-NeoX model."""
-
-    key: ClassVar[str] = "model"
-    name: str = setting("nano", "preset, for tables and figures")
-    n_layers: int = setting(4, "layers", low=1)
-    d_model: int = setting(64, "width of the residual stream", low=2)
-    n_heads: int = setting(4, "attention heads in a layer", low=1)
-    d_ff: int = setting(256, "width of the MLP", low=1)
-    vocab_size: int = setting(512, "rows of the embedding, padding included", low=2)
-    max_seq_len: int = setting(128, "longest context in tokens", low=8)
-    rotary_pct: float = setting(0.5, "share of a head's dimensions that rotate", above=0, high=1)
-    rotary_base: float = setting(10_000.0, "base of the rotary wave lengths", above=1)
-    peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
-    source: str = setting("scratch", "`scratch`, or the folder of a local checkpoint")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.d_model % self.n_heads:
-            raise self._refuse("n_heads", f"a divisor of model.d_model={self.d_model}")
-        d_head = self.d_model // self.n_heads
-        rotary = int(d_head * self.rotary_pct)
-        if rotary < 2 or rotary % 2:
-            raise self._refuse(
-                "rotary_pct",
-                f"a share of the {d_head} dimensions of a head that is an even number, at least 2 "
-                f"(this one is {rotary})",
-            )
-
-
-@dataclass
 class TrainingConfig(Group):
     """AdamW with warm-up and cosine decay, and which checkpoints are kept."""
 

@@ -9,13 +9,14 @@ import numpy as np
 
 from mda.data.stream import Corpus, stream_order
 from mda.data.tokens import map_rows
+from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
 from mda.intervention.select import choose, in_window, loss_groups, matched_random
 from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule
-from mda.stages.locating import Unit
+from mda.stages.locating import Located
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores
 
@@ -30,7 +31,7 @@ class Edited:
     inserted: str | None  # hash of rows from outside the corpus
 
 
-def plan_edit(context: Context, rows: Corpus, unit: Unit, scores: Scores | None) -> Edited:
+def plan_edit(context: Context, rows: Corpus, unit: Located, scores: Scores | None) -> Edited:
     """Choose the samples, write the plan, carry it out on the unedited schedule.
 
     `scores` are not needed by a control arm. Raises ConfigError where the edit is impossible.
@@ -53,11 +54,11 @@ def plan_edit(context: Context, rows: Corpus, unit: Unit, scores: Scores | None)
 
 
 def _plan(
-    context: Context, rows: Corpus, unit: Unit, config: EditConfig, scores: Scores
+    context: Context, rows: Corpus, unit: Located, config: EditConfig, scores: Scores
 ) -> EditPlan:
     start, end = unit.window.start, unit.window.end
     scores = in_window(scores, start, end)
-    chosen = select(rows, unit.name, config, scores)
+    chosen = select(rows, unit.name, config, scores, context.config.seed)
     if isinstance(config, RemoveConfig):
         unused = _after(context, rows, end)
         return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
@@ -65,8 +66,14 @@ def _plan(
     return plans.augment(scores, chosen, start, end, config.mode, config.weight)
 
 
-def select(rows: Corpus, unit: str, config: EditConfig, scores: Scores) -> np.ndarray:
-    """Sample ids to edit, in stream order; with `match`, a random set like the targeted one."""
+def select(
+    rows: Corpus, unit: str, config: EditConfig, scores: Scores, run_seed: int
+) -> np.ndarray:
+    """Sample ids to edit, in stream order; with `match`, a random set like the targeted one.
+
+    What is drawn depends on the run's seed as well as on the edit's.
+    """
+    seed = mixed_seed(run_seed, config.seed)
     labels = rows.labels_of(scores.sample_ids)
     lower, upper = config.band or (None, None)
     amount = {"fraction": config.fraction, "count": config.count}
@@ -82,14 +89,14 @@ def select(rows: Corpus, unit: str, config: EditConfig, scores: Scores) -> np.nd
         label=config.label,
         labels=labels,
         ids=config.ids,
-        seed=config.seed,
+        seed=seed,
     )
     if config.match == "none":
         return chosen
     if config.match == "loss" and np.isnan(scores.losses).any():
         raise ValueError("match=loss needs an estimator that computes losses: ekfac or tracin")
     groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
-    return matched_random(scores.sample_ids, groups, chosen, config.seed)
+    return matched_random(scores.sample_ids, groups, chosen, seed)
 
 
 def _after(context: Context, rows: Corpus, end: int) -> np.ndarray:

@@ -1,97 +1,131 @@
-"""Where the unit is, which window its emergence spans, and the checkpoints scored for it."""
+"""Where the unit is, how it emerged in the base run, and which window that spans."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-import numpy as np
+from transformers import PreTrainedModel
 
-from mda.emergence.onset import head_onset, heads_of
-from mda.intervention.window import Window, auto_window
-from mda.schema import ConfigError, EkfacConfig, RandomConfig, TracinConfig
-from mda.stages.context import Context
+from mda import store
+from mda.data.stream import Corpus
+from mda.emergence.onset import Curve, unit_onset, units_of
+from mda.intervention.window import auto_window
+from mda.schema import ConfigError
+from mda.stages.context import Context, build_together, without
+from mda.stages.plugin import kind_of
 from mda.stages.runs import Run
-from mda.types import HeadId
+from mda.stages.sae import sae_of
+from mda.training.table import read_rows
+from mda.types import Unit, Window
+from mda.unit.kind import Materials, UnitKind
+
+CODE = ("mda.stages.locating",)
+NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source")
+
+Follow = Callable[[PreTrainedModel], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """The unit that was found: its name among the scores, its heads, its window."""
+class Located:
+    """The unit that was found, in its window, among all units of its kind."""
 
-    name: str
-    heads: tuple[HeadId, ...]
+    name: str  # L3H1, or mechanism
+    members: tuple[str, ...]  # the unit; of a mechanism its heads, strongest first
     window: Window
+    curve: Curve  # of the base run, with the members' metric
+    kind: UnitKind
+    units: tuple[Unit, ...]  # everything that is scored in one pass
+    inputs: dict[str, object]  # what decides the units' measurement
+    follow: Follow | None  # measures the members where curves do not anyway
 
 
-def locate(context: Context, base: Run) -> Unit:
+def locate(context: Context, corpus: Corpus, base: Run) -> Located:
     """Find the unit by its metric at the end of the base run, and the window of the edit."""
-    unit = context.config.unit
-    ranked = sorted(
-        heads_of(base.curve, unit.metric),
-        key=lambda head: (-base.curve[-1][f"emergence/{unit.metric}/{head}"], head),
-    )
-    if unit.head is not None:
-        heads = (HeadId(*unit.head),)
-    else:
-        heads = tuple(ranked[: unit.k if unit.locate == "mechanism" else 1])
-    name = "mechanism" if unit.locate == "mechanism" else str(heads[0])
-    return Unit(name, heads, _window(context, base, heads[0]))
+    settings = context.config.unit
+    sae = sae_of(context, corpus, base)
+    inputs = without(asdict(settings), *NOT_THE_MEASUREMENT) | {"kind": settings.kind}
+    materials = Materials(corpus, base.architecture)
+    if sae is not None:
+        inputs["sae"] = sae.fingerprint()
+        materials = Materials(corpus, base.architecture, lambda: sae)
+    try:
+        kind = kind_of(settings, materials)
+    except ValueError as error:
+        raise ConfigError(f"unit={settings.name}: {error}") from error
+    ranked = _ranked(context, base, kind, inputs)
+    wanted = getattr(settings, "k", 1)
+    if settings.named is not None:
+        if settings.locate not in ranked:
+            there = f"{ranked[0]} and {len(ranked) - 1:,} others"
+            raise ConfigError(f"unit.locate={settings.locate} does not exist; accepted: {there}")
+        ranked = [settings.locate, *(name for name in ranked if name != settings.locate)]
+    together = settings.locate == "mechanism"
+    members = tuple(ranked[: wanted if together else 1])
+    name = "mechanism" if together else members[0]
+    curve, follow = base.curve, None
+    if members[0] not in units_of(base.curve, settings.metric):
+        follow = _follower(kind, settings.metric, members)
+        curve = _followed(context, base, follow, inputs | {"followed": list(members)})
+    window = _window(context, base, curve, members[0])
+    units = tuple(kind.units(ranked[:wanted], together))
+    return Located(name, members, window, curve, kind, units, inputs, follow)
 
 
-def scored_steps(context: Context, base: Run, unit: Unit) -> tuple[int, ...]:
-    """Steps of the kept checkpoints that the estimator scores.
+def _ranked(context: Context, base: Run, kind: UnitKind, inputs: Mapping[str, object]) -> list[str]:
+    """All units by their metric at the end of the base run, strongest first."""
+    metric, last = context.config.unit.metric, base.curve[-1]
+    if names := units_of(base.curve, metric):
+        return sorted(names, key=lambda name: (-last[f"emergence/{metric}/{name}"], _place(name)))
+    step = base.checkpoints[-1]
 
-    `onset`, `window_middle` and `window_end` mean the kept checkpoint nearest to that step.
-    Raises ConfigError for a step without a checkpoint.
-    """
-    estimator, window = context.config.estimator, unit.window
-    if isinstance(estimator, RandomConfig):
-        return ()
-    if isinstance(estimator, TracinConfig):
-        if given := estimator.checkpoints:
-            return tuple(_kept(base, step, "estimator.checkpoints") for step in given)
-        inside = [step for step in base.checkpoints if window.start <= step <= window.end]
-        return spread(inside, estimator.n_checkpoints)
-    assert isinstance(estimator, EkfacConfig)
-    if isinstance(estimator.checkpoint, int):
-        return (_kept(base, estimator.checkpoint, "estimator.checkpoint"),)
-    named = {
-        "onset": window.onset,
-        "window_middle": (window.start + window.end) / 2,
-        "window_end": window.end,
-    }
-    return (base.kept(named[estimator.checkpoint]),)
+    def build(part: Path) -> None:
+        store.write_json(part / "ranking.json", dict(kind.ranking(base.model(step))))
+
+    entering = {"base": base.fingerprint, "step": step, "unit": dict(inputs)}
+    found = build_together(context.store, "ranking", entering, build, CODE, base.device)
+    values = store.read_json(found.path / "ranking.json")
+    return sorted(values, key=lambda name: (-values[name], _place(name)))
 
 
-def spread(steps: Sequence[int], n: int | None) -> tuple[int, ...]:
-    """The n of some rising steps that lie nearest to an even grid from the first to the last.
-
-    One alone is the middle; all of them for None, and where there are no more than n.
-    """
-    if n is None or len(steps) <= n:
-        return tuple(steps)
-    middle = [(steps[0] + steps[-1]) / 2]
-    grid = middle if n == 1 else np.linspace(steps[0], steps[-1], n)
-    return tuple(sorted({min(steps, key=lambda step: (abs(step - at), step)) for at in grid}))
+def _place(name: str) -> tuple[int, ...]:
+    digits = "".join(c if c.isdigit() else " " for c in name)
+    return tuple(map(int, digits.split()))
 
 
-def _window(context: Context, base: Run, head: HeadId) -> Window:
-    unit, edit = context.config.unit, context.config.intervention
-    onset = head_onset(base.curve, unit.metric, head, unit.threshold).step
+def _follower(kind: UnitKind, metric: str, names: tuple[str, ...]) -> Follow:
+    def follow(model: PreTrainedModel) -> dict[str, float]:
+        values = kind.metrics(model, names)
+        return {f"emergence/{metric}/{name}": value for name, value in values.items()}
+
+    return follow
+
+
+def _followed(context: Context, base: Run, follow: Follow, inputs: Mapping[str, object]) -> Curve:
+    """The base run's curve at its kept checkpoints, with the followed units' metric."""
+
+    def build(part: Path) -> None:
+        steps = base.checkpoints
+        rows = [
+            {"step": step, **follow(base.model(step))}
+            for step in context.bar(steps, "emergence of the unit", len(steps))
+        ]
+        store.write_csv(part / "curve.csv", rows)
+
+    entering = {"base": base.fingerprint, "steps": base.checkpoints, "unit": dict(inputs)}
+    found = build_together(context.store, "emergence", entering, build, CODE, base.device)
+    return read_rows(found.path / "curve.csv")
+
+
+def _window(context: Context, base: Run, curve: Curve, unit: str) -> Window:
+    settings, edit = context.config.unit, context.config.intervention
+    onset = unit_onset(curve, settings.metric, unit, settings.threshold).step
     if edit.steps is not None:
         start, end = edit.steps
-        _kept(base, start, "intervention.window")
         return Window(start, end, onset, f"as given: [{start}, {end})")
-    last = int(base.curve[-1]["step"])
+    last = int(curve[-1]["step"])
     try:
         return auto_window(onset, base.checkpoints, last, edit.before_onset, edit.after_onset)
     except ValueError as error:
-        raise ConfigError(f"intervention.window=auto: {head}: {error}") from error
-
-
-def _kept(base: Run, step: int, key: str) -> int:
-    if step not in base.checkpoints:
-        kept = ", ".join(map(str, base.checkpoints))
-        raise ConfigError(f"{key}={step}: the base run kept no such checkpoint; accepted: {kept}")
-    return step
+        raise ConfigError(f"intervention.window=auto: {unit}: {error}") from error

@@ -7,11 +7,23 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+from transformers import PreTrainedModel
+
+from mda import store
 from mda.data.stream import Corpus, schedule_hash
-from mda.emergence.callback import EmergenceCurve, curve_steps
+from mda.emergence.callback import EmergenceCurve, Follow, curve_steps
 from mda.emergence.measure import make_probes
-from mda.model.pythia import initial_model
-from mda.schema import Config
+from mda.model.architecture import Architecture, architecture
+from mda.model.build import (
+    CONFIG_FILE,
+    function_of,
+    initial_model,
+    on_meta,
+    read_model,
+    saved_config,
+)
+from mda.schema import CheckpointConfig, Config
 from mda.stages.context import Context, without
 from mda.stages.corpus import base_schedule
 from mda.store import Artifact, hash_file
@@ -21,18 +33,19 @@ from mda.training.loop import train
 from mda.training.table import RowLog, read_rows
 from mda.types import Schedule
 
-VERSION = 1
+CODE = ("mda.stages.runs",)
 NOT_INPUTS = ("devices", "accelerator")  # where a run is trained; the rest decides its result
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training: a base run or an arm."""
+    """A finished training, a base run or an arm: its checkpoints, and the curve it left."""
 
     folder: Path
     fingerprint: str
     built: bool
     wall_s: float
+    device: torch.device  # where its models are put
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:
@@ -50,87 +63,123 @@ class Run:
             raise KeyError(f"no checkpoint at step {step}; there are {self.checkpoints}")
         return checkpoint.checkpoint_folder(self.folder / "checkpoints", step)
 
-    def weights(self, step: int) -> Path:
-        """Weights file of a kept checkpoint."""
-        return self.checkpoint(step) / "model.safetensors"
+    def model(self, step: int) -> PreTrainedModel:
+        """The model of a kept checkpoint, on the run's device."""
+        weights = self.checkpoint(step) / "model.safetensors"
+        return read_model(self.folder / CONFIG_FILE, weights).to(self.device)  # type: ignore[arg-type]
 
-    def kept(self, step: float) -> int:
-        """The kept checkpoint nearest to a step, the earlier one of two."""
-        return min(self.checkpoints, key=lambda at: (abs(at - step), at))
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The layout of its model."""
+        return architecture(on_meta(self.folder / CONFIG_FILE))
 
 
-def base_run(context: Context, rows: Corpus) -> Run:
+def base_run(context: Context, corpus: Corpus) -> Run:
     """Train from the initial weights to the end, with the emergence curve and checkpoints."""
     config, settings = context.config, context.config.training
-    plan = base_schedule(config, rows)
+    schedule = base_schedule(config, corpus)
     keep = checkpoint.declared_steps(
-        0,
-        plan.end,
-        settings.checkpoint_every,
-        settings.checkpoint_log_spaced,
-        config.intervention.steps or (),
+        0, schedule.end, settings.checkpoint_every, settings.checkpoint_log_spaced
     )
     inputs = {
-        "version": VERSION,
-        "corpus": rows.fingerprint,
-        "schedule": schedule_hash(plan),
+        "corpus": corpus.fingerprint,
+        "schedule": schedule_hash(schedule),
         "model": model_inputs(config),
         "training": without(asdict(settings), *NOT_INPUTS),
-        "emergence": asdict(config.emergence),
+        "emergence": without(asdict(config.emergence), "onset"),
         "seed": config.seed,
         "checkpoints": keep,
     }
-    artifact = context.store.get_or_build(
-        "base", inputs, lambda part: _train(context, rows, plan, part, keep, None, "base run")
-    )
-    return _finished(artifact, context.log)
+
+    def build(part: Path) -> None:
+        _train(context, corpus, schedule, part, keep, None, "base run")
+
+    device = device_of(config)
+    artifact = context.store.get_or_build("base", inputs, build, CODE, device)
+    return _finished(artifact, context.log, device)
 
 
 def retrained(
-    context: Context, rows: Corpus, base: Run, plan: Schedule, inserted: str | None = None
+    context: Context,
+    corpus: Corpus,
+    base: Run,
+    schedule: Schedule,
+    inserted: str | None = None,
+    follow: Follow | None = None,
+    followed: object = None,
 ) -> Run:
-    """Train `plan` from the base run's checkpoint at its start; all else as in the base run.
+    """Train `schedule` from the base run's state at its start; all else as in the base run.
 
     The fingerprint holds the base run and the edited stream, not how the edit was chosen: arms
-    that mean the same training share it. `inserted` is the hash of rows from outside the corpus.
+    that mean the same training share it. `inserted` is the hash of rows from outside the corpus;
+    `follow` measures a unit besides, and `followed` says which, for the key.
     """
     inputs = {
-        "version": VERSION,
         "base": base.fingerprint,
-        "schedule": schedule_hash(plan),
+        "schedule": schedule_hash(schedule),
         "inserted": inserted,
     }
-    start_from = base.checkpoint(plan.start)
-    artifact = context.store.get_or_build(
-        "arm",
-        inputs,
-        lambda part: _train(context, rows, plan, part, [plan.end], start_from, "arm"),
-    )
-    return _finished(artifact, context.log)
+    if follow is not None:
+        inputs["followed"] = followed
+    start_from = state_at(context, corpus, base, schedule.start)
+
+    def build(part: Path) -> None:
+        _train(context, corpus, schedule, part, [schedule.end], start_from, "arm", follow)
+
+    artifact = context.store.get_or_build("arm", inputs, build, CODE, base.device)
+    return _finished(artifact, context.log, base.device)
+
+
+def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Path:
+    """Folder with weights and optimizer of the base run at any step.
+
+    A step between two kept ones comes from resuming the nearest earlier one, which is exact.
+    """
+    if step in base.checkpoints:
+        return base.checkpoint(step)
+    earlier = max(kept for kept in base.checkpoints if kept < step)
+    schedule = base_schedule(context.config, corpus, earlier, step)
+
+    def build(part: Path) -> None:
+        start = base.checkpoint(earlier)
+        _train(context, corpus, schedule, part, [step], start, f"to step {step}")
+
+    inputs = {"base": base.fingerprint, "step": step}
+    artifact = context.store.get_or_build("state", inputs, build, CODE, base.device)
+    return checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
+
+
+def device_of(config: Config) -> torch.device:
+    """Where models are trained and scored."""
+    gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def _train(
     context: Context,
-    rows: Corpus,
-    plan: Schedule,
+    corpus: Corpus,
+    schedule: Schedule,
     part: Path,
     keep: Sequence[int],
     start_from: Path | None,
     name: str,
+    follow: Follow | None = None,
 ) -> None:
     config = context.config
-    tokens_per_step = plan.batch_size * rows.seq_len
+    model = initial_model(config.model, config.seed)
+    store.write_json(part / CONFIG_FILE, saved_config(model))
     curve = EmergenceCurve(
         part / "curve.csv",
-        make_probes(rows, config.emergence),
-        curve_steps(plan.start, plan.end, config.emergence.every),
-        tokens_per_step,
+        make_probes(corpus, config.emergence),
+        curve_steps(schedule.start, schedule.end, config.emergence.every),
+        schedule.batch_size * corpus.seq_len,
+        follow,
     )
     train(
         part,
-        initial_model(config.model, config.seed),
-        rows,
-        plan,
+        model,
+        corpus,
+        schedule,
         config.training,
         checkpoints=keep,
         start_from=start_from,
@@ -140,8 +189,9 @@ def _train(
     )
 
 
-def _finished(artifact: Artifact, log: RowLog) -> Run:
-    run = Run(artifact.path, artifact.fingerprint, artifact.built, artifact.manifest["wall_s"])
+def _finished(artifact: Artifact, log: RowLog, device: torch.device) -> Run:
+    wall_s = artifact.manifest["wall_s"]
+    run = Run(artifact.path, artifact.fingerprint, artifact.built, wall_s, device)
     if not artifact.built:  # a run that was found is logged as if it had just been trained
         losses = read_rows(artifact.path / "train.csv")
         thinned = [row for row in losses if row["step"] % LossLog.EVERY == 0]
@@ -151,10 +201,9 @@ def _finished(artifact: Artifact, log: RowLog) -> Run:
 
 
 def model_inputs(config: Config) -> dict[str, object]:
-    """What enters of the model: its shape, and the hash of a local checkpoint's weights."""
-    inputs = without(asdict(config.model), "name", "peak_lr", "source")
-    source = config.model.source
-    if source == "scratch":
-        return inputs | {"source": source}
-    files = sorted(Path(source).glob("*.safetensors"))
-    return inputs | {"source": {path.name: hash_file(path) for path in files}}
+    """What enters of the model: all that decides its function, and where its weights come from."""
+    inputs: dict[str, object] = {"config": function_of(config.model)}
+    if not isinstance(config.model, CheckpointConfig):
+        return inputs | {"weights": "scratch"}
+    files = sorted(Path(config.model.source).glob("*.safetensors"))
+    return inputs | {"weights": {path.name: hash_file(path) for path in files}}

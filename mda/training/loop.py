@@ -18,7 +18,7 @@ from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.schema import TrainingConfig
@@ -53,7 +53,7 @@ class Training(LanguageModel):
 
 def train(
     folder: Path,
-    model: GPTNeoXForCausalLM,
+    model: PreTrainedModel,
     corpus: Corpus,
     plan: Schedule,
     settings: TrainingConfig,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from transformers import GPTNeoXForCausalLM
+from transformers import PreTrainedModel
 
 from mda.schema import TrainingConfig
 from mda.training.optimizer import adamw, learning_rate
 
 
-def sample_losses(model: GPTNeoXForCausalLM, tokens_BT1: torch.Tensor) -> torch.Tensor:
+def sample_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
     """Mean next-token loss of each sample in nats, [B]."""
     logits_BTV = model(input_ids=tokens_BT1[:, :-1], use_cache=False).logits
     loss_BT = F.cross_entropy(
@@ -23,7 +23,7 @@ def sample_losses(model: GPTNeoXForCausalLM, tokens_BT1: torch.Tensor) -> torch.
 class LanguageModel(pl.LightningModule):
     """GPTNeoX under AdamW; `first_step` updates lie before this trainer's own step 0."""
 
-    def __init__(self, model: GPTNeoXForCausalLM, settings: TrainingConfig, first_step: int = 0):
+    def __init__(self, model: PreTrainedModel, settings: TrainingConfig, first_step: int = 0):
         super().__init__()
         self.model = model
         self.settings = settings

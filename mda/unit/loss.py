@@ -22,23 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GPTNeoXForCausalLM
 
 TILE = 4096  # vocabulary entries of a tile
 CHUNK = 256 * TILE  # positions of a chunk times vocabulary entries of its tiles: 4 MB of float32
 RUN = 16  # neighbouring vocabulary entries whose mass is kept for sampling; divides TILE
 LOG2E = math.log2(math.e)
-
-
-def unembedding(model: GPTNeoXForCausalLM) -> Tensor:
-    """Output embedding [V, D] of the model.
-
-    Raises ValueError if it has a bias (GPTNeoX's has none): logits are taken to be h . w_v.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if getattr(head, "bias", None) is not None:
-        raise ValueError(f"the unembedding {head} has a bias; accepted: one without")
-    return head.weight.detach()
 
 
 def cross_entropy(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor) -> Tensor:

@@ -1,0 +1,176 @@
+"""Scores that are no influence: what an estimator must beat to be worth its cost.
+
+random          independent standard normal numbers
+repetition      information in the tokens that a copy of earlier text predicts; needs no model
+loss            the sample's mean token loss in nats
+gradient_norm   ||grad L(z)|| in the unit's own parameters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.estimator.estimator import Work, step_of
+from mda.estimator.kfac_math import sequence_gradients
+from mda.estimator.score import Rows, SampleScores, batches
+from mda.schema import GradientNormConfig, LossConfig, RandomConfig, RepetitionConfig
+from mda.types import ParameterBlock, Unit, Window
+from mda.unit.blocks import index_of
+from mda.unit.capture import capture, modules_of
+
+
+class Random:
+    """Scores drawn from a seeded generator: edits of equal size that know nothing."""
+
+    def __init__(self, settings: RandomConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        return ()
+
+    def score(self, work: Work) -> SampleScores:
+        seed = mixed_seed(work.seed, self.settings.seed)
+        values = random_scores(work.sample_ids, len(work.units), seed)
+        return SampleScores(values, torch.full((len(values),), torch.nan))
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
+        return None
+
+
+def mixed_seed(*seeds: int) -> int:
+    """One seed from several, so that no two combinations draw the same; 64 bits."""
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
+
+
+def random_scores(sample_ids: np.ndarray, n_units: int, seed: int) -> Tensor:
+    """Independent standard normal scores, float32 [N, U].
+
+    A sample's scores depend on seed and sample id only, so that they are the same in every window
+    and on any number of processes.
+    """
+    generators = (np.random.Generator(np.random.Philox(key=[seed, int(i)])) for i in sample_ids)
+    scores = [g.standard_normal(n_units, dtype=np.float32) for g in generators]
+    return torch.from_numpy(np.stack(scores)) if scores else torch.zeros(0, n_units)
+
+
+class Repetition:
+    """How much of a sample a copier of its earlier text would know."""
+
+    def __init__(self, settings: RepetitionConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        return ()
+
+    def score(self, work: Work) -> SampleScores:
+        parts = [
+            repetition(work.corpus.rows(ids).numpy(), work.corpus.counts).sum(1)
+            for ids in batches(work.sample_ids, 4096)
+        ]
+        values = torch.from_numpy(np.concatenate(parts)).float()
+        return SampleScores(_for_all(values, work.units), torch.full_like(values, torch.nan))
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
+        found = repetition(work.corpus.rows(sample_ids).numpy(), work.corpus.counts)
+        return torch.from_numpy(found)[..., None].expand(-1, -1, len(work.units))
+
+
+def repetition(tokens_BS: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
+    """What a copier of the last two tokens' earlier continuation predicts, in nats, [B, T].
+
+    At position t >= 1 let s < t be the last earlier position with (x[s-1], x[s]) = (x[t-1], x[t]).
+    If there is one and x[s+1] = x[t+1], position t counts -log p(x[t+1]), with p the corpus'
+    unigram distribution: copying a rare token is worth more. Else, and at t = 0, it counts 0.
+    """
+    tokens = np.asarray(tokens_BS, dtype=np.int64)
+    pairs = tokens[:, :-2] * len(counts_V) + tokens[:, 1:-1]  # ends at t = 1 .. T - 1
+    order = np.argsort(pairs, axis=1, kind="stable")  # equal pairs side by side, in their order
+    ranked = np.take_along_axis(pairs, order, 1)
+    same = ranked[:, 1:] == ranked[:, :-1]
+    earlier = np.full_like(pairs, -1)
+    np.put_along_axis(earlier, order[:, 1:], np.where(same, order[:, :-1], -1), 1)
+    following = tokens[:, 2:]
+    copied = np.take_along_axis(following, np.maximum(earlier, 0), 1)
+    information = -np.log(np.maximum(counts_V, 1) / counts_V.sum())
+    nats = np.where((earlier >= 0) & (copied == following), information[following], 0.0)
+    return np.pad(nats, ((0, 0), (1, 0)))
+
+
+class Loss:
+    """The sample's mean token loss in nats."""
+
+    def __init__(self, settings: LossConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        return (step_of(self.settings.checkpoint, kept, window),)
+
+    def score(self, work: Work) -> SampleScores:
+        (step,) = work.steps
+        model = work.model(step)
+        block = [part.block for part in work.units[0].parts][:1]  # any: its gradient is not used
+
+        def part(ids: np.ndarray) -> SampleScores:
+            passes = batches(ids, self.settings.batch_size)
+            losses = [
+                capture(model, work.corpus.rows(x), modules_of(block)).losses_B for x in passes
+            ]
+            found = torch.cat(losses).cpu()
+            return SampleScores(_for_all(found, work.units), found)
+
+        return work.over_samples(f"losses at step {step}", part)
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
+        return None
+
+
+class GradientNorm:
+    """The norm of the sample's gradient in each unit's own parameters."""
+
+    def __init__(self, settings: GradientNormConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        return (step_of(self.settings.checkpoint, kept, window),)
+
+    def score(self, work: Work) -> SampleScores:
+        (step,) = work.steps
+        model, batch = work.model(step), self.settings.batch_size
+        return work.over_samples(
+            f"gradient norms at step {step}",
+            lambda ids: gradient_norms(model, work.corpus.rows, ids, work.units, batch),
+        )
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
+        return None
+
+
+def gradient_norms(
+    model: PreTrainedModel, rows: Rows, sample_ids: np.ndarray, units: Sequence[Unit], batch: int
+) -> SampleScores:
+    """||grad L(z)|| over all of a unit's blocks, [N, U], of the mean token loss."""
+    blocks: list[ParameterBlock] = list(dict.fromkeys(p.block for u in units for p in u.parts))
+    index = index_of(units, blocks)
+    values, losses = [], []
+    for ids in batches(sample_ids, batch):
+        captured = capture(model, rows(ids), modules_of(blocks))
+        squares = captured.losses_B.new_zeros(len(ids), len(units))
+        for block in blocks:
+            gradients = sequence_gradients(captured.x(block), captured.dy(block))
+            own_BH = gradients.square().sum((2, 3))
+            at, rows_of = (side.to(own_BH.device) for side in index[block])
+            own_BR = own_BH.expand(-1, int(rows_of.max()) + 1) if block.owners == 1 else own_BH
+            squares.index_add_(1, at, own_BR[:, rows_of])
+        values.append(squares.sqrt().cpu())
+        losses.append(captured.losses_B.cpu())
+    return SampleScores(torch.cat(values), torch.cat(losses))
+
+
+def _for_all(values_N: Tensor, units: Sequence[Unit]) -> Tensor:
+    """The same score for every unit, [N, U]."""
+    return values_N[:, None].expand(-1, len(units)).contiguous()

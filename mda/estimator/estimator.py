@@ -1,0 +1,112 @@
+"""What an estimator is, and what a stage lends it. One file or class holds one estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.data.stream import Corpus
+from mda.estimator.ekfac import Curvature, Labels
+from mda.estimator.score import SampleScores
+from mda.schema import ConfigError
+from mda.types import ParameterBlock, Unit, Window
+from mda.unit.blocks import BlockTensors, Directions
+
+
+class Work(Protocol):
+    """What there is to score, and the means: models of checkpoints, curvature, resumable passes."""
+
+    @property
+    def sample_ids(self) -> np.ndarray: ...  # int64 [N], the window's samples in stream order
+    @property
+    def corpus(self) -> Corpus: ...
+    @property
+    def units(self) -> Sequence[Unit]: ...
+    @property
+    def steps(self) -> Sequence[int]: ...  # what the estimator's `steps` answered
+    @property
+    def seed(self) -> int: ...  # the run's own
+
+    def model(self, step: int) -> PreTrainedModel:
+        """The model at a kept checkpoint, on the device of training."""
+        ...
+
+    def gradients(self, model: PreTrainedModel) -> BlockTensors:
+        """Gradient of each unit's measurement in its own blocks."""
+        ...
+
+    def curvature(
+        self,
+        step: int,
+        blocks: Sequence[ParameterBlock],
+        labels: Labels,
+        n_sequences: int | None,
+        batch_size: int,
+    ) -> Curvature:
+        """EK-FAC curvature of blocks at a checkpoint, fitted on a seeded subset of the samples."""
+        ...
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the update after a step."""
+        ...
+
+    def second_moments(self, step: int) -> dict[str, Tensor]:
+        """Adam's bias-corrected second moments by parameter name."""
+        ...
+
+    def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:
+        """A pass over all samples in parts that a kill leaves standing, shared by processes."""
+        ...
+
+
+class Estimator(Protocol):
+    """Influence, or what stands in for it, of every sample on every unit."""
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        """The kept checkpoints it reads. Raises ConfigError where one it was told is not kept."""
+        ...
+
+    def score(self, work: Work) -> SampleScores:
+        """Scores [N, U] and losses [N] in nats, NaN where it computes none."""
+        ...
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor | None:
+        """What each token adds to the scores of some samples, [n, T, U]; None if it can't tell."""
+        ...
+
+
+class DirectionEstimator(Protocol):
+    """An estimator whose score is minus a product of a direction and the sample's gradient."""
+
+    def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
+        """The model at a step, and for each unit what a sample's gradient is multiplied with."""
+        ...
+
+
+def kept_step(kept: Sequence[int], step: int, key: str) -> int:
+    """`step`, if the run kept its checkpoint. Raises ConfigError with the steps there are."""
+    if step not in kept:
+        there = ", ".join(map(str, kept))
+        raise ConfigError(f"{key}={step}: the base run kept no such checkpoint; accepted: {there}")
+    return step
+
+
+def step_of(checkpoint: int | str, kept: Sequence[int], window: Window) -> int:
+    """The kept checkpoint that `estimator.checkpoint` means.
+
+    `onset`, `window_middle` and `window_end` mean the one nearest to that step, the earlier of two.
+    """
+    if isinstance(checkpoint, int):
+        return kept_step(kept, checkpoint, "estimator.checkpoint")
+    wanted = {
+        "onset": window.onset,
+        "window_middle": (window.start + window.end) / 2,
+        "window_end": window.end,
+    }[checkpoint]
+    if wanted is None:
+        raise ConfigError("estimator.checkpoint=onset: the unit did not emerge in the base run")
+    return min(kept, key=lambda at: (abs(at - wanted), at))

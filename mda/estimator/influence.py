@@ -1,0 +1,144 @@
+"""The estimators that multiply a direction with a sample's gradient: EK-FAC and TracIn.
+
+EK-FAC     score(z) = - <H^-1 grad f, grad L(z)> at one checkpoint, see `ekfac`.
+TracIn     score(z) = - sum_k eta_k <M_k grad f(theta_k), grad L(z; theta_k)>
+
+(Pruthi et al. 2020, arXiv 2002.08484, equation 2, the measurement in place of a test loss), with
+the learning rate eta_k or 1, and M_k the identity or Adam's step sizes. With one checkpoint and
+eta = 1 it is the plain gradient dot product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.estimator.ekfac import Labels
+from mda.estimator.estimator import DirectionEstimator, Work, kept_step, step_of
+from mda.estimator.score import SampleScores, score_samples, token_influence
+from mda.schema import EkfacConfig, TracinConfig
+from mda.types import ParameterBlock, Window
+from mda.unit.blocks import BlockTensors, Directions, gather
+
+
+class Ekfac:
+    """Influence with EK-FAC curvature at one checkpoint."""
+
+    def __init__(self, settings: EkfacConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        return (step_of(self.settings.checkpoint, kept, window),)
+
+    def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
+        """H^-1 grad f."""
+        wanted, model = self.settings, work.model(step)
+        gradients = work.gradients(model)
+        curvature = work.curvature(
+            step,
+            list(gradients),
+            Labels(wanted.labels, wanted.seed),
+            wanted.fit_sequences,
+            wanted.batch_size,
+        )
+        blocks = curvature.inverse_times(gradients, wanted.damping)
+        return model, Directions.of(work.units, blocks)
+
+    def score(self, work: Work) -> SampleScores:
+        return sum_over_steps(self, work, self.settings.batch_size)
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
+        return tokens_over_steps(self, work, sample_ids)
+
+
+class Tracin:
+    """Gradient dot products along the checkpoints of the run itself."""
+
+    def __init__(self, settings: TracinConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        if given := self.settings.checkpoints:
+            return tuple(kept_step(kept, step, "estimator.checkpoints") for step in given)
+        inside = [step for step in kept if window.start <= step <= window.end]
+        return spread(inside, self.settings.n_checkpoints)
+
+    def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
+        """eta grad f, with Adam's step sizes where asked for."""
+        model = work.model(step)
+        gradients = work.gradients(model)
+        eta = work.learning_rate(step) if self.settings.lr_weights else 1.0
+        sizes = None
+        if self.settings.adam_preconditioning:
+            sizes = adam_step_sizes(work.second_moments(step), gradients)
+        return model, Directions.of(work.units, preconditioned(gradients, eta, sizes))
+
+    def score(self, work: Work) -> SampleScores:
+        return sum_over_steps(self, work, self.settings.batch_size)
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
+        return tokens_over_steps(self, work, sample_ids)
+
+
+def sum_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -> SampleScores:
+    """Scores summed over the checkpoints; the losses are those at the last one."""
+    total: SampleScores | None = None
+    for step in work.steps:
+        model, directions = estimator.directions(work, step)
+
+        def part(ids: np.ndarray, model=model, directions=directions) -> SampleScores:
+            return score_samples(model, work.corpus.rows, ids, directions, batch_size)
+
+        found = work.over_samples(f"scores at step {step}", part)
+        if total is not None:
+            found = SampleScores(total.values_NU + found.values_NU, found.losses_N)
+        total = found
+    if total is None:
+        raise ValueError("no checkpoint to score; accepted: one or more")
+    return total
+
+
+def tokens_over_steps(estimator: DirectionEstimator, work: Work, sample_ids: np.ndarray) -> Tensor:
+    """Influence of every token of some samples, [n, T, U] float64, summed over checkpoints."""
+    parts = []
+    for step in work.steps:
+        model, directions = estimator.directions(work, step)
+        found = token_influence(model, work.corpus.rows(sample_ids), directions)
+        parts.append(found.cpu().double())
+    return torch.stack(parts).sum(0)
+
+
+def adam_step_sizes(
+    second_moments: Mapping[str, Tensor], blocks: Iterable[ParameterBlock], eps: float = 1e-8
+) -> dict[ParameterBlock, Tensor]:
+    """1 / (sqrt(v) + eps) of every block, [H, I, J]: what Adam multiplies a gradient with.
+
+    `second_moments` is the bias-corrected v = exp_avg_sq / (1 - beta2^step) by parameter name.
+    Raises KeyError naming a parameter that is missing.
+    """
+    return {block: 1 / (gather(block, second_moments).sqrt() + eps) for block in blocks}
+
+
+def preconditioned(
+    gradients: BlockTensors, weight: float = 1.0, step_sizes: BlockTensors | None = None
+) -> dict[ParameterBlock, Tensor]:
+    """P = eta M grad f block by block; without `step_sizes`, M is the identity."""
+    if step_sizes is None:
+        return {at: weight * gradient for at, gradient in gradients.items()}
+    return {at: weight * step_sizes[at].to(g) * g for at, g in gradients.items()}
+
+
+def spread(steps: Sequence[int], n: int | None) -> tuple[int, ...]:
+    """The n of some rising steps that lie nearest to an even grid from the first to the last.
+
+    One alone is the middle; all of them for None, and where there are no more than n.
+    """
+    if n is None or len(steps) <= n:
+        return tuple(steps)
+    middle = [(steps[0] + steps[-1]) / 2]
+    grid = middle if n == 1 else np.linspace(steps[0], steps[-1], n)
+    return tuple(sorted({min(steps, key=lambda step: (abs(step - at), step)) for at in grid}))

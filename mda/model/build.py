@@ -1,0 +1,159 @@
+"""Models from nothing and from files. A model's function is decided by its config.json alone.
+
+Weights from scratch are drawn as GPT-NeoX draws Pythia's: every matrix N(0, 2 / (5 d)) ("small
+init", Nguyen & Salazar 2019, arXiv 1910.05895), those that write into the residual stream
+N(0, (2 / (L sqrt d))^2) ("wang init"), biases 0, norms 1; for other families the same rule.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from mda.model.architecture import family
+from mda.schema import CheckpointConfig, ConfigError, ModelConfig, ScratchConfig
+
+DROPOUTS = ("attention_dropout", "hidden_dropout", "classifier_dropout", "resid_pdrop")
+CONFIG_FILE = "model_config.json"
+NOT_THE_FUNCTION = (  # keys of a config.json that do not change what the model computes
+    "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache",
+    "bos_token_id", "eos_token_id", "pad_token_id", *DROPOUTS,
+)  # fmt: skip
+
+
+def initial_model(settings: ModelConfig, seed: int) -> PreTrainedModel:
+    """The model a run starts from: a checkpoint's, or drawn from the seed alone."""
+    if isinstance(settings, CheckpointConfig):
+        return from_folder(settings)
+    assert isinstance(settings, ScratchConfig)
+    return scratch(settings, seed)
+
+
+def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
+    """A freshly initialised float32 model; the seed alone decides its weights."""
+    adapter = family(sizes.family)
+    model = _empty(adapter.scratch(sizes))
+    generator = torch.Generator().manual_seed(seed)
+    small = math.sqrt(2 / (5 * sizes.d_model))
+    wang = 2 / (sizes.n_layers * math.sqrt(sizes.d_model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 2:
+                std = wang if name.endswith(tuple(adapter.residual_writers)) else small
+                parameter.normal_(0, std, generator=generator)
+    return model
+
+
+def from_folder(settings: CheckpointConfig) -> PreTrainedModel:
+    """A local checkpoint folder as a float32 model, built from its own config.json.
+
+    Dropout is off, whatever the file says, and said. Raises ConfigError, before anything is
+    allocated, where the folder's family or one of its features is not supported, and afterwards
+    for weights that are missing, unknown or of another shape.
+    """
+    raw, folder, key = settings.checked(), Path(settings.source), f"model.source={settings.source}"
+    if reason := family(raw["model_type"]).refuse(raw):
+        raise ConfigError(f"{key}: {reason} is not supported")
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    for name in DROPOUTS:
+        if getattr(config, name, 0.0):
+            print(f"{key}: {name}={getattr(config, name)} is switched off", file=sys.stderr)
+            setattr(config, name, 0.0)
+    config._attn_implementation = "sdpa"
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{key}: {str(error).strip().splitlines()[0]}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, found[what])):
+            word = what.removesuffix("_keys")
+            raise ConfigError(
+                f"{key}: {len(names)} {word} weights, the first {names[0]}; accepted: exactly the "
+                "weights that config.json asks for"
+            )
+    return model
+
+
+def from_config(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A float32 model from a saved configuration and all of its weights, by their names.
+
+    Raises ValueError for weights that are missing or unknown; tied ones stand there once.
+    """
+    content = dict(content)
+    config = AutoConfig.for_model(content.pop("model_type"), **content)
+    model = _empty(config)
+    load_weights(model, weights)
+    return model
+
+
+def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Put every weight in its place. Raises ValueError for one that is missing or unknown."""
+    own = dict(model.named_parameters())
+    if different := own.keys() ^ weights.keys():
+        name = min(different)
+        problem = "is missing" if name in own else "is unknown to the model"
+        raise ValueError(f"weight {name} {problem}; accepted: all of the model's, once each")
+    model.load_state_dict(dict(weights), strict=False)
+
+
+def read_model(config_file: Path, weights_file: Path) -> PreTrainedModel:
+    """The model of a run's configuration with the weights of one of its checkpoints."""
+    import json
+
+    return from_config(json.loads(config_file.read_text("utf-8")), load_file(weights_file))
+
+
+def on_meta(config_file: Path) -> PreTrainedModel:
+    """The model of a run's configuration without weights: its layout, at no cost."""
+    content = json.loads(config_file.read_text("utf-8"))
+    with torch.device("meta"):
+        return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
+
+
+def saved_config(model: PreTrainedModel) -> dict[str, Any]:
+    """What `from_config` needs to build this model again, as plain JSON."""
+    return {key: value for key, value in model.config.to_dict().items() if key != "architectures"}
+
+
+def function_of(settings: ModelConfig) -> dict[str, Any]:
+    """Everything but the weights that decides what the model computes, to enter a key."""
+    if isinstance(settings, CheckpointConfig):
+        content = settings.checked()
+    else:
+        assert isinstance(settings, ScratchConfig)
+        content = family(settings.family).scratch(settings).to_dict()
+    return {key: value for key, value in content.items() if key not in NOT_THE_FUNCTION}
+
+
+def _empty(config: PretrainedConfig) -> PreTrainedModel:
+    config._attn_implementation = "sdpa"
+    config.use_cache = False
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within, the model can return attention patterns, which sdpa never forms."""
+    before = model.config._attn_implementation or "eager"
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

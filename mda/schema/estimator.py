@@ -1,0 +1,123 @@
+"""The estimator group: how samples are scored. One class for each estimator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mda.schema.setting import Group, nearest, setting
+
+MOMENTS = ("onset", "window_middle", "window_end")
+SEED = {"low": 0, "high": 2**32 - 1}
+
+
+@dataclass
+class EstimatorConfig(Group):
+    """How samples are scored; its class is chosen by `estimator=...`."""
+
+    key: ClassVar[str] = "estimator"
+    estimator: ClassVar[str] = ""  # `module:class` that carries it out
+    not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
+
+    name: str = setting("???", "kind of estimator, set by estimator=...")
+
+
+@dataclass
+class AtCheckpoint(EstimatorConfig):
+    """An estimator that reads one checkpoint."""
+
+    not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoint")  # the step stands for it
+
+    checkpoint: int | str = setting(
+        "window_middle",
+        f"which is scored: {', '.join(MOMENTS)}, or a step",
+        accepts=f"{', '.join(MOMENTS)}, or a step that has a checkpoint",
+    )
+    batch_size: int = setting(32, "sequences in a pass; no effect on the result", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.checkpoint, int) and self.checkpoint >= 0:
+            return
+        if self.checkpoint not in MOMENTS:
+            close = nearest(str(self.checkpoint), MOMENTS)
+            raise self._refuse("checkpoint", f"{', '.join(MOMENTS)}, or a step{close}")
+
+
+@dataclass
+class EkfacConfig(AtCheckpoint):
+    """Influence with EK-FAC curvature at one checkpoint."""
+
+    estimator: ClassVar[str] = "mda.estimator.influence:Ekfac"
+
+    name: str = setting("ekfac", "kind of estimator", one_of=("ekfac",))
+    damping: float = setting(0.1, "added to the eigenvalues, as a share of their mean", above=0)
+    fit_sequences: int | None = setting(
+        4096, "samples the curvature is fitted on, null: the whole window", low=1
+    )
+    labels: str = setting(
+        "sampled", "labels of the Fisher: the model's own, or the data's",
+        one_of=("sampled", "empirical"),
+    )  # fmt: skip
+    seed: int = setting(0, "seed of the subset and of sampled labels", **SEED)
+
+
+@dataclass
+class TracinConfig(EstimatorConfig):
+    """Gradient dot products summed over checkpoints."""
+
+    estimator: ClassVar[str] = "mda.estimator.influence:Tracin"
+    not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoints", "n_checkpoints")
+
+    name: str = setting("tracin", "kind of estimator", one_of=("tracin",))
+    checkpoints: list[int] | None = setting(
+        None, "steps that are summed over, null: estimator.n_checkpoints of the window", low=0
+    )
+    n_checkpoints: int | None = setting(
+        3, "spread evenly over the window's steps; each is a pass, null: all there are", low=1
+    )
+    lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
+    adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")
+    batch_size: int = setting(32, "sequences in a pass; no effect on the result", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoints is not None and not self.checkpoints:
+            raise self._refuse("checkpoints", "at least one step, or null")
+
+
+@dataclass
+class RandomConfig(EstimatorConfig):
+    """Scores drawn from a seeded generator: the baseline of equal size."""
+
+    estimator: ClassVar[str] = "mda.estimator.baselines:Random"
+
+    name: str = setting("random", "kind of estimator", one_of=("random",))
+    seed: int = setting(0, "seed of the scores, beside the run's own", **SEED)
+
+
+@dataclass
+class RepetitionConfig(EstimatorConfig):
+    """A count of repetitions in the sample's tokens: the baseline that influence must beat."""
+
+    estimator: ClassVar[str] = "mda.estimator.baselines:Repetition"
+
+    name: str = setting("repetition", "kind of estimator", one_of=("repetition",))
+
+
+@dataclass
+class LossConfig(AtCheckpoint):
+    """The sample's mean token loss at one checkpoint."""
+
+    estimator: ClassVar[str] = "mda.estimator.baselines:Loss"
+
+    name: str = setting("loss", "kind of estimator", one_of=("loss",))
+
+
+@dataclass
+class GradientNormConfig(AtCheckpoint):
+    """The norm of the sample's gradient in the unit's own parameters, at one checkpoint."""
+
+    estimator: ClassVar[str] = "mda.estimator.baselines:GradientNorm"
+
+    name: str = setting("gradient_norm", "kind of estimator", one_of=("gradient_norm",))

@@ -1,0 +1,145 @@
+"""The model group: sizes to start from scratch with, or a checkpoint's own configuration."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mda.schema.setting import ConfigError, Group, nearest, setting
+
+FAMILIES: dict[str, str] = {
+    "gpt_neox": "mda.model.gpt_neox:GptNeox",
+    "llama": "mda.model.llama:Llama",
+    "mistral": "mda.model.llama:Llama",
+    "qwen2": "mda.model.llama:Llama",
+    "olmo2": "mda.model.olmo2:Olmo2",
+}
+"""config.json's model_type -> `module:class` of its adapter; a plugin adds its own."""
+
+SIZES = {  # ours -> config.json's
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "max_seq_len": "max_position_embeddings",
+}
+
+
+@dataclass
+class ModelConfig(Group):
+    """A model; its class is chosen by `model=...`. All have n_layers, n_heads, d_model, d_ff,
+    vocab_size and max_seq_len, as settings or as its checkpoint's config.json says."""
+
+    key: ClassVar[str] = "model"
+    name: str = setting("nano", "preset, for tables and figures")
+    peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
+
+
+@dataclass
+class ScratchConfig(ModelConfig):
+    """Sizes of a model that starts from random weights."""
+
+    family: str = setting("gpt_neox", "architecture", accepts=f"one of {', '.join(FAMILIES)}")
+    n_layers: int = setting(4, "layers", low=1)
+    d_model: int = setting(64, "width of the residual stream", low=2)
+    n_heads: int = setting(4, "attention heads in a layer", low=1)
+    n_key_value_heads: int | None = setting(
+        None,
+        "key-value heads, null: as many; not in gpt_neox",
+        low=1,
+    )
+    d_ff: int = setting(256, "width of the MLP", low=1)
+    vocab_size: int = setting(512, "rows of the embedding, padding included", low=2)
+    max_seq_len: int = setting(128, "longest context in tokens", low=8)
+    rotary_pct: float = setting(
+        0.5, "share of a head's dimensions that rotate, in gpt_neox", above=0, high=1
+    )
+    rotary_base: float = setting(10_000.0, "base of the rotary wave lengths", above=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.family not in FAMILIES:
+            known = f"one of {', '.join(FAMILIES)}{nearest(self.family, FAMILIES)}"
+            raise self._refuse("family", known)
+        if self.d_model % self.n_heads:
+            raise self._refuse("n_heads", f"a divisor of model.d_model={self.d_model}")
+        if self.n_key_value_heads and self.n_heads % self.n_key_value_heads:
+            raise self._refuse("n_key_value_heads", f"a divisor of model.n_heads={self.n_heads}")
+        d_head = self.d_model // self.n_heads
+        if self.family != "gpt_neox":
+            if d_head % 2:
+                raise self._refuse("n_heads", f"heads of an even size, not {d_head}")
+            return
+        if self.n_key_value_heads not in (None, self.n_heads):
+            raise self._refuse("n_key_value_heads", "null with model.family=gpt_neox")
+        rotary = int(d_head * self.rotary_pct)
+        if rotary < 2 or rotary % 2:
+            raise self._refuse(
+                "rotary_pct",
+                f"a share of the {d_head} dimensions of a head that is an even number, at least 2 "
+                f"(this one is {rotary})",
+            )
+
+
+@dataclass
+class CheckpointConfig(ModelConfig):
+    """A local folder of weights: built from its own config.json, whatever its sizes."""
+
+    name: str = setting("checkpoint", "name, for tables and figures")
+    source: str = setting(
+        "???", "folder with config.json and model.safetensors", accepts="a checkpoint's folder"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.checked()
+
+    def checked(self) -> dict[str, Any]:
+        """The folder's config.json. Raises ConfigError where the folder cannot be a checkpoint.
+
+        Looks at config.json and at the names of the files, before anything is allocated.
+        """
+        folder = Path(self.source)
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        if not (folder / "config.json").is_file() or not any(
+            (folder / name).is_file() for name in weights
+        ):
+            raise self._refuse("source", f"a folder with config.json and {' or '.join(weights)}")
+        config = read_config(folder / "config.json")
+        kind = config.get("model_type")
+        if kind not in FAMILIES:
+            accepted = ", ".join(FAMILIES)
+            raise ConfigError(
+                f"model.source={self.source}: its model_type is {kind}; accepted: {accepted}"
+            )
+        if missing := [name for name in SIZES.values() if not isinstance(config.get(name), int)]:
+            raise ConfigError(
+                f"model.source={self.source}: config.json says no {missing[0]}; accepted: whole "
+                f"numbers for {', '.join(SIZES.values())}"
+            )
+        return config
+
+    def __getattr__(self, name: str) -> int:
+        if name in SIZES:
+            return self.checked()[SIZES[name]]
+        raise AttributeError(name)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json as a mapping. Raises ConfigError for anything else."""
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, _changed: int) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no configuration; accepted: a JSON object")
+    return content

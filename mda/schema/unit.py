@@ -1,0 +1,176 @@
+"""The unit group: what is traced. One class for each kind of unit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from mda.schema.run import DISTRIBUTIONS
+from mda.schema.setting import Group, nearest, setting
+
+HEAD_METRICS = ("prefix_matching", "previous_token")
+HEAD_BLOCKS = ("qk", "v", "o")
+
+
+@dataclass
+class ProbeConfig(Group):
+    """The tokens of a measurement, and what it asks of them."""
+
+    key: ClassVar[str] = "unit.probe"
+    target: str = setting(
+        "copy",
+        "copy: log p of the token that followed the first time; previous_token: A[t, t-1]; "
+        "label: log p of held-out text of one class",
+        one_of=("copy", "previous_token", "label"),
+    )
+    n_sequences: int = setting(64, "probe sequences", low=1)
+    length: int = setting(64, "tokens of a sequence before it repeats", low=2)
+    repeats: int = setting(2, "how often these tokens stand in a sequence", low=1)
+    distribution: str = setting(
+        "unigram_sqrt", "what probe tokens are drawn from", one_of=DISTRIBUTIONS
+    )
+    seed: int = setting(
+        1, "seed of the probe tokens; another than emergence.seed", low=0, high=2**32 - 2
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target == "copy" and self.repeats < 2:
+            raise self._refuse("repeats", "at least 2 with unit.probe.target=copy")
+
+
+@dataclass
+class UnitConfig(Group):
+    """A kind of unit: how one is found, and which parameters are its own."""
+
+    key: ClassVar[str] = "unit"
+    kind: ClassVar[str] = ""  # `module:class` that carries it out, see mda/unit/kind.py
+    pattern: ClassVar[str] = ""  # what a unit's name looks like
+    example: ClassVar[str] = ""
+    words: ClassVar[tuple[str, ...]] = ("auto",)
+
+    name: str = setting("???", "kind of unit, set by unit=...")
+    metric: str = setting("???", "metric that finds it, as in emergence/<metric>/<unit>")
+    threshold: float = setting(0.5, "metric from which a unit counts as there")
+    locate: str = setting("auto", "auto: strongest unit of the base run; or a unit's name")
+    biases: bool = setting(False, "count the biases of its blocks as its own")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.locate not in self.words and self.named is None:
+            known = [*self.words, f"a unit such as {self.example}"]
+            raise self._refuse("locate", ", ".join(known) + nearest(self.locate, self.words))
+
+    @property
+    def named(self) -> tuple[str, ...] | None:
+        """The numbers in the name of the unit, where `locate` names one, else None."""
+        match = re.fullmatch(self.pattern, self.locate)
+        return match.groups() if match else None
+
+
+@dataclass
+class HeadConfig(UnitConfig):
+    """An attention head."""
+
+    kind: ClassVar[str] = "mda.unit.attention_head:AttentionHeads"
+    pattern: ClassVar[str] = r"L(\d+)H(\d+)"
+    example: ClassVar[str] = "L3H1"
+    words: ClassVar[tuple[str, ...]] = ("auto", "mechanism", "all")
+
+    name: str = setting("induction_head", "preset, for tables and figures")
+    metric: str = setting("prefix_matching", "metric that finds it", one_of=HEAD_METRICS)
+    threshold: float = setting(0.06, "metric from which a head counts as one", above=0, below=1)
+    locate: str = setting(
+        "auto",
+        "auto: strongest head of the base run; mechanism: the k strongest together; or L3H1",
+        accepts="auto, mechanism, all, or a head such as L3H1",
+    )
+    k: int = setting(2, "heads of the mechanism", low=1)
+    blocks: list[str] = setting(
+        list(HEAD_BLOCKS), "its own parameters; qk is W_Q and W_K as one block", one_of=HEAD_BLOCKS
+    )
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.blocks or len(set(self.blocks)) < len(self.blocks):
+            known = ", ".join(HEAD_BLOCKS)
+            raise self._refuse("blocks", f"each of {known} at most once, one at least")
+        if self.probe.target == "label":
+            raise self.probe._refuse("target", "copy or previous_token for attention heads")
+        if self.probe.target == "previous_token" and "qk" not in self.blocks:
+            raise self._refuse("blocks", "qk among them with unit.probe.target=previous_token")
+
+
+@dataclass
+class NeuronConfig(UnitConfig):
+    """An MLP neuron whose activation tells one class of text from the others."""
+
+    kind: ClassVar[str] = "mda.unit.mlp_neuron:MlpNeurons"
+    pattern: ClassVar[str] = r"L(\d+)N(\d+)"
+    example: ClassVar[str] = "L2N41"
+
+    name: str = setting("mlp_neuron", "kind of unit", one_of=("mlp_neuron",))
+    metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
+    threshold: float = setting(0.8, "ROC AUC from which it counts as there", above=0.5, below=1)
+    label: str = setting("???", "class of text that it must tell from the others")
+    layers: list[int] | None = setting(None, "layers that are searched, null: all", low=0)
+    biases: bool = setting(True, "count the bias of its input weights as its own")
+
+
+@dataclass
+class ModuleConfig(UnitConfig):
+    """A layer's attention or MLP as a whole, or both."""
+
+    kind: ClassVar[str] = "mda.unit.module:Modules"
+    pattern: ClassVar[str] = r"L(\d+)(?:\.(attn|mlp))?"
+    example: ClassVar[str] = "L2.mlp"
+
+    name: str = setting("module", "kind of unit", one_of=("module",))
+    metric: str = setting(
+        "ablation", "nats of the measurement that its mean ablation costs", one_of=("ablation",)
+    )
+    threshold: float = setting(0.1, "nats from which it counts as there", above=0)
+    parts: list[str] = setting(
+        ["attention", "mlp"],
+        "which modules are units; both: a layer's attention and MLP as one",
+        one_of=("attention", "mlp", "both"),
+    )
+    label: str | None = setting(None, "class of text, with unit.probe.target=label")
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise self._refuse("parts", "attention, mlp or both, each at most once, one at least")
+        if self.probe.target == "previous_token":
+            raise self.probe._refuse("target", "copy or label for modules")
+        if (self.probe.target == "label") != (self.label is not None):
+            raise self._refuse("label", "a class of text with unit.probe.target=label, else null")
+
+
+@dataclass
+class SaeFeatureConfig(UnitConfig):
+    """A feature of a sparse autoencoder that tells one class of text from the others."""
+
+    kind: ClassVar[str] = "mda.unit.sae_feature:SaeFeatures"
+    pattern: ClassVar[str] = r"L(\d+)F(\d+)"
+    example: ClassVar[str] = "L2F120"
+
+    name: str = setting("sae_feature", "kind of unit", one_of=("sae_feature",))
+    metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
+    threshold: float = setting(0.7, "ROC AUC from which it counts as there", above=0.5, below=1)
+    label: str = setting("???", "class of text that it must tell from the others")
+    k: int = setting(8, "features traced together, the strongest for the label", low=1)
+    source: str | None = setting(None, "folder of an SAE, null: one is trained as sae=... says")
+    owners: list[str] = setting(
+        ["attention", "mlp"],
+        "modules of the layer that writes what it reads which count as its own",
+        one_of=("attention", "mlp"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.owners or len(set(self.owners)) < len(self.owners):
+            raise self._refuse("owners", "attention, mlp, or both, each at most once")

@@ -1,0 +1,25 @@
+"""From the name of an implementation, `module:class`, to the thing itself."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from mda.estimator.estimator import Estimator
+from mda.schema import EstimatorConfig, UnitConfig
+from mda.unit.kind import Materials, UnitKind
+
+
+def estimator_of(settings: EstimatorConfig) -> Estimator:
+    """The estimator that these settings belong to."""
+    return _load(settings.estimator)(settings)
+
+
+def kind_of(settings: UnitConfig, materials: Materials) -> UnitKind:
+    """The kind of unit that these settings belong to."""
+    return _load(settings.kind)(settings, materials)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,164 @@
+"""Attention heads as units: induction heads, previous-token heads, or several as one mechanism.
+
+Measurements: `copy`, shared by all heads, or `previous_token`: the attention A[t, t-1] of each head
+itself, the MEAN over positions t >= 1 and sequences. It depends on the head's own W_Q and W_K, and
+on what lies below. For heads that are traced together it is the mean over them, and its gradient
+in every head goes through the layers in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.model.architecture import Architecture, attention_pattern
+from mda.schema import HeadConfig
+from mda.types import HeadId, ParameterBlock, Part, Unit
+from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
+from mda.unit.capture import Tape, joined, modules_of, record
+from mda.unit.kind import Materials, joint
+from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
+
+
+class AttentionHeads:
+    """The kind of `unit=induction_head` and `unit=previous_token_head`."""
+
+    def __init__(self, settings: HeadConfig, materials: Materials) -> None:
+        self.settings, self.architecture = settings, materials.architecture
+        probe, arch = settings.probe, materials.architecture
+        self.blocks = [
+            {name: arch.head_blocks(layer, settings.biases)[name] for name in settings.blocks}
+            for layer in range(arch.n_layers)
+        ]
+        probabilities = materials.probabilities(probe.distribution)
+        shape = {"n": probe.n_sequences, "length": probe.length, "repeats": probe.repeats}
+        self.measured: TokenObjective | OwnAttention
+        if probe.target == "copy":
+            self.measured = copy_objective(probabilities, **shape, seed=probe.seed)
+        else:
+            tokens = attention_tokens(probabilities, **shape, seed=probe.seed)
+            self.measured = OwnAttention(arch, tokens)
+
+    def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
+        """Nothing: every curve has the metrics of all heads."""
+        return {}
+
+    def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
+        """Nothing: every curve has the metrics of all heads."""
+        return {}
+
+    def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
+        """All heads, and the mechanism of `names`."""
+        units = [
+            Unit(str(HeadId(layer, head)), tuple(Part(b, head) for b in blocks.values()))
+            for layer, blocks in enumerate(self.blocks)
+            for head in range(self.architecture.n_heads)
+        ]
+        return [*units, joint(units, names)] if together else units
+
+    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+        """Gradients in the blocks that these units own."""
+        blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))
+        if isinstance(self.measured, TokenObjective):
+            return self.measured.gradients(model, blocks)
+        if together := _mechanism(units):
+            return self.measured.joint_gradients(model, together, blocks)
+        layers = sorted({HeadId.parse(unit.name).layer for unit in units})
+        own = {at: self.blocks[at]["qk"] for at in layers}
+        return self.measured.own_gradients(model, own)
+
+    def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
+        """f_probe of each unit; the mechanism's is the mean of its heads'."""
+        if isinstance(self.measured, TokenObjective):
+            return torch.full((len(units),), self.measured.value(model), dtype=torch.float64)
+        values_LH = self.measured.values(model)
+        together = _mechanism(units)
+        means = {"mechanism": sum(values_LH[h.layer, h.head] for h in together)}
+        return torch.stack(
+            [
+                means["mechanism"] / len(together)
+                if unit.name == "mechanism"
+                else values_LH[HeadId.parse(unit.name)]
+                for unit in units
+            ]
+        )
+
+
+def _mechanism(units: Sequence[Unit]) -> list[HeadId]:
+    """The heads of the mechanism among the units, if there is one."""
+    parts = [part for unit in units if unit.name == "mechanism" for part in unit.parts]
+    heads = (HeadId(int(part.block.name[1:].partition(".")[0]), part.row) for part in parts)
+    return list(dict.fromkeys(heads))
+
+
+class OwnAttention:
+    """The attention of each head from each token to the one before, on given tokens [M, T]."""
+
+    def __init__(self, architecture: Architecture, tokens_MT: Tensor) -> None:
+        self.architecture, self.tokens_MT = architecture, tokens_MT
+
+    @torch.no_grad()
+    def values(self, model: PreTrainedModel) -> Tensor:
+        """Mean A[t, t-1] of every head, float64 [L, H]."""
+        layers = range(self.architecture.n_layers)
+        total = torch.zeros(len(layers), self.architecture.n_heads, dtype=torch.float64)
+        for tokens in self._chunks(model):
+            tape = record(model, tokens, self._modules(layers))
+            total += torch.stack([self._share(model, tape, at) for at in layers]).cpu()
+        return total
+
+    def own_gradients(
+        self, model: PreTrainedModel, blocks: Mapping[int, ParameterBlock]
+    ) -> dict[ParameterBlock, Tensor]:
+        """Gradient of each head's OWN attention in its own W_Q and W_K, by layer.
+
+        Each head is differentiated by itself: heads of a group share their key, and norms that
+        span the projection let one head's query see the others'.
+        """
+        found: dict[ParameterBlock, Tensor] = {}
+        for tokens in self._chunks(model):
+            tape = record(model, tokens, [*self._modules(blocks), *modules_of(blocks.values())])
+            for layer, block in blocks.items():
+                with torch.enable_grad():
+                    own_H = self._share(model, tape, layer)
+                paths = self.architecture.query_key_modules(layer)
+                outputs = [tape.outputs[path] for path in paths]
+                dy = []
+                for head, own in enumerate(own_H):
+                    grads = torch.autograd.grad(own, outputs, retain_graph=True)
+                    own_BTHJ = joined(block.outputs, dict(zip(paths, grads, strict=True)))
+                    dy.append(own_BTHJ[:, :, head])
+                x = tape.capture(tape.outputs).x(block)
+                add(found, block, outer_sum(x, torch.stack(dy, 2)))
+        return found
+
+    def joint_gradients(
+        self, model: PreTrainedModel, heads: Sequence[HeadId], blocks: Sequence[ParameterBlock]
+    ) -> dict[ParameterBlock, Tensor]:
+        """Gradient of the mean attention of some heads in any blocks, also of lower layers."""
+        found: dict[ParameterBlock, Tensor] = {}
+        needed = [*modules_of(blocks), *self._modules(sorted({head.layer for head in heads}))]
+        for tokens in self._chunks(model):
+            tape = record(model, tokens, needed)
+            with torch.enable_grad():
+                shares = {at: self._share(model, tape, at) for at in {h.layer for h in heads}}
+                mean = torch.stack([shares[h.layer][h.head] for h in heads]).mean()
+            captured = tape.capture(tape.gradients(mean))
+            for block in blocks:
+                add(found, block, block_gradients(captured, block))
+        return found
+
+    def _share(self, model: PreTrainedModel, tape: Tape, layer: int) -> Tensor:
+        """What these sequences add to the means of a layer's heads, [H], on the tape."""
+        query, key = self.architecture.queries_and_keys(model, layer, tape.outputs)
+        pattern_BHTT = attention_pattern(query, key)
+        return pattern_BHTT.diagonal(-1, 2, 3).mean(2).sum(0) / len(self.tokens_MT)
+
+    def _modules(self, layers) -> list[str]:
+        return [path for at in layers for path in self.architecture.query_key_modules(at)]
+
+    def _chunks(self, model: PreTrainedModel):
+        return (chunk.to(model.device) for chunk in self.tokens_MT.split(CHUNK))

@@ -1,0 +1,203 @@
+"""The one capture pass: a forward and a backward from which every block's gradients follow.
+
+The gradient of a loss with respect to a linear map y = x @ W is sum_t x_t dy_t^T, where dy_t is
+the gradient with respect to the map's output at position t. So it is enough to keep input and
+output gradient of the linear maps that the wanted blocks lie in: per-sample, per-token gradients
+of every head, neuron or module are products of what is kept. All of the path from a unit to the
+loss counts, later layers included; nothing on it is detached. Parameters are frozen, so that no
+weight gradient is computed, and outputs that nothing captured lies below are leaves, so that the
+backward pass stops there.
+
+Convention: a sequence's loss is the MEAN over its tokens, and gradients are those of the SUM over
+the sequences of the batch, so that each sequence has its own gradient whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mda.model.architecture import unembedding
+from mda.types import ParameterBlock, Tap
+from mda.unit.loss import cross_entropy, sampled_cross_entropy
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What one batch's linear maps saw: their inputs and the gradients of their outputs.
+
+    By module path, [B, T, features]; and the mean token loss of each sequence in nats, [B].
+    """
+
+    inputs: Mapping[str, Tensor]
+    output_gradients: Mapping[str, Tensor]
+    losses_B: Tensor
+
+    def x(self, block: ParameterBlock) -> Tensor:
+        """A block's inputs [B, T, G, I]; G is H, or 1 where all owners share them.
+
+        With the block's bias there is a column of ones.
+        """
+        x = block.input.of(self.inputs[block.input.module])
+        return torch.cat((x, torch.ones_like(x[..., :1])), -1) if block.bias else x
+
+    def dy(self, block: ParameterBlock) -> Tensor:
+        """Gradients of a block's outputs [B, T, G, J]; G is H, or 1 where all share them."""
+        return joined(block.outputs, self.output_gradients)
+
+
+@dataclass(frozen=True)
+class Tape:
+    """A forward pass, ready to be differentiated: its live tensors by module path."""
+
+    hidden_BTD: Tensor  # after the final norm
+    inputs: Mapping[str, Tensor]  # detached
+    live_inputs: Mapping[str, Tensor]  # on the graph
+    outputs: Mapping[str, Tensor]
+    watched: Mapping[str, Tensor]  # on the graph: outputs of modules that are no linear maps
+
+    def gradients(self, of: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradient of sum(weights * of), or of the scalar `of`, at every captured output.
+
+        An output that `of` does not depend on gets a gradient of zero.
+        """
+        paths, outputs = zip(*self.outputs.items(), strict=True)
+        found = torch.autograd.grad(of, outputs, weights, allow_unused=True)
+        return {
+            path: torch.zeros_like(output) if gradient is None else gradient
+            for path, output, gradient in zip(paths, outputs, found, strict=True)
+        }
+
+    def capture(self, gradients: Mapping[str, Tensor], losses_B: Tensor | None = None) -> Capture:
+        """This pass's inputs together with gradients of its outputs."""
+        losses = self.hidden_BTD.new_zeros(len(self.hidden_BTD)) if losses_B is None else losses_B
+        return Capture(self.inputs, gradients, losses)
+
+
+def record(
+    model: PreTrainedModel, inputs_BT: Tensor, modules: Iterable[str], watch: Iterable[str] = ()
+) -> Tape:
+    """Forward pass that keeps what these linear maps see, with a graph from the lowest upwards.
+
+    `watch` names modules whose outputs are kept on the graph besides, such as whole layers.
+    Parameters are frozen and dropout is off during the pass; both are restored. Raises ValueError
+    for no modules at all or a path that the model does not have.
+    """
+    wanted = list(dict.fromkeys(modules))
+    if not wanted:
+        raise ValueError("no modules to capture; accepted: at least one")
+    inputs: dict[str, Tensor] = {}
+    live: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    watched: dict[str, Tensor] = {}
+
+    def see(path: str):
+        def hook(_module: nn.Module, _args: object, output: Tensor | tuple) -> None:
+            watched[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def keep(path: str):
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            live[path], inputs[path] = args[0], args[0].detach()
+            if not output.requires_grad:  # nothing captured lies below
+                output = output.detach().requires_grad_()
+            outputs[path] = output
+            return output
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, hook in [*((p, keep) for p in wanted), *((p, see) for p in watch)]:
+            try:
+                module = model.get_submodule(path)
+            except AttributeError as error:
+                raise ValueError(f"the model has no module {path}") from error
+            stack.callback(module.register_forward_hook(hook(path)).remove)
+        stack.enter_context(frozen(model))
+        stack.enter_context(torch.enable_grad())
+        hidden = model.base_model(inputs_BT, use_cache=False).last_hidden_state
+    return Tape(hidden, inputs, live, outputs, watched)
+
+
+def capture(
+    model: PreTrainedModel,
+    tokens_BS: Tensor,
+    modules: Iterable[str],
+    *,
+    weights_BT: Tensor | None = None,
+    uniforms_BT: Tensor | None = None,
+) -> Capture:
+    """Gradients of sum_bt w_bt l_bt for a batch of token rows [B, S], S = T + 1.
+
+    l_bt is the next-token loss in nats at position t. `weights_BT` defaults to 1 / T, the mean
+    over tokens, summed over sequences. With `uniforms_BT` the labels are drawn from the model
+    (`label_uniforms`) instead of taken from the tokens, and so are the reported losses.
+    """
+    device = model.device
+    tokens_BS = tokens_BS.to(device)
+    tape = record(model, tokens_BS[:, :-1], modules)
+    unembed_VD = unembedding(model)
+    with torch.enable_grad():
+        if uniforms_BT is None:
+            losses_BT = cross_entropy(tape.hidden_BTD, unembed_VD, tokens_BS[:, 1:])
+        else:
+            losses_BT, _ = sampled_cross_entropy(
+                tape.hidden_BTD, unembed_VD, uniforms_BT.to(device)
+            )
+    if weights_BT is None:
+        weights_BT = torch.full_like(losses_BT, 1 / losses_BT.shape[1])
+    gradients = tape.gradients(losses_BT, weights_BT.to(losses_BT))
+    return tape.capture(gradients, losses_BT.detach().mean(1))
+
+
+def joined(taps: tuple[Tap, ...], tensors: Mapping[str, Tensor]) -> Tensor:
+    """The owners' features of several modules side by side, [.., G, sum of sizes]."""
+    parts = [tap.of(tensors[tap.module]) for tap in taps]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def modules_of(blocks: Iterable[ParameterBlock]) -> list[str]:
+    """Paths of the modules that these blocks lie in, each once."""
+    return list(dict.fromkeys(path for block in blocks for path in block.modules))
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Within, no parameter wants a gradient and dropout is off."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def module_inputs(
+    model: PreTrainedModel, inputs_BT: Tensor, modules: Iterable[str]
+) -> dict[str, Tensor]:
+    """What these modules read in a forward pass without gradients, by path."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str):
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            found[path] = args[0]
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in modules:
+            handle = model.get_submodule(path).register_forward_pre_hook(keep(path))
+            stack.callback(handle.remove)
+        stack.enter_context(frozen(model))
+        model.base_model(inputs_BT, use_cache=False)
+    return found

@@ -1,0 +1,63 @@
+"""How well an activation tells one class of held-out text from the rest: metric and measurement.
+
+Metric: the area under the ROC curve (ROC AUC), the probability that the activation at a random
+token of the class is above that at a random token of the others, ties counting half; .5 is chance.
+
+Measurement: the mean activation over tokens of the class minus that over the others, which has a
+gradient. The two are taken on different held-out samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+from mda.unit.kind import Materials
+
+CHUNK = 32  # samples that go through the model together
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Held-out rows [M, T + 1] and which of them have the label, [M]."""
+
+    tokens_MS: Tensor
+    has_label_M: Tensor
+
+    @classmethod
+    def draw(cls, materials: Materials, label: str, ids: np.ndarray) -> LabelledText:
+        """These samples' text. Raises ValueError where the label tells nothing apart."""
+        has = materials.with_label(ids, label)
+        return cls(materials.corpus.rows(ids), torch.from_numpy(has))
+
+    def chunks(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Input tokens [B, T] and contrast weights [B, T], some rows at a time.
+
+        The weights are 1 / n at the n tokens of the class and -1 / n' at the n' others.
+        """
+        n_tokens = self.tokens_MS.shape[1] - 1
+        n = int(self.has_label_M.sum()) * n_tokens
+        rest = self.has_label_M.numel() * n_tokens - n
+        weights_M = torch.where(self.has_label_M, 1 / n, -1 / rest).double()
+        for tokens, weights in zip(
+            self.tokens_MS.split(CHUNK), weights_M.split(CHUNK), strict=True
+        ):
+            yield tokens[:, :-1].to(device), weights[:, None].expand(-1, n_tokens).to(device)
+
+
+def roc_auc(activations_NU: np.ndarray, is_positive_N: np.ndarray) -> np.ndarray:
+    """ROC AUC of every column, [U]: the Mann-Whitney U of the ranks over n_pos * n_neg."""
+    n_positive = int(is_positive_N.sum())
+    n_negative = len(is_positive_N) - n_positive
+    found = np.empty(activations_NU.shape[1])
+    for start in range(0, len(found), 64):  # ranks are float64: keep few columns at a time
+        columns = slice(start, start + 64)
+        ranks = rankdata(activations_NU[:, columns], axis=0)
+        rank_sum = ranks[is_positive_N].sum(0)
+        found[columns] = rank_sum - n_positive * (n_positive + 1) / 2
+    return found / (n_positive * n_negative)

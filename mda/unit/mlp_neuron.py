@@ -1,0 +1,108 @@
+"""MLP neurons as units: those whose activation tells one class of text from the others.
+
+A neuron owns its column (and bias) of the input matrix, of the gate too where there is one, and
+its row of the output matrix. Its measurement is its own activation, which the output row does not
+enter: the gradient there is zero, and what a sample does to that row does not count.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.schema import NeuronConfig
+from mda.types import ParameterBlock, Part, Unit
+from mda.unit.blocks import BlockTensors, outer_sum
+from mda.unit.capture import module_inputs, modules_of, record
+from mda.unit.kind import Materials
+from mda.unit.label_contrast import LabelledText, roc_auc
+from mda.unit.measurement import add
+
+
+class MlpNeurons:
+    """The kind of `unit=mlp_neuron`."""
+
+    def __init__(self, settings: NeuronConfig, materials: Materials) -> None:
+        self.architecture = arch = materials.architecture
+        self.layers = list(range(arch.n_layers)) if settings.layers is None else settings.layers
+        self.blocks = {layer: arch.neuron_blocks(layer, settings.biases) for layer in self.layers}
+        label = settings.label
+        self.metric_text = LabelledText.draw(materials, label, materials.metric_ids())
+        self.measured_text = LabelledText.draw(materials, label, materials.measurement_ids())
+
+    def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
+        """ROC AUC of every neuron of the layers."""
+        names = [self._name(at, n) for at in self.layers for n in range(self.architecture.d_ff)]
+        return self.metrics(model, names)
+
+    def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
+        """ROC AUC of some neurons."""
+        wanted = [parse(name) for name in names]
+        paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in wanted}}
+        parts, labels = [], []
+        for inputs_BT, weights_BT in self.metric_text.chunks(model.device):
+            read = module_inputs(model, inputs_BT, paths.values())
+            by_layer = {at: read[path].flatten(0, 1) for at, path in paths.items()}
+            columns = [by_layer[at][:, neuron] for at, neuron in wanted]
+            parts.append(torch.stack(columns, 1).float().cpu().numpy())
+            labels.append((weights_BT > 0).flatten().cpu().numpy())
+        auc = roc_auc(np.concatenate(parts), np.concatenate(labels))
+        return dict(zip(names, auc.tolist(), strict=True))
+
+    def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
+        """Every neuron of the layers."""
+        return [
+            Unit(self._name(layer, n), tuple(Part(block, n) for block in blocks.values()))
+            for layer, blocks in self.blocks.items()
+            for n in range(self.architecture.d_ff)
+        ]
+
+    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+        """Gradient of each neuron's contrast in its own input weights, layer by layer."""
+        found: dict[ParameterBlock, Tensor] = {}
+        layers = sorted({parse(unit.name)[0] for unit in units})
+        for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
+            blocks = [self.blocks[at]["in"] for at in layers]
+            down = [self.architecture.neuron_activation(at) for at in layers]
+            tape = record(model, inputs_BT, [*modules_of(blocks), *down])
+            for block, path in zip(blocks, down, strict=True):
+                paths = [tap.module for tap in block.outputs]
+                with torch.enable_grad():
+                    activation_BTF = tape.live_inputs[path]
+                    contrast = (activation_BTF * weights_BT[..., None].to(activation_BTF)).sum()
+                gradients = torch.autograd.grad(
+                    contrast, [tape.outputs[p] for p in paths], retain_graph=True
+                )
+                captured = tape.capture(dict(zip(paths, gradients, strict=True)))
+                add(found, block, outer_sum(captured.x(block), captured.dy(block)))
+        return found
+
+    def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
+        """Difference of mean activation of each neuron, float64 [U]."""
+        wanted = [parse(unit.name) for unit in units]
+        paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in wanted}}
+        total = torch.zeros(len(units), dtype=torch.float64)
+        for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
+            read = module_inputs(model, inputs_BT, paths.values())
+            means = {
+                at: torch.einsum("btf,bt->f", read[path].double(), weights_BT).cpu()
+                for at, path in paths.items()
+            }
+            total += torch.stack([means[at][neuron] for at, neuron in wanted])
+        return total
+
+    @staticmethod
+    def _name(layer: int, neuron: int) -> str:
+        return f"L{layer}N{neuron}"
+
+
+def parse(name: str) -> tuple[int, int]:
+    """`L2N417` -> (2, 417). Raises ValueError for anything else."""
+    if not (match := re.fullmatch(r"L(\d+)N(\d+)", name)):
+        raise ValueError(f"{name!r} names no neuron; write it like L2N417")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,134 @@
+"""Features of a sparse autoencoder as units: those that tell one class of text from the others.
+
+A feature reads an activation of the model; its own parameters are those of the modules that write
+it: for the residual stream after a layer, that layer's attention and MLP, or one of the two. The
+autoencoder itself is fixed: it only says in which direction to look.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.sae.autoencoder import Sae
+from mda.sae.hooks import Hookpoint, activations
+from mda.schema import SaeFeatureConfig
+from mda.types import ParameterBlock, Part, Unit
+from mda.unit.blocks import BlockTensors, block_gradients
+from mda.unit.capture import frozen, modules_of, record
+from mda.unit.kind import Materials
+from mda.unit.label_contrast import LabelledText, roc_auc
+from mda.unit.measurement import add
+
+
+class SaeFeatures:
+    """The kind of `unit=sae_feature`."""
+
+    def __init__(self, settings: SaeFeatureConfig, materials: Materials) -> None:
+        self.settings, self.architecture = settings, materials.architecture
+        self.sae: Sae = materials.sae()
+        self.hook = _written(self.sae.hook)
+        label = settings.label
+        self.metric_text = LabelledText.draw(materials, label, materials.metric_ids())
+        self.measured_text = LabelledText.draw(materials, label, materials.measurement_ids())
+        self.blocks: list[ParameterBlock] = [
+            block
+            for part in _writers(self.hook, settings.owners)
+            for block in self.architecture.module_blocks(self.hook.layer, part, settings.biases)
+        ]
+
+    def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
+        """ROC AUC of every feature."""
+        return self._auc(model, list(range(self.sae.n_features)))
+
+    def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
+        """ROC AUC of some features."""
+        return self._auc(model, [parse(name)[1] for name in names])
+
+    def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
+        """The features found: each has a direction of its own in the same blocks."""
+        return [
+            Unit(name, tuple(Part(block, row) for block in self.blocks))
+            for row, name in enumerate(names)
+        ]
+
+    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+        """Gradient of each feature's contrast in the blocks, [R, I, J], a row for each unit."""
+        sae, ids = self.sae.to(model.device, model.dtype), [parse(unit.name)[1] for unit in units]
+        modules, found = modules_of(self.blocks), {}
+        for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
+            tape = record(model, inputs_BT, modules, watch=[self._path()])
+            with torch.enable_grad():
+                features_BTR = sae.encode_some(tape.watched[self._path()], ids)
+                contrasts_R = torch.einsum("btr,bt->r", features_BTR, weights_BT.to(features_BTR))
+            rows: dict[ParameterBlock, list[Tensor]] = {block: [] for block in self.blocks}
+            paths, outputs = zip(*tape.outputs.items(), strict=True)
+            for contrast in contrasts_R:
+                gradients = torch.autograd.grad(
+                    contrast, outputs, retain_graph=True, materialize_grads=True, allow_unused=True
+                )
+                captured = tape.capture(dict(zip(paths, gradients, strict=True)))
+                for block in self.blocks:
+                    rows[block].append(block_gradients(captured, block)[0])
+            for block, parts in rows.items():
+                add(found, block, torch.stack(parts))
+        return found
+
+    def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
+        """Difference of mean activation of each feature, float64 [U]."""
+        sae, ids = self.sae.to(model.device, model.dtype), [parse(unit.name)[1] for unit in units]
+        total = torch.zeros(len(units), dtype=torch.float64)
+        for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
+            features_BTR = sae.encode_some(self._read(model, inputs_BT), ids).double()
+            total += torch.einsum("btr,bt->r", features_BTR, weights_BT).cpu()
+        return total
+
+    def _auc(self, model: PreTrainedModel, ids: Sequence[int]) -> dict[str, float]:
+        sae = self.sae.to(model.device, model.dtype)
+        parts, labels = [], []
+        for inputs_BT, weights_BT in self.metric_text.chunks(model.device):
+            features = sae.encode_some(self._read(model, inputs_BT), ids)
+            parts.append(features.flatten(0, 1).float().cpu().numpy())
+            labels.append((weights_BT > 0).flatten().cpu().numpy())
+        auc = roc_auc(np.concatenate(parts), np.concatenate(labels))
+        names = [f"L{self.hook.layer}F{i}" for i in ids]
+        return dict(zip(names, auc.tolist(), strict=True))
+
+    @torch.no_grad()
+    def _read(self, model: PreTrainedModel, inputs_BT: Tensor) -> Tensor:
+        with frozen(model):
+            return activations(model, inputs_BT, self.hook, self.architecture)
+
+    def _path(self) -> str:
+        arch = self.architecture
+        inside = {"attn_out": f".{arch.attention_name}", "mlp_out": f".{arch.mlp_name}"}
+        return f"{arch.layers_path}.{self.hook.layer}{inside.get(self.hook.kind, '')}"
+
+
+def _written(hook: Hookpoint) -> Hookpoint:
+    """The hookpoint as something a layer writes: what enters layer L is what L - 1 wrote."""
+    if hook.kind != "resid_pre":
+        return hook
+    if hook.layer == 0:
+        raise ValueError(f"hookpoint {hook} reads the embedding, which no layer writes")
+    return Hookpoint("resid_post", hook.layer - 1)
+
+
+def _writers(hook: Hookpoint, owners: Sequence[str]) -> list[str]:
+    """Modules of the hookpoint's layer whose parameters count as the feature's own."""
+    written_by = {"attn_out": ["attention"], "mlp_out": ["mlp"]}.get(hook.kind, list(owners))
+    if not set(written_by) & set(owners):
+        raise ValueError(f"hookpoint {hook} is written by {written_by[0]} alone")
+    return [part for part in ("attention", "mlp") if part in written_by]
+
+
+def parse(name: str) -> tuple[int, int]:
+    """`L3F120` -> (3, 120). Raises ValueError for anything else."""
+    if not (match := re.fullmatch(r"L(\d+)F(\d+)", name)):
+        raise ValueError(f"{name!r} names no SAE feature; write it like L3F120")
+    return int(match[1]), int(match[2])
