@@ -13,9 +13,8 @@ aside as `<fingerprint>.broken-<n>`, named in one sentence, and built again.
 from __future__ import annotations
 
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,8 +22,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mda.store.environment import git_state, versions
-from mda.store.files import write_json
-from mda.store.integrity import MANIFEST, Torn, misfit, read_manifest, recorded_files, torn
+from mda.store.files import read_json, write_json
+from mda.store.integrity import (
+    MANIFEST,
+    Torn,
+    delete,
+    misfit,
+    read_manifest,
+    recorded_files,
+    set_aside,
+    torn,
+)  # fmt: skip
 from mda.store.keys import Key, difference, make_key
 from mda.store.locks import Busy, hold, say
 from mda.store.memory import HashMemory
@@ -34,7 +42,7 @@ if TYPE_CHECKING:
 
 REUSE = "MDA_REUSE"
 
-_sound: set[str] = set()  # folders whose hashes this process has compared
+_sound: set[Path] = set()  # folders whose hashes this process has compared
 _said: set[str] = set()
 _listeners: list[Callable[[str, str], None]] = []
 
@@ -95,11 +103,11 @@ class Store:
             return found
         waiting = f"waiting for another process that builds {kind}/{folder.name}"
         with hold(folder.with_name(f"{folder.name}.lock"), waiting):
-            if found := self._open(folder, set_aside=True):
+            if found := self._open(folder, repair=True):
                 return found
             manifest = self._build(key, folder.with_name(f"{folder.name}.part"), build)
             folder.with_name(f"{folder.name}.part").rename(folder)
-        _sound.add(str(folder.resolve()))
+        _sound.add(folder.resolve())
         return self._handed_out(Artifact(folder, kind, folder.name, manifest, built=True))
 
     def find(
@@ -137,6 +145,17 @@ class Store:
                 found.append(Artifact(folder, manifest["kind"], folder.name, manifest, False))
         return found
 
+    def unreadable(self) -> list[Path]:
+        """Folders that have the name of a finished artifact, without a manifest to read."""
+        readable = {artifact.path for artifact in self.artifacts()}
+        return [folder for folder in self._finished() if folder not in readable]
+
+    def entering(self, parts: Iterable[Path]) -> Iterator[str]:
+        """Every string among the inputs of some unfinished builds."""
+        for part in parts:
+            with suppress(OSError, ValueError, AttributeError):
+                yield from texts(read_json(part / MANIFEST).get("inputs"))
+
     def parts(self) -> list[Path]:
         """Unfinished builds, running or abandoned, what was set aside, interrupted removals."""
         endings = ("part", "trash", "broken-*")
@@ -152,8 +171,10 @@ class Store:
                 continue
             reason = self._wrong(folder, lambda paths: self.memory.hash_files(paths, again=True))
             if reason is not None:
-                with suppress(Busy), hold(folder.with_name(f"{folder.name}.lock"), waiting=None):
-                    _set_aside(folder)
+                lock = folder.with_name(f"{folder.name}.lock")
+                if self._holds(folder):
+                    with suppress(Busy), hold(lock, waiting=None):
+                        set_aside(folder)
             yield folder, reason
 
     def remove(self, folder: Path) -> bool:
@@ -163,19 +184,23 @@ class Store:
         lie in the store.
         """
         folder = Path(folder)
-        if folder.parent.resolve() != self.root.resolve() / folder.parent.name:
+        if not self._holds(folder):
             raise ValueError(f"{folder} leads out of the store")
         try:
             with hold(folder.with_name(f"{folder.stem}.lock"), waiting=None):
                 # Out of its final name first: a removal that is killed leaves no half artifact.
                 trash = folder.with_suffix(".trash")
                 if folder != trash:
-                    _delete(trash)
+                    delete(trash)
                     folder.rename(trash)
-                _delete(trash)
+                delete(trash)
         except Busy:
             return False
         return True
+
+    def _holds(self, folder: Path) -> bool:
+        """Whether a folder's name stands in this store, not behind a link to another one."""
+        return folder.parent.resolve() == self.root.resolve() / folder.parent.name
 
     def _folder(self, key: Key) -> Path:
         return self.root / key.kind / key.fingerprint
@@ -190,17 +215,17 @@ class Store:
         except (OSError, ValueError) as error:
             return str(error)
 
-    def _open(self, folder: Path, set_aside: bool = False) -> Artifact | None:
+    def _open(self, folder: Path, repair: bool = False) -> Artifact | None:
         if not os.path.lexists(folder):
             return None
-        known = str(folder.resolve()) in _sound
+        known = folder.resolve() in _sound
         reason = self._wrong(folder, None if known else self.memory.hash_files)
         if reason is not None:
             name = f"{folder.parent.name} {folder.name}"
-            if set_aside:
-                say(f"{name}: {reason}; it is set aside as {_set_aside(folder).name}, built again")
+            if repair:
+                say(f"{name}: {reason}; it is set aside as {set_aside(folder).name}, built again")
             return None
-        _sound.add(str(folder.resolve()))
+        _sound.add(folder.resolve())
         manifest = read_manifest(folder)
         return self._handed_out(Artifact(folder, manifest["kind"], folder.name, manifest, False))
 
@@ -260,7 +285,7 @@ class Store:
             build(part)
         except BaseException:
             if not any(path.name != MANIFEST for path in part.iterdir()):
-                _delete(part)  # refused before anything was written
+                delete(part)  # refused before anything was written
             raise
         used = set(texts(entering["inputs"]))
         manifest = entering | {
@@ -305,28 +330,9 @@ def _prepare(part: Path, entering: Mapping[str, object]) -> None:
 
 
 def _start_over(part: Path, key: Key, reason: str) -> None:
-    aside = _set_aside(part)
+    aside = set_aside(part)
     say(f"unfinished {key.kind} {key.fingerprint}: {reason}; it is set aside as {aside.name}, "
         "built from the start")  # fmt: skip
-
-
-def _set_aside(folder: Path) -> Path:
-    """Rename a folder to the first free `<fingerprint>.broken-<n>`; a link stays a link."""
-    _sound.discard(str(folder.resolve()))
-    n = 1
-    while os.path.lexists(aside := folder.with_name(f"{folder.stem}.broken-{n}")):
-        n += 1
-    folder.rename(aside)
-    if not aside.is_symlink():
-        os.utime(aside)  # its age counts from now
-    return aside
-
-
-def _delete(folder: Path) -> None:
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
 
 
 def texts(content: object) -> Iterator[str]:

@@ -7,6 +7,8 @@ An unfinished build has no manifest yet; its files are of formats that tell whet
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -108,6 +110,25 @@ def torn(part: Path) -> str | None:
             except (OSError, ValueError, KeyError, TypeError, struct.error):
                 return f"{path.relative_to(part).as_posix()} is torn"
     return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to the first free `<fingerprint>.broken-<n>`; a link stays a link."""
+    n = 1
+    while os.path.lexists(aside := folder.with_name(f"{folder.stem}.broken-{n}")):
+        n += 1
+    folder.rename(aside)
+    if not aside.is_symlink():
+        os.utime(aside)  # its age counts from now
+    return aside
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder with all in it; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _whole_json(path: Path) -> None:
