@@ -71,7 +71,8 @@ def test_gc_keeps_an_old_build_that_a_process_works_on(outputs, capsys):
     folder, house, _ = outputs
 
     def slow(part: Path) -> None:
-        os.utime(part, (0, 0))
+        for path in (*part.iterdir(), part):
+            os.utime(path, (0, 0))
         assert run(folder, "gc") == 1
         assert part.exists()
 

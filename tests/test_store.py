@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mda import store
-from mda.store import Store, fingerprint
+from mda.store import Store, environment, fingerprint
 
 INPUTS = {"corpus": "0123456789abcdef", "steps": [1, 2], "lr": 3e-3, "labels": None, "joint": True}
 
@@ -263,8 +263,8 @@ def test_file_hash_is_sha256(tmp_path):
 
 def test_git_state_of_an_installed_copy_inside_a_foreign_checkout_is_unknown(tmp_path, monkeypatch):
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    (tmp_path / "store.py").write_text("")
-    monkeypatch.setattr(store, "__file__", str(tmp_path / "store.py"))
+    (tmp_path / "environment.py").write_text("")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "environment.py"))
     store.git_state.cache_clear()
     assert store.git_state() == {"sha": None, "dirty": None}
     store.git_state.cache_clear()

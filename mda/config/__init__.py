@@ -11,9 +11,9 @@ from mda.config.composer import compose
 from mda.config.files import conf_dir
 from mda.config.jobs import cores, overrides_of
 from mda.config.mistakes import explain
-from mda.config.saved import Saved, read_saved, repeating
+from mda.config.saved import Saved, placed, read_saved, repeating
 
 __all__ = [
     "Saved", "check", "compose", "conf_dir", "cores", "explain", "main", "overrides_of",
-    "prepared", "read_saved", "repeating",
+    "placed", "prepared", "read_saved", "repeating",
 ]  # fmt: skip

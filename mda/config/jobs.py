@@ -1,8 +1,9 @@
 """What a job leaves of itself (job.json), and the table of jobs at the end of a sweep.
 
 `job.json` stands in every run's folder from its first moment: program, overrides, the resolved
-configuration, commit, versions and seed; when the job ends, its status is done, skipped (all of it
-was in the store) or failed. `changes.diff` beside it is what the code differed from the commit by.
+configuration, commit, versions and seed, the artifacts used, and the way from the run's folder to
+the working directory; when the job ends, its status is done, skipped (all of it was in the store)
+or failed. `changes.diff` beside it is what the code differed from the commit by.
 """
 
 from __future__ import annotations
@@ -26,13 +27,41 @@ FILE = "job.json"
 STYLE = {"done": "green", "skipped": "cyan", "failed": "red", "unfinished": "yellow"}
 
 
-class SweepFolder(Callback):
-    """Hydra's callback that says where a sweep's jobs are; None outside of one."""
+class RunFolder(Callback):
+    """Hydra's callback that keeps the folder of a run or sweep to one process at a time.
 
-    folder: Path | None = None
+    `sweep` says where a sweep's jobs are; None outside of one.
+    """
+
+    sweep: Path | None = None
+    held = contextlib.ExitStack()
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._take(Path(str(config.hydra.run.dir)))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        SweepFolder.folder = Path(str(config.hydra.sweep.dir))
+        folder = Path(str(config.hydra.sweep.dir))
+        self._take(folder)
+        RunFolder.sweep = folder
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        RunFolder.held.close()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        RunFolder.held.close()
+
+    def _take(self, folder: Path) -> None:
+        from mda.store.locks import Busy, hold
+
+        try:
+            RunFolder.held.enter_context(hold(folder / ".lock", waiting=None))
+        except Busy:
+            print(
+                f"error: name={folder.name}: another process works in {folder}; "
+                "accepted: another name, or this one when that process has ended",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None  # Hydra turns other exceptions here into warnings
 
 
 @dataclass(frozen=True)
@@ -56,6 +85,7 @@ def recorded(
     from mda import store  # numpy takes a moment, and --help needs none of it
 
     start = time.perf_counter()
+    uses: dict[str, list[str]] = {}  # kind -> fingerprints
     content = {
         "program": program,
         "overrides": list(overrides),
@@ -64,6 +94,8 @@ def recorded(
         "config": config,
         "versions": store.versions(),
         "git": store.git_state(),
+        "directory": os.path.relpath(Path.cwd(), folder),
+        "uses": uses,
     }
     if diff := store.git_diff():
         (folder / "changes.diff").write_bytes(diff)
@@ -74,9 +106,15 @@ def recorded(
         ending = {"status": status, "reason": reason, "seconds": seconds}
         store.write_json(folder / FILE, content | ending)
 
+    def note(kind: str, fingerprint: str) -> None:
+        if fingerprint not in uses.setdefault(kind, []):
+            uses[kind].append(fingerprint)
+            write("unfinished")  # `mda store gc` keeps what an unfinished job uses
+
     write("unfinished")
     try:
-        yield
+        with store.noting_uses(note):
+            yield
     except BaseException as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         write("failed", first)
@@ -109,8 +147,11 @@ def own_output(hydra: Any, folder: Path) -> Path | None:
 def end_with(launcher: int) -> None:
     """Let a worker of `hydra/launcher=parallel` end when the process that launched it is killed.
 
-    Else it would go on training, beside the jobs of the sweep that is started again.
+    Else it would go on training, beside the jobs of the sweep that is started again. With a single
+    worker the jobs run in the launching process itself, and there is nothing to watch.
     """
+    if os.getpid() == launcher:
+        return
 
     def watch() -> None:
         while os.getppid() == launcher:  # an orphan has another parent
@@ -198,7 +239,7 @@ def print_jobs(jobs: Sequence[Job], folder: Path, wanted: int) -> None:
 
 def print_sweep(wanted: int) -> None:
     """`print_jobs` of the sweep of so many jobs that this process launched, if it did."""
-    folder = SweepFolder.folder
+    folder = RunFolder.sweep
     if folder is not None:  # a longer sweep may have left jobs of its own in the folder
         print_jobs([job for job in read_jobs(folder) if job.number < wanted], folder, wanted)
 

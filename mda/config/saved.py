@@ -1,10 +1,15 @@
-"""A finished run's configuration, read back through the schema."""
+"""A finished run's configuration, read back through the schema.
+
+The folder may be somebody else's: what is read is bounded, nothing in it refers to anything
+outside of it (no interpolation, no aliases), and relative paths are those of its own place.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,9 @@ from mda.config.mistakes import explain
 from mda.schema import Config, ConfigError
 from mda.schema.setting import show
 
+LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
+PATHS = ("data.path", "data.labels", "data.tokenizer", "model.source", "intervention.rows")
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -29,6 +37,17 @@ class Saved:
     edited: tuple[str, ...]  # a sentence for each key that config.yaml has otherwise than the run
     versions: Mapping[str, str | None]
     git: Mapping[str, Any]
+    used: Mapping[str, str]  # kind -> fingerprint; empty for a run that has not finished
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can stand for more than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # type: ignore[override]
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "an alias", event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def read_saved(folder: Path) -> Saved:
@@ -37,22 +56,31 @@ def read_saved(folder: Path) -> Saved:
     Raises ConfigError, one sentence, for a folder that is no run's and for a configuration that
     the schema refuses.
     """
-    from mda import store
-
     try:
-        job = store.read_json(folder / FILE)
-        given = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        job = _mapping(json.loads(_bounded(folder / FILE)))
+        given = _mapping(yaml.load(_bounded(folder / "config.yaml"), PlainLoader))
+        done = folder / "summary.json"
+        summary = _mapping(json.loads(_bounded(done))) if done.exists() else {}
+        program, git = str(job["program"]), _mapping(job["git"])
+        then, versions = _mapping(job["config"]), _mapping(job["versions"])
+        directory, used = str(job.get("directory", ".")), _mapping(summary.get("fingerprints", {}))
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{folder} is refused; accepted: the folder of a run with config.yaml and {FILE} "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
+    _refuse_interpolation(given)
     edited = tuple(
         f"{key} is {show(now)} in {folder / 'config.yaml'} and was {show(then)} in the run"
-        for key, then, now in differences(job["config"], given)
+        for key, then, now in differences(then, given)
     )
-    config = through_schema(given)
-    return Saved(folder, job["program"], config, edited, job["versions"], job["git"])
+    config = through_schema(_with_paths(given, (folder / directory).resolve()))
+    return Saved(folder, program, config, edited, versions, git, used)
+
+
+def placed(saved: Saved, outputs: Path) -> Saved:
+    """The same run with its store and its results under other outputs than its own."""
+    return replace(saved, config=replace(saved.config, output_dir=str(outputs)))
 
 
 @contextmanager
@@ -88,3 +116,45 @@ def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str,
             yield from differences(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif then != now:
         yield key, then, now
+
+
+def _bounded(path: Path) -> str:
+    """The text of a regular file of at most LIMIT bytes."""
+    if not path.is_file():  # nor a device or a pipe, which never end
+        raise FileNotFoundError(f"{path.name} is no file")
+    with path.open("rb") as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise ValueError(f"{path.name} has more than {LIMIT:,} bytes")
+    return content.decode()
+
+
+def _mapping(content: object) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise TypeError(f"a mapping is expected, not {type(content).__name__}")
+    return content
+
+
+def _refuse_interpolation(content: object, key: str = "") -> None:
+    if isinstance(content, dict):
+        for name, value in content.items():
+            _refuse_interpolation(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(content, list):
+        for i, value in enumerate(content):
+            _refuse_interpolation(value, f"{key}[{i}]")
+    if isinstance(content, str) and "${" in content:
+        raise ConfigError(f"{key}={show(content)} is refused; accepted: a value without ${{...}}")
+
+
+def _with_paths(content: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Relative paths made absolute, where there is such a file in the run's working directory."""
+    content = {name: dict(v) if isinstance(v, dict) else v for name, v in content.items()}
+    for key in PATHS:
+        group, _, name = key.partition(".")
+        section = content.get(group)
+        value = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(value, str) and value:
+            path = directory / value
+            if path.exists():
+                section[name] = str(path)
+    return content

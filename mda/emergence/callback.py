@@ -39,7 +39,8 @@ class EmergenceCurve(pl.Callback):
     def resume(self, step: int, log: RowLog) -> None:
         """Cut the curve back to `step` and log again what it holds."""
         self.emit = log
-        self.measured = replay(self.table, step, log)
+        done = [at for at in self.steps if at <= step] if step > min(self.steps) else []
+        self.measured = replay(self.table, step, log, wanted=done)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
         if pl_module.step not in self.measured:

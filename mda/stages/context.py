@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from rich.progress import (
 )
 
 from mda.schema import Config
-from mda.store import Artifact, Store, fingerprint
+from mda.store import Artifact, Store
 from mda.training.table import RowLog
 
 Item = TypeVar("Item")
@@ -93,7 +93,12 @@ def process_group() -> Iterator[None]:
 
 
 def build_together(
-    store: Store, kind: str, inputs: Mapping[str, object], build: Callable[[Path], None]
+    store: Store,
+    kind: str,
+    inputs: Mapping[str, object],
+    build: Callable[[Path], None],
+    code: Sequence[str] = (),
+    device: torch.device | str | None = None,
 ) -> Artifact:
     """`store.get_or_build`, with all processes working in one `.part` folder.
 
@@ -101,21 +106,20 @@ def build_together(
     that they neither wait for a lock it holds nor work on what another job has just finished.
     """
     if world() == 1:
-        return store.get_or_build(kind, inputs, build)
-    part = store.root / kind / f"{fingerprint(kind, inputs)}.part"
+        return store.get_or_build(kind, inputs, build, code, device)
 
     def lead(folder: Path) -> None:
         _announce(True)
         build(folder)
 
     if rank() == 0:
-        artifact = store.get_or_build(kind, inputs, lead)
+        artifact = store.get_or_build(kind, inputs, lead, code, device)
         if not artifact.built:
             _announce(False)
     elif _announce(False):
-        build(part)
+        build(store.part(kind, inputs, code, device))
     barrier()
-    found = store.find(kind, inputs)
+    found = store.find(kind, inputs, code, device)
     assert found is not None
     return found
 

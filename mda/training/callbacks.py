@@ -54,13 +54,13 @@ class LossLog(pl.Callback):
 
     EVERY = 20
 
-    def __init__(self, path: Path, tokens_per_step: int):
-        self.table, self.tokens_per_step = CsvTable(path), tokens_per_step
+    def __init__(self, path: Path, tokens_per_step: int, start: int = 0):
+        self.table, self.tokens_per_step, self.start = CsvTable(path), tokens_per_step, start
 
     def resume(self, step: int, log: RowLog) -> None:
         """Cut the table back to `step` and log again what it holds."""
         self.emit = log
-        replay(self.table, step, log, self.EVERY)
+        replay(self.table, step, log, self.EVERY, wanted=range(self.start + 1, step + 1))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LanguageModel, outputs: dict, *_: object

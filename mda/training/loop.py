@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.schema import TrainingConfig
+from mda.store import Torn
 from mda.training import checkpoint
 from mda.training.callbacks import Checkpoints, LossLog
 from mda.training.datamodule import ScheduleData
@@ -75,12 +76,14 @@ def train(
     done = [step for step in checkpoint.steps(root) if plan.start <= step <= plan.end]
     first = done[-1] if done else plan.start
     resume = checkpoint.checkpoint_folder(root, first) if done else start_from
+    if lost := [step for step in checkpoints if plan.start <= step < first and step not in done]:
+        raise Torn(f"the checkpoint of step {lost[0]} is missing")
     for step in set(done) - {first, *checkpoints}:  # rolling ones that a kill left behind
         shutil.rmtree(checkpoint.checkpoint_folder(root, step))
     folder.mkdir(parents=True, exist_ok=True)
     # The curve is measured before the checkpoint is written, so that what a checkpoint says is
     # done has its row.
-    tables = [*curves, LossLog(folder / "train.csv", plan.batch_size * corpus.seq_len)]
+    tables = [*curves, LossLog(folder / "train.csv", plan.batch_size * corpus.seq_len, plan.start)]
     for callback in tables:
         callback.resume(first, log)
     if first == plan.end:

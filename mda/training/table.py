@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+
+from mda.store import Torn
 
 RowLog = Callable[[Mapping[str, float]], None]
 
@@ -22,34 +25,62 @@ class CsvTable:
         self.columns: list[str] = []
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add one row. Raises ValueError when its columns are not the table's."""
-        if not self.columns:
-            self.columns = self._header() or list(row)
+        """Add one row. Raises ValueError when its columns are not the table's.
+
+        An OSError, as of a full disk, leaves the table as it was.
+        """
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if not self.columns or not size:
+            self.columns = self._header() if size else list(row)
         if set(row) != set(self.columns):
             raise ValueError(f"{self.path.name}: columns changed at step {row.get('step')}")
-        new = not self.path.exists()
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if new:
-                writer.writerow(self.columns)
-            writer.writerow([repr(row[column]) for column in self.columns])
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not size:
+            writer.writerow(self.columns)
+        writer.writerow([repr(row[column]) for column in self.columns])
+        try:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(text.getvalue())
+        except OSError:
+            self._cut(size)
+            raise
 
     def keep_until(self, step: int) -> list[dict[str, float]]:
-        """Drop rows after `step` (and torn lines); returns the rows that are kept."""
+        """Drop rows after `step` (and a torn last line); returns the rows that are kept.
+
+        Raises Torn where a line before the last cannot be read.
+        """
         if not self.path.exists():
             return []
-        lines = self.path.read_text("utf-8").split("\n")[:-1]
-        at = lines[0].split(",").index("step") if lines else 0
-        kept = lines[:1] + [line for line in lines[1:] if int(line.split(",")[at]) <= step]
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        if not lines:  # not even the header was written
+            self.path.unlink()
+            return []
+        kept = lines[:1] + [line for line in lines[1:] if self._step(lines[0], line) <= step]
         part = self.path.with_suffix(".part")
-        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        part.write_bytes(b"".join(line + b"\n" for line in kept))
         os.replace(part, self.path)
-        return read_rows(self.path) if lines else []
+        return read_rows(self.path)
+
+    def _step(self, header: bytes, line: bytes) -> int:
+        try:
+            columns = next(csv.reader([header.decode()]))
+            values = next(csv.reader([line.decode()]))
+            row = dict(zip(columns, map(float, values), strict=True))
+            return int(row["step"])
+        except (csv.Error, KeyError, StopIteration, ValueError) as error:
+            raise Torn(f"{self.path.name} is torn") from error
 
     def _header(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        return self.path.read_text("utf-8").split("\n", 1)[0].split(",")
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
+
+    def _cut(self, size: int) -> None:
+        if size:
+            os.truncate(self.path, size)
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -61,13 +92,19 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         ]
 
 
-def replay(table: CsvTable, until: int, log: RowLog, every: int = 1) -> set[int]:
+def replay(
+    table: CsvTable, until: int, log: RowLog, every: int = 1, wanted: Collection[int] = ()
+) -> set[int]:
     """Cut a table back to a step, log what is left of it; returns the steps that are left.
 
-    `every` thins out what is logged, not what is kept.
+    `every` thins out what is logged, not what is kept. `wanted` are the steps of which the table
+    must have a row by now; raises Torn where one is missing.
     """
     rows = table.keep_until(until)
+    steps = {int(row["step"]) for row in rows}
+    if missing := sorted(set(wanted) - steps):
+        raise Torn(f"{table.path.name} has no row of step {missing[0]}")
     for row in rows:
         if row["step"] % every == 0:
             log(row)
-    return {int(row["step"]) for row in rows}
+    return steps

@@ -24,9 +24,15 @@ def runs(tmp_path_factory):
     }
 
 
-def reproduce(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "experiments/reproduce.py", str(folder), *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def reproduce(
+    folder: Path, *more: str, outputs: Path | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """The program as a user calls it, in a second at most as many bytes as it is given."""
+    out = outputs if outputs is not None else folder.resolve().parents[2]
+    command = [sys.executable, str(ROOT / "experiments/reproduce.py"), str(folder), *more]
+    return subprocess.run(
+        [*command, f"--outputs={out}"], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
 
 
 def edited(folder: Path, to: Path, name: str, old: str, new: str) -> Path:

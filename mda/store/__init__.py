@@ -1,0 +1,30 @@
+"""Content-addressed artifacts: what has been computed once is found again, by what went into it.
+
+`keys` says what an artifact is found by, `artifacts` keeps them, `integrity` tells whether they
+are what was built, `locks` lets one process build while others wait, `files` reads and writes.
+"""
+
+from mda.store.artifacts import Artifact, Store, noting_uses, texts
+from mda.store.environment import git_diff, git_state, versions
+from mda.store.files import (
+    hash_arrays,
+    hash_file,
+    read_csv,
+    read_json,
+    read_npy,
+    read_safetensors,
+    write_csv,
+    write_json,
+    write_npy,
+    write_safetensors,
+)
+from mda.store.integrity import Torn
+from mda.store.keys import device_kind, fingerprint, make_key
+from mda.store.locks import Busy, hold, say
+
+__all__ = [
+    "Artifact", "Busy", "Store", "Torn", "device_kind", "fingerprint", "git_diff", "git_state",
+    "hash_arrays", "hash_file", "hold", "make_key", "noting_uses", "read_csv", "read_json",
+    "read_npy", "read_safetensors", "say", "texts", "versions", "write_csv", "write_json",
+    "write_npy", "write_safetensors",
+]  # fmt: skip

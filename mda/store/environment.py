@@ -1,0 +1,57 @@
+"""Which code this is: versions of packages, and the commit that the checkout stands at."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("mda", "torch", "transformers", "tokenizers", "pytorch-lightning", "numpy")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that can change a result; None if missing."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+@cache
+def git_state() -> dict[str, Any]:
+    """Commit this code stands at and whether it was changed since; None outside a checkout."""
+    if not _tracked():
+        return {"sha": None, "dirty": None}
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return {"sha": _git("rev-parse", "HEAD"), "dirty": dirty}
+
+
+def git_diff() -> bytes:
+    """What tracked files differ by from the commit, for `git apply`; empty outside a checkout."""
+    if not _tracked():
+        return b""
+    return _git_bytes("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ":/")
+
+
+def _git(*args: str) -> str:
+    return _git_bytes(*args).decode().strip()
+
+
+def _git_bytes(*args: str) -> bytes:
+    command = ["git", "-C", str(Path(__file__).parent), *args]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def _tracked() -> bool:
+    # An installed copy may lie inside somebody else's repository: ours tracks this file.
+    try:
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return True
+    except (OSError, subprocess.CalledProcessError):
+        return False

@@ -1,0 +1,112 @@
+"""Readers and writers: json, csv, npy and safetensors only, no pickle; hashes of files and arrays.
+
+A writer replaces a file in one step: a reader sees the old content or the new, never half of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextmanager
+def _replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its place when the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = "b" not in mode
+    try:
+        with open(
+            temporary, mode, encoding="utf-8" if text else None, newline="" if text else None
+        ) as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Indented UTF-8 JSON; NaN and infinities are refused with a ValueError."""
+    with _replacing(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(Path(path).read_text("utf-8"))
+
+
+def write_csv(
+    path: Path, rows: Iterable[Mapping[str, object]], columns: Sequence[str] | None = None
+) -> None:
+    """One line per mapping; `columns` defaults to the first row's keys. None becomes empty.
+
+    Raises ValueError for a row with a key that is no column.
+    """
+    rows = list(rows)
+    with _replacing(path) as file:
+        names = columns if columns is not None else list(rows[0]) if rows else []
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows as mappings of strings."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    with _replacing(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_npy(path: Path, mmap: bool = False) -> np.ndarray:
+    """The array, or with `mmap` a read-only view of the file that is read as it is used."""
+    return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Named tensors, copied to contiguous memory where needed; metadata are strings."""
+    from safetensors.torch import save  # torch takes seconds to import, `mda store ls` needs none
+
+    dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    with _replacing(path, "wb") as file:
+        file.write(save(dense, dict(metadata) if metadata else None))
+
+
+def read_safetensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path, device=device)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_arrays(*arrays: np.ndarray) -> str:
+    """SHA-256 over dtype, shape and C-order bytes of each array in turn, 64 hex digits."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        array = np.asarray(array)
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,151 @@
+"""Whether what lies in a store is what was built: sizes, hashes, manifests, and torn files.
+
+A manifest holds the size and SHA-256 of every file beside it, and the key that names the folder.
+An unfinished build has no manifest yet; its files are of formats that tell whether they are whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mda.store.files import read_json
+from mda.store.keys import Key
+
+MANIFEST = "manifest.json"
+FIELDS = {"kind": str, "inputs": dict, "files": dict, "wall_s": (int, float), "created": str}
+
+Hashes = Callable[[list[Path]], list[str]]
+
+
+class Torn(ValueError):
+    """A file of an unfinished build ends too early or cannot be read."""
+
+
+def recorded_files(folder: Path, hashes: Hashes) -> dict[str, dict[str, Any]]:
+    """Path -> size and SHA-256, for every file of a folder but its manifest."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST]
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": found}
+        for path, found in zip(paths, hashes(paths), strict=True)
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a finished artifact. Raises ValueError, in words, where it cannot be used."""
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"{MANIFEST} is missing") from None
+    except (OSError, ValueError) as error:
+        empty = path.is_file() and path.stat().st_size == 0
+        raise ValueError(f"{MANIFEST} " + ("is empty" if empty else "cannot be read")) from error
+    for name, kinds in FIELDS.items():
+        if not isinstance(manifest, dict) or not isinstance(manifest.get(name), kinds):
+            raise ValueError(f"{MANIFEST} does not hold {name}")
+    computed = manifest.get("computed") or {}
+    try:
+        key = Key(
+            manifest["kind"],
+            manifest["inputs"],
+            computed.get("code", {}),
+            computed.get("versions", {}),
+            computed.get("device", ""),
+        )
+        name = key.fingerprint
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read") from error
+    if name != folder.name:
+        raise ValueError(f"{MANIFEST} belongs to {manifest['kind']} {name}")
+    return manifest
+
+
+def misfit(folder: Path, files: Mapping[str, Any], hashes: Hashes | None = None) -> str | None:
+    """What a folder has otherwise than its manifest says, in words; None where all is as it was.
+
+    Sizes are compared, and with `hashes` the content.
+    """
+    paths = []
+    for name, entry in files.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not isinstance(entry, dict):
+            return f"{MANIFEST} cannot be read"
+        if not path.is_file():
+            return f"{name} is missing"
+        if (size := path.stat().st_size) != entry.get("size"):
+            return f"{name} has {size:,} bytes instead of {entry.get('size'):,}"
+        paths.append(path)
+    if hashes is None:
+        return None
+    for name, found in zip(files, hashes(paths), strict=True):
+        if found != files[name].get("sha256"):
+            return f"{name} has changed since it was built"
+    return None
+
+
+def torn(part: Path) -> str | None:
+    """The first file of an unfinished build that is not whole, in words.
+
+    Tables are not looked at: a line that a kill cut short is mended by whoever goes on with them.
+    """
+    checks: Sequence[tuple[str, Callable[[Path], None]]] = (
+        ("*.json", _whole_json),
+        ("*.npy", _whole_npy),
+        ("*.safetensors", _whole_safetensors),
+    )
+    for pattern, check in checks:
+        for path in sorted(part.rglob(pattern)):
+            if path == part / MANIFEST or not path.is_file():
+                continue
+            try:
+                check(path)
+            except (OSError, ValueError, KeyError, TypeError, struct.error):
+                return f"{path.relative_to(part).as_posix()} is torn"
+    return None
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to the first free `<fingerprint>.broken-<n>`; a link stays a link."""
+    n = 1
+    while os.path.lexists(aside := folder.with_name(f"{folder.stem}.broken-{n}")):
+        n += 1
+    folder.rename(aside)
+    if not aside.is_symlink():
+        os.utime(aside)  # its age counts from now
+    return aside
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder with all in it; of a link the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
+def _whole_json(path: Path) -> None:
+    json.loads(path.read_text("utf-8"))
+
+
+def _whole_npy(path: Path) -> None:
+    np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _whole_safetensors(path: Path) -> None:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        size = path.stat().st_size
+        if length > size:
+            raise ValueError("the header is longer than the file")
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    if 8 + length + max(ends, default=0) != size:
+        raise ValueError("tensors are missing")

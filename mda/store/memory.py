@@ -1,0 +1,64 @@
+"""Hashes of files that have been read before, so that large files are not read by every job.
+
+A remembered hash counts only while size, both times and inode of the file are what they were when
+it was read; a file that changed less than two seconds before is not remembered, as a further
+change could leave its times alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mda.store.files import hash_file, write_json
+
+SETTLED_S = 2.0
+
+
+class HashMemory:
+    """SHA-256 by path, kept in one json file. A file that cannot be read or written is no loss."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def hash_file(self, path: Path, again: bool = False) -> str:
+        """SHA-256 of a file's bytes, 64 hex digits; `again` reads them whatever is known."""
+        return self.hash_files([path], again)[0]
+
+    def hash_files(self, paths: list[Path], again: bool = False) -> list[str]:
+        """`hash_file` of each, with one reading and one writing of the memory."""
+        known, new, hashes = self._read(), {}, []
+        for path in paths:
+            name, state = str(path.resolve()), _state(path)
+            entry = known.get(name)
+            if not again and isinstance(entry, list) and entry[:-1] == state:
+                hashes.append(str(entry[-1]))
+                continue
+            hashes.append(hash_file(path))
+            settled = time.time() - max(state[1:3]) / 1e9 > SETTLED_S
+            if settled and _state(path) == state:
+                new[name] = [*state, hashes[-1]]
+            elif name in known:
+                new[name] = None
+        if new:
+            self._write(new)
+        return hashes
+
+    def _read(self) -> dict[str, list]:
+        try:
+            content = json.loads(self.path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self, new: dict[str, list | None]) -> None:
+        known = self._read() | new  # what another process has added meanwhile
+        with suppress(OSError):
+            write_json(self.path, {name: entry for name, entry in known.items() if entry})
+
+
+def _state(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
