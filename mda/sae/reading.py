@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             found = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ConfigError(f"{file}: not readable ({error})") from error
-    except Exception as error:  # pickle's own, for code where tensors should be
+    except UnpicklingError as error:  # code where tensors should be
         raise ConfigError(f"{file}: accepted: tensors by name and nothing else") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise ConfigError(f"{file}: accepted: tensors by name and nothing else")
@@ -67,7 +68,7 @@ def placed(hook: Hookpoint | None, said: Hookpoint | None, name: object, file: P
     """
     if (found := hook or said) is None:
         raise ConfigError(
-            f"{file}: the hookpoint {name!r} is none that is known; accepted: outputs of layers and "
-            "of their attention and MLP, the residual stream before a layer, or one given as hook"
+            f"{file}: the hookpoint {name!r} is not known; accepted: the output of a layer, of its "
+            "attention or its MLP, the residual stream before a layer, or any of these as hook"
         )
     return found
