@@ -1,0 +1,140 @@
+"""Sparse autoencoders as SAELens writes them: `cfg.json` and `sae_weights.safetensors`.
+
+    W_enc [D, F], W_dec [F, D], b_dec [D]; b_enc [F], or of gated ones b_gate, b_mag, r_mag [F];
+    threshold [F] of jumprelu ones
+
+`sae_lens_version` in the file, or its absence, tells the form of cfg.json: before 6.0 all settings
+stand at the top, a top-k SAE is a standard one with an activation function of that name, and some
+keys had other names; since then what concerns the model stands in `metadata`.
+
+`apply_b_dec_to_input` is `centred` of `Sae`. `expected_average_only_in` means that the SAE reads
+c x with c = sqrt(D) / (mean of ||x||). SAELens folds c into the weights at the end of training and
+writes `none`; where it did not, c comes from `activation_scaler.json` beside them or is given.
+`rescale_acts_by_decoder_norm` is folded, too: a feature is multiplied by its decoder row's norm.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mda.sae.autoencoder import NORMALIZATIONS, Sae
+from mda.sae.hooks import KINDS, Hookpoint, of_module
+from mda.sae.reading import only, placed, read_settings, read_tensors, wanted
+from mda.schema import ConfigError, refuse
+
+FILES = ("cfg.json", "sae_weights.safetensors")
+ARCHITECTURES = {"standard": "relu", "jumprelu": "jumprelu", "gated": "gated", "topk": "topk"}
+SCALED = "expected_average_only_in"
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index",
+            "activation_fn_str": "activation_fn"}  # fmt: skip
+
+
+def load(folder: Path, hook: Hookpoint | None = None, input_scale: float | None = None) -> Sae:
+    """An SAE of this layout; `input_scale` is c of `expected_average_only_in`.
+
+    Raises ConfigError for transcoders and other architectures, activations of single heads, and
+    models whose weights TransformerLens centred: these have other activations.
+    """
+    file, weights = (folder / name for name in FILES)
+    cfg, tensors = _settings(read_settings(file), file), read_tensors(weights)
+    only(cfg, file, reshape_activations="none", hook_head_index=None)
+    only(cfg.get("model_from_pretrained_kwargs") or {}, file, center_writing_weights=False)
+    if cfg["architecture"] not in ARCHITECTURES:
+        raise refuse(f"{file}: architecture", cfg["architecture"], ", ".join(ARCHITECTURES))
+    if not torch.all(tensors.get("scaling_factor", torch.ones(1)) == 1):
+        raise ConfigError(
+            f"{weights}: scaling_factor is refused; accepted: weights it is folded in"
+        )
+    kind = ARCHITECTURES[cfg["architecture"]]
+    parts = {
+        "W_enc_FD": wanted(tensors, "W_enc", weights).T.contiguous(),
+        "b_enc_F": wanted(tensors, "b_gate" if kind == "gated" else "b_enc", weights),
+        "W_dec_FD": wanted(tensors, "W_dec", weights),
+        "b_dec_D": wanted(tensors, "b_dec", weights),
+    }
+    if kind == "jumprelu":
+        parts["threshold_F"] = wanted(tensors, "threshold", weights)
+    if kind == "gated":
+        parts["r_mag_F"] = wanted(tensors, "r_mag", weights)
+        parts["b_mag_F"] = wanted(tensors, "b_mag", weights)
+    normalization = cfg.get("normalize_activations") or "none"
+    if normalization == SCALED:
+        _fold_scale(parts, _scale(folder, input_scale))
+        normalization = "none"
+    if normalization not in NORMALIZATIONS:
+        accepted = ", ".join((*NORMALIZATIONS, SCALED))
+        raise refuse(f"{file}: normalize_activations", normalization, accepted)
+    if kind == "topk" and cfg.get("rescale_acts_by_decoder_norm"):
+        _fold_norms(parts)
+    name = cfg.get("hook_name")
+    return Sae(
+        kind,
+        placed(hook, _hookpoint(str(name)), name, file),
+        centred=bool(cfg.get("apply_b_dec_to_input", True)),
+        normalization=normalization,
+        k=int(wanted(cfg, "k", file)) if kind == "topk" else None,
+        **parts,
+    )
+
+
+def _settings(cfg: dict[str, Any], file: Path) -> dict[str, Any]:
+    """All settings at the top under the names of version 6."""
+    metadata = cfg.get("metadata") or {}
+    version = str(cfg.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
+    if not (major := re.match(r"\d+", version)):
+        raise refuse(f"{file}: sae_lens_version", version, "a version such as 6.0.0")
+    if int(major[0]) >= 6:
+        wanted(cfg, "architecture", file)
+        return {**metadata, **cfg}
+    cfg = {"architecture": "standard"} | {_RENAMED.get(k, k): v for k, v in cfg.items()}
+    activation = cfg.get("activation_fn") or "relu"
+    if activation == "topk":
+        cfg["architecture"] = "topk"
+        cfg["k"] = wanted(cfg.get("activation_fn_kwargs") or {}, "k", file)
+    elif activation != "relu":
+        raise refuse(f"{file}: activation_fn", activation, "relu, topk")
+    if isinstance(cfg.get("normalize_activations"), bool):
+        cfg["normalize_activations"] = SCALED if cfg["normalize_activations"] else "none"
+    if "hook_z" in str(cfg.get("hook_name")):
+        cfg["reshape_activations"] = "hook_z"
+    return cfg
+
+
+def _hookpoint(name: str) -> Hookpoint | None:
+    """TransformerLens' name, `blocks.3.hook_resid_post`, or a module's, `model.layers.3.mlp`."""
+    if match := re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", name):
+        return Hookpoint(match[2], int(match[1])) if match[2] in KINDS else None
+    return of_module(name)
+
+
+def _scale(folder: Path, given: float | None) -> float:
+    file = folder / "activation_scaler.json"
+    if given is None and file.is_file():
+        given = read_settings(file).get("scaling_factor")
+    if given is None:
+        raise ConfigError(
+            f"{folder}: normalize_activations={SCALED} needs its factor; accepted: "
+            "activation_scaler.json beside the weights, or input_scale, which is sqrt(d_in) / "
+            "mean norm of the activations"
+        )
+    return float(given)
+
+
+def _fold_scale(parts: dict[str, Tensor], c: float) -> None:
+    """Weights for x that do what these do for c x; features stay as they are."""
+    parts["W_enc_FD"] = parts["W_enc_FD"] * c
+    parts["W_dec_FD"] = parts["W_dec_FD"] / c
+    parts["b_dec_D"] = parts["b_dec_D"] / c
+
+
+def _fold_norms(parts: dict[str, Tensor]) -> None:
+    """Decoder rows of norm 1, each feature multiplied by the norm its row had."""
+    norms_F = parts["W_dec_FD"].norm(dim=1)
+    parts["W_enc_FD"] = parts["W_enc_FD"] * norms_F[:, None]
+    parts["b_enc_F"] = parts["b_enc_F"] * norms_F
+    parts["W_dec_FD"] = parts["W_dec_FD"] / norms_F[:, None]
