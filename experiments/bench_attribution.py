@@ -29,15 +29,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mda.model.head_layout import model_shape
+from mda.model.pythia import scratch
+from mda.unit.subspace import BlockId, Subspace, Units, all_heads, single_head
 from transformers import GPTNeoXForCausalLM
 
 from mda.config import compose
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import make_directions, score_samples
-from mda.model.head_layout import model_shape
-from mda.model.pythia import scratch
 from mda.types import HeadId
-from mda.unit.subspace import BlockId, Subspace, Units, all_heads, single_head
 
 SEQ_LEN = {"nano": 128, "pythia-14m": 512}
 SEQUENCES = {"nano": 64, "pythia-14m": 4}  # in one turn of one side

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import torch
+from mda.model.pythia import scratch
 
 from mda.config import compose
 from mda.data.stream import Corpus
 from mda.emergence.callback import EmergenceCurve, curve_steps
 from mda.emergence.measure import make_probes
-from mda.model.pythia import scratch
 from mda.schema import Config
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule, corpus

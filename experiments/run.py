@@ -32,10 +32,10 @@ def run(config: Config, folder: Path) -> None:
         arm = pipeline.arm(Context.of(config, log.row), Context.of(config))
         results = report_arm(
             config,
-            arm.unit.heads[0],
+            arm.unit.members[0],
             arm.unit.window,
             arm.edited.plan,
-            arm.base.curve,
+            arm.unit.curve,
             arm.run.curve,
             arm.run.folder,
             folder,
@@ -63,7 +63,7 @@ def run(config: Config, folder: Path) -> None:
         },
         wandb_id=log.id,
         unit=arm.unit.name,
-        heads=[str(head) for head in arm.unit.heads],
+        heads=list(arm.unit.members),
         metric=config.unit.metric,
         threshold=config.unit.threshold,
         intervention=edit,

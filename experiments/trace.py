@@ -71,7 +71,7 @@ def trace(config: Config, folder: Path) -> None:
         unit=unit.name,
         window=asdict(unit.window),
     )
-    print(f"scores of all heads: {traced.folder}")
+    print(f"scores of all units: {traced.folder}")
     print(f"{log.upload}next: python experiments/run.py seed={config.seed} intervention=remove")
     print(folder)
 

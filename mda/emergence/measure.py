@@ -3,7 +3,7 @@
 Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the corpus):
 
     emergence/prefix_matching/<head>, emergence/previous_token/<head>      mean over sequences
-    emergence/<metric>/strongest                                                 largest over the heads
+    emergence/<metric>/strongest              largest over the heads
     emergence/<metric>_se/<head>              standard error of that mean over the sequences
     emergence/copy_gain      nats; mean log p of the second copy's tokens minus the first copy's
     emergence/icl_score      nats; loss at the late position minus mean loss of the early ones

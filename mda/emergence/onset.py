@@ -60,6 +60,13 @@ def heads_of(curve: Curve, metric: str) -> list[HeadId]:
     return sorted(HeadId.parse(name) for name in names)
 
 
+def measured(curve: Curve, name: str) -> Curve:
+    """The rows of a curve that have a column. Raises KeyError with its name where none has."""
+    if not (rows := [row for row in curve if name in row]):
+        raise KeyError(name)
+    return rows
+
+
 def column(curve: Curve, name: str) -> np.ndarray:
     """One column of a curve as an array. Raises KeyError with its name."""
     return np.array([row[name] for row in curve])
@@ -72,11 +79,12 @@ def units_of(curve: Curve, metric: str) -> list[str]:
 
 
 def unit_onset(curve: Curve, metric: str, unit: HeadId | str, threshold: float) -> Onset:
-    """Onset of one unit's metric on an emergence curve; without its errors, no band."""
-    errors = f"emergence/{metric}_se/{unit}"
+    """Onset of one unit's metric on the rows that have it; without its errors, no band."""
+    values, errors = f"emergence/{metric}/{unit}", f"emergence/{metric}_se/{unit}"
+    rows = measured(curve, values)
     return onset(
-        column(curve, "step"),
-        column(curve, f"emergence/{metric}/{unit}"),
-        column(curve, errors) if errors in curve[0] else None,
+        column(rows, "step"),
+        column(rows, values),
+        column(rows, errors) if errors in rows[0] else None,
         threshold,
     )

@@ -138,7 +138,7 @@ def function_of(settings: ModelConfig) -> dict[str, Any]:
         content = settings.checked()
     else:
         assert isinstance(settings, ScratchConfig)
-        content = family(settings.family).scratch(settings).to_dict()
+        content = json.loads(family(settings.family).scratch(settings).to_json_string())
     return {key: value for key, value in content.items() if key not in NOT_THE_FUNCTION}
 
 

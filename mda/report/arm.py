@@ -12,14 +12,14 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from mda.emergence.onset import column, unit_onset
+from mda.emergence.onset import column, measured, unit_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
 from mda.report.arms import arm_of
 from mda.report.curves import Curve, plot_heat_maps
 from mda.schema import Config
 from mda.schema.setting import default_of
-from mda.types import EditPlan, HeadId
+from mda.types import EditPlan
 from mda.unit.metrics import HEAD_METRICS
 
 FILES = {
@@ -54,7 +54,7 @@ def arm_name(config: Config) -> str:
 
 def report_arm(
     config: Config,
-    head: HeadId,
+    head: str,
     window: Window,
     plan: EditPlan,
     base_curve: Curve,
@@ -84,8 +84,17 @@ def report_arm(
         f"{arm}: {len(plan.sample_ids):,} samples edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
-    kept = ("emergence/copy_gain", "emergence/icl_score", "val/loss", f"emergence/{metric}/max")
-    return {"unit_metric": last[name], "onset": onset.step, **{key: last[key] for key in kept}}
+    kept = [
+        "emergence/copy_gain",
+        "emergence/icl_score",
+        "val/loss",
+        f"emergence/{metric}/strongest",
+    ]
+    return {
+        "unit_metric": last[name],
+        "onset": onset.step,
+        **{key: last[key] for key in kept if key in last},
+    }
 
 
 def _plot(
@@ -95,7 +104,8 @@ def _plot(
     fig, axes = plt.subplots(1, len(shown), figsize=(9, 3.4))
     for ax, name in zip(axes, shown, strict=True):
         for (label, curve), style in zip(curves.items(), styles, strict=True):
-            ax.plot(column(curve, "step"), column(curve, name), label=label, **style)
+            rows = measured(curve, name)
+            ax.plot(column(rows, "step"), column(rows, name), label=label, **style)
         ax.axvspan(window.start, window.end, color="0.94", zorder=0)
         ax.set(xlabel="training step", ylabel=name.removeprefix("emergence/"))
         ax.spines[["top", "right"]].set_visible(False)

@@ -49,6 +49,7 @@ class UnitConfig(Group):
     pattern: ClassVar[str] = ""  # what a unit's name looks like
     example: ClassVar[str] = ""
     words: ClassVar[tuple[str, ...]] = ("auto",)
+    reads_sae: ClassVar[bool] = False
 
     name: str = setting("???", "kind of unit, set by unit=...")
     metric: str = setting("???", "metric that finds it, as in emergence/<metric>/<unit>")
@@ -157,6 +158,7 @@ class SaeFeatureConfig(UnitConfig):
     kind: ClassVar[str] = "mda.unit.sae_feature:SaeFeatures"
     pattern: ClassVar[str] = r"L(\d+)F(\d+)"
     example: ClassVar[str] = "L2F120"
+    reads_sae: ClassVar[bool] = True
 
     name: str = setting("sae_feature", "kind of unit", one_of=("sae_feature",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))

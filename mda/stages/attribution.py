@@ -150,8 +150,8 @@ def token_influence(
     located: Located,
     traced: Traced,
     sample_ids: np.ndarray,
-) -> np.ndarray | None:
-    """Influence of every token of some samples on the unit, [n, T]; None where none is known.
+) -> np.ndarray:
+    """Influence of every token of some samples on the unit, [n, T]; 0 where none is known.
 
     Position t is that of the input token at which the unit's parameters act; a row's sum is the
     sample's score.
@@ -161,7 +161,7 @@ def token_influence(
     work = ScoringWork(context, corpus, base, located, schedule, traced.steps)
     found = estimator_of(context.config.estimator).token_influence(work, sample_ids)
     if found is None:
-        return None
+        return np.zeros((len(sample_ids), corpus.seq_len))
     names = [unit.name for unit in located.units]
     return found[..., names.index(located.name)].double().numpy()
 

@@ -34,7 +34,7 @@ class Located:
     name: str  # L3H1, or mechanism
     members: tuple[str, ...]  # the unit; of a mechanism its heads, strongest first
     window: Window
-    curve: Curve  # of the base run, with the members' metric
+    curve: Curve  # of the base run; rows of kept checkpoints have the members' metric
     kind: UnitKind
     units: tuple[Unit, ...]  # everything that is scored in one pass
     inputs: dict[str, object]  # what decides the units' measurement
@@ -67,7 +67,8 @@ def locate(context: Context, corpus: Corpus, base: Run) -> Located:
     curve, follow = base.curve, None
     if members[0] not in units_of(base.curve, settings.metric):
         follow = _follower(kind, settings.metric, members)
-        curve = _followed(context, base, follow, inputs | {"followed": list(members)})
+        followed = _followed(context, base, follow, inputs | {"followed": list(members)})
+        curve = joined(base.curve, followed)
     window = _window(context, base, curve, members[0])
     units = tuple(kind.units(ranked[:wanted], together))
     return Located(name, members, window, curve, kind, units, inputs, follow)
@@ -116,6 +117,14 @@ def _followed(context: Context, base: Run, follow: Follow, inputs: Mapping[str, 
     entering = {"base": base.fingerprint, "steps": base.checkpoints, "unit": dict(inputs)}
     found = build_together(context.store, "emergence", entering, build, CODE, base.device)
     return read_rows(found.path / "curve.csv")
+
+
+def joined(one: Curve, other: Curve) -> Curve:
+    """Two curves as one: a row for each step that either has, with the columns it has."""
+    rows: dict[float, dict[str, float]] = {}
+    for row in (*one, *other):
+        rows.setdefault(row["step"], {}).update(row)
+    return [rows[step] for step in sorted(rows)]
 
 
 def _window(context: Context, base: Run, curve: Curve, unit: str) -> Window:

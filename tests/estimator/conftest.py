@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from mda.model.pythia import scratch
+
 from mda.schema import ModelConfig
 
 TOY = ModelConfig(

@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from mda.estimator.sharding import shard
+from mda.model.head_layout import attention, block_weight
+from mda.unit.gradients import capture
+from mda.unit.subspace import BLOCK_SITES, BlockId, Subspace, all_heads, block_gradients
 
 from mda.estimator.ekfac import (
     Curvature,
@@ -15,11 +19,7 @@ from mda.estimator.ekfac import (
     sum_squares,
 )
 from mda.estimator.score import make_directions, score_samples
-from mda.estimator.sharding import shard
-from mda.model.head_layout import attention, block_weight
-from mda.unit.gradients import capture
 from mda.unit.loss import label_uniforms
-from mda.unit.subspace import BLOCK_SITES, BlockId, Subspace, all_heads, block_gradients
 
 LAYERS = [0, 1]
 EMPIRICAL = Labels("empirical")

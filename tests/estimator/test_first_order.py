@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mda.model.head_layout import attention, block_weight
+from mda.unit.probe import draw_probe, probe_gradients, probe_values
+from mda.unit.subspace import BlockId, Subspace, mechanism, single_head
 
 from mda.estimator import tracin
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import make_directions, score_samples
-from mda.model.head_layout import attention, block_weight
 from mda.types import HeadId
-from mda.unit.probe import draw_probe, probe_gradients, probe_values
-from mda.unit.subspace import BlockId, Subspace, mechanism, single_head
 
 N = 50
 UNIFORM = torch.full((512,), 1 / 512, dtype=torch.float64)

@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from mda.unit.gradients import capture
+from mda.unit.subspace import BLOCK_SITES
 
 from mda.estimator import kfac_math
 from mda.estimator.kfac_math import (
@@ -14,8 +16,6 @@ from mda.estimator.kfac_math import (
     second_moment_sum,
     squared_projection_sum,
 )
-from mda.unit.gradients import capture
-from mda.unit.subspace import BLOCK_SITES
 
 C = 0.1
 

@@ -12,17 +12,17 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from mda.model.head_layout import attention, block_bias, block_weight, rotary_tables, rotate
+from mda.unit.gradients import capture
+from mda.unit.probe import draw_probe, probe_gradients
+from mda.unit.subspace import Subspace, single_head
 from torch import nn
 from transformers import GPTNeoXForCausalLM
 
 from mda.estimator import kfac_math
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import make_directions, score_samples
-from mda.model.head_layout import attention, block_bias, block_weight, rotary_tables, rotate
 from mda.types import HeadId
-from mda.unit.gradients import capture
-from mda.unit.probe import draw_probe, probe_gradients
-from mda.unit.subspace import Subspace, single_head
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler.*:FutureWarning")
 pytest.importorskip(

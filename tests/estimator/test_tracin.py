@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-
-from mda.estimator import tracin
 from mda.estimator.random_scores import random_scores
 from mda.unit.gradients import capture
 from mda.unit.probe import draw_probe, probe_gradients
 from mda.unit.subspace import Subspace, all_heads, block_gradients
+
+from mda.estimator import tracin
 
 LAYERS, SUBSPACE, UNITS = [0, 1], Subspace(), all_heads(2, 2)
 PROBE = draw_probe("copy", torch.full((40,), 1 / 40, dtype=torch.float64), n=3, length=5, seed=0)

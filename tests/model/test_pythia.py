@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from mda.model.pythia import eager_attention, initial_model, load_weights, neox_config, scratch
 from safetensors.torch import save_file
 from transformers import GPTNeoXForCausalLM
 
 from mda.config import compose
-from mda.model.pythia import eager_attention, initial_model, load_weights, neox_config, scratch
 from mda.schema import ConfigError, ModelConfig
 
 SHAPE = ModelConfig(n_layers=2, d_model=64, n_heads=4, d_ff=256, vocab_size=512, max_seq_len=32)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from mda.model.pythia import scratch
+
 from mda.sae.hooks import GPT_NEOX, Hookpoint, activations
 from mda.schema import ModelConfig
 

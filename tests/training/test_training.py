@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from mda.model.pythia import scratch
 from safetensors.torch import load_file
 
 from mda.data.stream import open_corpus, schedule, stream_order
 from mda.data.tokens import build_tokens, map_rows
 from mda.emergence.callback import EmergenceCurve, curve_steps
 from mda.emergence.measure import make_probes
-from mda.model.pythia import scratch
 from mda.schema import EmergenceConfig, ModelConfig, TrainingConfig
 from mda.training import checkpoint
 from mda.training.loop import train

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from mda.model.pythia import scratch
+
 from mda.schema import ModelConfig
 
 TOY = ModelConfig(

@@ -3,9 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from mda.model.head_layout import BLOCKS, attention, block_bias, block_weight
-from mda.types import HeadId
 from mda.unit.gradients import capture
 from mda.unit.subspace import (
     BlockId,
@@ -18,6 +16,8 @@ from mda.unit.subspace import (
     single_head,
     token_products,
 )
+
+from mda.types import HeadId
 
 LAYERS, HEADS = range(3), range(2)
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from mda.model.head_layout import (
     attention,
     attention_pattern,

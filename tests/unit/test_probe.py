@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-
 from mda.model.head_layout import attention, attention_pattern, block_weight, rotary_tables
-from mda.types import HeadId
-from mda.unit import probe as probe_module
 from mda.unit.gradients import record
 from mda.unit.probe import Probe, draw_probe, probe_gradients, probe_values
 from mda.unit.subspace import Subspace
+
+from mda.types import HeadId
+from mda.unit import probe as probe_module
 from mda.unit.tokens import token_distribution
 
 UNIFORM = torch.full((70,), 1 / 70, dtype=torch.float64)
