@@ -19,6 +19,7 @@ from mda import schema
 from mda.config.files import SWEEPS, conf_dir
 from mda.config.mistakes import explain, refuse_illegal
 from mda.schema import Config, ConfigError
+from mda.schema.plugins import load_plugins
 
 
 def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -> Config:
@@ -82,6 +83,7 @@ class Sweeps(SearchPathPlugin):
 
 def register() -> None:
     """Make the dataclasses known to Hydra as `schema/...`, which the YAML files refer to."""
+    load_plugins()
     Plugins.instance().register(Sweeps)
     store = ConfigStore.instance()
     root = OmegaConf.structured(Config)

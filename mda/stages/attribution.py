@@ -19,7 +19,7 @@ from mda.stages.context import Context, barrier, build_together, mine, rank, wit
 from mda.stages.corpus import base_schedule
 from mda.stages.curvature import fitted_curvature, sharded
 from mda.stages.locating import Located
-from mda.stages.plugin import estimator_of
+from mda.stages.plugin import estimator_of, module_of
 from mda.stages.runs import Run
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
@@ -131,7 +131,9 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
-    code = ("mda.stages.attribution", config.estimator.estimator.partition(":")[0])
+    code = ("mda.stages.attribution", module_of(config.estimator.estimator))
+    if steps:
+        code += (module_of(config.unit.kind),)
     artifact = build_together(context.store, "scores", inputs, build, code, base.device)
     return Traced(
         load_scores(artifact.path),

@@ -14,14 +14,13 @@ from mda.emergence.onset import Curve, unit_onset, units_of
 from mda.intervention.window import auto_window
 from mda.schema import ConfigError
 from mda.stages.context import Context, build_together, without
-from mda.stages.plugin import kind_of
+from mda.stages.plugin import kind_of, module_of
 from mda.stages.runs import Run
 from mda.stages.sae import sae_of
 from mda.training.table import read_rows
 from mda.types import Unit, Window
 from mda.unit.kind import Materials, UnitKind
 
-CODE = ("mda.stages.locating",)
 NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source")
 
 Follow = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -85,9 +84,14 @@ def _ranked(context: Context, base: Run, kind: UnitKind, inputs: Mapping[str, ob
         store.write_json(part / "ranking.json", dict(kind.ranking(base.model(step))))
 
     entering = {"base": base.fingerprint, "step": step, "unit": dict(inputs)}
-    found = build_together(context.store, "ranking", entering, build, CODE, base.device)
+    found = build_together(context.store, "ranking", entering, build, code_of(context), base.device)
     values = store.read_json(found.path / "ranking.json")
     return sorted(values, key=lambda name: (-values[name], _place(name)))
+
+
+def code_of(context: Context) -> tuple[str, ...]:
+    """The modules that rank and follow units."""
+    return "mda.stages.locating", module_of(context.config.unit.kind)
 
 
 def _place(name: str) -> tuple[int, ...]:
@@ -115,7 +119,9 @@ def _followed(context: Context, base: Run, follow: Follow, inputs: Mapping[str, 
         store.write_csv(part / "curve.csv", rows)
 
     entering = {"base": base.fingerprint, "steps": base.checkpoints, "unit": dict(inputs)}
-    found = build_together(context.store, "emergence", entering, build, CODE, base.device)
+    found = build_together(
+        context.store, "emergence", entering, build, code_of(context), base.device
+    )
     return read_rows(found.path / "curve.csv")
 
 

@@ -20,6 +20,10 @@ def kind_of(settings: UnitConfig, materials: Materials) -> UnitKind:
     return _load(settings.kind)(settings, materials)
 
 
+def module_of(name: str) -> str:
+    """The module of an implementation's name: its source is part of a key."""
+    return name.partition(":")[0]
+
+
 def _load(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(module_of(name)), name.partition(":")[2])

@@ -24,8 +24,10 @@ from mda.model.build import (
     saved_config,
 )
 from mda.schema import CheckpointConfig, Config
+from mda.schema.model import FAMILIES
 from mda.stages.context import Context, without
 from mda.stages.corpus import base_schedule
+from mda.stages.plugin import module_of
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
 from mda.training.callbacks import LossLog
@@ -33,7 +35,6 @@ from mda.training.loop import train
 from mda.training.table import RowLog, read_rows
 from mda.types import Schedule
 
-CODE = ("mda.stages.runs",)
 NOT_INPUTS = ("devices", "accelerator")  # where a run is trained; the rest decides its result
 
 
@@ -95,7 +96,7 @@ def base_run(context: Context, corpus: Corpus) -> Run:
         _train(context, corpus, schedule, part, keep, None, "base run")
 
     device = device_of(config)
-    artifact = context.store.get_or_build("base", inputs, build, CODE, device)
+    artifact = context.store.get_or_build("base", inputs, build, code_of(config), device)
     return _finished(artifact, context.log, device)
 
 
@@ -126,7 +127,9 @@ def retrained(
     def build(part: Path) -> None:
         _train(context, corpus, schedule, part, [schedule.end], start_from, "arm", follow)
 
-    artifact = context.store.get_or_build("arm", inputs, build, CODE, base.device)
+    artifact = context.store.get_or_build(
+        "arm", inputs, build, code_of(context.config), base.device
+    )
     return _finished(artifact, context.log, base.device)
 
 
@@ -145,8 +148,15 @@ def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Path:
         _train(context, corpus, schedule, part, [step], start, f"to step {step}")
 
     inputs = {"base": base.fingerprint, "step": step}
-    artifact = context.store.get_or_build("state", inputs, build, CODE, base.device)
+    artifact = context.store.get_or_build(
+        "state", inputs, build, code_of(context.config), base.device
+    )
     return checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
+
+
+def code_of(config: Config) -> tuple[str, ...]:
+    """The modules that train: this one, with what it imports, and the family's adapter."""
+    return "mda.stages.runs", module_of(FAMILIES[str(function_of(config.model)["model_type"])])
 
 
 def device_of(config: Config) -> torch.device:

@@ -32,6 +32,12 @@ KEEPERS = frozenset(
 )
 """Modules that find and keep artifacts and compute none of their values. The readers and writers
 of `mda.store.files` are counted."""
+SETTLED = (
+    "mda.schema", "mda.stages.context", "mda.stages.corpus", "mda.stages.plugin",
+    "mda.training.progress",
+)  # fmt: skip
+"""Modules whose effect stands in the inputs (settings, corpora and schedules have hashes of their
+own), or that draw bars and find implementations; what a stage finds by name it names as a root."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,8 @@ def sources(roots: Sequence[str], home: Path = HOME) -> Mapping[str, str]:
         if name == "mda.store":  # imported for its readers and writers
             name = "mda.store.files"
         if name in found or name in KEEPERS or name.partition(".")[0] not in tops:
+            continue
+        if name not in roots and any(f"{name}.".startswith(f"{part}.") for part in SETTLED):
             continue
         if (path := _file(name, home)) is None:
             if name in roots:

@@ -1,0 +1,52 @@
+"""Units, estimators and model families from outside this package.
+
+A plugin is a module that calls `add_option` or `add_family` when it is imported. Modules are named
+by the environment variable MDA_PLUGINS, separated by commas, or by an installed package's entry
+points in the group `mda.plugins`. A YAML file in a folder given by --config-dir makes the option
+choosable: `estimator=mine`. CONTRIBUTING.md shows one of each.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from mda.schema.model import FAMILIES
+from mda.schema.root import OPTIONS
+from mda.schema.setting import ConfigError, Group
+
+VARIABLE = "MDA_PLUGINS"
+
+
+def add_option(group: str, name: str, settings: type[Group]) -> None:
+    """Make `group=name` an option whose settings are those of a dataclass.
+
+    For `unit` and `estimator` the class names what carries it out, `module:class`, in its class
+    variable `kind` or `estimator`. Raises ConfigError for a group without options or a name taken.
+    """
+    if group not in OPTIONS:
+        raise ConfigError(f"a plugin adds to {group}; accepted: {', '.join(OPTIONS)}")
+    if OPTIONS[group].get(name, settings) is not settings:
+        raise ConfigError(f"a plugin adds {group}={name}, which exists already")
+    OPTIONS[group][name] = settings
+
+
+def add_family(model_type: str, adapter: str) -> None:
+    """Make models of a config.json's model_type loadable by an adapter, `module:class`."""
+    FAMILIES[model_type] = adapter
+
+
+@cache
+def load_plugins() -> None:
+    """Import every plugin, once. Raises ConfigError for a module that is not there."""
+    for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
+        try:
+            import_module(name.strip())
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{VARIABLE}={name}: {error}; accepted: modules on the path"
+            ) from error
+    for entry in entry_points(group="mda.plugins"):
+        entry.load()
