@@ -6,40 +6,49 @@ Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the
     emergence/<metric>/strongest              largest over the heads
     emergence/<metric>_se/<head>              standard error of that mean over the sequences
     emergence/copy_gain      nats; mean log p of the second copy's tokens minus the first copy's
-    emergence/icl_score      nats; loss at the late position minus mean loss of the early ones
+    emergence/icl_score      nats; mean loss of a band of late positions minus that of early ones
+    emergence/icl_score_se   its standard error over the held-out sequences
+    emergence/icl_score/real, emergence/icl_score/generated    where the corpus has both kinds
+    emergence/icl_olsson     nats; loss at one late position minus loss at one early one
     val/loss, val/loss/<label>                mean held-out token loss in nats
+
+The ICL score of Olsson et al. 2022 (arXiv 2209.11895) takes positions 500 and 50 of 2,048; one
+position of a few hundred sequences has an error of a tenth of a nat. Bands have a fraction of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.model.build import eager_attention
 from mda.schema import EmergenceConfig
+from mda.training.loss import vocabulary_losses
 from mda.types import HeadId
 from mda.unit.metrics import HEAD_METRICS
 from mda.unit.tokens import repeated_tokens, token_distribution
 
-ICL_CONTEXT, ICL_LATE, ICL_EARLY = 2048, 500, 50  # Olsson et al. 2022, arXiv 2209.11895
+OLSSON_CONTEXT, OLSSON_LATE, OLSSON_EARLY = 2048, 500, 50
+GENERATED = "generated_"  # how the labels of generated text begin
+TOKENS = 2**14  # tokens that go through the model together
 
 
 @dataclass(frozen=True)
 class Probes:
     """What every checkpoint of every arm is measured on."""
 
-    repeated_MT: torch.Tensor  # int64, random tokens [M, 2 * length], the second copy = the first
+    repeated_MT: Tensor  # int64, random tokens [M, 2 * length], the second copy = the first
     length: int
-    held_out_MT1: torch.Tensor  # int64 [M, T + 1]
+    held_out_MT1: Tensor  # int64 [M, T + 1]
     held_out_labels: tuple[str, ...]  # one a held-out row
-    icl_late: int
-    icl_early: tuple[int, int]  # [start, end)
+    icl_late: tuple[int, int]  # positions [start, end)
+    icl_early: tuple[int, int]
 
 
 def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
@@ -47,10 +56,10 @@ def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
     probabilities = token_distribution(corpus.counts, corpus.special_ids, settings.distribution)
     generator = torch.Generator().manual_seed(settings.seed)
     held_out = np.asarray(corpus.held_out)
-    if len(held_out) > settings.held_out:
+    if settings.held_out is not None and len(held_out) > settings.held_out:
         rng = np.random.default_rng(settings.seed)
         held_out = np.sort(rng.choice(held_out, settings.held_out, replace=False))
-    late, early = icl_positions(corpus.seq_len, settings.icl_late, settings.icl_early)
+    late, early = icl_bands(corpus.seq_len, settings.icl_late, settings.icl_early)
     return Probes(
         repeated_MT=repeated_tokens(
             probabilities, settings.n_sequences, settings.length, generator=generator
@@ -63,36 +72,40 @@ def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
     )
 
 
-def icl_positions(
-    seq_len: int, late: int | None, early: Sequence[int] | None
-) -> tuple[int, tuple[int, int]]:
-    """Positions of the ICL score; None scales 500 and [0, 50) from a context of 2,048."""
-    scale = seq_len / ICL_CONTEXT
-    start, end = early or (0, max(1, round(ICL_EARLY * scale)))
-    return (round(ICL_LATE * scale) if late is None else late), (start, end)
+def icl_bands(
+    seq_len: int, late: Sequence[int] | None, early: Sequence[int] | None
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The late and the early band of the ICL score.
+
+    None means the second half, and the first 50 positions scaled from a context of 2,048.
+    """
+    first, last = late or (seq_len // 2, seq_len)
+    start, end = early or (0, max(1, round(OLSSON_EARLY * seq_len / OLSSON_CONTEXT)))
+    return (first, last), (start, end)
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, probes: Probes, batch: int = 64) -> dict[str, float]:
+def measure(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
     """All metrics of one model, in evaluation mode; the model's mode is restored."""
     training = model.training
     model.eval()
     try:
-        return {**_on_repeats(model, probes, batch), **_on_held_out(model, probes, batch)}
+        return {**_on_repeats(model, probes), **_on_held_out(model, probes)}
     finally:
         model.train(training)
 
 
-def _on_repeats(model: PreTrainedModel, probes: Probes, batch: int) -> dict[str, float]:
-    per_head: dict[str, list[torch.Tensor]] = {name: [] for name in HEAD_METRICS}
+def _on_repeats(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
+    per_head: dict[str, list[Tensor]] = {name: [] for name in HEAD_METRICS}
     gains = []
     with eager_attention(model):
-        for tokens_MT in probes.repeated_MT.to(model.device).split(batch):
-            out = model(input_ids=tokens_MT, output_attentions=True, use_cache=False)
+        for tokens_MT in _parts(model, probes.repeated_MT):
+            out = model.base_model(tokens_MT, output_attentions=True, use_cache=False)
             for name, metric in HEAD_METRICS.items():
                 heads = [metric(a, probes.length) for a in out.attentions]
                 per_head[name].append(torch.stack(heads, 1).double())  # [M, L, H]
-            gains.append(copy_gain(out.logits, tokens_MT, probes.length).double())
+            loss_MT = token_losses(model, out.last_hidden_state[:, :-1], tokens_MT[:, 1:])
+            gains.append(copy_gain(loss_MT, probes.length).double())
     row: dict[str, float] = {}
     for name, parts in per_head.items():
         values_MLH = torch.cat(parts)
@@ -107,41 +120,60 @@ def _on_repeats(model: PreTrainedModel, probes: Probes, batch: int) -> dict[str,
     return row
 
 
-def copy_gain(logits_MTV: torch.Tensor, tokens_MT: torch.Tensor, length: int) -> torch.Tensor:
+def copy_gain(loss_MT: Tensor, length: int) -> Tensor:
     """Per sequence, in nats: mean log p of second-copy tokens minus that of the same first ones.
 
-    Tokens 1 .. length - 1 of each copy count: the first token of a copy has nothing to be
-    copied from.
+    `loss_MT[:, t]` is that of predicting token t + 1. Tokens 1 .. length - 1 of each copy count:
+    the first token of a copy has nothing to be copied from.
     """
-    predicted_MTV = logits_MTV[:, :-1].float()
-    logp_MT = -F.cross_entropy(
-        predicted_MTV.flatten(0, 1), tokens_MT[:, 1:].flatten(), reduction="none"
-    ).view(len(tokens_MT), -1)
-    return logp_MT[:, length : 2 * length - 1].mean(1) - logp_MT[:, : length - 1].mean(1)
+    return loss_MT[:, : length - 1].mean(1) - loss_MT[:, length : 2 * length - 1].mean(1)
 
 
-def _on_held_out(model: PreTrainedModel, probes: Probes, batch: int) -> dict[str, float]:
+def _on_held_out(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
     parts = []
-    for tokens_MT1 in probes.held_out_MT1.to(model.device).split(batch):
-        logits_MTV = model(input_ids=tokens_MT1[:, :-1], use_cache=False).logits.float()
-        loss = F.cross_entropy(
-            logits_MTV.flatten(0, 1), tokens_MT1[:, 1:].flatten(), reduction="none"
-        )
-        parts.append(loss.view(len(tokens_MT1), -1).double())
+    for tokens_MT1 in _parts(model, probes.held_out_MT1):
+        hidden_MTD = model.base_model(tokens_MT1[:, :-1], use_cache=False).last_hidden_state
+        parts.append(token_losses(model, hidden_MTD, tokens_MT1[:, 1:]).double())
     loss_MT = torch.cat(parts).cpu()
-    row = {
-        "emergence/icl_score": icl_score(loss_MT, probes.icl_late, probes.icl_early),
-        "val/loss": loss_MT.mean().item(),
-    }
     labels = np.array(probes.held_out_labels)
+    score_M = icl_scores(loss_MT, probes.icl_late, probes.icl_early)
+    row = {
+        "emergence/icl_score": score_M.mean().item(),
+        "emergence/icl_score_se": (score_M.std() / len(score_M) ** 0.5).item(),
+    }
+    generated = torch.tensor([label.startswith(GENERATED) for label in labels])
+    if generated.any() and not generated.all():
+        row["emergence/icl_score/real"] = score_M[~generated].mean().item()
+        row["emergence/icl_score/generated"] = score_M[generated].mean().item()
+    row["emergence/icl_olsson"] = icl_olsson(loss_MT)
+    row["val/loss"] = loss_MT.mean().item()
     for label in sorted(set(probes.held_out_labels)):
         row[f"val/loss/{label}"] = loss_MT[torch.from_numpy(labels == label)].mean().item()
     return row
 
 
-def icl_score(loss_MT: torch.Tensor, late: int, early: tuple[int, int]) -> float:
-    """Loss at position `late` minus mean loss over the positions [start, end) of `early`.
+def icl_scores(loss_MT: Tensor, late: tuple[int, int], early: tuple[int, int]) -> Tensor:
+    """Mean loss over the late band minus that over the early one, of each sequence, [M].
 
-    Means over held-out sequences, in nats; lower means more learning in context.
+    In nats; lower means more learning in context.
     """
-    return (loss_MT[:, late].mean() - loss_MT[:, slice(*early)].mean()).item()
+    return loss_MT[:, slice(*late)].mean(1) - loss_MT[:, slice(*early)].mean(1)
+
+
+def icl_olsson(loss_MT: Tensor) -> float:
+    """Loss at position 500 minus loss at position 50, scaled from a context of 2,048, in nats."""
+    scale = loss_MT.shape[1] / OLSSON_CONTEXT
+    late, early = (round(position * scale) for position in (OLSSON_LATE, OLSSON_EARLY))
+    return (loss_MT[:, late].mean() - loss_MT[:, early].mean()).item()
+
+
+def token_losses(model: PreTrainedModel, hidden_MTD: Tensor, targets_MT: Tensor) -> Tensor:
+    """Loss in nats at every position, [M, T], from the last hidden states, logits in chunks."""
+    head = model.get_output_embeddings()
+    losses = vocabulary_losses(hidden_MTD.flatten(0, 1), head, targets_MT.flatten())  # type: ignore
+    return losses.view(targets_MT.shape)
+
+
+def _parts(model: PreTrainedModel, tokens_MS: Tensor) -> Iterator[Tensor]:
+    """Rows on the model's device, not more than `TOKENS` tokens at a time."""
+    yield from tokens_MS.to(model.device).split(max(1, TOKENS // tokens_MS.shape[1]))

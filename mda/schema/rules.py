@@ -33,18 +33,17 @@ def _data_lasts(c: Config) -> None:
 
 
 def _held_out_exists(c: Config) -> None:
-    if c.emergence.held_out > c.data.held_out:
+    if (c.emergence.held_out or 0) > c.data.held_out:
         limit = f"at most data.held_out={c.data.held_out}"
         raise refuse("emergence.held_out", c.emergence.held_out, limit)
 
 
 def _icl_positions_exist(c: Config) -> None:
-    early, late = c.emergence.icl_early, c.emergence.icl_late
-    limit = f"positions below data.seq_len={c.data.seq_len}"
-    if late is not None and late >= c.data.seq_len:
-        raise refuse("emergence.icl_late", late, limit)
-    if early is not None and early[1] > c.data.seq_len:
-        raise refuse("emergence.icl_early", early, limit)
+    for name in ("icl_late", "icl_early"):
+        band = getattr(c.emergence, name)
+        if band is not None and band[1] > c.data.seq_len:
+            limit = f"positions below data.seq_len={c.data.seq_len}"
+            raise refuse(f"emergence.{name}", band, limit)
 
 
 def _metric_probe_fits_context(c: Config) -> None:

@@ -143,14 +143,20 @@ class EmergenceConfig(Group):
         "unigram_sqrt", "what probe tokens are drawn from", one_of=DISTRIBUTIONS
     )
     seed: int = setting(0, "seed of the probe tokens", low=0, high=2**32 - 1)
-    held_out: int = setting(128, "held-out sequences for loss and ICL score", low=1)
-    icl_late: int | None = setting(None, "ICL position, null: 500 scaled from 2,048", low=1)
-    icl_early: list[int] | None = setting(
-        None, "ICL positions [start,end), null: [0,50] scaled from 2,048", low=0
+    held_out: int | None = setting(
+        None, "held-out sequences for loss and ICL score, null: all of them", low=2
     )
+    icl_late: list[int] | None = setting(
+        None, "late positions [start,end) of the ICL score, null: the second half", low=0
+    )
+    icl_early: list[int] | None = setting(
+        None, "early positions [start,end), null: the first 50 scaled from a context of 2,048",
+        low=0,
+    )  # fmt: skip
     onset: OnsetConfig = field(default_factory=OnsetConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.icl_early is not None and not is_range(self.icl_early):
-            raise self._refuse("icl_early", "[start,end] with start below end, or null")
+        for name in ("icl_late", "icl_early"):
+            if getattr(self, name) is not None and not is_range(getattr(self, name)):
+                raise self._refuse(name, "[start,end] with start below end, or null")
