@@ -68,15 +68,9 @@ class LossLog(pl.Callback):
     ) -> None:
         step, loss = pl_module.step, float(outputs["loss"])
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}, "
-                + (
-                    "the first after which anything could have been learned: the weights are finite, "
-                    "but give no finite loss"
-                    if step == self.first + 1
-                    else "where it was finite before: lower training.peak_lr"
-                )
-            )
+            known = "though the weights were finite before this first update of the run"
+            advice = known if step == self.first + 1 else "lower training.peak_lr"
+            raise FloatingPointError(f"the loss is {loss} at step {step}: {advice}")
         row = {
             "step": step,
             "tokens": step * self.tokens_per_step,

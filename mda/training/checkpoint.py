@@ -102,8 +102,7 @@ def _refuse_misfit(path: Path, weights: Mapping[str, torch.Tensor], model: torch
 
 def _refuse_names(path: Path, missing: set[str], unknown: set[str]) -> None:
     said = [
-        f"{word} {', '.join(sorted(names)[:3])}"
-        + (f" and {len(names) - 3} more") * (len(names) > 3)
+        f"{word} {', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''}"
         for word, names in (("lacks", missing), ("has the unknown", unknown))
         if names
     ]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.plugins.environments import ClusterEnvironment  # type: ignore
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore
 from transformers import PreTrainedModel
 
 from mda.schema import ConfigError, TrainingConfig
@@ -140,7 +140,8 @@ def fit(
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silences Lightning's advice on things that are so by design (workers, loggers, steps)."""
-    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+    own = "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"
+    for name in (*own, "lightning_fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")

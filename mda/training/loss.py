@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def sample_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Ten
     output embedding times the last hidden state, as those of GPT-NeoX, Llama and OLMo-2 are.
     """
     inputs_BT, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:].flatten()
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if len(targets) * len(head.weight) <= LOGITS:
         logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
         losses = _cross_entropy(logits_BTV.flatten(0, 1), targets)

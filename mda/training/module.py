@@ -61,8 +61,7 @@ class LanguageModel(pl.LightningModule):
             group["lr"] = rate
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         tokens, weights = self._share(batch["tokens"], batch["weights"])
         loss = accumulate_gradients(
