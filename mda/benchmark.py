@@ -31,7 +31,10 @@ class Clock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.wall_s += time.perf_counter() - self._start[0]
         self.cpu_s += time.process_time() - self._start[1]

@@ -125,11 +125,11 @@ def fit(
     resume: Path | None,
 ) -> None:
     """Train from step `first` to the plan's end. Raises KeyboardInterrupt after Ctrl-C."""
-    if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = LanguageModel(model.train(), settings, first, resume)
     try:
         with quiet():
+            if settings.activation_checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            module = LanguageModel(model.train(), settings, first, resume)
             trainer.fit(module, ScheduleData(corpus, plan, first))
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -139,10 +139,11 @@ def fit(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences Lightning's advice on things that are so by design (workers, loggers, steps)."""
+    """Silences the libraries' advice on things that are so by design (workers, steps)."""
     own = "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"
     for name in (*own, "lightning_fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
         yield

@@ -9,7 +9,6 @@ often the run was killed.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +22,6 @@ from mda.training.callbacks import Checkpoints, LossLog
 from mda.training.datamodule import Rows
 from mda.training.devices import Job, joined, refuse_nested
 from mda.training.fit import Process, fit, make_trainer
-from mda.training.module import switch_off_dropout
 from mda.training.progress import StepBar
 from mda.training.table import RowLog
 from mda.types import Schedule
@@ -73,11 +71,6 @@ def train(
         return
     keep = Checkpoints(root, checkpoints, resumed=first if done else None)
     bar = [StepBar(progress, plan.end)] if progress else []
-    for name, rate in switch_off_dropout(model).items():
-        print(
-            f"{name}={rate} of the model is switched off: runs of one schedule would differ by it",
-            file=sys.stderr,
-        )
     callbacks = [*tables, keep, *bar]
     if settings.devices == 1:
         trainer = make_trainer(settings, plan.end - first, Process(), callbacks)

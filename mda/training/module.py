@@ -114,24 +114,3 @@ def refuse_non_finite(model: torch.nn.Module) -> None:
             f"before any update, {len(bad)} of the model's tensors hold values that are not "
             f"finite, the first is {bad[0]}: the weights came in bad"
         )
-
-
-def switch_off_dropout(model: PreTrainedModel) -> dict[str, float]:
-    """Set every dropout rate of a model to 0; returns the settings that were not, with their rate.
-
-    With dropout two runs of the same schedule differ, and a control arm is no longer its base run.
-    """
-    found = {
-        name: rate
-        for name, rate in vars(model.config).items()
-        if "drop" in name and type(rate) is float and rate and not name.startswith("classifier")
-    }
-    for name in found:
-        setattr(model.config, name, 0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, rate in vars(module).items():
-            if "drop" in name and type(rate) is float:
-                setattr(module, name, 0.0)
-    return found

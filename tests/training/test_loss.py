@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mda.model.pythia import scratch
-from mda.schema import ModelConfig
+from mda.model.build import scratch
+from mda.schema import ScratchConfig
 from mda.training import loss as loss_module
 from mda.training.loss import (
     _in_checkpointed_chunks,
@@ -16,7 +16,7 @@ from mda.training.loss import (
     vocabulary_losses,
 )
 
-SHAPE = ModelConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
+SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 EDITED = [1.0, 0.0, 2.0, 1.0, 0.5, 1.0, 1.0]  # seven rows where the batch size is 5
 
 

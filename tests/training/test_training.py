@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from mda.data.stream import schedule, stream_order
 from mda.emergence.callback import EmergenceCurve, curve_steps
 from mda.emergence.measure import make_probes
-from mda.model.pythia import scratch
-from mda.schema import EmergenceConfig, ModelConfig, TrainingConfig
+from mda.model.build import scratch
+from mda.schema import EmergenceConfig, ScratchConfig, TrainingConfig
 from mda.training import checkpoint
 from mda.training.loop import train
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
 
-SHAPE = ModelConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
+SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 SETTINGS = TrainingConfig(
     batch_size=4, total_steps=24, warmup_steps=4, peak_lr=1e-2, accelerator="cpu", threads=1
 )

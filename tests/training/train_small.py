@@ -1,6 +1,6 @@
-"""A program for the tests: trains a model of seconds, as its arguments say, and prints how it ended.
+"""A program for the tests: trains a model of seconds, with settings from the command line.
 
-    python train_small.py FOLDER '{"devices": 2}' [updates]
+    python train_small.py FOLDER '{"devices": 2}' UPDATES
 """
 
 import json
@@ -12,12 +12,12 @@ import torch
 
 from mda.data.stream import open_corpus, schedule, stream_order
 from mda.data.tokens import build_tokens, map_rows
-from mda.model.pythia import scratch
-from mda.schema import ModelConfig, TrainingConfig
+from mda.model.build import scratch
+from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loop import train
 from mda.types import Schedule
 
-SHAPE = ModelConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
+SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 
 
 def corpus(folder: Path):
