@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import os
+import signal
 import sys
 import tempfile
 from argparse import Namespace
@@ -70,7 +71,7 @@ def main(program: Program, needs: Sequence[str], preview: Preview | None = None)
     except ConfigError as error:
         _refuse(error)
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    with tempfile.TemporaryDirectory() as folder:
+    with _ended_by_signals(), tempfile.TemporaryDirectory() as folder:
         if int(os.environ.get("RANK", "0")) > 0:  # of torchrun's processes the first writes
             sys.argv.append(f"hydra.run.dir={folder}")
         try:
@@ -177,6 +178,37 @@ def _running(
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     with jobs.recorded(folder, program, overrides, plain):
         yield
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End with exit code 143 after SIGTERM and 130 after Ctrl-C, as a shell expects it.
+
+    What the block has open is closed on the way out. Jobs in other processes are not waited for:
+    they end when this one does.
+    """
+
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _leave(130)
+    except SystemExit as stop:
+        if stop.code == 143:
+            _leave(143)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+def _leave(code: int) -> NoReturn:
+    print("stopped; the same command goes on from here", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _fix_threads(cfg: DictConfig, at_once: int) -> None:

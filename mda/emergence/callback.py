@@ -51,7 +51,7 @@ class EmergenceCurve(pl.Callback):
 
     def _measure(self, trainer: pl.Trainer, module: LanguageModel) -> None:
         step = module.step
-        if step not in self.steps or not trainer.is_global_zero:
+        if step not in self.steps:
             return
         row = {"step": step, "tokens": step * self.tokens_per_step}
         row |= {**measure(module.model, self.probes), **self.follow(module.model)}

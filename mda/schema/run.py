@@ -85,8 +85,17 @@ class TrainingConfig(Group):
 
     key: ClassVar[str] = "training"
     batch_size: int = setting(8, "sequences in a step", low=1)
+    micro_batch_size: int | None = setting(
+        None, "sequences in a forward pass, null: all of a step's; sets the memory", low=1
+    )
+    activation_checkpointing: bool = setting(
+        False, "compute activations twice instead of keeping them; for memory"
+    )
     total_steps: int = setting(6000, "steps of the learning-rate schedule", low=1)
     stop_step: int | None = setting(None, "end the run early at this step, null: run all", low=1)
+    schedule: str = setting(
+        "cosine", "learning rate over the steps, neox: GPT-NeoX's", one_of=("cosine", "neox")
+    )
     peak_lr: float = setting(3e-3, "learning rate after warm-up", above=0)
     min_lr_ratio: float = setting(0.1, "last learning rate as a share of the peak", low=0, high=1)
     warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
@@ -116,6 +125,9 @@ class TrainingConfig(Group):
             raise self._refuse("warmup_steps", f"fewer than {steps}")
         if self.last_step > self.total_steps:
             raise self._refuse("stop_step", f"at most {steps}, or null")
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            limit = f"at most training.batch_size={self.batch_size}, or null"
+            raise self._refuse("micro_batch_size", limit)
         if self.batch_size % self.devices:
             raise self._refuse("devices", f"a divisor of training.batch_size={self.batch_size}")
         if self.precision == "16-mixed" and self.accelerator == "cpu":

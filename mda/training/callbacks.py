@@ -42,7 +42,8 @@ class Checkpoints(pl.Callback):
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: LanguageModel) -> None:
-        checkpoint.save(self.root, module.step, module.model, trainer.optimizers[0])
+        scale = trainer.precision_plugin.state_dict()
+        checkpoint.save(self.root, module.step, module.model, trainer.optimizers[0], scale)
         before, self.last = self.last, module.step
         if before is not None and before not in self.declared and before != self.last:
             shutil.rmtree(checkpoint.checkpoint_folder(self.root, before))
@@ -59,7 +60,7 @@ class LossLog(pl.Callback):
 
     def resume(self, step: int, log: RowLog) -> None:
         """Cut the table back to `step` and log again what it holds."""
-        self.emit = log
+        self.first, self.emit = step, log
         replay(self.table, step, log, self.EVERY, wanted=range(self.start + 1, step + 1))
 
     def on_train_batch_end(
@@ -67,9 +68,9 @@ class LossLog(pl.Callback):
     ) -> None:
         step, loss = pl_module.step, float(outputs["loss"])
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {step}: lower training.peak_lr")
-        if not trainer.is_global_zero:
-            return
+            known = "though the weights were finite before this first update of the run"
+            advice = known if step == self.first + 1 else "lower training.peak_lr"
+            raise FloatingPointError(f"the loss is {loss} at step {step}: {advice}")
         row = {
             "step": step,
             "tokens": step * self.tokens_per_step,

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from mda.data.stream import Corpus
 from mda.types import Schedule
+
+
+class Rows(Protocol):
+    """What training asks of a corpus."""
+
+    @property
+    def seq_len(self) -> int: ...
+
+    def rows(self, sample_ids: np.ndarray) -> torch.Tensor: ...
 
 
 class StepDataset(IterableDataset):
     """Batches of the schedule's steps [first, end), one dictionary each."""
 
-    def __init__(self, corpus: Corpus, plan: Schedule, first: int):
+    def __init__(self, corpus: Rows, plan: Schedule, first: int):
         self.corpus, self.plan, self.first = corpus, plan, first
 
     def __len__(self) -> int:
@@ -34,7 +44,7 @@ class StepDataset(IterableDataset):
 class ScheduleData(pl.LightningDataModule):
     """Serves a schedule from step `first` on."""
 
-    def __init__(self, corpus: Corpus, plan: Schedule, first: int):
+    def __init__(self, corpus: Rows, plan: Schedule, first: int):
         super().__init__()
         self.dataset = StepDataset(corpus, plan, first)
 

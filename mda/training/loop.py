@@ -8,25 +8,20 @@ often the run was killed.
 
 from __future__ import annotations
 
-import logging
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-import pytorch_lightning as pl
-import torch
 from transformers import PreTrainedModel
 
-from mda.data.stream import Corpus
 from mda.schema import TrainingConfig
 from mda.store import Torn
 from mda.training import checkpoint
 from mda.training.callbacks import Checkpoints, LossLog
-from mda.training.datamodule import ScheduleData
-from mda.training.module import LanguageModel
+from mda.training.datamodule import Rows
+from mda.training.devices import Job, joined, refuse_nested
+from mda.training.fit import Process, fit, make_trainer
 from mda.training.progress import StepBar
 from mda.training.table import RowLog
 from mda.types import Schedule
@@ -38,24 +33,10 @@ class Resumable(Protocol):
     def resume(self, step: int, log: RowLog) -> None: ...
 
 
-class Training(LanguageModel):
-    """The module, started from a checkpoint folder where there is one."""
-
-    def __init__(self, model, settings: TrainingConfig, first_step: int, resume: Path | None):
-        super().__init__(model, settings, first_step)
-        self.resume = resume
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = super().configure_optimizers()
-        if self.resume is not None:
-            checkpoint.load(self.resume, self.model, optimizer)
-        return optimizer
-
-
 def train(
     folder: Path,
     model: PreTrainedModel,
-    corpus: Corpus,
+    corpus: Rows,
     plan: Schedule,
     settings: TrainingConfig,
     *,
@@ -90,30 +71,12 @@ def train(
         return
     keep = Checkpoints(root, checkpoints, resumed=first if done else None)
     bar = [StepBar(progress, plan.end)] if progress else []
-    with _quiet():
-        trainer = pl.Trainer(
-            max_steps=plan.end - first,
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            precision=settings.precision,  # type: ignore[arg-type]  # checked by the schema
-            gradient_clip_val=settings.grad_clip or None,
-            callbacks=[*tables, keep, *bar],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        trainer.fit(
-            Training(model.train(), settings, first, resume), ScheduleData(corpus, plan, first)
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Lightning's advice on things that are so by design (workers, loggers, steps)."""
-    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        yield
+    callbacks = [*tables, keep, *bar]
+    if settings.devices == 1:
+        trainer = make_trainer(settings, plan.end - first, Process(), callbacks)
+        return fit(trainer, model, corpus, plan, settings, first, resume)
+    refuse_nested(settings.devices)
+    job = Job(type(model), model.config, corpus.seq_len, plan, settings, first, resume)
+    with joined(settings.devices, job) as process:
+        trainer = make_trainer(settings, plan.end - first, process, callbacks)
+        fit(trainer, model, corpus, plan, settings, first, resume)

@@ -1,48 +1,116 @@
-"""What is optimised: the weighted next-token loss of a schedule's samples."""
+"""What is optimised, and how one update goes: the weighted next-token loss under AdamW."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from mda.schema import TrainingConfig
+from mda.training import checkpoint
+from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw, learning_rate
 
 
-def sample_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss of each sample in nats, [B]."""
-    logits_BTV = model(input_ids=tokens_BT1[:, :-1], use_cache=False).logits
-    loss_BT = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), tokens_BT1[:, 1:].flatten(), reduction="none"
-    )
-    return loss_BT.view(len(tokens_BT1), -1).mean(1)
-
-
 class LanguageModel(pl.LightningModule):
-    """GPTNeoX under AdamW; `first_step` updates lie before this trainer's own step 0."""
+    """A causal language model under AdamW; `first_step` updates lie before this trainer's step 0.
 
-    def __init__(self, model: PreTrainedModel, settings: TrainingConfig, first_step: int = 0):
+    Starts from the checkpoint folder `resume` where there is one. One batch is one update,
+    however many micro-batches it is cut into and processes share it.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: TrainingConfig,
+        first_step: int = 0,
+        resume: Path | None = None,
+    ):
         super().__init__()
+        self.automatic_optimization = False
         self.model = model
         self.settings = settings
         self.first_step = first_step
+        self.resume = resume
 
     @property
     def step(self) -> int:
         """Updates done since the run's very beginning."""
         return self.first_step + self.global_step
 
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = adamw(self.model, self.settings)
+        if self.resume is not None:
+            checkpoint.load(self.resume, self.model, optimizer)
+            self.trainer.precision_plugin.load_state_dict(checkpoint.loss_scale(self.resume))
+        refuse_non_finite(self.model)
+        return optimizer
+
+    def on_train_start(self) -> None:
+        if self.settings.threads is not None:  # Lightning's start of several processes sets its own
+            torch.set_num_threads(self.settings.threads)
+
     def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         rate = learning_rate(self.step, self.settings)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
 
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        # Divided by the unedited batch size: editing one sample leaves the others' share as is.
-        losses_B = sample_losses(self.model, batch["tokens"])
-        return (batch["weights"] * losses_B).sum() / batch["batch_size"]
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        tokens, weights = self._share(batch["tokens"], batch["weights"])
+        loss = accumulate_gradients(
+            self.model,
+            tokens,
+            weights,
+            batch["batch_size"],
+            self.settings.micro_batch_size,
+            self._backward,
+        )
+        self._clip(optimizer.optimizer)
+        optimizer.step()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(loss)
+        return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return adamw(self.model, self.settings)
+    def _share(
+        self, tokens: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """This process's rows of a batch, every world-th; the first process has read them all."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        if world > 1:
+            dist.broadcast(tokens, 0)
+        return tokens[rank::world], weights[rank::world]
+
+    def _backward(self, loss: torch.Tensor, last: bool) -> None:
+        # Gradients are exchanged once an update. They come back as the mean over the processes,
+        # where the schedule wants the sum.
+        world = self.trainer.world_size
+        strategy: Any = self.trainer.strategy
+        with nullcontext() if last or world == 1 else strategy.block_backward_sync():
+            self.manual_backward(loss * world if world > 1 else loss)
+
+    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the norm of the whole update's gradient."""
+        if not self.settings.grad_clip:
+            return
+        # The fused optimiser takes the loss scale of fp16 out by itself, but after the clipping.
+        if scaler := getattr(self.trainer.precision_plugin, "scaler", None):
+            scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip)
+
+
+def refuse_non_finite(model: torch.nn.Module) -> None:
+    """Raise FloatingPointError, naming a tensor, where weights are NaN or infinite."""
+    bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        raise FloatingPointError(
+            f"before any update, {len(bad)} of the model's tensors hold values that are not "
+            f"finite, the first is {bad[0]}: the weights came in bad"
+        )

@@ -26,14 +26,23 @@ def adamw(model: torch.nn.Module, settings: TrainingConfig) -> torch.optim.AdamW
 
 
 def learning_rate(step: int, settings: TrainingConfig) -> float:
-    """Learning rate of update `step` (0-based): linear warm-up, then cosine to the floor.
+    """Learning rate of update `step` (0-based), as `training.schedule` says.
 
-    warm-up: peak (step + 1) / warmup; then peak (m + (1 - m) (1 + cos(pi u)) / 2) with
-    m = min_lr_ratio and u the fraction of the remaining steps that is done.
+    With peak p, floor m p (m = min_lr_ratio), W = warmup_steps and E = total_steps:
+
+        cosine   p (step + 1) / W in the warm-up; then p (m + (1 - m) (1 + cos(pi u)) / 2), with
+                 u = (step - W) / (E - W)
+        neox     p step / W up to step = W; then max(m p, p (1 + cos(pi (min(step, E - W) - W) / E))
+                 / 2): as GPT-NeoX computes it, whose first update has the rate 0
     """
-    peak, warmup = settings.peak_lr, settings.warmup_steps
+    peak, warmup, total = settings.peak_lr, settings.warmup_steps, settings.total_steps
+    floor = settings.min_lr_ratio
+    if settings.schedule == "neox":
+        if warmup and step <= warmup:
+            return peak * step / warmup
+        done = (min(step, total - warmup) - warmup) / total
+        return max(floor * peak, peak / 2 * (math.cos(math.pi * done) + 1))
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, settings.total_steps - warmup)
-    floor = settings.min_lr_ratio
+    done = (step - warmup) / max(1, total - warmup)
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))

@@ -13,8 +13,6 @@ class StepBar(pl.Callback):
 
     def __init__(self, name: str, last_step: int):
         self.name, self.last_step = name, last_step
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -23,6 +21,8 @@ class StepBar(pl.Callback):
             TextColumn("ETA"),
             TimeRemainingColumn(),
         )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
         self.bar.start()
         self.task = self.bar.add_task(
             self.name, total=self.last_step, completed=pl_module.step, loss="-"
@@ -36,9 +36,13 @@ class StepBar(pl.Callback):
             self.bar.update(self.task, completed=pl_module.step, loss=loss)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
-        self.bar.stop()
+        self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: LanguageModel, exception: BaseException
     ) -> None:
-        self.bar.stop()
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar.live.is_started:  # a run may end before its first update
+            self.bar.stop()

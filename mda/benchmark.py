@@ -1,0 +1,110 @@
+"""Timing that knows how busy the machine was.
+
+What is compared takes turns, each turn as short as possible, so that a busy spell meets all sides
+alike. A `Clock` adds up the wall and CPU time of one side's turns. A `Load` says which share of
+the cores others took meanwhile: above a tenth, wall times and their ratios are not reliable, and
+the ratio of the CPU times is the better figure (for sides that do not wait).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+RELIABLE = 0.1
+"""Share of the cores that others may take."""
+
+
+class Clock:
+    """Own wall and CPU time in seconds, added up over every `with clock:` block."""
+
+    def __init__(self) -> None:
+        self.wall_s = self.cpu_s = 0.0
+
+    def __enter__(self) -> Clock:
+        self._start = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.wall_s += time.perf_counter() - self._start[0]
+        self.cpu_s += time.process_time() - self._start[1]
+
+
+class Load:
+    """Share of the machine's cores that other processes take, from its making on."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time(), _busy_s()
+
+    def others(self) -> float | None:
+        """The share so far, 0 to 1; None where the system doesn't say (other than Linux)."""
+        wall, own, busy = self.start
+        now = _busy_s()
+        if busy is None or now is None:
+            return None
+        taken = (now - busy) - (time.process_time() - own)
+        cores = os.cpu_count() or 1
+        return min(1.0, max(0.0, taken / (cores * (time.perf_counter() - wall))))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one side takes as another: its median, least and most over rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    @classmethod
+    def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
+        """Of two sides' seconds, one figure a round. Raises ValueError for unequal lengths."""
+        ratios = [a / b for a, b in zip(above, below, strict=True)]
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]], rounds: int, turns: int = 1
+) -> dict[str, list[Clock]]:
+    """Call the sides in turn, `turns` times a round; one clock a round for each side."""
+    clocks: dict[str, list[Clock]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        current = {name: Clock() for name in sides}
+        for _ in range(turns):
+            for name, side in sides.items():
+                with current[name]:
+                    side()
+        for name, clock in current.items():
+            clocks[name].append(clock)
+    return clocks
+
+
+def verdict(others: float | None) -> str:
+    """One sentence on how far the figures can be trusted."""
+    if others is None:
+        return "how busy the machine was is not known on this system"
+    said = f"other processes took {others:.0%} of the cores"
+    return said if others <= RELIABLE else f"{said}: not reliable"
+
+
+def _busy_s() -> float | None:
+    """CPU seconds that all processes of this machine have used since it started."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _, _, irq, softirq, steal = map(
+        int, stat.read_text().splitlines()[0].split()[1:9]
+    )
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

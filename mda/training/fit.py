@@ -1,0 +1,149 @@
+"""One process's part of a training run: Lightning's trainer, made and run."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import ClusterEnvironment  # type: ignore
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore
+from transformers import PreTrainedModel
+
+from mda.schema import ConfigError, TrainingConfig
+from mda.training.datamodule import Rows, ScheduleData
+from mda.training.module import LanguageModel
+from mda.types import Schedule
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for each other: one may be measuring; a dead one is noticed at once."""
+
+
+class Process(ClusterEnvironment):
+    """Process `rank` of the `world` that this run started on this machine.
+
+    Given to Lightning, so that it does not look for others in what Slurm or torchrun left in the
+    environment: a job of `sbatch -n 4` is still one process.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, port: int = 0):
+        self.rank, self.world, self.port = rank, world, port
+
+    creates_processes_externally = True  # type: ignore[assignment]
+    main_address = "127.0.0.1"  # type: ignore[assignment]
+
+    @property
+    def main_port(self) -> int:
+        return self.port
+
+    @staticmethod
+    def detect() -> bool:
+        return False
+
+    def world_size(self) -> int:
+        return self.world
+
+    def set_world_size(self, size: int) -> None:
+        pass
+
+    def global_rank(self) -> int:
+        return self.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        pass
+
+    def local_rank(self) -> int:
+        return self.rank
+
+    def node_rank(self) -> int:
+        return 0
+
+
+class ProgramSignals(pl.Callback):
+    """Gives SIGTERM back to the program.
+
+    Lightning's own handler ends a run with exit code 0, and talks to the other processes from
+    within the handler, where they may be in the middle of another exchange.
+    """
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, *_: object) -> None:
+        if threading.current_thread() is threading.main_thread() and self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
+
+
+def make_trainer(
+    settings: TrainingConfig, updates: int, process: Process, callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
+    """The trainer of one process. Raises ConfigError for devices that this machine lacks."""
+    several: dict[str, Any] = {}
+    if process.world > 1:
+        several["strategy"] = DDPStrategy(timeout=PATIENCE, broadcast_buffers=False)
+    try:
+        with quiet():
+            trainer = pl.Trainer(
+                max_steps=updates,
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                precision=settings.precision,  # type: ignore[arg-type]  # checked by the schema
+                callbacks=[ProgramSignals(), *callbacks],
+                plugins=[process],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                **several,
+            )
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"training.accelerator={settings.accelerator} training.devices={settings.devices} is "
+            f"refused: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if settings.precision == "16-mixed" and not hasattr(trainer.precision_plugin, "scaler"):
+        raise ConfigError("training.precision=16-mixed is refused; accepted without a GPU: 32-true")
+    return trainer
+
+
+def fit(
+    trainer: pl.Trainer,
+    model: PreTrainedModel,
+    corpus: Rows,
+    plan: Schedule,
+    settings: TrainingConfig,
+    first: int,
+    resume: Path | None,
+) -> None:
+    """Train from step `first` to the plan's end. Raises KeyboardInterrupt after Ctrl-C."""
+    try:
+        with quiet():
+            if settings.activation_checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            module = LanguageModel(model.train(), settings, first, resume)
+            trainer.fit(module, ScheduleData(corpus, plan, first))
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the libraries' advice on things that are so by design (workers, steps)."""
+    own = "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"
+    for name in (*own, "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", "`gradient_checkpointing_enable`", FutureWarning)
+        yield
