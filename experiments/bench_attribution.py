@@ -1,15 +1,17 @@
 """Measure what attribution costs, in plain training passes over the same sequences.
 
-A training pass is forward, `F.cross_entropy` on the logits of transformers' GPTNeoX (sdpa) and
-backward, without optimizer step. Against it, for random weights and tokens: scoring every head
-(`score_all_ratio`), scoring one head in the middle layer (`score_one_ratio`), and both EK-FAC
-passes for all heads (`fit_ratio`). `score_layer_ratio` divides the time for all heads by that for
-the heads of the lowest layer, whose gradients come all the way down as well: what the other
-layers' heads add. `score_middle_layer_ratio` divides by the middle layer's, a shorter way.
+A training pass is forward, `F.cross_entropy` on the logits of transformers' model (sdpa) and
+backward, without optimizer step. Against it, for random weights and tokens: scoring all heads, one
+head of the middle layer, all MLP neurons, heads with neurons and whole modules in one pass, and
+both EK-FAC passes for all heads. `heads / lowest layer` divides the time for all heads by that for
+the lowest layer's, whose gradients come all the way down as well; `heads / middle layer` by the
+middle layer's, a shorter way.
 
-All sides run in this process under the default allocator and take turns, each at its own best
-batch size; a ratio is that of the medians over the rounds. Peak memory is that of a process of
-its own that scores N sequences, and of one that scores 2N.
+All sides run in this process under the default allocator and take turns, a batch each; each side
+has its own best batch size. A ratio is the median over the rounds, with the least and the most; the
+second one is of the process's own CPU seconds, which other work on the cores disturbs less. With
+more than a tenth of the cores taken by others the figures are called not reliable. Peak memory is
+that of a process of its own that scores N sequences, and of one that scores 2N.
 
     python experiments/bench_attribution.py [--shapes nano,pythia-14m] [--rounds 7] [--json FILE]
 """
@@ -19,32 +21,47 @@ import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mda.model.head_layout import model_shape
-from mda.model.pythia import scratch
-from mda.unit.subspace import BlockId, Subspace, Units, all_heads, single_head
-from transformers import GPTNeoXForCausalLM
 
+from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
 from mda.estimator.ekfac import Labels, fit_curvature
-from mda.estimator.score import make_directions, score_samples
-from mda.types import HeadId
+from mda.estimator.score import score_samples
+from mda.model.architecture import HEAD_BLOCKS, architecture
+from mda.model.build import scratch
+from mda.schema import ScratchConfig
+from mda.types import HeadId, Part, Unit
+from mda.unit.blocks import Directions
 
-SEQ_LEN = {"nano": 128, "pythia-14m": 512}
-SEQUENCES = {"nano": 64, "pythia-14m": 4}  # in one turn of one side
-BATCH_SIZES = {"nano": (8, 16, 32), "pythia-14m": (1, 2, 4)}
-SUBSPACE = Subspace()
+SMOLLM2 = ScratchConfig(
+    name="smollm2-135m", family="llama", n_layers=30, d_model=576, n_heads=9, n_key_value_heads=3,
+    d_ff=1536, vocab_size=49152, max_seq_len=2048,
+)  # fmt: skip
+SHAPES = {  # tokens of a sequence, sequences of a turn, batch sizes that are tried
+    "nano": (128, 32, (8, 16, 32)),
+    "pythia-14m": (512, 4, (1, 2, 4)),
+    "smollm2-135m": (512, 1, (1,)),
+}
+RATIOS = {  # name -> (above, below)
+    "heads": ("heads", "train"),
+    "one head": ("one head", "train"),
+    "neurons / heads": ("neurons", "heads"),
+    "heads+neurons+modules / heads": ("together", "heads"),
+    "EK-FAC fit": ("fit", "train"),
+    "heads / lowest layer": ("heads", "lowest layer"),
+    "heads / middle layer": ("heads", "middle layer"),
+}
 
-Side = Callable[[np.ndarray, int], None]
+Side = Callable[[np.ndarray, int], object]
 """One side of the comparison: passes over these sample ids, so many at a time."""
 
 
@@ -52,23 +69,58 @@ class Bench:
     """A model with random weights, random tokens, and the sides that are compared."""
 
     def __init__(self, shape: str) -> None:
-        self.model: GPTNeoXForCausalLM = scratch(compose([f"model={shape}"]).model, seed=0)
-        generator = torch.Generator().manual_seed(0)
-        size = (256, SEQ_LEN[shape] + 1)
-        self.tokens = torch.randint(self.model.config.vocab_size, size, generator=generator)
-        n_layers, n_heads, d_model, d_head = model_shape(self.model)
+        sizes: Any = SMOLLM2 if shape == SMOLLM2.name else compose([f"model={shape}"]).model
+        self.model = scratch(sizes, seed=0)
+        self.architecture = arch = architecture(self.model)
+        self.generator = torch.Generator().manual_seed(0)
+        size = (64, SHAPES[shape][0] + 1)
+        self.tokens = torch.randint(sizes.vocab_size, size, generator=self.generator)
+        layers, middle = range(arch.n_layers), arch.n_layers // 2
+        heads, neurons = self.heads(layers), self.neurons(layers)
         self.units = {
-            "score_all": all_heads(n_layers, n_heads),
-            "score_one": single_head(HeadId(n_layers // 2, 0)),
-            "score_layer": heads_of(0, n_heads),
-            "score_middle_layer": heads_of(n_layers // 2, n_heads),
+            "heads": heads,
+            "one head": self.heads([middle], only=0),
+            "lowest layer": self.heads([0]),
+            "middle layer": self.heads([middle]),
+            "neurons": neurons,
+            "together": heads + neurons + self.modules(layers),
         }
-        sizes = {"qk": (d_model, 2 * d_head), "v": (d_model, d_head), "o": (d_head, d_model)}
-        self.directions = {
-            BlockId(layer, block): torch.randn(n_heads, *sizes[block], generator=generator)
-            for layer in range(n_layers)
-            for block in SUBSPACE.blocks
+        self.blocks = heads.blocks
+
+    def heads(self, layers, only: int | None = None) -> Directions:
+        """A random direction for every head of some layers, or for one head of each."""
+        numbers = range(self.architecture.n_heads) if only is None else [only]
+        blocks = {layer: self.architecture.head_blocks(layer) for layer in layers}
+        units = [
+            Unit(str(HeadId(at, n)), tuple(Part(own[b], n) for b in HEAD_BLOCKS))
+            for at, own in blocks.items()
+            for n in numbers
+        ]
+        return self._random(units, [b for own in blocks.values() for b in own.values()])
+
+    def neurons(self, layers) -> Directions:
+        """A random direction for every neuron of some layers, its output row included."""
+        blocks = {layer: self.architecture.neuron_blocks(layer) for layer in layers}
+        units = [
+            Unit(f"L{at}N{n}", tuple(Part(block, n) for block in own.values()))
+            for at, own in blocks.items()
+            for n in range(self.architecture.d_ff)
+        ]
+        return self._random(units, [b for own in blocks.values() for b in own.values()])
+
+    def modules(self, layers) -> Directions:
+        """A random direction for every attention and every MLP as a whole."""
+        owned = {
+            f"L{at}.{part}": self.architecture.module_blocks(at, part)
+            for at in layers
+            for part in ("attention", "mlp")
         }
+        units = [Unit(name, tuple(Part(b, 0) for b in blocks)) for name, blocks in owned.items()]
+        return self._random(units, [block for blocks in owned.values() for block in blocks])
+
+    def _random(self, units, blocks) -> Directions:
+        tensors = {b: torch.randn(b.shape, generator=self.generator) for b in blocks}
+        return Directions.of(units, tensors)
 
     def rows(self, sample_ids: np.ndarray) -> torch.Tensor:
         return self.tokens[sample_ids % len(self.tokens)]
@@ -80,56 +132,54 @@ class Bench:
             logits = self.model(batch[:, :-1]).logits
             F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
 
-    def score(self, units: Units, sample_ids: np.ndarray, batch_size: int) -> None:
-        directions = make_directions(self.model, self.directions, SUBSPACE, units)
-        score_samples(self.model, self.rows, sample_ids, directions, units, batch_size)
+    def score(self, name: str, sample_ids: np.ndarray, batch_size: int) -> None:
+        self.model.zero_grad(set_to_none=True)
+        score_samples(self.model, self.rows, sample_ids, self.units[name], batch_size)
 
     def fit(self, sample_ids: np.ndarray, batch_size: int) -> None:
-        layers = range(self.model.config.num_hidden_layers)
-        fit_curvature(self.model, self.rows, sample_ids, layers, SUBSPACE, Labels(), batch_size)
+        self.model.zero_grad(set_to_none=True)
+        fit_curvature(self.model, self.rows, sample_ids, self.blocks, Labels(), batch_size)
 
     def sides(self) -> dict[str, Side]:
-        """Every side by name; `train` is the one the others are divided by."""
-        scores = {
-            name: lambda ids, size, units=units: self.score(units, ids, size)
-            for name, units in self.units.items()
-        }
+        """Every side by name; `train` is the one that others are divided by."""
+        scores = {name: partial(self.score, name) for name in self.units}
         return {"train": self.train, **scores, "fit": self.fit}
 
 
-def heads_of(layer: int, n_heads: int) -> Units:
-    """Every head of one layer, a unit each."""
-    heads = [HeadId(layer, head) for head in range(n_heads)]
-    return Units(tuple(map(str, heads)), tuple((head,) for head in heads))
-
-
-def seconds(side: Side, n: int, batch_size: int) -> float:
-    """Wall time for one sequence."""
-    start = time.perf_counter()
-    side(np.arange(n), batch_size)
-    return (time.perf_counter() - start) / n
-
-
-def measure(shape: str, rounds: int) -> dict[str, float]:
-    """Seconds per sequence and ratios to a training pass, each side at its best batch size."""
-    bench, n = Bench(shape), SEQUENCES[shape]
-    sides = bench.sides()
-    best = {}
-    for name, side in sides.items():
-        tried = {b: min(seconds(side, n, b) for _ in range(2)) for b in BATCH_SIZES[shape]}
-        best[name] = min(tried, key=tried.__getitem__)
-    times: dict[str, list[float]] = {name: [] for name in sides}
+def measure(shape: str, rounds: int) -> dict[str, Any]:
+    """Ratios by wall and by CPU seconds, and how busy the machine was."""
+    bench, (_, n, batch_sizes) = Bench(shape), SHAPES[shape]
+    sides, ids = bench.sides(), np.arange(n)
+    best = {name: fastest(side, ids, batch_sizes) for name, side in sides.items()}
+    load = Load()
+    clocks: dict[str, list[Clock]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            times[name].append(seconds(side, n, best[name]))
-    medians = {name: statistics.median(t) for name, t in times.items()}
-    result = {f"{name}_s_per_sequence": value for name, value in medians.items()}
-    result |= {f"{name}_batch_size": size for name, size in best.items()}
-    for name in ("score_all", "score_one", "fit"):
-        result[f"{name}_ratio"] = medians[name] / medians["train"]
-    for name in ("score_layer", "score_middle_layer"):
-        result[f"{name}_ratio"] = medians["score_all"] / medians[name]
+            with (clock := Clock()):
+                side(ids, best[name])
+            clocks[name].append(clock)
+    result: dict[str, Any] = {"batch_sizes": best, "others": load.others(), "ratios": {}}
+    for name, (above, below) in RATIOS.items():
+        result["ratios"][name] = {
+            kind: vars(Ratio.of(*([getattr(c, kind) for c in clocks[s]] for s in (above, below))))
+            for kind in ("wall_s", "cpu_s")
+        }
+    result["train_s_per_sequence"] = Ratio.of(
+        [c.wall_s for c in clocks["train"]], [n] * rounds
+    ).median
     return result
+
+
+def fastest(side: Side, ids: np.ndarray, batch_sizes: tuple[int, ...]) -> int:
+    """The batch size with the least CPU time of two tries each."""
+    tried = {}
+    for size in batch_sizes:
+        clocks = [Clock(), Clock()]
+        for clock in clocks:
+            with clock:
+                side(ids, size)
+        tried[size] = min(clock.cpu_s for clock in clocks)
+    return min(tried, key=tried.__getitem__)
 
 
 def peak_memory(shape: str, n: int) -> float:
@@ -141,7 +191,7 @@ def peak_memory(shape: str, n: int) -> float:
 def print_peak_memory(shape: str, n: int) -> None:
     """The child of `peak_memory`."""
     bench = Bench(shape)
-    bench.score(bench.units["score_all"], np.arange(n), BATCH_SIZES[shape][-1])
+    bench.score("heads", np.arange(n), SHAPES[shape][2][-1])
     # not getrusage: its maximum includes the parent, whose memory a child shares before exec
     status = Path("/proc/self/status").read_text()
     print(int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024)
@@ -154,30 +204,40 @@ def allocator() -> str:
     return f"allocator of {' '.join(platform.libc_ver())}, {' '.join(changed) or 'default'}"
 
 
+def print_result(shape: str, result: dict[str, Any]) -> None:
+    """The figures of one shape as a table."""
+    print(f"{shape}: {result['train_s_per_sequence']:.4f} s of training a sequence")
+    print(f"  {'ratio':32}{'wall: median [least, most]':30}own CPU seconds")
+    for name, kinds in result["ratios"].items():
+        wall, cpu = (str(Ratio(**kinds[kind])) for kind in ("wall_s", "cpu_s"))
+        print(f"  {name:32}{wall:30}{cpu}")
+    for key in ("peak_mb_n", "peak_mb_2n"):
+        print(f"  {key:32}{result[key]:.0f}")
+    print(f"  {verdict(result['others'])}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", default="nano,pythia-14m", help="presets, comma-separated")
+    parser.add_argument("--shapes", default="nano,pythia-14m", help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--only-memory", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     shapes = arguments.shapes.split(",")
+    for shape in shapes:
+        if shape not in SHAPES:
+            parser.error(f"--shapes {shape}; accepted: {', '.join(SHAPES)}")
     if arguments.only_memory:
         return print_peak_memory(shapes[0], arguments.only_memory)
-
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {allocator()}")
     results = {}
     for shape in shapes:
-        if shape not in SEQ_LEN:
-            parser.error(f"--shapes {shape}; accepted: {', '.join(SEQ_LEN)}")
         result = results[shape] = measure(shape, arguments.rounds)
-        n = 4 * SEQUENCES[shape]
-        result |= {f"peak_rss_mb_{k}": peak_memory(shape, m) for k, m in (("n", n), ("2n", 2 * n))}
-        print(shape)
-        for key, value in result.items():
-            print(f"  {key:28} {value:.4g}")
+        n = 4 * SHAPES[shape][1]
+        result |= {f"peak_mb_{k}": peak_memory(shape, m) for k, m in (("n", n), ("2n", 2 * n))}
+        print_result(shape, result)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=2))
 

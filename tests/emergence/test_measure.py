@@ -4,8 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from mda.emergence.measure import copy_gain, icl_positions, icl_score
+from mda.emergence.measure import (
+    Probes,
+    copy_gain,
+    icl_bands,
+    icl_olsson,
+    icl_scores,
+    measure,
+)
 from mda.emergence.onset import crossing, onset
+from mda.model.build import scratch
+from mda.schema import ScratchConfig
 from mda.unit.metrics import prefix_matching, previous_token
 from mda.unit.tokens import repeated_tokens, token_distribution
 
@@ -48,22 +57,60 @@ def test_metrics_keep_sequences_and_heads_apart():
 
 
 def test_copy_gain_of_a_perfect_copier_is_what_the_first_copy_costs():
-    vocab, rng = 11, torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocab, (4, P), generator=rng).repeat(1, 2)
-    logits = torch.zeros(4, 2 * P, vocab)  # first copy: uniform, log p = -log V
-    for t in range(P, 2 * P - 1):
-        logits[torch.arange(4), t, tokens[:, t + 1]] = 50
-    assert copy_gain(logits, tokens, P) == pytest.approx(np.full(4, np.log(vocab)), abs=1e-4)
-    shifted = torch.roll(logits, 1, 1)
-    assert (copy_gain(shifted, tokens, P) < 0).all()
+    vocab = 11
+    loss = torch.full((4, 2 * P - 1), float(np.log(vocab)))  # first copy: uniform
+    loss[:, P:] = 0  # position t predicts token t + 1: the copy is known from t = P on
+    assert copy_gain(loss, P) == pytest.approx(np.full(4, np.log(vocab)), abs=1e-6)
+    shifted = torch.roll(loss, 1, 1)
+    shifted[:, 0] = float(np.log(vocab))
+    assert copy_gain(shifted, P) == pytest.approx(np.full(4, np.log(vocab) * (P - 2) / (P - 1)))
 
 
-def test_icl_score_takes_the_stated_positions():
-    loss = torch.arange(20.0).repeat(3, 1)
-    assert icl_score(loss, late=12, early=(0, 4)) == 12 - 1.5
-    assert icl_positions(2048, None, None) == (500, (0, 50))
-    assert icl_positions(128, None, None) == (31, (0, 3))
-    assert icl_positions(128, 100, [2, 8]) == (100, (2, 8))
+def test_icl_score_takes_the_stated_bands():
+    loss = torch.arange(20.0).repeat(3, 1) + torch.tensor([0.0, 10.0, 20.0])[:, None]
+    assert icl_scores(loss, late=(12, 15), early=(0, 4)).tolist() == [13 - 1.5] * 3
+    assert icl_bands(2048, None, None) == ((1024, 2048), (0, 50))
+    assert icl_bands(128, None, None) == ((64, 128), (0, 3))
+    assert icl_bands(128, [100, 110], [2, 8]) == ((100, 110), (2, 8))
+
+
+def test_olssons_score_takes_two_positions():
+    loss = torch.arange(2048.0).repeat(2, 1)
+    assert icl_olsson(loss) == 450
+    assert icl_olsson(loss[:, :128]) == 31 - 3
+
+
+def test_a_measured_row_is_what_transformers_says():
+    """Losses, bands, classes and heads of a real model, computed here from its own logits."""
+    torch.manual_seed(0)
+    model = scratch(
+        ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=40, max_seq_len=32), 1
+    )
+    held_out = torch.randint(40, (6, 25))
+    labels = ("code", "generated_xml", "code", "prose", "generated_xml", "prose")
+    repeated = torch.randint(40, (4, 8)).repeat(1, 2)
+    row = measure(model, Probes(repeated, 8, held_out, labels, (12, 24), (0, 2)))
+    with torch.no_grad():
+        log_p = model(held_out[:, :-1]).logits.log_softmax(-1)
+    loss = -log_p.gather(2, held_out[:, 1:, None]).squeeze(2)
+    score = loss[:, 12:24].mean(1) - loss[:, :2].mean(1)
+    expected = {
+        "val/loss": loss.mean(),
+        "val/loss/prose": loss[[3, 5]].mean(),
+        "emergence/icl_score": score.mean(),
+        "emergence/icl_score_se": score.std() / 6**0.5,
+        "emergence/icl_score/generated": score[[1, 4]].mean(),
+        "emergence/icl_score/real": score[[0, 2, 3, 5]].mean(),
+    }
+    for name, value in expected.items():
+        assert row[name] == pytest.approx(value.item(), rel=1e-5), name
+    heads = [row[f"emergence/prefix_matching/L{n}H{h}"] for n in range(2) for h in range(2)]
+    assert row["emergence/prefix_matching/strongest"] == max(heads)
+    with torch.no_grad():
+        log_p = model(repeated[:, :-1]).logits.log_softmax(-1)
+    told = log_p.gather(2, repeated[:, 1:, None]).squeeze(2)
+    gain = told[:, 8:].mean() - told[:, :7].mean()
+    assert row["emergence/copy_gain"] == pytest.approx(gain.item(), rel=1e-4)
 
 
 def test_onset_interpolates_the_first_crossing():

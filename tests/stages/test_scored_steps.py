@@ -2,7 +2,7 @@
 
 import pytest
 
-from mda.stages.locating import spread
+from mda.estimator.influence import spread
 
 STEPS = [1750, 2000, 2048, 2250, 2500, 2750, 3000, 3250, 3500]
 

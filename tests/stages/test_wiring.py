@@ -1,0 +1,212 @@
+"""Scores of the whole pipeline, computed again here from their definition.
+
+The other tests hold each formula; these hold the wires between them: which checkpoint, which
+labels, which samples, which learning rate, which moments, which unit. Everything is read from the
+files of the base run, and nothing of mda/stages is used to compute the other side.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mda.data.stream import stream_order
+from mda.model.architecture import architecture
+from mda.model.build import from_config
+from mda.types import Part
+from mda.unit.attention_head import AttentionHeads
+from mda.unit.blocks import block_gradients, gather
+from mda.unit.capture import capture, modules_of
+from mda.unit.kind import Materials
+from mda.unit.loss import label_uniforms
+
+UNIT = "L1H0"
+KEPT = [0, 1, 2, 4, 8, 16, 20, 32, 40, 60]
+MIDDLE = 40  # of [20, 60]
+
+
+def model_at(trace, step):
+    """The model of a checkpoint, from its files."""
+    folder = trace.base.folder
+    weights = load_file(folder / f"checkpoints/step_{step}/model.safetensors")
+    return from_config(json.loads((folder / "model_config.json").read_text()), weights)
+
+
+def heads_of(trace, context, model):
+    """The kind of unit, made here."""
+    return AttentionHeads(context.config.unit, Materials(trace.corpus, architecture(model)))
+
+
+def own_parts(trace, name=UNIT) -> tuple[Part, ...]:
+    return next(unit.parts for unit in trace.unit.units if unit.name == name)
+
+
+def sample_gradients(trace, model, blocks):
+    """Gradient of each sample of the window in each block, by sample id."""
+    ids = trace.traced.scores.sample_ids
+    for n in ids:
+        captured = capture(model, trace.corpus.rows(np.array([n])), modules_of(blocks))
+        yield {block: block_gradients(captured, block) for block in blocks}
+
+
+def assert_scores(trace, expected, name=UNIT):
+    ours = trace.traced.scores.of(name)
+    error = np.linalg.norm(ours - expected) / np.linalg.norm(expected)
+    assert error < 1e-4  # float32 on both sides
+    assert np.linalg.norm(expected) > 0
+
+
+def test_samples_are_those_of_the_window_in_the_order_of_training(traced):
+    trace, context = traced("estimator=random")
+    order = stream_order(trace.corpus, context.config.seed)
+    assert trace.traced.scores.sample_ids.tolist() == order[20 * 4 : 60 * 4].tolist()
+    assert trace.traced.scores.steps.tolist() == [20 + i // 4 for i in range(160)]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "step"), [("window_middle", MIDDLE), ("window_end", 60), ("32", 32)]
+)
+def test_the_named_checkpoint_is_the_one_that_is_scored(traced, checkpoint, step):
+    trace, _ = traced(f"estimator.checkpoint={checkpoint}", "estimator.fit_sequences=40")
+    assert trace.base.checkpoints == KEPT
+    assert trace.traced.steps == (step,)
+    model = model_at(trace, step)
+    losses = capture(model, trace.corpus.rows(trace.traced.scores.sample_ids), [HEAD0]).losses_B
+    np.testing.assert_allclose(trace.traced.scores.losses, losses.numpy(), rtol=1e-5)
+    elsewhere = capture(
+        model_at(trace, 20), trace.corpus.rows(trace.traced.scores.sample_ids), [HEAD0]
+    ).losses_B
+    assert not np.allclose(trace.traced.scores.losses, elsewhere.numpy(), rtol=1e-3)
+
+
+HEAD0 = "gpt_neox.layers.0.attention.dense"
+
+
+@pytest.mark.parametrize("labels", ["sampled", "empirical"])
+def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labels):
+    """A, S, their eigenvectors, Lambda with the SAME labels, damping, solve, minus the product."""
+    trace, context = traced(f"estimator.labels={labels}", "estimator.seed=5")
+    model = model_at(trace, MIDDLE).double()
+    ids = trace.traced.scores.sample_ids
+    rows = trace.corpus.rows(ids)
+    uniforms = label_uniforms(5, ids, rows.shape[1] - 1) if labels == "sampled" else None
+    parts = own_parts(trace)
+    blocks = [part.block for part in parts]
+    gradients = heads_of(trace, context, model).gradients(model, trace.unit.units)
+    fitted = capture(model, rows, modules_of(blocks), uniforms_BT=uniforms)
+    expected = np.zeros(len(ids))
+    for block, owner in parts:
+        x, dy = fitted.x(block), fitted.dy(block)
+        x = x[:, :, owner if x.shape[2] > 1 else 0]
+        dy = dy[:, :, owner if dy.shape[2] > 1 else 0]
+        q_a = torch.linalg.eigh(torch.einsum("bti,btj->ij", x, x)).eigenvectors
+        q_s = torch.linalg.eigh(torch.einsum("bti,btj->ij", dy, dy)).eigenvectors
+        g = torch.einsum("bti,btj->bij", x, dy)
+        values = (q_a.T @ g @ q_s).square().mean(0)
+        damped = values + context.config.estimator.damping * values.mean()
+        direction = q_a @ ((q_a.T @ gradients[block][owner] @ q_s) / damped) @ q_s.T
+        for n, own in enumerate(sample_gradients(trace, model, [block])):
+            expected[n] -= (direction * own[block][owner]).sum().item()
+    assert_scores(trace, expected)
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_tracin_scores_are_their_definition(traced, adam):
+    """sum_k eta_k <grad f, M_k grad L>, with each step's own rate and bias-corrected moments."""
+    trace, context = traced(
+        "estimator=tracin", "estimator.n_checkpoints=3", f"estimator.adam_preconditioning={adam}"
+    )
+    assert trace.traced.steps == (20, 40, 60)
+    training, parts = context.config.training, own_parts(trace)
+    blocks = [part.block for part in parts]
+    expected = np.zeros(len(trace.traced.scores.sample_ids))
+    rates = set()
+    for step in trace.traced.steps:
+        model = model_at(trace, step)
+        done = (step - training.warmup_steps) / (training.total_steps - training.warmup_steps)
+        floor = training.min_lr_ratio
+        rate = training.peak_lr * (floor + (1 - floor) * (1 + np.cos(np.pi * done)) / 2)
+        rates.add(rate)
+        gradients = heads_of(trace, context, model).gradients(model, trace.unit.units)
+        optimizer = load_file(trace.base.folder / f"checkpoints/step_{step}/optimizer.safetensors")
+        moments = {
+            name.removesuffix("/exp_avg_sq"): value / (1 - training.beta2**step)
+            for name, value in optimizer.items()
+            if name.endswith("/exp_avg_sq")
+        }
+        sizes = {b: 1 / (gather(b, moments).sqrt() + 1e-8) if adam else 1.0 for b in blocks}
+        for n, own in enumerate(sample_gradients(trace, model, blocks)):
+            for block, owner in parts:
+                product = (sizes[block] * gradients[block] * own[block])[owner].sum().item()
+                expected[n] -= rate * product
+    assert len(rates) == 3
+    assert_scores(trace, expected)
+
+
+def test_a_mechanism_is_measured_together_and_owns_its_heads(traced):
+    """Its direction is the gradient of the heads' mean attention, through the layers between."""
+    overrides = ("unit=previous_token_head", "unit.locate=mechanism", "unit.k=4")
+    trace, context = traced(
+        *overrides, "unit.blocks=[qk,v,o]", "estimator=tracin", "estimator.checkpoints=[40]",
+        "estimator.lr_weights=false",
+    )  # fmt: skip
+    assert sorted(trace.unit.members) == ["L0H0", "L0H1", "L1H0", "L1H1"]
+    model = model_at(trace, 40)
+    kind = heads_of(trace, context, model)
+    parts = own_parts(trace, "mechanism")
+    blocks = list(dict.fromkeys(part.block for part in parts))
+    tokens = kind.measured.tokens_MT
+    names = dict(model.named_parameters())
+    for parameter in names.values():
+        parameter.requires_grad_(True)
+    model.set_attn_implementation("eager")
+    patterns = model.base_model(tokens, output_attentions=True).attentions
+    mean = torch.stack([p.diagonal(-1, 2, 3).mean((0, 2)) for p in patterns]).mean()
+    mean.backward()
+    gradients = {b: gather(b, {n: p.grad for n, p in names.items()}) for b in blocks}
+    model.set_attn_implementation("sdpa")
+    expected = np.zeros(len(trace.traced.scores.sample_ids))
+    for n, own in enumerate(sample_gradients(trace, model, blocks)):
+        for block, owner in parts:
+            expected[n] -= (gradients[block] * own[block])[owner].sum().item()
+    assert_scores(trace, expected, "mechanism")
+
+
+def test_random_scores_depend_on_the_runs_seed_and_on_the_estimators(traced):
+    one, _ = traced("estimator=random")
+    other, _ = traced("estimator=random", "estimator.seed=1")
+    assert not np.array_equal(one.traced.scores.values, other.traced.scores.values)
+    run, _ = traced("estimator=random", "seed=1")
+    by_id = dict(zip(one.traced.scores.sample_ids, one.traced.scores.of(UNIT), strict=True))
+    common = [i for i in run.traced.scores.sample_ids if i in by_id]
+    assert len(common) >= 10
+    again = dict(zip(run.traced.scores.sample_ids, run.traced.scores.of(UNIT), strict=True))
+    assert all(by_id[i] != again[i] for i in common)
+
+
+def test_an_arm_starts_from_the_base_runs_state_and_a_control_repeats_it(context_of):
+    from mda import pipeline
+
+    arm = pipeline.arm(context_of("intervention=control", "intervention.window=[21,60]"))
+    assert arm.unit.window.start == 21  # between two kept checkpoints: the nearest is resumed
+    assert 21 not in arm.base.checkpoints
+    last = {row["step"]: row for row in arm.base.curve}[60]
+    assert arm.run.curve[-1] == last
+
+
+@pytest.mark.parametrize("unit", ["mlp_neuron", "module"])
+def test_another_kind_of_unit_is_followed_like_a_head(context_of, unit):
+    from mda import pipeline
+
+    context = context_of(f"unit={unit}", "intervention=control")
+    arm = pipeline.arm(context)
+    name = f"emergence/{context.config.unit.metric}/{arm.unit.name}"
+    there = {row["step"]: row[name] for row in arm.unit.curve if name in row}
+    assert sorted(there) == KEPT
+    assert arm.run.curve[-1][name] == pytest.approx(there[60], rel=1e-6)
+    assert arm.run.curve[0][name] == pytest.approx(there[20], rel=1e-6)
+    model = model_at(arm, 60)
+    ranked = arm.unit.kind.ranking(model)
+    assert max(ranked, key=lambda n: ranked[n]) == arm.unit.name
