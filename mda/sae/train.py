@@ -67,7 +67,7 @@ def train_topk_sae(
     scale = (first - centre_D).square().mean().sqrt()
     if not scale > 0:
         raise ValueError("the activations of the first batch are all the same")
-    weights = _Weights.drawn(first.shape[1], n_features, seed, first.device)
+    weights = Weights.drawn(first.shape[1], n_features, seed, first.device)
     optimizer = torch.optim.Adam(weights.parameters(), lr=lr)
     silent_F = torch.zeros(n_features, device=first.device)  # tokens since a feature was active
     history: list[Progress] = []
@@ -108,7 +108,7 @@ def geometric_median(x_ND: Tensor, iterations: int = 50) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """The parameters while they are trained, in units of the scaled activations."""
 
     W_enc_FD: Tensor
@@ -117,7 +117,7 @@ class _Weights:
     b_dec_D: Tensor
 
     @classmethod
-    def drawn(cls, d_in: int, n_features: int, seed: int, device: torch.device) -> _Weights:
+    def drawn(cls, d_in: int, n_features: int, seed: int, device: torch.device) -> Weights:
         generator = torch.Generator().manual_seed(seed)
         W_dec_FD = F.normalize(torch.randn(n_features, d_in, generator=generator)).to(device)
         zeros = torch.zeros(n_features, device=device), torch.zeros(d_in, device=device)
