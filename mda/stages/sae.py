@@ -81,8 +81,8 @@ def sae_of(context: Context, corpus: Corpus, base: Run) -> Sae | None:
 def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run) -> TrainedSae:
     """Train a top-k SAE on samples of the stream, drawn by its seed; measure it on held-out ones.
 
-    The history is logged as `sae/explained_variance` and `sae/dead_share` over `sae/step`. Raises
-    ConfigError for a checkpoint that the base run did not keep.
+    The history is logged as `sae/explained_variance` and `sae/dead_share`, its `step` is the
+    SAE's own. Raises ConfigError for a checkpoint that the base run did not keep.
     """
     step = base.checkpoints[-1] if settings.checkpoint is None else settings.checkpoint
     if step not in base.checkpoints:
@@ -152,4 +152,5 @@ def _batches(
 
 
 def _logged(row: Mapping[str, Any]) -> dict[str, float]:
-    return {f"sae/{name}": value for name, value in row.items()}
+    values = {f"sae/{name}": value for name, value in row.items() if name != "step"}
+    return {"step": row["step"], **values}

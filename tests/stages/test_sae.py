@@ -60,7 +60,7 @@ def test_it_is_found_again_and_its_history_logged_as_if_just_trained(stage, foun
     logged = Context(context.config, context.store, rows.append, progress=False)
     again = trained_sae(logged, context.config.sae, corpus, base)
     assert not again.built and again.fingerprint == found.fingerprint
-    assert [row["sae/step"] for row in rows] == [50, 60]
+    assert [row["step"] for row in rows] == [50, 60]
     assert rows[-1]["sae/explained_variance"] == found.history[-1]["explained_variance"]
 
 
