@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +59,7 @@ def train_topk_sae(
     the last `dead_tokens` tokens. Raises ValueError where there are fewer batches than steps, or
     where the activations of the first do not vary.
     """
-    taken = islice((x.detach().float().reshape(-1, x.shape[-1]) for x in batches), steps)
+    taken = (x.detach().float().flatten(0, -2) for x, _ in zip(batches, range(steps), strict=False))
     if (first := next(taken, None)) is None:
         raise ValueError("no activations to train on")
     centre_D = geometric_median(first)
