@@ -30,7 +30,7 @@ _CHUNK = 2**24  # pre-activations that `encode_some` forms at a time
 _EPS = 1e-5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by
 class Sae:
     """A sparse autoencoder and the activation it reads.
 

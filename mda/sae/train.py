@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -60,14 +59,14 @@ def train_topk_sae(
     the last `dead_tokens` tokens. Raises ValueError where there are fewer batches than steps, or
     where the activations of the first do not vary.
     """
-    taken = islice((x.detach().float().reshape(-1, x.shape[-1]) for x in batches), steps)
+    taken = (x.detach().float().flatten(0, -2) for x, _ in zip(batches, range(steps), strict=False))
     if (first := next(taken, None)) is None:
         raise ValueError("no activations to train on")
     centre_D = geometric_median(first)
     scale = (first - centre_D).square().mean().sqrt()
     if not scale > 0:
         raise ValueError("the activations of the first batch are all the same")
-    weights = _Weights.drawn(first.shape[1], n_features, seed, first.device)
+    weights = Weights.drawn(first.shape[1], n_features, seed, first.device)
     optimizer = torch.optim.Adam(weights.parameters(), lr=lr)
     silent_F = torch.zeros(n_features, device=first.device)  # tokens since a feature was active
     history: list[Progress] = []
@@ -108,7 +107,7 @@ def geometric_median(x_ND: Tensor, iterations: int = 50) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """The parameters while they are trained, in units of the scaled activations."""
 
     W_enc_FD: Tensor
@@ -117,7 +116,7 @@ class _Weights:
     b_dec_D: Tensor
 
     @classmethod
-    def drawn(cls, d_in: int, n_features: int, seed: int, device: torch.device) -> _Weights:
+    def drawn(cls, d_in: int, n_features: int, seed: int, device: torch.device) -> Weights:
         generator = torch.Generator().manual_seed(seed)
         W_dec_FD = F.normalize(torch.randn(n_features, d_in, generator=generator)).to(device)
         zeros = torch.zeros(n_features, device=device), torch.zeros(d_in, device=device)

@@ -38,6 +38,7 @@ from mda.schema.run import (
     TokensConfig,
     TrainingConfig,
 )
+from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, refuse
 from mda.schema.unit import (
     HeadConfig,
@@ -77,6 +78,7 @@ __all__ = [
     "RemoveConfig",
     "RepetitionConfig",
     "ReportConfig",
+    "SaeConfig",
     "SaeFeatureConfig",
     "ScratchConfig",
     "SyntheticConfig",

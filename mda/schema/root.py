@@ -30,6 +30,7 @@ from mda.schema.run import (
     TokensConfig,
     TrainingConfig,
 )
+from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
 from mda.schema.unit import (
     HeadConfig,
@@ -108,6 +109,7 @@ class Config(Group):
     model: ModelConfig = field(default_factory=ScratchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     emergence: EmergenceConfig = field(default_factory=EmergenceConfig)
+    sae: SaeConfig = field(default_factory=SaeConfig)
     unit: UnitConfig = field(default_factory=HeadConfig)
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)

@@ -58,6 +58,18 @@ def _measured_in_time(c: Config) -> None:
         raise refuse("emergence.every", c.emergence.every, limit)
 
 
+def _sae_layer_exists(c: Config) -> None:
+    sizes: Any = c.model
+    if c.sae.layer is not None and c.sae.layer >= sizes.n_layers:
+        raise refuse("sae.layer", c.sae.layer, f"layers 0 to {sizes.n_layers - 1}, or null")
+
+
+def _sae_checkpoint_in_run(c: Config) -> None:
+    last = c.training.last_step
+    if c.sae.checkpoint is not None and c.sae.checkpoint > last:
+        raise refuse("sae.checkpoint", c.sae.checkpoint, f"a step of the run, 0 to {last}, or null")
+
+
 def _unit_exists(c: Config) -> None:
     sizes: Any = c.model  # of a model from scratch its settings, else its checkpoint's
     layers, heads = sizes.n_layers, sizes.n_heads
@@ -121,6 +133,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "emergence"), _icl_positions_exist),
     (("model", "emergence"), _metric_probe_fits_context),
     (("training", "emergence"), _measured_in_time),
+    (("model", "sae"), _sae_layer_exists),
+    (("training", "sae"), _sae_checkpoint_in_run),
     (("model", "unit"), _unit_exists),
     (("model", "unit"), _unit_probe_fits_context),
     (("training", "estimator"), _scored_steps_exist),

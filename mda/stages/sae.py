@@ -1,15 +1,156 @@
-"""The sparse autoencoder whose features are units, where the unit asks for one."""
+"""The sparse autoencoder whose features are units: read from a folder, or trained on a base run."""
 
 from __future__ import annotations
 
-from mda.data.stream import Corpus
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from mda import store
+from mda.data.stream import Corpus, stream_order
+from mda.model.architecture import Architecture
+from mda.sae import sparsify
 from mda.sae.autoencoder import Sae
-from mda.stages.context import Context
+from mda.sae.hooks import Hookpoint, activations
+from mda.sae.load import load_sae
+from mda.sae.quality import Quality, quality
+from mda.sae.train import train_topk_sae
+from mda.schema import ConfigError, SaeConfig, refuse
+from mda.stages.context import Context, without
 from mda.stages.runs import Run
+from mda.training.table import read_rows
+
+CODE = ("mda.stages.sae",)
+NOT_INPUTS = ("name", "hook", "layer", "checkpoint", "held_out")  # the inputs say what they mean
+
+
+@dataclass(frozen=True)
+class TrainedSae:
+    """An SAE that was trained, or found: `folder` holds it in the layout of sparsify, with
+    `quality.json` and `history.csv` beside it."""
+
+    folder: Path
+    fingerprint: str
+    hook: Hookpoint
+    step: int  # of the base run
+    built: bool
+    wall_s: float
+
+    @cached_property
+    def sae(self) -> Sae:
+        """The SAE, in float32 on the CPU."""
+        (file,) = self.folder.glob("*/cfg.json")
+        return load_sae(file.parent, "sparsify")
+
+    @cached_property
+    def quality(self) -> Quality:
+        """Explained variance, active features and dead share on held-out sequences."""
+        return Quality(**store.read_json(self.folder / "quality.json"))
+
+    @cached_property
+    def history(self) -> list[dict[str, float]]:
+        """What it explained in the course of its training, see `mda.sae.train.Progress`."""
+        return read_rows(self.folder / "history.csv")
 
 
 def sae_of(context: Context, corpus: Corpus, base: Run) -> Sae | None:
-    """The unit's autoencoder: read from its folder, or trained on the base run's last model."""
-    if not context.config.unit.reads_sae:
+    """The SAE that the unit asks for: its `source`, or one that is trained; None for other units.
+
+    Raises ConfigError for one that does not fit the model.
+    """
+    unit = context.config.unit
+    if not unit.reads_sae:
         return None
-    raise NotImplementedError
+    if (source := getattr(unit, "source", None)) is None:
+        return trained_sae(context, context.config.sae, corpus, base).sae
+    sae, sizes = load_sae(Path(source)), base.architecture
+    if sae.d_in != sizes.d_model or sae.hook.layer >= sizes.n_layers:
+        raise ConfigError(
+            f"unit.source={source}: reads {sae.hook} of width {sae.d_in}; accepted: width "
+            f"{sizes.d_model}, layers 0 to {sizes.n_layers - 1} of this model"
+        )
+    return sae
+
+
+def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run) -> TrainedSae:
+    """Train a top-k SAE on samples of the stream, drawn by its seed; measure it on held-out ones.
+
+    The history is logged as `sae/explained_variance` and `sae/dead_share`, its `step` is the
+    SAE's own. Raises ConfigError for a checkpoint that the base run did not keep.
+    """
+    step = base.checkpoints[-1] if settings.checkpoint is None else settings.checkpoint
+    if step not in base.checkpoints:
+        kept = ", ".join(map(str, base.checkpoints))
+        raise refuse("sae.checkpoint", step, f"a checkpoint that the base run kept: {kept}")
+    hook = Hookpoint(settings.hook, settings.layer_of(base.architecture.n_layers))
+    ids = drawn(corpus, settings.steps * settings.batch_size, settings.seed)
+    held_out = np.asarray(corpus.held_out)[: settings.held_out]
+    inputs = {
+        "base": base.fingerprint,
+        "step": step,
+        "hookpoint": asdict(hook),
+        "settings": without(asdict(settings), *NOT_INPUTS),
+        "samples": store.hash_arrays(ids),
+        "held_out": store.hash_arrays(held_out),
+    }
+
+    def build(part: Path) -> None:
+        model = base.model(step).eval()
+        read = (model, base.architecture, corpus, hook, settings.batch_size)
+        batches = context.bar(_batches(*read, ids), f"SAE at {hook}", settings.steps)
+        sae, history = train_topk_sae(
+            batches,
+            hook=hook,
+            n_features=settings.n_features,
+            k=settings.k,
+            steps=settings.steps,
+            seed=settings.seed,
+            lr=settings.peak_lr,
+            warmup=settings.warmup_steps,
+            dead_tokens=settings.dead_tokens,
+            aux_weight=settings.aux_weight,
+        )
+        reached = quality(sae, _batches(*read, held_out))
+        sparsify.save(sae.to("cpu"), part, base.architecture)
+        store.write_csv(part / "history.csv", [asdict(point) for point in history])
+        store.write_json(part / "quality.json", asdict(reached))
+
+    artifact = context.store.get_or_build("sae", inputs, build, CODE, base.device)
+    wall_s = artifact.manifest["wall_s"]
+    found = TrainedSae(artifact.path, artifact.fingerprint, hook, step, artifact.built, wall_s)
+    for row in found.history:
+        context.log(_logged(row))
+    return found
+
+
+def drawn(corpus: Corpus, n: int, seed: int) -> np.ndarray:
+    """`n` samples that are not held out, in a seeded order; each once before any comes again."""
+    rounds = -(-n // (len(corpus.tokens) - len(corpus.held_out)))
+    return np.concatenate([stream_order(corpus, seed + i) for i in range(rounds)])[:n]
+
+
+def _batches(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    corpus: Corpus,
+    hook: Hookpoint,
+    size: int,
+    ids: np.ndarray,
+) -> Iterator[torch.Tensor]:
+    """Activations [B, T, D] of samples, `size` sequences at a time."""
+    for first in range(0, len(ids), size):
+        tokens_BT = corpus.rows(ids[first : first + size])[:, :-1].to(model.device)
+        with torch.no_grad():
+            x_BTD = activations(model, tokens_BT, hook, architecture)
+        yield x_BTD
+
+
+def _logged(row: Mapping[str, Any]) -> dict[str, float]:
+    values = {f"sae/{name}": value for name, value in row.items() if name != "step"}
+    return {"step": row["step"], **values}

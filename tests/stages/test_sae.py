@@ -1,0 +1,148 @@
+"""Training an SAE on a base run, as a stage at smoke size."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mda import pipeline
+from mda.config import compose
+from mda.sae.hooks import Hookpoint, activations
+from mda.sae.quality import quality
+from mda.schema import ConfigError
+from mda.stages.context import Context
+from mda.stages.sae import drawn, sae_of, trained_sae
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def stage(out):
+    """(context, corpus, base run) for some overrides."""
+
+    def run(*overrides: str):
+        config = compose(["experiment=smoke", f"output_dir={out}", *overrides])
+        context = Context(config, Context.of(config).store, progress=False)
+        return context, *pipeline.train(context)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def found(stage):
+    context, corpus, base = stage()
+    return trained_sae(context, context.config.sae, corpus, base)
+
+
+def test_the_artifact_is_the_sae_and_its_quality_on_held_out_text(stage, found):
+    _, corpus, base = stage()
+    assert found.built
+    assert (found.hook, found.step) == (Hookpoint("resid_post", 0), 60)
+    sae = found.sae
+    assert (sae.n_features, sae.k, sae.d_in, sae.hook) == (64, 4, 16, found.hook)
+    tokens = corpus.rows(corpus.held_out)[:, :-1]
+    with torch.no_grad():
+        x = activations(base.model(60).eval(), tokens, found.hook, base.architecture)
+    again = quality(sae, [x])
+    assert found.quality.explained_variance == pytest.approx(again.explained_variance, abs=1e-5)
+    assert found.quality.tokens == len(tokens) * 32
+    assert 0 < found.quality.explained_variance < 1
+
+
+def test_it_is_found_again_and_its_history_logged_as_if_just_trained(stage, found):
+    context, corpus, base = stage()
+    rows = []
+    logged = Context(context.config, context.store, rows.append, progress=False)
+    again = trained_sae(logged, context.config.sae, corpus, base)
+    assert not again.built and again.fingerprint == found.fingerprint
+    assert [row["step"] for row in rows] == [50, 60]
+    assert rows[-1]["sae/explained_variance"] == found.history[-1]["explained_variance"]
+
+
+def test_built_again_it_is_the_same_bit_for_bit(stage, found):
+    context, corpus, base = stage()
+    before = found.sae.fingerprint()
+    aside = found.folder.with_name("aside")
+    shutil.copytree(found.folder, aside)
+    assert context.store.remove(found.folder)
+    again = trained_sae(context, context.config.sae, corpus, base)
+    assert again.built
+    assert again.sae.fingerprint() == before
+    for name in ("history.csv", "quality.json"):
+        assert (again.folder / name).read_bytes() == (aside / name).read_bytes()
+    shutil.rmtree(aside)
+
+
+def test_every_setting_that_decides_it_makes_another_and_no_other_does(stage, found):
+    changes = {
+        "hook": "mlp_out", "layer": 1, "checkpoint": 40, "n_features": 32, "k": 3, "steps": 20,
+        "batch_size": 2, "peak_lr": 1e-3, "warmup_steps": 3, "dead_tokens": 10, "aux_weight": 0,
+        "held_out": 8, "seed": 1,
+    }  # fmt: skip
+    same = {"name": "other", "layer": 0, "checkpoint": 60}  # what null means here
+    prints = {}
+    for name, value in changes.items():
+        context, corpus, base = stage(f"sae.{name}={value}", *(["sae.steps=5"] * (name != "steps")))
+        prints[name] = trained_sae(context, context.config.sae, corpus, base).fingerprint
+    context, corpus, base = stage("sae.steps=5")
+    usual = trained_sae(context, context.config.sae, corpus, base).fingerprint
+    assert len({usual, found.fingerprint, *prints.values()}) == len(changes) + 2
+    for name, value in same.items():
+        context, corpus, base = stage(f"sae.{name}={value}", "sae.steps=5")
+        assert trained_sae(context, context.config.sae, corpus, base).fingerprint == usual, name
+
+
+def test_samples_are_of_the_stream_and_each_comes_once_in_a_round(stage):
+    _, corpus, _ = stage()
+    n = len(corpus.tokens) - len(corpus.held_out)
+    ids = drawn(corpus, n + 10, seed=0)
+    assert len(set(ids[:n].tolist())) == n
+    assert not set(ids.tolist()) & set(np.asarray(corpus.held_out).tolist())
+    assert ids[n:].tolist() != ids[:10].tolist()
+    assert drawn(corpus, 10, seed=0).tolist() == ids[:10].tolist() != drawn(corpus, 10, 1).tolist()
+
+
+def test_a_checkpoint_that_was_not_kept_is_refused(stage):
+    context, corpus, base = stage("sae.checkpoint=33")
+    with pytest.raises(ConfigError, match=r"sae.checkpoint=33 is refused; accepted: a checkpoint"):
+        trained_sae(context, context.config.sae, corpus, base)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("sae.layer=2",), "sae.layer=2 is refused; accepted: layers 0 to 1, or null"),
+        (("sae.k=65",), "sae.k=65 is refused; accepted: at most sae.n_features=64"),
+        (("sae.checkpoint=61",), "sae.checkpoint=61 is refused; accepted: a step of the run, 0 to"),
+        (("sae.hook=resid_pre",), "sae.hook=resid_pre is refused; accepted: one of resid_post"),
+    ],
+)
+def test_impossible_settings_are_refused_before_any_work(overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        compose(["experiment=smoke", *overrides])
+
+
+def test_a_unit_gets_the_sae_it_asks_for(stage, found, tmp_path):
+    context, corpus, base = stage()
+    assert sae_of(context, corpus, base) is None
+    feature = ("unit=sae_feature", "unit.label=prose")
+    context, corpus, base = stage(*feature)
+    assert sae_of(context, corpus, base).fingerprint() == found.sae.fingerprint()
+    theirs = tmp_path / "layers.1"
+    shutil.copytree(found.folder / "layers.0", theirs)
+    context, corpus, base = stage(*feature, f"unit.source={theirs}")
+    assert sae_of(context, corpus, base).hook == Hookpoint("resid_post", 1)
+    shutil.copytree(theirs, tmp_path / "layers.2")
+    context, corpus, base = stage(*feature, f"unit.source={tmp_path / 'layers.2'}")
+    with pytest.raises(ConfigError, match=r"reads L2\.resid_post of width 16; accepted: width 16"):
+        sae_of(context, corpus, base)
+
+
+def test_the_folder_is_one_that_others_can_read(found):
+    cfg = json.loads((found.folder / "layers.0" / "cfg.json").read_text())
+    assert cfg["k"] == 4 and cfg["d_in"] == 16 and cfg["num_latents"] == 64
