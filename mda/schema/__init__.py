@@ -15,6 +15,15 @@ from mda.schema.attribution import (
     InterventionConfig,
     RemoveConfig,
 )
+from mda.schema.data import (
+    DataConfig,
+    EmbeddedConfig,
+    HfConfig,
+    PileConfig,
+    SyntheticConfig,
+    TemplateWeights,
+    TokensConfig,
+)
 from mda.schema.estimator import (
     AtCheckpoint,
     EkfacConfig,
@@ -28,16 +37,7 @@ from mda.schema.estimator import (
 from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
 from mda.schema.rules import validate
-from mda.schema.run import (
-    DataConfig,
-    EmbeddedConfig,
-    EmergenceConfig,
-    OnsetConfig,
-    SyntheticConfig,
-    TemplateWeights,
-    TokensConfig,
-    TrainingConfig,
-)
+from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.setting import ConfigError, Group, refuse
 from mda.schema.unit import (
     HeadConfig,
@@ -65,6 +65,7 @@ __all__ = [
     "GradientNormConfig",
     "Group",
     "HeadConfig",
+    "HfConfig",
     "InterventionConfig",
     "LoggerConfig",
     "LossConfig",
@@ -72,6 +73,7 @@ __all__ = [
     "ModuleConfig",
     "NeuronConfig",
     "OnsetConfig",
+    "PileConfig",
     "ProbeConfig",
     "RandomConfig",
     "RemoveConfig",

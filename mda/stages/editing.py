@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mda.data.stream import Corpus, stream_order
-from mda.data.tokens import map_rows
+from mda.data.stream import Corpus
+from mda.data.token_files import read_inserted
 from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
 from mda.intervention.select import choose, in_window, loss_groups, matched_random
 from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule
+from mda.stages.corpus import base_schedule, stream
 from mda.stages.locating import Located
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores
@@ -101,18 +101,14 @@ def select(
 
 def _after(context: Context, rows: Corpus, end: int) -> np.ndarray:
     """Samples that come after the window in the stream."""
-    config = context.config
-    order = stream_order(rows, config.seed if config.data.shuffle else None)
-    return order[end * config.training.batch_size :]
+    return stream(context.config, rows)[end * context.config.training.batch_size :]
 
 
 def _inserted(context: Context, rows: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
     assert config.rows is not None
-    extra = np.asarray(map_rows(Path(config.rows), rows.seq_len))
-    if extra.max() >= rows.vocab_size:
-        raise ValueError(f"rows={config.rows}: token id {extra.max()} is beyond the vocabulary")
+    extra = read_inserted(Path(config.rows), rows.seq_len, rows.vocab_size)
     first = base.start if config.at_step is None else config.at_step
     ids = np.arange(len(rows.tokens), len(rows.tokens) + len(extra))
     plan = plans.insert(ids, base.start, base.end, first, config.per_step)
-    longer = replace(rows, extra=extra.astype(rows.tokens.dtype))
+    longer = replace(rows, extra=extra)
     return Edited(plan, edit(plan, base), longer, hash_arrays(extra))
