@@ -45,9 +45,9 @@ def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, o
     Local files count by content and order, a data set of the hub by its commit. Raises DataError
     for what is not there.
     """
-    files = local_files(config.path)
+    files = local_files(config.dataset)
     if files is None:
-        source: dict[str, object] = {"repo": config.path, "commit": _commit(config)}
+        source: dict[str, object] = {"repo": config.dataset, "commit": _commit(config)}
     else:
         source = {"files": [hash_file(path) for path in files], "suffix": _suffix(files[0])}
     tokenizer = tokenizer_hash(config.tokenizer)
@@ -121,14 +121,14 @@ def local_files(path: str) -> list[Path] | None:
     elif found.is_file():
         files = [found]
     elif _suffix(found) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise DataError(f"data.path={path}: no such file")
+        raise DataError(f"data.dataset={path}: no such file")
     else:
         return None
     kinds = sorted({READERS.get(_suffix(file), file.suffix) for file in files})
     if len(kinds) != 1 or kinds[0] not in READERS.values():
         what = f"files of {', '.join(kinds)}" if kinds else "no files"
         raise DataError(
-            f"data.path={path}: {what}; accepted: files of one kind, {', '.join(READERS)}"
+            f"data.dataset={path}: {what}; accepted: files of one kind, {', '.join(READERS)}"
         )
     return files
 
@@ -137,11 +137,11 @@ def open_data(config: HfConfig) -> Opened:
     """The records of the data set. Raises DataError, one sentence, where it cannot be read."""
     from datasets import load_dataset
 
-    files = local_files(config.path)
+    files = local_files(config.dataset)
     streaming = config.streaming
     try:
         if files is None:
-            found: Any = load_dataset(config.path, config.subset, split=config.split,
+            found: Any = load_dataset(config.dataset, config.subset, split=config.split,
                                       revision=config.revision, streaming=streaming)  # fmt: skip
         else:
             reader = READERS[_suffix(files[0])]
@@ -182,7 +182,7 @@ def documents(
         values = [record[column] for record in batch]
         for offset, value in enumerate(values):
             if value is None:
-                raise DataError(f"data.path={config.path}: document {number + offset:,} has no "
+                raise DataError(f"data.dataset={config.dataset}: document {number + offset:,} has no "
                                 f"{column}")  # fmt: skip
         if config.tokens is None:
             assert tokenizer is not None
@@ -209,7 +209,7 @@ def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
 def _unreadable(config: HfConfig, error: Exception) -> DataError:
     lines = str(error.__cause__ or error).split("\n")
     why = " ".join(lines[0].split())[:300] or type(error).__name__
-    return DataError(f"data.path={config.path}: it cannot be read ({why})")
+    return DataError(f"data.dataset={config.dataset}: it cannot be read ({why})")
 
 
 def _refuse_column(config: HfConfig, setting: str, record: Mapping[str, object]) -> None:
@@ -241,7 +241,7 @@ def _checked(config: HfConfig, value: Any, number: int) -> np.ndarray:
     if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise DataError(
-            f"data.path={config.path}: token id {wrong} in document {number:,}; accepted: 0 to "
+            f"data.dataset={config.dataset}: token id {wrong} in document {number:,}; accepted: 0 to "
             f"below data.vocab_size={config.vocab_size}"
         )
     return ids
@@ -267,12 +267,12 @@ def _label_reader(config: HfConfig, records: Any) -> Callable[[Mapping[str, Any]
 def _refuse_few(config: HfConfig, n: int) -> None:
     if config.n_sequences is not None and n < config.n_sequences:
         raise DataError(
-            f"data.n_sequences={config.n_sequences}: {config.path} gives only {n:,} sequences of "
+            f"data.n_sequences={config.n_sequences}: {config.dataset} gives only {n:,} sequences of "
             f"data.seq_len={config.seq_len}"
         )
     if n <= config.held_out:
         raise DataError(
-            f"data.held_out={config.held_out}: {config.path} gives only {n:,} sequences of "
+            f"data.held_out={config.held_out}: {config.dataset} gives only {n:,} sequences of "
             f"data.seq_len={config.seq_len}"
         )
 
@@ -293,10 +293,10 @@ def _commit(config: HfConfig) -> str:
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().dataset_info(config.path, revision=config.revision).sha)
+        return str(HfApi().dataset_info(config.dataset, revision=config.revision).sha)
     except Exception as error:
         raise DataError(
-            f"data.path={config.path}: no such file, and the hub knows no such data set or cannot "
+            f"data.dataset={config.dataset}: no such file, and the hub knows no such data set or cannot "
             f"be reached ({' '.join(str(error).split())[:200]})"
         ) from error
 

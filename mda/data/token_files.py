@@ -21,8 +21,7 @@ from mda.schema.data import RAW_TYPES
 CHUNK_TOKENS = 2**22
 MAGIC = b"MMIDIDX\0\0"
 HEADER = struct.Struct("<9sQBQQ")
-TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float32", 7: "float64",
-         8: "uint16"}  # fmt: skip
+TYPES = {4: "int32", 5: "int64", 8: "uint16"}  # those of token ids
 
 
 class Index(NamedTuple):
@@ -109,8 +108,8 @@ def read_index(path: Path, key: str = "data.path") -> Index:
     if version != 1 or code not in TYPES or len(content) != wanted:
         raise DataError(
             f"{key}: {path} says version {version}, type {code}, {sequences:,} sequences and "
-            f"{documents:,} documents in {len(content):,} bytes; accepted: version 1, types 1 to "
-            f"8, {wanted:,} bytes"
+            f"{documents:,} documents in {len(content):,} bytes; accepted: version 1, types 4 "
+            f"(int32), 5 (int64) and 8 (uint16), {wanted:,} bytes"
         )
     dtype = TYPES[code]
     lengths = np.frombuffer(content, "<i4", sequences, HEADER.size)
@@ -147,8 +146,6 @@ def _refuse_index(
     index: Index, beside: Path, path: Path, row: int, dtype: str | None, key: str
 ) -> None:
     name, lengths = f"{key}={path}: {beside.name} beside it says", index.lengths
-    if index.dtype not in RAW_TYPES:
-        raise DataError(f"{name} {index.dtype}; accepted: {', '.join(RAW_TYPES)}")
     if dtype not in (None, index.dtype):
         raise DataError(f"{name} {index.dtype}; data.dtype={dtype} contradicts it")
     told = int(lengths.sum(dtype=np.int64)) * np.dtype(index.dtype).itemsize

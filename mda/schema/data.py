@@ -8,6 +8,7 @@ from typing import ClassVar
 from mda.schema.setting import Group, refuse, setting
 
 RAW_TYPES = ("uint16", "uint32", "int32", "int64")
+TOKENIZER = "tokenizer.json, folder or hub id: makes ids of texts, shows text in place of ids"
 PACKINGS = ("across", "within", "rows")
 
 
@@ -94,9 +95,7 @@ class TokensConfig(DataConfig):
     )
     labels: str | None = setting(None, ".npy of one integer for each row, null for none")
     label_names: list[str] = setting([], "names of the labels, in their order")
-    tokenizer: str | None = setting(
-        None, "shows text in place of ids: a tokenizer.json, a folder or a hub id"
-    )
+    tokenizer: str | None = setting(None, TOKENIZER)
     special_ids: list[int] = setting([], "ids that no probe may draw: end of text, padding", low=0)
 
     def __post_init__(self) -> None:
@@ -112,9 +111,9 @@ class HfConfig(DataConfig):
     """Texts or token lists that the library `datasets` reads: from the hub or from local files."""
 
     module: ClassVar[str] = "mda.data.hf"
-    not_inputs: ClassVar[tuple[str, ...]] = ("path", "streaming", "revision", "tokenizer")
+    not_inputs: ClassVar[tuple[str, ...]] = ("dataset", "streaming", "revision", "tokenizer")
     name: str = setting("hf", "kind of corpus", one_of=("hf",))
-    path: str = setting(
+    dataset: str = setting(
         "???",
         "hub id of a data set, or parquet, JSON lines or text files",
         accepts="a hub id, or a file, folder or pattern of .parquet, .jsonl or .txt files",
@@ -125,7 +124,7 @@ class HfConfig(DataConfig):
     streaming: bool = setting(False, "read as it goes, else bring the whole to this machine first")
     text: str = setting("text", "column of texts to be tokenized")
     tokens: str | None = setting(None, "column of token ids, in place of texts")
-    tokenizer: str | None = setting(None, "a tokenizer.json, a folder or a hub id")
+    tokenizer: str | None = setting(None, TOKENIZER)
     packing: str = setting(
         "across",
         "across: documents end to end; within: rows of one document; rows: each is a row already",
@@ -177,9 +176,7 @@ class PileConfig(DataConfig):
     n_sequences: int = setting(
         2_048_512, "first rows that are used, held-out ones, which come last, included", low=16
     )
-    tokenizer: str | None = setting(
-        None, "shows text in place of ids: a tokenizer.json, a folder or a hub id"
-    )
+    tokenizer: str | None = setting(None, TOKENIZER)
     special_ids: list[int] = setting([0], "ids that no probe may draw", low=0)
 
     def __post_init__(self) -> None:
