@@ -57,6 +57,11 @@ def base_schedule(config: Config, rows: Corpus, start: int = 0, end: int | None 
     return schedule(stream(config, rows), config.training.batch_size, start, end)
 
 
+def following(config: Config, rows: Corpus, step: int) -> np.ndarray:
+    """Samples that a run would see from a step on, to the end of the stream."""
+    return stream(config, rows)[step * config.training.batch_size :]
+
+
 def fetch(context: Context, rows: Corpus, sample_ids: np.ndarray) -> None:
     """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones."""
     if isinstance(rows.tokens, ShardRows):

@@ -15,7 +15,7 @@ from mda.intervention.edit import edit
 from mda.intervention.select import choose, in_window, loss_groups, matched_random
 from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, stream
+from mda.stages.corpus import base_schedule, following
 from mda.stages.locating import Located
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores
@@ -47,8 +47,8 @@ def plan_edit(context: Context, rows: Corpus, unit: Located, scores: Scores | No
             return _inserted(context, rows, base, intervention)
         assert scores is not None
         plan = _plan(context, rows, unit, intervention, scores)
-        following = _after(context, rows, window.end)
-        return Edited(plan, edit(plan, base, following), rows, None)
+        later = following(context.config, rows, window.end)
+        return Edited(plan, edit(plan, base, later), rows, None)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"intervention={intervention.name}: {error}") from error
 
@@ -60,7 +60,7 @@ def _plan(
     scores = in_window(scores, start, end)
     chosen = select(rows, unit.name, config, scores, context.config.seed)
     if isinstance(config, RemoveConfig):
-        unused = _after(context, rows, end)
+        unused = following(context.config, rows, end)
         return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
     assert isinstance(config, AugmentConfig)
     return plans.augment(scores, chosen, start, end, config.mode, config.weight)
@@ -97,11 +97,6 @@ def select(
         raise ValueError("match=loss needs an estimator that computes losses: ekfac or tracin")
     groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
     return matched_random(scores.sample_ids, groups, chosen, seed)
-
-
-def _after(context: Context, rows: Corpus, end: int) -> np.ndarray:
-    """Samples that come after the window in the stream."""
-    return stream(context.config, rows)[end * context.config.training.batch_size :]
 
 
 def _inserted(context: Context, rows: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
