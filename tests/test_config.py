@@ -36,7 +36,7 @@ def test_help_says_what_the_program_does_its_groups_settings_and_examples(tmp_pa
     text = run(tmp_path, "--help").stdout
     assert text.startswith("A program for the tests: prints what it was given")
     for line in (
-        "  data          embedded, synthetic, tokens",
+        "  data          embedded, hf, pile, synthetic, tokens",
         "  training.min_lr_ratio=0.1                last learning rate as a share of the peak",
         "  data.path=...                            file of token rows, .npy or raw little-endian "
         "(data=tokens)",

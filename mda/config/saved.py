@@ -24,7 +24,10 @@ from mda.schema import Config, ConfigError
 from mda.schema.setting import show
 
 LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
-PATHS = ("data.path", "data.labels", "data.tokenizer", "model.source", "intervention.rows")
+PATHS = (
+    *("data.path", "data.labels", "data.tokenizer", "data.source", "data.dataset"),
+    *("model.source", "intervention.rows"),
+)
 
 
 @dataclass(frozen=True)

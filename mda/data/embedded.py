@@ -25,7 +25,7 @@ from random import Random
 from mda import store
 from mda.data import packing, synthetic
 from mda.data.documents import REAL_LABELS, documents_of, package_version, source_files
-from mda.data.tokens import DataError
+from mda.data.errors import DataError
 from mda.schema import EmbeddedConfig
 from mda.types import Document
 
@@ -44,7 +44,7 @@ def shares(generated: float) -> dict[str, float]:
     return {label: round(share, 12) for label, share in (real | made).items() if share > 0}
 
 
-def inputs(config: EmbeddedConfig) -> dict[str, object]:
+def inputs(config: EmbeddedConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
     """What enters beside the settings: the versions of the packages and of the tools."""
     versions = {name: package_version(name) for name in sorted({*PACKAGES, *TOOLS})}
     return {
@@ -54,7 +54,7 @@ def inputs(config: EmbeddedConfig) -> dict[str, object]:
     }
 
 
-def build_from_config(out: Path, config: EmbeddedConfig) -> None:
+def build_from_config(out: Path, config: EmbeddedConfig, downloads: Path) -> None:
     """`build_embedded` with the settings of `data=embedded`."""
     settings = {
         "packages": PACKAGES,

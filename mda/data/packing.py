@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from mda import store
-from mda.data.tokens import DataError
+from mda.data.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -1,7 +1,7 @@
 """An ordered token stream: which sample is trained on at which step is a pure function.
 
-A corpus is a folder with `tokens.npy` [rows, T + 1] and what describes it. A run's stream is a
-permutation of the rows that are not held out; batch `step` is the slice
+A corpus is rows of tokens, wherever they are stored, and a folder with what describes them. A
+run's stream is a permutation of the rows that are not held out; batch `step` is the slice
 [step * batch_size, (step + 1) * batch_size) of it, so resuming and replaying need no state.
 """
 
@@ -10,20 +10,73 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from mda import store
+from mda.data.errors import DataError
+from mda.data.tokenizer import FILE, decode, opened
 from mda.types import Schedule
+
+
+class TokenRows(Protocol):
+    """Where rows of tokens are stored: an array [rows, T + 1], or what can be indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, ids: Any, /) -> np.ndarray:
+        """Rows [n, T + 1] by an int64 array of n row numbers, in any order."""
+        ...
+
+
+class TokenSource(Protocol):
+    """What training, measuring and scoring ask of a corpus."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def special_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each token occurs, int64 [V]: the unigram distribution of probes."""
+        ...
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Sample ids that no stream contains, int64, sorted."""
+        ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    def rows(self, sample_ids: np.ndarray) -> torch.Tensor:
+        """Tokens of samples, int64 [B, T + 1]."""
+        ...
+
+    def labels_of(self, sample_ids: np.ndarray) -> list[str]:
+        """Class label of each sample."""
+        ...
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """An opened corpus artifact; `tokens` stays on disk and is mapped into memory."""
+    """An opened corpus artifact, a `TokenSource`; `tokens` stay where they are stored."""
 
-    tokens: np.ndarray  # uint16 or uint32 [rows, T + 1]
-    labels: np.ndarray  # int16 [rows], index into label_names
+    tokens: TokenRows  # uint16 or uint32 [rows, T + 1]
+    labels: np.ndarray  # integers [rows], index into label_names
     label_names: tuple[str, ...]
     vocab_size: int
     special_ids: tuple[int, ...]  # never drawn by a probe
@@ -53,42 +106,34 @@ class Corpus:
         return [self.label_names[i] for i in self.labels[np.asarray(sample_ids)]]
 
     def decode(self, token_ids: Sequence[int]) -> list[str]:
-        """One string for each token, together the text; the ids where there is no tokenizer.
-
-        A character that several byte-level tokens make stands at the last of them.
-        """
+        """One string for each token, together the text; the ids where there is no tokenizer."""
         if self.tokenizer is None:
             return [f"{token} " for token in token_ids]
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.tokenizer))
-        pieces, pending = [], []
-        for token in token_ids:
-            pending.append(int(token))
-            text = tokenizer.decode(pending, skip_special_tokens=False)
-            # A character has four bytes at most; what is still torn then was cut by the row.
-            whole = not text.endswith("\N{REPLACEMENT CHARACTER}") or len(pending) == 4
-            pieces.append(text if whole else "")
-            pending = [] if whole else pending
-        return pieces
+        return decode(opened(self.tokenizer), token_ids)
 
 
-def open_corpus(folder: Path, fingerprint: str, tokens: np.ndarray | None = None) -> Corpus:
+def open_corpus(folder: Path, fingerprint: str, tokens: TokenRows | None = None) -> Corpus:
     """Open a corpus folder written by one of the builders of this package.
 
-    `tokens` are rows that lie outside the folder (`data=tokens`); else `tokens.npy` is mapped.
+    `tokens` are rows that are stored otherwise; else `tokens.npy` is mapped. Raises DataError for
+    a tokenizer that cannot be read.
     """
     about = store.read_json(folder / "corpus.json")
-    tokenizer = folder / "tokenizer.json"
+    rows = store.read_npy(folder / "tokens.npy", mmap=True) if tokens is None else tokens
+    labels, tokenizer = folder / "labels.npy", folder / FILE
+    if tokenizer.exists():
+        opened(tokenizer)
     return Corpus(
-        tokens=_map(folder / "tokens.npy") if tokens is None else tokens,
-        labels=_map(folder / "labels.npy"),
+        tokens=rows,
+        labels=store.read_npy(labels, mmap=True)
+        if labels.exists()
+        else np.broadcast_to(np.int32(0), len(rows)),  # one label, and no memory for it
         label_names=tuple(about["label_names"]),
         vocab_size=about["vocab_size"],
         special_ids=tuple(about["special_ids"]),
-        counts=np.load(folder / "counts.npy", allow_pickle=False),
+        counts=store.read_npy(folder / "counts.npy"),
         tokenizer=tokenizer if tokenizer.exists() else None,
-        held_out=np.load(folder / "held_out.npy", allow_pickle=False),
+        held_out=store.read_npy(folder / "held_out.npy"),
         fingerprint=fingerprint,
     )
 
@@ -102,11 +147,15 @@ def stream_order(corpus: Corpus, seed: int | None) -> np.ndarray:
 
 
 def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedule:
-    """The unedited schedule of steps [start, end): every sample once, with weight 1."""
+    """The unedited schedule of steps [start, end): every sample once, with weight 1.
+
+    Raises DataError where the stream is shorter than that.
+    """
     rows = order[start * batch_size : end * batch_size]
     if len(rows) < (end - start) * batch_size:
-        raise ValueError(
-            f"steps up to {end} need {end * batch_size:,} samples; the stream has {len(order):,}"
+        raise DataError(
+            f"training to step {end:,} needs {end * batch_size:,} sequences, training.batch_size="
+            f"{batch_size} at a step; data has {len(order):,} that are not held out"
         )
     return Schedule(
         start=start,
@@ -121,7 +170,3 @@ def schedule_hash(plan: Schedule) -> str:
     """Hash of everything a schedule says; equal schedules train equal models."""
     head = np.array([plan.start, plan.batch_size], dtype=np.int64)
     return store.hash_arrays(head, plan.offsets, plan.sample_ids, plan.weights)
-
-
-def _map(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)

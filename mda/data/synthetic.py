@@ -21,7 +21,7 @@ from random import Random
 from typing import NamedTuple
 
 from mda.data import packing
-from mda.data.tokens import DataError
+from mda.data.errors import DataError
 from mda.schema import SyntheticConfig
 from mda.types import Document
 
@@ -200,12 +200,12 @@ def texts(template: str, seed: int) -> Iterator[str]:
     return (document.text for document in generate(template, seed))
 
 
-def inputs(config: SyntheticConfig) -> dict[str, object]:
+def inputs(config: SyntheticConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
     """What enters beside the settings: the tokenizer's version and that of the templates."""
     return {"versions": {"tokenizers": version("tokenizers")}, "format": FORMAT}
 
 
-def build_from_config(out: Path, config: SyntheticConfig) -> None:
+def build_from_config(out: Path, config: SyntheticConfig, downloads: Path) -> None:
     """`build_synthetic` with the settings of `data=synthetic`."""
     build_synthetic(
         out,

@@ -1,4 +1,4 @@
-"""`data=tokens`: token rows of the user's own, a 2-D .npy or a raw file of uint16 or uint32.
+"""`data=tokens`: token rows of the user's own, a 2-D .npy or a raw file.
 
 The file stays where it is and is mapped, never read whole into memory; the corpus folder holds
 what is derived from it. Labels are a .npy of integers, one per row, or none.
@@ -6,46 +6,63 @@ what is derived from it. Labels are a .npy of integers, one per row, or none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from mda import store
-from mda.schema import ConfigError
+from mda.data.errors import DataError
+from mda.data.token_files import count_ids, map_rows
+from mda.data.tokenizer import FILE, read_tokenizer
+from mda.schema import TokensConfig
 
-CHUNK_ROWS = 65_536
+__all__ = ["DataError", "build_tokens", "map_rows"]
 
 
-class DataError(ConfigError):
-    """A data file that cannot be used: says which, what it holds and what is accepted."""
+def inputs(config: TokensConfig, hash_file: Callable[[Path], str]) -> Mapping[str, object]:
+    """What the files hold, in place of where they lie. Raises DataError for one that is missing."""
+    files = {"path": Path(config.path)}
+    if config.labels is not None:
+        files["labels"] = Path(config.labels)
+    for name, path in [*files.items()]:
+        if not path.is_file():
+            raise DataError(f"data.{name}={path}: no such file")
+    index = files["path"].with_suffix(".idx")
+    if index.is_file() and files["path"].suffix != ".npy":
+        files["index"] = index
+    return {
+        "files": {name: hash_file(path) for name, path in files.items()},
+        "tokenizer": tokenizer_hash(config.tokenizer),
+    }
 
 
-def map_rows(path: Path, seq_len: int, dtype: str = "uint16") -> np.ndarray:
-    """Map token rows [rows, seq_len + 1]. Raises DataError for a file of another form."""
-    if not path.is_file():
-        raise DataError(f"data.path={path}: no such file")
-    if path.stat().st_size == 0:
-        raise DataError(f"data.path={path}: the file is empty")
-    row = seq_len + 1
-    if path.suffix == ".npy":
-        rows = _map_npy(path)
-        if rows.ndim != 2 or rows.shape[1] != row:
-            raise DataError(
-                f"data.path={path}: shape {list(rows.shape)}; accepted: [rows, {row}], "
-                f"a row being data.seq_len={seq_len} tokens and the last target"
-            )
-    else:
-        size, width = path.stat().st_size, np.dtype(dtype).itemsize
-        if size % (row * width):
-            raise DataError(
-                f"data.path={path}: {size:,} bytes are not a whole number of rows of "
-                f"{row} {dtype} ({row * width:,} bytes); truncated, or another data.seq_len?"
-            )
-        rows = np.memmap(path, dtype, mode="r").reshape(-1, row)
-    if len(rows) == 0:
-        raise DataError(f"data.path={path}: the file has no rows")
-    return rows
+def tokenizer_hash(name: str | None) -> str | None:
+    """Hash of what a tokenizer does. Raises DataError for one that cannot be read."""
+    if name is None:
+        return None
+    return store.fingerprint("tokenizer", {"content": read_tokenizer(name).tokenizer.to_str()})
+
+
+def build_from_config(out: Path, config: TokensConfig, downloads: Path) -> None:
+    """`build_tokens` with the settings of `data=tokens`."""
+    build_tokens(
+        out,
+        path=Path(config.path),
+        seq_len=config.seq_len,
+        dtype=config.dtype,
+        vocab_size=config.vocab_size,
+        special_ids=config.special_ids,
+        labels=Path(config.labels) if config.labels else None,
+        label_names=config.label_names,
+        tokenizer=config.tokenizer,
+        held_out=config.held_out,
+    )
+
+
+def open_rows(folder: Path, config: TokensConfig, downloads: Path) -> np.ndarray:
+    """The rows of the file, mapped."""
+    return map_rows(Path(config.path), config.seq_len, config.dtype)
 
 
 def build_tokens(
@@ -53,66 +70,84 @@ def build_tokens(
     *,
     path: Path,
     seq_len: int,
-    dtype: str,
+    dtype: str | None,
     vocab_size: int,
     special_ids: Sequence[int] = (),
     labels: Path | None = None,
     label_names: Sequence[str] = (),
-    tokenizer: Path | None = None,
+    tokenizer: str | None = None,
     held_out: int = 256,
 ) -> None:
     """Check the rows once and write the corpus folder: counts, labels, held-out rows.
 
     The last `held_out` rows are kept for evaluation. Raises DataError for ids beyond
-    `vocab_size`, too few rows, or labels that do not fit.
+    `vocab_size`, too few rows, labels that do not fit, or a tokenizer that lacks ids of the file.
     """
     rows = map_rows(path, seq_len, dtype)
     if held_out >= len(rows):
         raise DataError(f"data.held_out={held_out}: {path} has only {len(rows):,} rows")
     row_labels, names = _labels(labels, label_names, len(rows))
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for first in range(0, len(rows), CHUNK_ROWS):
-        found = np.bincount(np.asarray(rows[first : first + CHUNK_ROWS]).ravel())
-        if len(found) > vocab_size:
+    counts = count_ids(rows, vocab_size, path)
+    write_corpus(
+        out,
+        counts=counts,
+        held_out=np.arange(len(rows) - held_out, len(rows)),
+        labels=row_labels,
+        label_names=names,
+        special_ids=special_ids,
+        tokenizer=tokenizer,
+    )
+
+
+def write_corpus(
+    out: Path,
+    *,
+    counts: np.ndarray,
+    held_out: np.ndarray,
+    labels: np.ndarray | None,
+    label_names: Sequence[str],
+    special_ids: Sequence[int],
+    tokenizer: str | None,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Write all that a corpus folder holds beside its rows; `labels=None`: all rows have the first.
+
+    Raises DataError, before anything is written, for a tokenizer that lacks an id of the rows.
+    """
+    words = None
+    if tokenizer is not None:
+        words = read_tokenizer(tokenizer).tokenizer
+        highest = int(np.flatnonzero(counts).max(initial=0))
+        if highest >= (size := words.get_vocab_size()):
             raise DataError(
-                f"data.path={path}: token id {len(found) - 1} in rows {first:,} to "
-                f"{first + CHUNK_ROWS:,}; accepted: below data.vocab_size={vocab_size}"
+                f"data.tokenizer={tokenizer}: it has {size:,} tokens and the data has id "
+                f"{highest}; accepted: the tokenizer that made the data"
             )
-        counts[: len(found)] += found
     out.mkdir(parents=True, exist_ok=True)
     store.write_npy(out / "counts.npy", counts)
-    store.write_npy(out / "labels.npy", row_labels)
-    store.write_npy(out / "held_out.npy", np.arange(len(rows) - held_out, len(rows)))
-    if tokenizer is not None:
-        (out / "tokenizer.json").write_bytes(Path(tokenizer).read_bytes())
-    about = {
-        "label_names": list(names),
-        "vocab_size": vocab_size,
+    if labels is not None:
+        store.write_npy(out / "labels.npy", labels)
+    store.write_npy(out / "held_out.npy", held_out)
+    if words is not None:
+        words.save(str(out / FILE))
+    content = {
+        "label_names": list(label_names),
+        "vocab_size": len(counts),
         "special_ids": [int(token) for token in special_ids],
+        **(about or {}),
     }
-    store.write_json(out / "corpus.json", about)
-
-
-def _map_npy(path: Path) -> np.ndarray:
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"data.path={path}: not a readable .npy file ({error})") from error
-    if rows.dtype not in (np.uint16, np.uint32, np.int32, np.int64):
-        raise DataError(
-            f"data.path={path}: dtype {rows.dtype}; accepted: uint16, uint32, int32, int64"
-        )
-    return rows
+    store.write_json(out / "corpus.json", content)
 
 
 def _labels(
     path: Path | None, names: Sequence[str], rows: int
-) -> tuple[np.ndarray, tuple[str, ...]]:
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
     if path is None:
-        return np.zeros(rows, dtype=np.int16), ("all",)
-    if not Path(path).is_file():
-        raise DataError(f"data.labels={path}: no such file")
-    values = np.load(path, allow_pickle=False)
+        return None, ("all",)
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"data.labels={path}: not a readable .npy file ({error})") from error
     if values.shape != (rows,) or not np.issubdtype(values.dtype, np.integer):
         raise DataError(
             f"data.labels={path}: {values.dtype} {list(values.shape)}; "
@@ -120,9 +155,11 @@ def _labels(
         )
     if values.min() < 0:
         raise DataError(f"data.labels={path}: label {values.min()}; accepted: 0 and above")
-    found = tuple(names) or tuple(f"class_{i}" for i in range(int(values.max()) + 1))
-    if values.max() >= len(found):
-        raise DataError(
-            f"data.labels={path}: label {values.max()}, but data.label_names has {len(found)}"
-        )
-    return values.astype(np.int16), found
+    if names:
+        if values.max() >= len(names):
+            raise DataError(
+                f"data.labels={path}: label {values.max()}, but data.label_names has {len(names)}"
+            )
+        return values.astype(np.int32), tuple(names)
+    found, index = np.unique(values, return_inverse=True)
+    return index.astype(np.int32), tuple(f"class_{value}" for value in found.tolist())

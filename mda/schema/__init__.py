@@ -15,6 +15,15 @@ from mda.schema.attribution import (
     InterventionConfig,
     RemoveConfig,
 )
+from mda.schema.data import (
+    DataConfig,
+    EmbeddedConfig,
+    HfConfig,
+    PileConfig,
+    SyntheticConfig,
+    TemplateWeights,
+    TokensConfig,
+)
 from mda.schema.estimator import (
     AtCheckpoint,
     EkfacConfig,
@@ -28,16 +37,7 @@ from mda.schema.estimator import (
 from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
 from mda.schema.rules import validate
-from mda.schema.run import (
-    DataConfig,
-    EmbeddedConfig,
-    EmergenceConfig,
-    OnsetConfig,
-    SyntheticConfig,
-    TemplateWeights,
-    TokensConfig,
-    TrainingConfig,
-)
+from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, refuse
 from mda.schema.unit import (
@@ -66,6 +66,7 @@ __all__ = [
     "GradientNormConfig",
     "Group",
     "HeadConfig",
+    "HfConfig",
     "InterventionConfig",
     "LoggerConfig",
     "LossConfig",
@@ -73,6 +74,7 @@ __all__ = [
     "ModuleConfig",
     "NeuronConfig",
     "OnsetConfig",
+    "PileConfig",
     "ProbeConfig",
     "RandomConfig",
     "RemoveConfig",

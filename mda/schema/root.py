@@ -12,6 +12,14 @@ from mda.schema.attribution import (
     InterventionConfig,
     RemoveConfig,
 )
+from mda.schema.data import (
+    DataConfig,
+    EmbeddedConfig,
+    HfConfig,
+    PileConfig,
+    SyntheticConfig,
+    TokensConfig,
+)
 from mda.schema.estimator import (
     EkfacConfig,
     EstimatorConfig,
@@ -22,14 +30,7 @@ from mda.schema.estimator import (
     TracinConfig,
 )
 from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
-from mda.schema.run import (
-    DataConfig,
-    EmbeddedConfig,
-    EmergenceConfig,
-    SyntheticConfig,
-    TokensConfig,
-    TrainingConfig,
-)
+from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
 from mda.schema.unit import (
@@ -123,7 +124,13 @@ class Config(Group):
 
 
 OPTIONS: dict[str, dict[str, type[Group]]] = {
-    "data": {"embedded": EmbeddedConfig, "synthetic": SyntheticConfig, "tokens": TokensConfig},
+    "data": {
+        "embedded": EmbeddedConfig,
+        "synthetic": SyntheticConfig,
+        "tokens": TokensConfig,
+        "hf": HfConfig,
+        "pile": PileConfig,
+    },
     "unit": {
         "head": HeadConfig,
         "mlp_neuron": NeuronConfig,

@@ -1,82 +1,13 @@
-"""Groups that make a base run: data, model, training, emergence."""
+"""Groups that make a base run: training and emergence."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mda.schema.setting import Group, is_range, refuse, setting
+from mda.schema.setting import Group, is_range, setting
 
 DISTRIBUTIONS = ("unigram_sqrt", "unigram", "uniform")
-
-
-@dataclass
-class DataConfig(Group):
-    """The ordered token stream; its class is chosen by `data=...`."""
-
-    key: ClassVar[str] = "data"
-    name: str = setting("???", "kind of corpus, set by data=...")
-    seq_len: int = setting(128, "T, predicted tokens in a sequence", low=8)
-    vocab_size: int = setting(512, "tokens in the vocabulary", low=2, high=2**32)
-    held_out: int = setting(512, "sequences kept out of the stream for evaluation", low=1)
-    shuffle: bool = setting(True, "order the stream by the run's seed, else as it is stored")
-
-
-@dataclass
-class EmbeddedConfig(DataConfig):
-    """Real text of installed packages, one class label for each sequence."""
-
-    name: str = setting("embedded", "kind of corpus", one_of=("embedded",))
-    generated_share: float = setting(
-        0.32, "share of the sequences that are generated documents", low=0, below=1
-    )
-    n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
-    seed: int = setting(0, "seed of generated documents and of their order", low=0, high=2**32 - 1)
-
-
-@dataclass
-class TemplateWeights(Group):
-    """Shares of the generated document kinds, relative to each other."""
-
-    key: ClassVar[str] = "data.templates"
-    repeat: float = setting(1.0, "blocks of random fragments, repeated", low=0)
-    xml: float = setting(1.0, "records under random tags", low=0)
-    latex: float = setting(1.0, "tables", low=0)
-    json: float = setting(1.0, "objects with shared keys", low=0)
-    log: float = setting(1.0, "log lines", low=0)
-    salad: float = setting(1.0, "independent words: nothing to copy", low=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not any(getattr(self, item.name) for item in fields(self)):
-            raise refuse(self.key, "all 0", "at least one weight above 0")
-
-
-@dataclass
-class SyntheticConfig(DataConfig):
-    """Documents generated from seeded templates with planted, labelled repetition."""
-
-    name: str = setting("synthetic", "kind of corpus", one_of=("synthetic",))
-    n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
-    templates: TemplateWeights = field(default_factory=TemplateWeights)
-    seed: int = setting(0, "seed of the documents", low=0, high=2**32 - 1)
-
-
-@dataclass
-class TokensConfig(DataConfig):
-    """Token rows of your own: a 2-D .npy, or a raw file of rows of seq_len + 1 tokens."""
-
-    name: str = setting("tokens", "kind of corpus", one_of=("tokens",))
-    path: str = setting(
-        "???",
-        "file of token rows, .npy or raw little-endian",
-        accepts="the path of a 2-D .npy or of a raw file of token rows",
-    )
-    dtype: str = setting("uint16", "tokens of a raw file", one_of=("uint16", "uint32"))
-    labels: str | None = setting(None, ".npy of one integer for each row, null for none")
-    label_names: list[str] = setting([], "names of the labels, in their order")
-    tokenizer: str | None = setting(None, "tokenizer.json, to show text in place of ids")
-    special_ids: list[int] = setting([], "ids that no probe may draw: end of text, padding", low=0)
 
 
 @dataclass

@@ -1,68 +1,71 @@
-"""The corpus and the order in which a run sees it."""
+"""The corpus and the order in which a run sees it.
+
+A source of data is a class of settings (mda/schema/data.py) whose `module` has three functions:
+`inputs(config, hash_file)`, what enters the corpus besides its settings; `build_from_config(out,
+config, downloads)`, which writes its folder; and, where the rows are not the folder's
+`tokens.npy`, `open_rows(folder, config, downloads)`. In `downloads` lies what has been fetched.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
+from importlib import import_module
 
-from mda.data import embedded, synthetic
+import numpy as np
+
+from mda.data.shards import ShardRows
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
-from mda.data.tokens import build_tokens, map_rows
-from mda.schema import Config, EmbeddedConfig, SyntheticConfig, TokensConfig
+from mda.schema import Config
 from mda.stages.context import Context, without
-from mda.store import Artifact, hash_file
 from mda.types import Schedule
 
-VERSION = 1
+VERSION = 2
 
 
 def corpus(context: Context) -> Corpus:
-    """The token stream's rows, from installed packages, templates or a file."""
+    """The token stream's rows: built, or found in the store, and opened.
+
+    What the settings name is looked at in both cases: a missing file is a DataError.
+    """
     data = context.config.data
-    if isinstance(data, TokensConfig):
-        rows = map_rows(Path(data.path), data.seq_len, data.dtype)
-        artifact = _from_file(context, data)
-        return open_corpus(artifact.path, artifact.fingerprint, rows)
-    if isinstance(data, EmbeddedConfig):
-        inputs, build = embedded.inputs(data), partial(embedded.build_from_config, config=data)
-    elif isinstance(data, SyntheticConfig):
-        inputs, build = synthetic.inputs(data), partial(synthetic.build_from_config, config=data)
-    else:
-        raise TypeError(f"no builder for data={data.name}")
-    entering = {"version": VERSION, "data": without(asdict(data), "shuffle"), **inputs}
+    source = import_module(data.module)
+    settings = without(asdict(data), "shuffle", "order_seed", *data.not_inputs)
+    inputs = source.inputs(data, context.store.hash_file)
+    entering = {"version": VERSION, "data": settings, **inputs}
+    downloads = context.store.root / "downloads"
+    build = partial(source.build_from_config, config=data, downloads=downloads)
     artifact = context.store.get_or_build("corpus", entering, build)
-    return open_corpus(artifact.path, artifact.fingerprint)
+    rows = None
+    if hasattr(source, "open_rows"):
+        rows = source.open_rows(artifact.path, data, downloads)
+    return open_corpus(artifact.path, artifact.fingerprint, rows)
+
+
+def stream(config: Config, rows: Corpus) -> np.ndarray:
+    """Position in the stream -> sample id: the one order of a run and of all its arms.
+
+    Drawn from `data.order_seed`, else from the run's seed; with `data.shuffle=false` as stored.
+    """
+    seed = config.seed if config.data.order_seed is None else config.data.order_seed
+    return stream_order(rows, seed if config.data.shuffle else None)
 
 
 def base_schedule(config: Config, rows: Corpus, start: int = 0, end: int | None = None) -> Schedule:
-    """The unedited stream of a run: ordered by its seed, or as it is stored."""
-    order = stream_order(rows, config.seed if config.data.shuffle else None)
+    """The unedited stream of a run. Raises DataError where it is too short for the steps."""
     end = config.training.last_step if end is None else end
-    return schedule(order, config.training.batch_size, start, end)
+    return schedule(stream(config, rows), config.training.batch_size, start, end)
 
 
-def _from_file(context: Context, data: TokensConfig) -> Artifact:
-    files = {
-        name: hash_file(Path(path))
-        for name in ("path", "labels", "tokenizer")
-        if (path := getattr(data, name)) is not None and Path(path).is_file()
-    }
-    settings = without(asdict(data), "path", "labels", "tokenizer", "shuffle")
-    inputs = {"version": VERSION, "data": settings, "files": files}
+def following(config: Config, rows: Corpus, step: int) -> np.ndarray:
+    """Samples that a run would see from a step on, to the end of the stream."""
+    return stream(config, rows)[step * config.training.batch_size :]
 
-    def build(part: Path) -> None:
-        build_tokens(
-            part,
-            path=Path(data.path),
-            seq_len=data.seq_len,
-            dtype=data.dtype,
-            vocab_size=data.vocab_size,
-            special_ids=data.special_ids,
-            labels=Path(data.labels) if data.labels else None,
-            label_names=data.label_names,
-            tokenizer=Path(data.tokenizer) if data.tokenizer else None,
-            held_out=data.held_out,
-        )
 
-    return context.store.get_or_build("corpus", inputs, build)
+def fetch(context: Context, rows: Corpus, sample_ids: np.ndarray) -> None:
+    """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones."""
+    if isinstance(rows.tokens, ShardRows):
+        ids = np.asarray(sample_ids)
+        missing = rows.tokens.missing(ids[ids < len(rows.tokens)])
+        for block in context.bar(missing, "fetching rows", len(missing)):
+            rows.tokens.fetch(block)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mda.data.stream import Corpus, stream_order
-from mda.data.tokens import map_rows
+from mda.data.stream import Corpus
+from mda.data.token_files import read_inserted
 from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
 from mda.intervention.select import choose, in_window, loss_groups, matched_random
 from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule
+from mda.stages.corpus import base_schedule, following
 from mda.stages.locating import Located
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores
@@ -47,8 +47,8 @@ def plan_edit(context: Context, rows: Corpus, unit: Located, scores: Scores | No
             return _inserted(context, rows, base, intervention)
         assert scores is not None
         plan = _plan(context, rows, unit, intervention, scores)
-        following = _after(context, rows, window.end)
-        return Edited(plan, edit(plan, base, following), rows, None)
+        later = following(context.config, rows, window.end)
+        return Edited(plan, edit(plan, base, later), rows, None)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"intervention={intervention.name}: {error}") from error
 
@@ -60,7 +60,7 @@ def _plan(
     scores = in_window(scores, start, end)
     chosen = select(rows, unit.name, config, scores, context.config.seed)
     if isinstance(config, RemoveConfig):
-        unused = _after(context, rows, end)
+        unused = following(context.config, rows, end)
         return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
     assert isinstance(config, AugmentConfig)
     return plans.augment(scores, chosen, start, end, config.mode, config.weight)
@@ -99,20 +99,11 @@ def select(
     return matched_random(scores.sample_ids, groups, chosen, seed)
 
 
-def _after(context: Context, rows: Corpus, end: int) -> np.ndarray:
-    """Samples that come after the window in the stream."""
-    config = context.config
-    order = stream_order(rows, config.seed if config.data.shuffle else None)
-    return order[end * config.training.batch_size :]
-
-
 def _inserted(context: Context, rows: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
     assert config.rows is not None
-    extra = np.asarray(map_rows(Path(config.rows), rows.seq_len))
-    if extra.max() >= rows.vocab_size:
-        raise ValueError(f"rows={config.rows}: token id {extra.max()} is beyond the vocabulary")
+    extra = read_inserted(Path(config.rows), rows.seq_len, rows.vocab_size)
     first = base.start if config.at_step is None else config.at_step
     ids = np.arange(len(rows.tokens), len(rows.tokens) + len(extra))
     plan = plans.insert(ids, base.start, base.end, first, config.per_step)
-    longer = replace(rows, extra=extra.astype(rows.tokens.dtype))
+    longer = replace(rows, extra=extra)
     return Edited(plan, edit(plan, base), longer, hash_arrays(extra))

@@ -16,6 +16,7 @@ GROUPS = sorted({path.parts[0] for path in FILES if len(path.parts) > 1} - {"hyd
 
 ALSO = {
     "data/tokens.yaml": ["data.path=rows.npy"],
+    "data/hf.yaml": ["data.dataset=texts.jsonl", "data.tokenizer=tokenizer.json"],
     "experiment/pythia.yaml": ["data.path=rows.npy"],
     "training/pythia.yaml": ["data=tokens", "data.path=rows.npy"],
 }

@@ -170,7 +170,7 @@ def test_default_settings_have_a_recorded_hash(monkeypatch, tmp_path):
     monkeypatch.setattr(embedded, "build_embedded", lambda out, **kw: seen.append(kw))
     config = EmbeddedConfig(name="embedded")
     for other in (config, replace(config, seed=1), replace(config, generated_share=0.5)):
-        embedded.build_from_config(tmp_path, other)
+        embedded.build_from_config(tmp_path, other, tmp_path)
     hashes = [kw["expected_sha256"] for kw in seen]
     assert hashes[0] == store.read_json(embedded.RECORD)["sha256"]
     assert hashes[1:] == [None, None]

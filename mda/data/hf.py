@@ -1,0 +1,306 @@
+"""`data=hf`: what the library `datasets` reads, as packed rows of tokens in an Arrow file.
+
+The source is a data set of the hub or local parquet, JSON lines or text files (a text file is one
+document). Documents come in the order of the files; they are tokenized and packed as they come,
+so memory holds a few thousand rows at most, and the rows are written to `tokens.arrow`, which is
+mapped when it is read. Every document is followed by the end-of-text id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from glob import glob, has_magic
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mda.data import packing
+from mda.data.arrow import FILE, ArrowRows, ArrowWriter
+from mda.data.errors import DataError
+from mda.data.packers import PACKERS, Document, Packed
+from mda.data.tokenizer import read_tokenizer
+from mda.data.tokens import tokenizer_hash, write_corpus
+from mda.schema import HfConfig
+from mda.schema.setting import nearest
+
+READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
+BATCH = 256  # documents that are tokenized at once
+FORMAT = 1
+
+
+class Opened(NamedTuple):
+    """Records of a data set, and how many there are where that is known."""
+
+    records: Any
+    total: int | None
+
+
+def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, object]:
+    """What the data and the tokenizer are, in place of their names.
+
+    Local files count by content and order, a data set of the hub by its commit. Raises DataError
+    for what is not there.
+    """
+    files = local_files(config.dataset)
+    if files is None:
+        source: dict[str, object] = {"repo": config.dataset, "commit": _commit(config)}
+    else:
+        source = {"files": [hash_file(path) for path in files], "suffix": _suffix(files[0])}
+    tokenizer = tokenizer_hash(config.tokenizer)
+    return {"source": source, "tokenizer": tokenizer, "format": FORMAT}
+
+
+def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
+    """Read, tokenize, pack and write the corpus folder.
+
+    Raises DataError for missing columns, ids beyond the vocabulary and too few sequences.
+    """
+    end = config.end_of_text
+    if config.tokenizer is not None and end is None and config.packing != "rows":
+        end = read_tokenizer(config.tokenizer).end_of_text
+        if end is None and config.packing == "across":
+            raise DataError(
+                f"data.end_of_text is not given and data.tokenizer={config.tokenizer} names none; "
+                "accepted: the id that stands after each document"
+            )
+    if end is not None and end >= config.vocab_size:
+        raise DataError(f"data.end_of_text={end}: accepted: below data.vocab_size="
+                        f"{config.vocab_size}")  # fmt: skip
+    width = config.seq_len + 1
+    opened = open_data(config)
+    writer = ArrowWriter(out / FILE, width, config.vocab_size)
+    counts = np.zeros(config.vocab_size, dtype=np.int64)
+    labels: list[np.ndarray] = []
+    names: dict[str, int] = {}
+    with writer, packing.progress() as bars:
+        task = bars.add_task("reading and packing documents", total=opened.total)
+        found = documents(config, opened, names, partial(bars.advance, task))
+        left = config.n_sequences
+        for packed in PACKERS[config.packing](found, width, end):
+            packed = Packed(packed.rows[:left], packed.labels[:left])
+            counts += np.bincount(packed.rows.ravel(), minlength=config.vocab_size)
+            writer.write(packed.rows)
+            labels.append(packed.labels)
+            left = None if left is None else left - len(packed.rows)
+            if left == 0:
+                break
+    n = writer.n_rows
+    _refuse_few(config, n)
+    order, values = _sorted_labels(names, labels)
+    ends = set() if end is None else {end}
+    write_corpus(
+        out,
+        counts=counts,
+        held_out=np.arange(n - config.held_out, n),
+        labels=values if config.label is not None else None,
+        label_names=order,
+        special_ids=sorted({*config.special_ids, *ends}),
+        tokenizer=config.tokenizer,
+    )
+
+
+def open_rows(folder: Path, config: HfConfig, downloads: Path) -> ArrowRows:
+    """The rows, mapped."""
+    return ArrowRows(folder / FILE)
+
+
+def local_files(path: str) -> list[Path] | None:
+    """Files of a local data set, sorted; None for a name that can only be the hub's.
+
+    Raises DataError for a path that leads to no file, and for files of several kinds.
+    """
+    found = Path(path)
+    if found.is_dir():
+        files = [file for file in sorted(found.rglob("*")) if _suffix(file) in READERS]
+    elif has_magic(path):
+        files = sorted(map(Path, glob(path, recursive=True)))
+    elif found.is_file():
+        files = [found]
+    elif _suffix(found) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+        raise DataError(f"data.dataset={path}: no such file")
+    else:
+        return None
+    kinds = sorted({READERS.get(_suffix(file), file.suffix) for file in files})
+    if len(kinds) != 1 or kinds[0] not in READERS.values():
+        what = f"files of {', '.join(kinds)}" if kinds else "no files"
+        raise DataError(
+            f"data.dataset={path}: {what}; accepted: files of one kind, {', '.join(READERS)}"
+        )
+    return files
+
+
+def open_data(config: HfConfig) -> Opened:
+    """The records of the data set. Raises DataError, one sentence, where it cannot be read."""
+    from datasets import load_dataset
+
+    files = local_files(config.dataset)
+    streaming = config.streaming
+    try:
+        if files is None:
+            found: Any = load_dataset(config.dataset, config.subset, split=config.split,
+                                      revision=config.revision, streaming=streaming)  # fmt: skip
+        else:
+            reader = READERS[_suffix(files[0])]
+            more = {"sample_by": "document"} if reader == "text" else {}
+            names = [str(path) for path in files]
+            found = load_dataset(
+                reader, data_files=names, split="train", streaming=streaming, **more
+            )
+    except Exception as error:  # of the network, the hub, the files: each its own kind
+        raise _unreadable(config, error) from error
+    total = None if streaming else len(found)
+    wanted = [config.tokens or config.text, config.label, config.ordered_by]
+    wanted = [column for column in wanted if column is not None]
+    if found.column_names and set(wanted) <= set(found.column_names):
+        found = found.select_columns(wanted)
+    return Opened(found.with_format("numpy") if config.tokens else found, total)
+
+
+def documents(
+    config: HfConfig,
+    opened: Opened,
+    names: dict[str, int],
+    advance: Callable[[int], None] = lambda n: None,
+) -> Iterator[Document]:
+    """The documents' ids, int64, and labels; new labels are added to `names`.
+
+    Raises DataError for a column that is missing, empty or not in order, and for ids beyond the
+    vocabulary.
+    """
+    tokenizer = read_tokenizer(config.tokenizer).tokenizer if config.tokenizer else None
+    label_of = _label_reader(config, opened.records)
+    column = config.tokens or config.text
+    number, last = 0, None
+    records = _reading(config, opened.records)
+    while batch := list(islice(records, BATCH)):
+        for setting in ("label", "ordered_by", "tokens" if config.tokens else "text"):
+            _refuse_column(config, setting, batch[0])
+        values = [record[column] for record in batch]
+        for offset, value in enumerate(values):
+            if value is None:
+                raise DataError(f"data.dataset={config.dataset}: document {number + offset:,} has no "
+                                f"{column}")  # fmt: skip
+        if config.tokens is None:
+            assert tokenizer is not None
+            encoded = tokenizer.encode_batch_fast(values, add_special_tokens=False)
+            values = [encoding.ids for encoding in encoded]
+        for record, value in zip(batch, values, strict=True):
+            last = _in_order(config, record, last, number)
+            ids = _checked(config, value, number)
+            label = names.setdefault(label_of(record), len(names))
+            number += 1
+            yield Document(ids, label)
+        advance(len(batch))
+
+
+def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from records
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(config, error) from error
+
+
+def _unreadable(config: HfConfig, error: Exception) -> DataError:
+    lines = str(error.__cause__ or error).split("\n")
+    why = " ".join(lines[0].split())[:300] or type(error).__name__
+    return DataError(f"data.dataset={config.dataset}: it cannot be read ({why})")
+
+
+def _refuse_column(config: HfConfig, setting: str, record: Mapping[str, object]) -> None:
+    column = getattr(config, setting)
+    if column is not None and column not in record:
+        raise DataError(
+            f"data.{setting}={column}: no such column{nearest(column, record)}; "
+            f"accepted: {', '.join(record)}"
+        )
+
+
+def _in_order(config: HfConfig, record: Mapping[str, Any], last: Any, number: int) -> Any:
+    if config.ordered_by is None:
+        return None
+    value = record[config.ordered_by]
+    if last is not None and value < last:
+        raise DataError(
+            f"data.ordered_by={config.ordered_by}: {value} after {last}, at document {number:,}; "
+            "accepted: files in the order in which they are to be trained on"
+        )
+    return value
+
+
+def _checked(config: HfConfig, value: Any, number: int) -> np.ndarray:
+    ids = np.asarray(value)
+    if ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1):
+        raise DataError(f"data.tokens={config.tokens}: document {number:,} is no list of integers")
+    ids = ids.astype(np.int64)
+    if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise DataError(
+            f"data.dataset={config.dataset}: token id {wrong} in document {number:,}; accepted: 0 to "
+            f"below data.vocab_size={config.vocab_size}"
+        )
+    return ids
+
+
+def _label_reader(config: HfConfig, records: Any) -> Callable[[Mapping[str, Any]], str]:
+    column = config.label
+    if column is None:
+        return lambda record: "all"
+    feature = (records.features or {}).get(column)
+    named = getattr(feature, "int2str", None)
+
+    def read(record: Mapping[str, Any]) -> str:
+        value = record[column]
+        text = named(int(value)) if named is not None and value is not None else str(value)
+        if not text or not text.isprintable():
+            raise DataError(f"data.label={column}: {text!r}; accepted: printable characters")
+        return text
+
+    return read
+
+
+def _refuse_few(config: HfConfig, n: int) -> None:
+    if config.n_sequences is not None and n < config.n_sequences:
+        raise DataError(
+            f"data.n_sequences={config.n_sequences}: {config.dataset} gives only {n:,} sequences of "
+            f"data.seq_len={config.seq_len}"
+        )
+    if n <= config.held_out:
+        raise DataError(
+            f"data.held_out={config.held_out}: {config.dataset} gives only {n:,} sequences of "
+            f"data.seq_len={config.seq_len}"
+        )
+
+
+def _sorted_labels(
+    names: Mapping[str, int], labels: Iterable[np.ndarray]
+) -> tuple[list[str], np.ndarray]:
+    order = sorted(names)
+    places = np.empty(len(names), dtype=np.int32)
+    for place, name in enumerate(order):
+        places[names[name]] = place
+    return order, places[np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)]
+
+
+def _commit(config: HfConfig) -> str:
+    if config.revision and re.fullmatch(r"[0-9a-f]{40}", config.revision):
+        return config.revision
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(config.dataset, revision=config.revision).sha)
+    except Exception as error:
+        raise DataError(
+            f"data.dataset={config.dataset}: no such file, and the hub knows no such data set or cannot "
+            f"be reached ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _suffix(path: Path) -> str:
+    """The suffix without that of a compression: `.jsonl` of x.jsonl.gz."""
+    return (path.with_suffix("") if path.suffix in (".gz", ".zst", ".xz") else path).suffix

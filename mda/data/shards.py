@@ -1,0 +1,242 @@
+"""Rows of tokens that lie end to end in large files: here, or elsewhere and fetched by range.
+
+A row may straddle two files. Of files elsewhere only the blocks of rows that are asked for are
+fetched, each kept as one .npy that is whole or not there at all, so that a second start goes on
+where the first one ended.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mda import store
+from mda.data.errors import DataError
+
+TRIES = 3
+LONGEST_WAIT_S = 60
+TIMEOUT_S = 60
+KEPT = "what has been fetched is kept, and a second start goes on"
+
+
+class Piece(NamedTuple):
+    """Bytes [start, stop) of a shard."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of `row_len` uint16 tokens, end to end over shards of equal size but for the last."""
+
+    names: tuple[str, ...]
+    shard_bytes: int
+    n_rows: int
+    row_len: int
+
+    @property
+    def row_bytes(self) -> int:
+        return 2 * self.row_len
+
+    def size(self, shard: int) -> int:
+        """Bytes of a shard."""
+        whole = self.n_rows * self.row_bytes
+        return min(self.shard_bytes, whole - shard * self.shard_bytes)
+
+    def pieces(self, first: int, end: int) -> Iterator[Piece]:
+        """Where rows [first, end) lie: one piece for each shard that they touch."""
+        at, stop = first * self.row_bytes, end * self.row_bytes
+        while at < stop:
+            shard, start = divmod(at, self.shard_bytes)
+            length = min(stop - at, self.shard_bytes - start)
+            yield Piece(shard, start, start + length)
+            at += length
+
+
+class Reader(Protocol):
+    """Reads bytes of shards. Raises DataError, one sentence, where they cannot be had."""
+
+    def read(self, layout: Layout, piece: Piece) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Shards in a folder."""
+
+    folder: Path
+
+    def read(self, layout: Layout, piece: Piece) -> bytes:
+        path = self.folder / layout.names[piece.shard]
+        if not path.is_file():
+            raise DataError(f"data.source={self.folder}: there is no {path.name} in it")
+        if (found := path.stat().st_size) != (wanted := layout.size(piece.shard)):
+            raise DataError(f"data.source: {path} has {found:,} bytes; accepted: {wanted:,}")
+        with path.open("rb") as file:
+            file.seek(piece.start)
+            return file.read(piece.stop - piece.start)
+
+
+@dataclass
+class Range:
+    """Shards behind a URL, read by HTTP range; `fetched` counts the bytes that have come."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # never shown: tokens
+    fetched: int = 0
+
+    def read(self, layout: Layout, piece: Piece) -> bytes:
+        url = f"{self.url.rstrip('/')}/{layout.names[piece.shard]}"
+        for left in reversed(range(TRIES)):
+            try:
+                content = self._get(url, piece, layout.size(piece.shard))
+                self.fetched += len(content)
+                return content
+            except urllib.error.HTTPError as error:
+                wait = _seconds(error.headers.get("Retry-After"))
+                if error.code != 429 and error.code < 500:
+                    raise DataError(_refused(url, error.code)) from None
+                reason = f"the server answers {error.code}"
+                if error.code == 429:
+                    reason += f", too many requests, and asks for {wait} s of patience"
+            except (OSError, http.client.HTTPException) as error:
+                reason, wait = f"the connection failed ({_words(error)})", 1
+            if not left or wait > LONGEST_WAIT_S:
+                raise DataError(f"{url}: {reason}; {KEPT}")
+            store.say(f"{url}: {reason}; trying again in {wait} s")
+            time.sleep(wait)
+        raise AssertionError("the last try returns or raises")
+
+    def _get(self, url: str, piece: Piece, size: int) -> bytes:
+        request = urllib.request.Request(url)
+        request.add_header("Range", f"bytes={piece.start}-{piece.stop - 1}")
+        for name, value in self.headers.items():
+            request.add_unredirected_header(name, value)  # the hub redirects to other hosts
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+            if answer.status != 206:
+                raise DataError(f"{url}: the server does not answer by range; accepted: one that "
+                                "does, or a folder with the files")  # fmt: skip
+            said = answer.headers.get("Content-Range", "")
+            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", said)
+            if match is None or int(match[3]) != size:
+                found = f"{int(match[3]):,} bytes" if match else f"Content-Range {said!r}"
+                raise DataError(f"{url}: the file has {found}; accepted: {size:,} bytes")
+            content = answer.read()
+        if (int(match[1]), int(match[2]) + 1) != piece[1:] or len(content) != piece.stop - piece[1]:
+            raise http.client.IncompleteRead(content, piece.stop - piece.start - len(content))
+        return content
+
+
+class ShardRows:
+    """The first `n_rows` rows of a layout, uint16 [n_rows, row_len], read when they are asked for.
+
+    Rows from a `Range` are fetched in blocks of `per_block` rows and kept in the folder `cache`.
+    Raises DataError where they cannot be had, or where an id is not below `vocab_size`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        reader: Reader,
+        n_rows: int,
+        vocab_size: int,
+        cache: Path | None = None,
+        per_block: int = 1024,
+    ) -> None:
+        self.layout, self.reader, self.cache = layout, reader, cache
+        self.vocab_size, self.per_block = vocab_size, per_block
+        self.shape = (n_rows, layout.row_len)
+        self.dtype = np.dtype(np.uint16)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        """Rows by number, uint16 [n, row_len]. Raises IndexError for one that is not there."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
+            raise IndexError(f"rows {ids.min()} to {ids.max()} of {len(self)}")
+        out = np.empty((len(ids), self.shape[1]), dtype=self.dtype)
+        if self.cache is not None:
+            blocks = ids // self.per_block
+            for block in np.unique(blocks):
+                here = blocks == block
+                out[here] = self.fetch(int(block))[ids[here] - block * self.per_block]
+            return out
+        order = np.argsort(ids, kind="stable")
+        for run in np.split(order, np.flatnonzero(np.diff(ids[order]) > 1) + 1):
+            if run.size:
+                first, last = ids[run[0]], ids[run[-1]]
+                out[run] = self._read(int(first), int(last) + 1)[ids[run] - first]
+        return out
+
+    def missing(self, ids: np.ndarray) -> list[int]:
+        """Blocks that must still be fetched for some rows; none for local files."""
+        if self.cache is None:
+            return []
+        blocks = np.unique(np.asarray(ids) // self.per_block).tolist()
+        return [block for block in blocks if not self._file(block).exists()]
+
+    def fetch(self, block: int) -> np.ndarray:
+        """A block's rows, from the cache or from afar; one that is torn is fetched again."""
+        first = block * self.per_block
+        end = min(first + self.per_block, len(self))
+        path = self._file(block)
+        try:
+            rows = store.read_npy(path, mmap=True)
+            if rows.shape == (end - first, self.shape[1]) and rows.dtype == self.dtype:
+                return rows
+        except (OSError, ValueError, EOFError):
+            pass
+        rows = self._read(first, end)
+        store.write_npy(path, rows)
+        return rows
+
+    def _file(self, block: int) -> Path:
+        assert self.cache is not None
+        return self.cache / f"rows-{block * self.per_block:09d}.npy"
+
+    def _read(self, first: int, end: int) -> np.ndarray:
+        pieces = self.layout.pieces(first, end)
+        content = b"".join(self.reader.read(self.layout, piece) for piece in pieces)
+        rows = np.frombuffer(content, "<u2").reshape(end - first, self.layout.row_len)
+        if rows.max(initial=0) >= self.vocab_size:
+            row = first + int(np.argwhere(rows >= self.vocab_size)[0][0])
+            raise DataError(
+                f"row {row:,} of the shards has token id {rows.max()}; accepted: below "
+                f"data.vocab_size={self.vocab_size}; are these files of token rows?"
+            )
+        return rows.astype(self.dtype)
+
+
+def _refused(url: str, code: int) -> str:
+    if code in (401, 403):
+        return (
+            f"{url}: the server refuses ({code}); set HF_TOKEN to a token that may read it, and "
+            "accept the data set's terms on its page"
+        )
+    if code == 404:
+        accepted = "data.repo, data.revision and data.files of shards that exist"
+        return f"{url}: no such file (404); accepted: {accepted}"
+    return f"{url}: the server answers {code}"
+
+
+def _seconds(retry_after: str | None) -> int:
+    return int(retry_after) if retry_after and retry_after.strip().isdigit() else 1
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return f"cut after {len(error.partial):,} bytes"
+    reason = getattr(error, "reason", error)
+    return " ".join(str(reason).split()) or type(error).__name__

@@ -1,0 +1,112 @@
+"""Tokenizers of any kind: read and checked where they are named, and text token by token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from mda.data.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE = "tokenizer.json"
+ACCEPTED = "a tokenizer.json, a folder with one, or the id of a repository of the hub"
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_TORN = "\N{REPLACEMENT CHARACTER}"
+
+
+class Named(NamedTuple):
+    """A tokenizer and the id that it puts between texts, where it has one."""
+
+    tokenizer: Tokenizer
+    end_of_text: int | None
+
+
+def read_tokenizer(name: str, key: str = "data.tokenizer") -> Named:
+    """The tokenizer of a file, a folder or the hub; it neither truncates nor pads.
+
+    Raises DataError for one that is not there or that is malformed.
+    """
+    path = Path(name)
+    if path.is_file():
+        found = Named(_from_file(path, key), None)
+    elif (path / FILE).is_file():
+        found = Named(_from_file(path / FILE, key), None)
+    elif path.is_dir() or (_HUB_ID.fullmatch(name) and path.suffix != ".json"):
+        found = _from_library(name, key)
+    else:
+        raise DataError(f"{key}={name}: no such file; accepted: {ACCEPTED}")
+    tokenizer, end = found
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if end is None:
+        ids = (tokenizer.token_to_id(token) for token in ENDS)
+        end = next((token for token in ids if token is not None), None)
+    return Named(tokenizer, end)
+
+
+@cache
+def opened(path: Path) -> Tokenizer:
+    """The tokenizer of a corpus folder, read once by each process."""
+    return _from_file(path, "data.tokenizer")
+
+
+def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
+    """One string for each token, together the text.
+
+    A character that several tokens make stands at the last of them. Bytes that belong to no whole
+    character, as at the start of a row that begins inside one, stand as replacement characters
+    with the first whole character after them.
+    """
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    pieces: list[str] = []
+    before: list[int] = []  # what a decoder does at the start of a text must not be done again
+    pending: list[int] = []
+    for token in token_ids:
+        pending.append(int(token))
+        piece = text(before + pending)[len(text(before)) :]
+        torn = piece.endswith(_TORN)
+        pieces.append("" if torn else piece)
+        if not torn:
+            before, pending = pending, []
+    if pending:
+        pieces[-1] = text(before + pending)[len(text(before)) :]
+    return pieces
+
+
+def _from_file(path: Path, key: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare ones
+        raise DataError(
+            f"{key}={path}: it cannot be read ({_one_line(error)}); accepted: {ACCEPTED}"
+        ) from error
+
+
+def _from_library(name: str, key: str) -> Named:
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(name)
+        tokenizer = found.backend_tokenizer
+    except Exception as error:  # of the network, of the hub, of the files: each its own kind
+        raise DataError(
+            f"{key}={name}: there is no such tokenizer, or it cannot be read "
+            f"({_one_line(error)}); accepted: {ACCEPTED}"
+        ) from error
+    return Named(tokenizer, found.eos_token_id)
+
+
+def _one_line(error: Exception) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 200 else f"{line[:200]}..."

@@ -1,0 +1,199 @@
+"""The group data: what the token stream is made from, one class for each kind of source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
+
+from mda.schema.setting import Group, refuse, setting
+
+RAW_TYPES = ("uint16", "uint32", "int32", "int64")
+TOKENIZER = "tokenizer.json, folder or hub id: makes ids of texts, shows text in place of ids"
+PACKINGS = ("across", "within", "rows")
+
+
+@dataclass
+class DataConfig(Group):
+    """The ordered token stream; its class is chosen by `data=...`."""
+
+    key: ClassVar[str] = "data"
+    module: ClassVar[str] = ""
+    """What builds and opens it, see mda/stages/corpus.py."""
+    not_inputs: ClassVar[tuple[str, ...]] = ()
+    """Settings that leave the rows as they are, or whose content counts in place of their value."""
+    name: str = setting("???", "kind of corpus, set by data=...")
+    seq_len: int = setting(128, "T, predicted tokens in a sequence", low=8)
+    vocab_size: int = setting(512, "tokens in the vocabulary", low=2, high=2**32)
+    held_out: int = setting(512, "sequences kept out of the stream for evaluation", low=1)
+    shuffle: bool = setting(True, "order the stream at random, else as it is stored")
+    order_seed: int | None = setting(
+        None, "seed of the stream's order, null: the run's seed", low=0, high=2**32 - 1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order_seed is not None and not self.shuffle:
+            raise self._refuse("order_seed", "null with data.shuffle=false, which keeps the order")
+
+
+@dataclass
+class EmbeddedConfig(DataConfig):
+    """Real text of installed packages, one class label for each sequence."""
+
+    module: ClassVar[str] = "mda.data.embedded"
+    name: str = setting("embedded", "kind of corpus", one_of=("embedded",))
+    generated_share: float = setting(
+        0.32, "share of the sequences that are generated documents", low=0, below=1
+    )
+    n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
+    seed: int = setting(0, "seed of generated documents and of their order", low=0, high=2**32 - 1)
+
+
+@dataclass
+class TemplateWeights(Group):
+    """Shares of the generated document kinds, relative to each other."""
+
+    key: ClassVar[str] = "data.templates"
+    repeat: float = setting(1.0, "blocks of random fragments, repeated", low=0)
+    xml: float = setting(1.0, "records under random tags", low=0)
+    latex: float = setting(1.0, "tables", low=0)
+    json: float = setting(1.0, "objects with shared keys", low=0)
+    log: float = setting(1.0, "log lines", low=0)
+    salad: float = setting(1.0, "independent words: nothing to copy", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not any(getattr(self, item.name) for item in fields(self)):
+            raise refuse(self.key, "all 0", "at least one weight above 0")
+
+
+@dataclass
+class SyntheticConfig(DataConfig):
+    """Documents generated from seeded templates with planted, labelled repetition."""
+
+    module: ClassVar[str] = "mda.data.synthetic"
+    name: str = setting("synthetic", "kind of corpus", one_of=("synthetic",))
+    n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
+    templates: TemplateWeights = field(default_factory=TemplateWeights)
+    seed: int = setting(0, "seed of the documents", low=0, high=2**32 - 1)
+
+
+@dataclass
+class TokensConfig(DataConfig):
+    """Token rows of your own: a 2-D .npy, or a raw file of rows of seq_len + 1 tokens."""
+
+    module: ClassVar[str] = "mda.data.tokens"
+    not_inputs: ClassVar[tuple[str, ...]] = ("path", "dtype", "labels", "tokenizer")
+    name: str = setting("tokens", "kind of corpus", one_of=("tokens",))
+    path: str = setting(
+        "???",
+        "file of token rows, .npy or raw little-endian",
+        accepts="the path of a 2-D .npy or of a raw file of token rows",
+    )
+    dtype: str | None = setting(
+        None, "tokens of a raw file, null: as its .idx says, else uint16", one_of=RAW_TYPES
+    )
+    labels: str | None = setting(None, ".npy of one integer for each row, null for none")
+    label_names: list[str] = setting([], "names of the labels, in their order")
+    tokenizer: str | None = setting(None, TOKENIZER)
+    special_ids: list[int] = setting([], "ids that no probe may draw: end of text, padding", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ids(self, self.special_ids)
+        for label in self.label_names:
+            if not label or not label.isprintable():
+                raise self._refuse("label_names", "names of printable characters")
+
+
+@dataclass
+class HfConfig(DataConfig):
+    """Texts or token lists that the library `datasets` reads: from the hub or from local files."""
+
+    module: ClassVar[str] = "mda.data.hf"
+    not_inputs: ClassVar[tuple[str, ...]] = ("dataset", "streaming", "revision", "tokenizer")
+    name: str = setting("hf", "kind of corpus", one_of=("hf",))
+    dataset: str = setting(
+        "???",
+        "hub id of a data set, or parquet, JSON lines or text files",
+        accepts="a hub id, or a file, folder or pattern of .parquet, .jsonl or .txt files",
+    )
+    subset: str | None = setting(None, "configuration of a data set of the hub, null: its default")
+    split: str = setting("train", "split of a data set of the hub")
+    revision: str | None = setting(None, "of a data set of the hub, null: the newest")
+    streaming: bool = setting(False, "read as it goes, else bring the whole to this machine first")
+    text: str = setting("text", "column of texts to be tokenized")
+    tokens: str | None = setting(None, "column of token ids, in place of texts")
+    tokenizer: str | None = setting(None, TOKENIZER)
+    packing: str = setting(
+        "across",
+        "across: documents end to end; within: rows of one document; rows: each is a row already",
+        one_of=PACKINGS,
+    )
+    end_of_text: int | None = setting(
+        None, "id after each document, null: the tokenizer's own", low=0
+    )
+    label: str | None = setting(None, "column of class labels, null for none")
+    ordered_by: str | None = setting(None, "column that must never decrease, null: not checked")
+    n_sequences: int | None = setting(
+        None, "first sequences that are kept, held-out ones included, null: all", low=16
+    )
+    special_ids: list[int] = setting([], "ids that no probe may draw besides end of text", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ids(self, self.special_ids)
+        if self.tokens is None and self.tokenizer is None:
+            raise self._refuse("tokenizer", "a tokenizer for the texts, or data.tokens=<column>")
+        if self.tokens is None and self.packing == "rows":
+            raise self._refuse("packing", "across or within, or data.tokens=<column of rows>")
+        ended = self.end_of_text is not None or self.tokenizer is not None
+        if self.packing == "across" and not ended:
+            raise self._refuse("end_of_text", "an id to stand between documents of token ids")
+
+
+@dataclass
+class PileConfig(DataConfig):
+    """The rows of the Pile in the order of Pythia's training: raw shards, local or by range."""
+
+    module: ClassVar[str] = "mda.data.pile"
+    not_inputs: ClassVar[tuple[str, ...]] = ("source", "rows_per_request", "tokenizer")
+    name: str = setting("pile", "kind of corpus", one_of=("pile",))
+    seq_len: int = setting(2048, "T, predicted tokens in a sequence", low=8)
+    vocab_size: int = setting(50_304, "tokens in the vocabulary", low=2, high=2**16)
+    shuffle: bool = setting(False, "order the stream at random, else as it is stored")
+    repo: str = setting("EleutherAI/pile-standard-pythia-preshuffled", "data set of the hub")
+    revision: str = setting("main", "of the data set")
+    source: str | None = setting(
+        None, "folder or URL with the shards, null: the hub, at HF_ENDPOINT where that is set"
+    )
+    files: str = setting(
+        "document-{shard:05d}-of-{last:05d}.bin", "names of the shards, counted from 0"
+    )
+    shard_bytes: int = setting(30_000_000_000, "size of every shard but the last", low=1)
+    total_rows: int = setting(146_432_000, "rows in all shards together", low=1)
+    rows_per_request: int = setting(1024, "rows fetched at once: those of one update", low=1)
+    n_sequences: int = setting(
+        2_048_512, "first rows that are used, held-out ones, which come last, included", low=16
+    )
+    tokenizer: str | None = setting(None, TOKENIZER)
+    special_ids: list[int] = setting([0], "ids that no probe may draw", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_ids(self, self.special_ids)
+        if self.n_sequences > self.total_rows:
+            raise self._refuse("n_sequences", f"at most data.total_rows={self.total_rows}")
+        if self.held_out >= self.n_sequences:
+            raise self._refuse("held_out", f"fewer than data.n_sequences={self.n_sequences}")
+        try:
+            first, last = (self.files.format(shard=shard, last=1) for shard in (0, 1))
+        except (KeyError, ValueError, IndexError):
+            first = last = ""
+        if first == last:
+            raise self._refuse("files", "a name with {shard} and, where it is said, {last}")
+
+
+def _check_ids(config: HfConfig | PileConfig | TokensConfig, ids: list[int]) -> None:
+    if any(token >= config.vocab_size for token in ids):
+        raise refuse("data.special_ids", ids, f"below data.vocab_size={config.vocab_size}")
