@@ -256,6 +256,7 @@ class Store:
         return self._handed_out(replace(found, warning=f"{found.warning} {sentence}".strip()))
 
     def _handed_out(self, artifact: Artifact) -> Artifact:
+        _tell_use(artifact.kind, artifact.fingerprint)
         inherited = " ".join(artifact.manifest.get("warnings", []))
         if not artifact.warning and inherited:
             artifact = replace(artifact, warning=inherited)
