@@ -23,9 +23,11 @@ def build(part):
     if "fail" in sys.argv:
         raise RuntimeError("killed")
 scores = store.get_or_build("scores", {"base": "b"}, build, code=("mda.study",), device="cpu")
-arm = store.get_or_build("arm", {"scores": scores.fingerprint}, lambda part: None, ("mda.types",))
+made_from = {"scores": scores.fingerprint, "n": int(sys.argv[2])}
+arm = store.get_or_build("arm", made_from, lambda part: None, ("mda.types",), "cpu")
 print(scores.built, read_json(scores.path / "value.json"), scores.manifest["resumed"])
-print(arm.manifest["warnings"], arm.warning == " ".join(store.warnings.values()), scores.warning)
+print(arm.built, len(arm.manifest["warnings"]), arm.warning)
+print(scores.warning)
 """
 SOURCE = "def score(x):\n    return -x\n"
 
@@ -50,14 +52,14 @@ def run(home: Path, value: int, *more: str, reuse: bool = False) -> tuple[list[s
 
 def test_a_flipped_sign_is_named_and_computed_again(home):
     assert run(home, 1)[0][0] == "True 1 False"
-    assert run(home, 2) == (["False 1 False", "[] True "], "")
+    assert run(home, 2) == (["False 1 False", "True 0 ", ""], "")
     (home / "mda" / "study.py").write_text(SOURCE.replace("-x", "+x"))
     out, said = run(home, 2)
     assert out[0] == "True 2 False"
     assert said.count("\n") == 1
     assert "was computed by other code (mda/study.py changed) and is computed again" in said
     (home / "mda" / "study.py").write_text(f'"""Words."""\n{SOURCE}  # the old one\n')
-    assert run(home, 3) == (["False 1 False", "[] True "], "")
+    assert run(home, 2) == (["False 1 False", "False 0 ", ""], "")
 
 
 def test_on_request_it_is_used_with_a_warning_that_what_is_made_from_it_keeps(home):
@@ -67,7 +69,12 @@ def test_on_request_it_is_used_with_a_warning_that_what_is_made_from_it_keeps(ho
     assert out[0] == "False 1 False"
     warning = "was computed by other code (mda/study.py changed) and is used"
     assert warning in said and said.startswith("warning: ") and said.count("\n") == 1
-    assert warning in out[1].split("]")[0] and warning in out[1].split("]")[1]
+    assert out[1].startswith("True 1 scores") and warning in out[1] and warning in out[2]
+    for value, start in ((2, "False 1 scores"), (1, "False 0 scores")):  # what was made before, too
+        out, _ = run(home, value, reuse=True)
+        assert out[1].startswith(start) and warning in out[1]
+    out, said = run(home, 2)  # without the request it is computed, and so is what follows from it
+    assert (out, "and is computed again" in said) == (["True 2 False", "True 0 ", ""], True)
 
 
 def test_an_unfinished_build_of_other_code_is_not_resumed(home):
