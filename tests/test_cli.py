@@ -101,6 +101,84 @@ def test_gc_deletes_the_kinds_it_is_told_to(outputs, capsys):
     )
 
 
+def unfinished(folder: Path, **uses: Artifact) -> Path:
+    job = {"status": "unfinished", "uses": {k: [a.fingerprint] for k, a in uses.items()}}
+    store.write_json(folder / "runs" / "run" / "b" / "job.json", job)
+    return folder / "runs" / "run" / "b" / "job.json"
+
+
+@pytest.mark.parametrize("arguments", [["--unreferenced"], ["--kind", "arm", "--kind", "corpus"]])
+def test_gc_keeps_what_an_unfinished_job_uses_and_what_that_was_made_from(outputs, arguments):
+    folder, house, made = outputs
+    (folder / "runs/train/a/summary.json").unlink()
+    job = unfinished(folder, arm=made["arm"])
+    assert run(folder, "gc", *arguments) == 0
+    assert kinds(house) == ["arm", "base", "corpus"]
+    store.write_json(job, store.read_json(job) | {"status": "done"})
+    assert run(folder, "gc", *arguments) == 0
+    assert "arm" not in kinds(house) and "corpus" not in kinds(house)
+
+
+def test_gc_keeps_what_an_unfinished_build_is_made_from(outputs):
+    folder, house, made = outputs
+    (folder / "runs/train/a/summary.json").unlink()
+
+    def slow(part: Path) -> None:
+        assert run(folder, "gc", "--unreferenced") == 0
+        assert kinds(house) == ["base", "corpus"]
+
+    house.get_or_build("scores", {"base": made["base"].fingerprint}, slow)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "job.json"])
+@pytest.mark.parametrize("content", ["", "{", "[1", '{"fingerprints": {"base": "12'])
+def test_gc_names_a_torn_file_of_a_run_and_deletes_no_artifact(outputs, capsys, name, content):
+    folder, house, _ = outputs
+    torn = folder / "runs" / "trace" / "x" / name
+    torn.parent.mkdir(parents=True)
+    torn.write_text(content)
+    old = abandon(house, "base", days=1.5)
+    assert run(folder, "gc", "--unreferenced") == 1
+    assert kinds(house) == ["arm", "base", "corpus"]
+    assert not old.exists()  # no run can refer to it
+    assert f"{torn} cannot be read: no artifact is deleted" in capsys.readouterr().out
+
+
+def test_gc_deletes_links_and_never_what_they_lead_to(outputs, tmp_path_factory, capsys):
+    _, house, made = outputs
+    there = tmp_path_factory.mktemp("reproduction")
+    (there / "store" / "base").mkdir(parents=True)
+    link = there / "store" / "base" / made["base"].fingerprint
+    link.symlink_to(made["base"].path, target_is_directory=True)
+    whole = there / "store" / "arm"
+    whole.symlink_to(house.root / "arm", target_is_directory=True)
+    old = abandon(house, "arm", days=3)
+    assert run(there, "gc", "--unreferenced") == 1
+    assert not link.exists() and not link.is_symlink()
+    assert kinds(house) == ["arm", "base", "corpus"] and old.exists()
+    assert (made["base"].path / "a.json").exists()
+    assert "leads out of the store" in capsys.readouterr().out
+
+
+def test_verify_reads_every_byte_and_sets_aside_what_is_not_as_it_was_built(outputs, capsys):
+    folder, house, made = outputs
+    assert run(folder, "verify") == 0
+    assert "3 artifacts: 3 as they were built, 0 not" in capsys.readouterr().out
+    path = made["base"].path / "a.json"
+    path.write_text(path.read_text().replace("1", "2", 1))
+    (made["arm"].path / "manifest.json").write_text("")
+    assert run(folder, "verify", "--kind", "corpus") == 0
+    capsys.readouterr()
+    assert run(folder, "verify") == 1
+    out = capsys.readouterr().out
+    assert f"base/{path.parent.name}: a.json has changed since it was built; set aside" in out
+    assert f"arm/{made['arm'].fingerprint}: manifest.json is empty; set aside" in out
+    assert "3 artifacts: 1 as they were built, 2 not" in out
+    assert kinds(house) == ["corpus"]
+    assert run(folder, "ls") == 0
+    assert capsys.readouterr().out.count("set aside") == 2
+
+
 def test_a_wrong_folder_is_one_sentence(tmp_path, capsys):
     assert run(tmp_path / "nowhere", "ls") == 2
     assert capsys.readouterr().err.count("\n") == 1

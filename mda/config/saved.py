@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,7 @@ def through_schema(content: Mapping[str, Any]) -> Config:
     try:
         root = OmegaConf.structured(Config)
         for group, options in schema.OPTIONS.items():
-            name = (content.get(group) or {}).get("name")
-            if name not in options:
-                raise ConfigError(
-                    f"{group}.name={show(name)} is refused; accepted: {', '.join(options)}"
-                )
-            root[group] = OmegaConf.structured(options[name])
+            root[group] = OmegaConf.structured(_option(group, content.get(group), options))
         return typed(OmegaConf.merge(root, dict(content)), None)  # type: ignore[arg-type]
     except Exception as error:
         raise explain(error) from error
@@ -119,6 +114,18 @@ def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str,
             yield from differences(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif then != now:
         yield key, then, now
+
+
+def _option(group: str, given: object, options: Mapping[str, type]) -> type:
+    """The class of a group's settings: by its name, or where that is a preset's by its keys."""
+    settings = given if isinstance(given, dict) else {}
+    name = settings.get("name")
+    if isinstance(name, str) and name in options:
+        return options[name]
+    for option in options.values():
+        if {field.name for field in fields(option)} == set(settings):
+            return option
+    raise ConfigError(f"{group}.name={show(name)} is refused; accepted: {', '.join(options)}")
 
 
 def _bounded(path: Path) -> str:

@@ -253,15 +253,15 @@ class Store:
             return None
         sentence = f"{computed} and is used, as {REUSE}=1 says"
         _say_once(f"warning: {sentence}")
-        return self._handed_out(replace(found, warning=f"{found.warning} {sentence}".strip()))
+        return self._handed_out(replace(found, warning=sentence))
 
     def _handed_out(self, artifact: Artifact) -> Artifact:
-        inherited = " ".join(artifact.manifest.get("warnings", []))
-        if not artifact.warning and inherited:
-            artifact = replace(artifact, warning=inherited)
-        if artifact.warning:
-            self.warnings[artifact.fingerprint] = artifact.warning
-        return artifact
+        _tell_use(artifact.kind, artifact.fingerprint)
+        said = [artifact.warning, *artifact.manifest.get("warnings", [])]
+        said += [self.warnings.get(name, "") for name in texts(artifact.manifest["inputs"])]
+        if warning := " ".join(dict.fromkeys(filter(None, said))):
+            self.warnings[artifact.fingerprint] = warning
+        return replace(artifact, warning=warning)
 
     def _build(self, key: Key, part: Path, build: Callable[[Path], None]) -> dict[str, Any]:
         """Run a build in its folder, leave the manifest there, and return it."""

@@ -107,7 +107,7 @@ def torn(part: Path) -> str | None:
                 continue
             try:
                 check(path)
-            except (OSError, ValueError, KeyError, TypeError, struct.error):
+            except (OSError, EOFError, ValueError, KeyError, TypeError, struct.error):
                 return f"{path.relative_to(part).as_posix()} is torn"
     return None
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import sys
 import threading
 import time
@@ -83,10 +84,14 @@ def _soft(path: Path, waiting: str | None) -> Iterator[None]:
             found = path.stat()
         except FileNotFoundError:
             continue
-        if seen != (found.st_ino, found.st_mtime_ns):
+        pid, host = _owner(path)
+        if seen != (found.st_ino, found.st_mtime_ns) or host == socket.gethostname():
             seen, since = (found.st_ino, found.st_mtime_ns), time.monotonic()
         elif time.monotonic() - since > STALE_S:
-            say(f"{path.name} of {_owner(path)} was not renewed for {STALE_S:.0f} s: it is broken")
+            say(
+                f"{path.name} of process {pid} on {host} was not renewed for {STALE_S:.0f} s: "
+                "it is broken"
+            )
             path.unlink(missing_ok=True)
             continue
         time.sleep(min(0.05 * tries, 1.0))
@@ -105,12 +110,13 @@ def _renew(path: Path, ended: threading.Event) -> None:
             os.utime(path)
 
 
-def _owner(path: Path) -> str:
+def _owner(path: Path) -> tuple[str, str]:
+    """Process and host that a lock file names."""
     try:
         pid, host = path.read_text("utf-8", errors="replace").splitlines()[:2]
     except (OSError, ValueError):
-        return "an unknown process"
-    return f"process {pid} on {host}"
+        return "unknown", "an unknown host"
+    return pid, host
 
 
 def _tell_fallback(path: Path, error: OSError) -> None:

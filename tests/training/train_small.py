@@ -1,6 +1,6 @@
 """A program for the tests: trains a model of seconds, with settings from the command line.
 
-    python train_small.py FOLDER '{"devices": 2}' UPDATES
+python train_small.py FOLDER '{"devices": 2}' UPDATES
 """
 
 import json

@@ -1,0 +1,71 @@
+"""The folder of a run or sweep belongs to one process; jobs in one process are not mistaken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import sys
+from mda.config import main
+
+def program(config, folder):
+    (folder / "result").write_text(str(config.training.total_steps))
+    if config.seed == 0:
+        print("working", file=sys.__stdout__, flush=True)
+        sys.stdin.read()
+
+if __name__ == "__main__":
+    main(program, ("training",))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+
+    def start(*overrides: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, path, f"output_dir={tmp_path}", "name=same", *overrides],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    return start
+
+
+@pytest.mark.parametrize("first", [(), ("-m", "seed=0,1")], ids=["run", "sweep"])
+@pytest.mark.parametrize("second", [(), ("-m", "seed=0,1")], ids=["run", "sweep"])
+def test_a_second_run_or_sweep_of_one_name_is_refused(start, tmp_path, first, second):
+    one = start(*first, "training.total_steps=1000")
+    while "working" not in (line := one.stdout.readline()):
+        assert line, "the program ended early"
+    folder = tmp_path / "runs" / "program" / "same"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    two = start(*second, "training.total_steps=2000")
+    out, said = two.communicate(timeout=60)
+    assert (two.returncode, out) == (2, ""), said
+    assert said.count("\n") == 1
+    assert said.startswith(f"error: name=same: another process works in {folder}; accepted: ")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    one.communicate(timeout=60)
+    assert one.returncode == 0
+    assert {path.read_text() for path in folder.rglob("result")} == {"1000"}
+    three = start(*second, "training.total_steps=2000")
+    three.communicate(timeout=60)
+    assert three.returncode == 0
+
+
+def test_parallel_jobs_with_one_worker_run_to_the_end(start, tmp_path):
+    """With one worker they run in the launching process, whose parent is the shell."""
+    sweep = start("-m", "seed=1,2,3", "hydra/launcher=parallel", "hydra.launcher.n_jobs=1")
+    out, said = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, said
+    assert "3 jobs: 3 done" in out
+    jobs = sorted(tmp_path.glob("runs/program/same/*/job.json"))
+    assert [json.loads(path.read_text())["status"] for path in jobs] == ["done"] * 3
