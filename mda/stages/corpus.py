@@ -35,7 +35,7 @@ def corpus(context: Context) -> Corpus:
     entering = {"version": VERSION, "data": settings, **inputs}
     downloads = context.store.root / "downloads"
     build = partial(source.build_from_config, config=data, downloads=downloads)
-    artifact = context.store.get_or_build("corpus", entering, build)
+    artifact = context.store.get_or_build("corpus", entering, build, (data.module,), "cpu")
     rows = None
     if hasattr(source, "open_rows"):
         rows = source.open_rows(artifact.path, data, downloads)

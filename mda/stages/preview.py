@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -18,9 +19,9 @@ from rich.table import Table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context
 from mda.stages.runs import model_inputs
-from mda.store import Artifact, Store, fingerprint
+from mda.store import Artifact, Store, fingerprint, make_key
 
-STAGES = ("corpus", "base", "curvature", "scores", "arm")
+STAGES = ("corpus", "base", "sae", "ranking", "emergence", "curvature", "scores", "state", "arm")
 WINDOW = ("window", "before_onset", "after_onset")
 
 Pipeline = Callable[[Context], Any]
@@ -42,10 +43,15 @@ class FindOnly(Store):
         self.found: dict[str, str] = {}  # kind -> fingerprint of what was asked for
 
     def get_or_build(
-        self, kind: str, inputs: Mapping[str, object], build: Callable[[Path], None]
+        self,
+        kind: str,
+        inputs: Mapping[str, object],
+        build: Callable[[Path], None],
+        code: Sequence[str] = (),
+        device: torch.device | str | None = None,
     ) -> Artifact:
-        self.found[kind] = fingerprint(kind, inputs)
-        if (artifact := self.find(kind, inputs)) is None:
+        self.found[kind] = make_key(kind, inputs, code, device).fingerprint
+        if (artifact := self.find(kind, inputs, code, device)) is None:
             raise NotBuilt(kind, self.found[kind])
         return artifact
 
@@ -75,8 +81,9 @@ def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
         pipeline(Context(config, store, progress=False))
     except NotBuilt as stopped:
         stages = _stages(config, last)
-        missing = stages[stages.index(stopped.kind) :]
-        # The first one is known by its hash; of those after it, what they will be made from.
+        first = STAGES.index(stopped.kind)
+        missing = [kind for kind in stages if STAGES.index(kind) >= first]
+        # The last one is known by its hash; of those before it, what they will be made from.
         keys = [stopped.fingerprint] if stopped.kind == last else []
         keys += [_key(config, kind) for kind in missing[len(keys) :]]
         return Preview(config, tuple(missing), tuple(keys))
@@ -153,7 +160,8 @@ class Rates:
 
 
 def _stages(config: Config, last: str) -> list[str]:
-    left_out = {"curvature"}  # it is built within the scores, and its time is part of theirs
+    # Built within the scores or the arm, and their time is part of those.
+    left_out = {"sae", "ranking", "emergence", "curvature", "state"}
     if last == "arm" and config.intervention.name == "control":
         left_out.add("scores")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
