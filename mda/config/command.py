@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mda.config import jobs
-from mda.config.composer import composer, search_path, typed, with_hydra
+from mda.config.composer import composer, register, search_path, typed, with_hydra
 from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
@@ -55,6 +55,10 @@ def main(program: Program, needs: Sequence[str], preview: Preview | None = None)
     args = parser.parse_intermixed_args()
     flags = [word for word in sys.argv[1:] if word not in args.overrides]
     sys.argv[1:] = [*flags, *args.overrides]  # Hydra itself wants its flags first
+    try:
+        register()
+    except ConfigError as error:
+        _refuse(error)
     if args.help:
         about = sys.modules[program.__module__].__doc__ or ""
         name = Path(sys.argv[0]).name

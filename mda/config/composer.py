@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -40,6 +41,7 @@ def composer(folder: str | None = None) -> Iterator[None]:
     """Hydra, set up to compose from conf/ or another folder. Raises ConfigError for none."""
     if folder and not (Path(folder).is_absolute() and Path(folder).is_dir()):
         raise ConfigError(f"--config-path {folder} is refused; accepted: an absolute path")
+    register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(folder or str(conf_dir()), version_base="1.3"):
         yield
@@ -81,8 +83,12 @@ class Sweeps(SearchPathPlugin):
             search_path.append("mda-sweeps", f"file://{home}")
 
 
+@cache
 def register() -> None:
-    """Make the dataclasses known to Hydra as `schema/...`, which the YAML files refer to."""
+    """Make the dataclasses known to Hydra as `schema/...`, which the YAML files refer to.
+
+    Those of plugins too; raises ConfigError for a plugin that is not there.
+    """
     load_plugins()
     Plugins.instance().register(Sweeps)
     store = ConfigStore.instance()
@@ -92,6 +98,3 @@ def register() -> None:
         for name, cls in classes.items():
             store.store(group=f"schema/{group}", name=name, node=cls, package=group)
     store.store(group="schema", name="config", node=root, package="_global_")
-
-
-register()

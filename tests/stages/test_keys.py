@@ -1,0 +1,196 @@
+"""Every setting is changed in turn: the first stage that it touches gets another key, none before.
+
+A key that misses a setting returns the result of another configuration; one that has too many
+computes again what is there. So both sides are written down here, for every setting there is.
+"""
+
+import pytest
+
+from mda import pipeline
+from mda.schema import OPTIONS
+from mda.schema.keys import settings
+from mda.stages.preview import fingerprints
+
+STAGES = ("corpus", "base", "scores", "arm")
+
+NOTHING = "nothing"
+CHANGES = {  # setting -> overrides that change it, and the first stage they touch
+    "seed": ("seed=1", "base"),
+    "name": ("name=other", NOTHING),
+    # data
+    "data.seq_len": ("data.seq_len=31", "corpus"),
+    "data.vocab_size": ("data.vocab_size=290", "corpus"),
+    "data.held_out": ("data.held_out=30", "corpus"),
+    "data.n_sequences": ("data.n_sequences=1900", "corpus"),
+    "data.seed": ("data.seed=1", "corpus"),
+    "data.shuffle": ("data.shuffle=false", "base"),
+    "data.order_seed": ("data.order_seed=7", "base"),
+    "data.templates.repeat": ("data.templates.repeat=2", "corpus"),
+    "data.templates.xml": ("data.templates.xml=2", "corpus"),
+    "data.templates.latex": ("data.templates.latex=2", "corpus"),
+    "data.templates.json": ("data.templates.json=2", "corpus"),
+    "data.templates.log": ("data.templates.log=2", "corpus"),
+    "data.templates.salad": ("data.templates.salad=2", "corpus"),
+    # model
+    "model.name": ("model.name=other", NOTHING),
+    "model.peak_lr": ("model.peak_lr=2e-3", "base"),  # training.peak_lr takes it
+    "model.family": ("model.family=llama", "base"),
+    "model.n_layers": ("model.n_layers=3", "base"),
+    "model.d_model": ("model.d_model=32", "base"),
+    "model.n_heads": ("model.n_heads=4 model.rotary_pct=1.0", "base"),
+    "model.n_key_value_heads": ("model.n_key_value_heads=1 model.family=llama", "base"),
+    "model.d_ff": ("model.d_ff=64", "base"),
+    "model.vocab_size": ("model.vocab_size=320", "base"),
+    "model.max_seq_len": ("model.max_seq_len=64", "base"),
+    "model.rotary_pct": ("model.rotary_pct=1.0", "base"),
+    "model.rotary_base": ("model.rotary_base=500", "base"),
+    # training
+    "training.batch_size": ("training.batch_size=5", "base"),
+    "training.micro_batch_size": ("training.micro_batch_size=2", "base"),
+    "training.total_steps": ("training.total_steps=80", "base"),
+    "training.stop_step": ("training.total_steps=80 training.stop_step=60", "base"),
+    "training.schedule": ("training.schedule=neox", "base"),
+    "training.peak_lr": ("training.peak_lr=1e-3", "base"),
+    "training.min_lr_ratio": ("training.min_lr_ratio=0.2", "base"),
+    "training.warmup_steps": ("training.warmup_steps=6", "base"),
+    "training.beta1": ("training.beta1=0.8", "base"),
+    "training.beta2": ("training.beta2=0.9", "base"),
+    "training.eps": ("training.eps=1e-7", "base"),
+    "training.weight_decay": ("training.weight_decay=0.1", "base"),
+    "training.grad_clip": ("training.grad_clip=0.5", "base"),
+    "training.checkpoint_every": ("training.checkpoint_every=10", "base"),
+    "training.checkpoint_log_spaced": ("training.checkpoint_log_spaced=false", "base"),
+    "training.accelerator": ("training.accelerator=auto", NOTHING),  # the device's kind is a key
+    "training.devices": ("training.devices=2", NOTHING),
+    "training.precision": ("training.precision=bf16-mixed", "base"),
+    "training.activation_checkpointing": ("training.activation_checkpointing=true", "base"),
+    "training.threads": ("training.threads=2", "base"),
+    # emergence
+    "emergence.every": ("emergence.every=20", "base"),
+    "emergence.n_sequences": ("emergence.n_sequences=5", "base"),
+    "emergence.length": ("emergence.length=12", "base"),
+    "emergence.distribution": ("emergence.distribution=uniform", "base"),
+    "emergence.seed": ("emergence.seed=3", "base"),
+    "emergence.held_out": ("emergence.held_out=12", "base"),
+    "emergence.icl_late": ("emergence.icl_late=[20,30]", "base"),
+    "emergence.icl_early": ("emergence.icl_early=[1,3]", "base"),
+    "emergence.onset.prefix_matching": ("emergence.onset.prefix_matching=0.2", NOTHING),
+    "emergence.onset.previous_token": ("emergence.onset.previous_token=0.2", NOTHING),
+    # unit
+    "unit.name": ("unit.name=other", NOTHING),
+    "unit.metric": ("unit.metric=previous_token", "maybe arm"),
+    "unit.threshold": ("unit.threshold=0.5", NOTHING),
+    "unit.locate": ("unit.locate=mechanism", "scores"),
+    "unit.k": ("unit.k=3 unit.locate=mechanism", "scores"),
+    "unit.blocks": ("unit.blocks=[qk,o]", "scores"),
+    "unit.biases": ("unit.biases=true", "scores"),
+    "unit.probe.target": ("unit.probe.target=previous_token", "scores"),
+    "unit.probe.n_sequences": ("unit.probe.n_sequences=5", "scores"),
+    "unit.probe.length": ("unit.probe.length=12", "scores"),
+    "unit.probe.repeats": ("unit.probe.repeats=3 unit.probe.length=10", "scores"),
+    "unit.probe.distribution": ("unit.probe.distribution=uniform", "scores"),
+    "unit.probe.seed": ("unit.probe.seed=9", "scores"),
+    # estimator
+    "estimator.name": ("estimator=tracin", "scores"),
+    "estimator.checkpoint": ("estimator.checkpoint=32", "scores"),
+    "estimator.damping": ("estimator.damping=0.5", "scores"),
+    "estimator.fit_sequences": ("estimator.fit_sequences=20", "scores"),
+    "estimator.labels": ("estimator.labels=empirical", "scores"),
+    "estimator.seed": ("estimator.seed=4", "scores"),
+    "estimator.batch_size": ("estimator.batch_size=8", NOTHING),
+    # intervention
+    "intervention.name": ("intervention=augment", "arm"),
+    "intervention.window": ("intervention.window=[20,50]", "scores"),
+    "intervention.before_onset": ("intervention.before_onset=9", NOTHING),  # a window is given
+    "intervention.after_onset": ("intervention.after_onset=9", NOTHING),
+    "intervention.mode": ("intervention.mode=drop", "arm"),
+    "intervention.select": ("intervention.select=bottom", "arm"),
+    "intervention.fraction": ("intervention.fraction=0.2", "arm"),
+    "intervention.count": ("intervention.count=5 intervention.fraction=null", "arm"),
+    "intervention.label": ("intervention.label=generated_xml", "arm"),
+    "intervention.ids": ("SELECTED", "arm"),
+    "intervention.band": ("intervention.select=band intervention.band=[0.1,0.2]", "arm"),
+    "intervention.seed": ("intervention.seed=2 intervention.match=label", "maybe arm"),
+    "intervention.match": ("intervention.match=label", "arm"),
+}
+ELSEWHERE = ("report.", "logger.", "study.", "sae.", "output_dir")
+"""Settings that no stage of this experiment reads; `sae` has tests of its own."""
+OTHER_OPTIONS = {  # settings of other options than those of the experiment
+    "estimator.checkpoints": ("estimator=tracin estimator.checkpoints=[20]", "estimator=tracin"),
+    "estimator.n_checkpoints": ("estimator=tracin estimator.n_checkpoints=1", "estimator=tracin"),
+    "estimator.lr_weights": ("estimator=tracin estimator.lr_weights=false", "estimator=tracin"),
+    "estimator.adam_preconditioning": (
+        "estimator=tracin estimator.adam_preconditioning=true", "estimator=tracin",
+    ),
+    "unit.layers": ("unit=mlp_neuron unit.layers=[1]", "unit=mlp_neuron"),
+    "unit.label": ("unit=mlp_neuron unit.label=generated_log", "unit=mlp_neuron"),
+    "unit.parts": ("unit=module unit.parts=[mlp]", "unit=module"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def baseline(context_of):
+    context = context_of()
+    arm = pipeline.arm(context)
+    return fingerprints(context.config, pipeline.arm), arm
+
+
+def first_difference(before: dict[str, str], after: dict[str, str]) -> str:
+    return next((s for s in STAGES if s in after and before.get(s) != after[s]), NOTHING)
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, baseline, setting):
+    before, arm = baseline
+    overrides, stage = CHANGES[setting]
+    if overrides == "SELECTED":
+        ids = ",".join(map(str, arm.edited.plan.sample_ids[:3]))
+        overrides = f"intervention.select=ids intervention.ids=[{ids}]"
+    after = fingerprints(context_of(*overrides.split()).config, pipeline.arm)
+    found = first_difference(before, after)
+    assert found in (("arm", NOTHING) if stage == "maybe arm" else (stage,))
+
+
+@pytest.mark.parametrize("setting", OTHER_OPTIONS)
+def test_a_setting_of_another_option_changes_the_key_of_its_stage(context_of, baseline, setting):
+    changed, unchanged = OTHER_OPTIONS[setting]
+    before = fingerprints(context_of(*unchanged.split()).config, pipeline.arm)
+    after = fingerprints(context_of(*changed.split()).config, pipeline.arm)
+    last = [kind for kind in after if kind not in ("corpus", "base")]
+    assert before["base"] == after["base"]
+    assert last and all(before.get(kind) != after[kind] for kind in last)
+
+
+def test_every_setting_is_tried():
+    """A new setting has to say here which key it belongs to."""
+    kinds = {"data": "synthetic", "model": "scratch", "unit": "head", "estimator": "ekfac"}
+    kinds |= {"intervention": "remove", "training": "", "emergence": ""}
+    missing = []
+    for key, places in settings().items():
+        group = key.partition(".")[0]
+        options = {option for option, _ in places}
+        ours = not options - {""} or kinds.get(group) in options
+        if ours and not key.startswith(ELSEWHERE) and "." in key and key not in CHANGES:
+            missing.append(key)
+    skipped = {"data.name", "data.templates", "unit.probe", "emergence.onset"}
+    skipped |= {group for group in OPTIONS}
+    assert [key for key in missing if key not in skipped] == []
+
+
+def test_a_found_arm_is_used_whatever_chose_its_samples(context_of, baseline):
+    _, arm = baseline
+    ids = ",".join(map(str, arm.edited.plan.sample_ids))
+    context = context_of("intervention.select=ids", f"intervention.ids=[{ids}]")
+    assert pipeline.arm(context).run.fingerprint == arm.run.fingerprint
+
+
+def test_a_matched_set_is_another_set(context_of, baseline):
+    """Random samples with the targeted set's labels: not that set, and none of it by default."""
+    _, arm = baseline
+    context = context_of("intervention.match=label", "intervention.fraction=0.05")
+    few = pipeline.arm(context_of("intervention.fraction=0.05"))
+    matched = pipeline.arm(context)
+    targeted, chosen = (set(a.edited.plan.sample_ids.tolist()) for a in (few, matched))
+    assert len(chosen) == len(targeted) == 8 and not chosen & targeted
+    labels = [sorted(arm.corpus.labels_of(sorted(s))) for s in (chosen, targeted)]
+    assert labels[0] == labels[1]
