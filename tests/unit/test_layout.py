@@ -72,11 +72,22 @@ def test_the_qk_block_of_a_head_decides_its_pattern_alone(case):
     wanted = list(range(head + 1)) if case.startswith("olmo2") else group_of(model, head)
     assert changed(before, after, "pattern", 1) == wanted
     assert changed(before, after, "z", 2) == wanted
-    if case.startswith("olmo2"):
-        moves = (before["pattern"] - after["pattern"]).abs().amax((0, 2, 3))
-        assert set(moves.topk(len(group_of(model, head))).indices.tolist()) == set(
-            group_of(model, head)
+
+
+@pytest.mark.parametrize("case", ["olmo2", "olmo2 groups of 3"])
+def test_the_qk_block_of_an_olmo2_head_is_its_query_and_key_before_the_norms(case):
+    model, tokens = make_toy(case), toy_tokens()
+    attention = model.model.layers[0].self_attn
+    heads, groups = model.config.num_attention_heads, model.config.num_key_value_heads
+    found = []
+    for norm, n in ((attention.q_norm, heads), (attention.k_norm, groups)):
+        norm.register_forward_hook(
+            lambda _m, args, _o, n=n: found.append(args[0].unflatten(-1, (n, -1)))
         )
+    moved(model, tokens, architecture(model).head_blocks(0, bias=True)["qk"], 4, 0)
+    query, key, new_query, new_key = found
+    for before, after, wanted in ((query, new_query, 4), (key, new_key, 4 // (heads // groups))):
+        assert changed({"x": before}, {"x": after}, "x", 2) == [wanted]
 
 
 @pytest.mark.parametrize("case", FAMILIES)
