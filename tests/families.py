@@ -30,7 +30,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 16, "num_attention_heads": 2, "use_parallel_residual": False}
         | {"rope_parameters": _rotary(0.5)},
     ),
-    "neox tied": ("gpt_neox", _NEOX | {"rope_parameters": _rotary(1.0), "tie_word_embeddings": True}),
+    "neox tied": (
+        "gpt_neox",
+        _NEOX | {"rope_parameters": _rotary(1.0), "tie_word_embeddings": True},
+    ),
     "neox without attention bias": (
         "gpt_neox",
         {"hidden_size": 20, "num_attention_heads": 5, "attention_bias": False}
@@ -41,7 +44,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 8, "num_attention_heads": 1, "rope_parameters": _rotary(0.5)},
     ),
     "llama": ("llama", _LLAMA),
-    "llama groups of 3": ("llama", _LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama groups of 3": (
+        "llama",
+        _LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
     "llama one group": ("llama", _LLAMA | {"num_key_value_heads": 1, "attention_bias": True}),
     "llama biased": (
         "llama",
@@ -52,7 +58,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _LLAMA | {"num_key_value_heads": 3}),
     "olmo2": ("olmo2", _LLAMA),
     "olmo2 groups of 3": ("olmo2", _LLAMA | {"num_key_value_heads": 2, "attention_bias": True}),
-}  # fmt: skip
+}
 """Case -> model_type, and what its configuration says besides the sizes above."""
 
 
