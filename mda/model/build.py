@@ -76,7 +76,7 @@ def from_folder(settings: CheckpointConfig) -> PreTrainedModel:
             setattr(config, name, 0.0)
     config._attn_implementation = "sdpa"
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             folder,
             config=config,
             dtype=torch.float32,
@@ -137,7 +137,8 @@ def on_meta(config_file: Path) -> PreTrainedModel:
 
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:
     """What `from_config` needs to build this model again, as plain JSON."""
-    return {key: value for key, value in model.config.to_dict().items() if key != "architectures"}
+    unwanted = ("architectures", "_name_or_path")  # the latter is a folder of this machine
+    return {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
 
 
 def function_of(settings: ModelConfig) -> dict[str, Any]:

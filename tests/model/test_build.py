@@ -167,6 +167,7 @@ def through_a_run(folder, run):
     """Loaded, saved as a run saves it, and read again."""
     run.mkdir()
     model = load(folder)
+    assert str(folder) not in json.dumps(saved_config(model))
     (run / "model_config.json").write_text(json.dumps(saved_config(model)))
     save_file(dict(model.named_parameters()), run / "model.safetensors")
     return read_model(run / "model_config.json", run / "model.safetensors").eval()

@@ -40,7 +40,9 @@ def check(scores, dead):
 
 def test_a_dead_neuron(corpus):
     model = make_toy("neox", hidden_act="relu")
-    for layer in model.gpt_neox.layers:  # all but L1N4 are open somewhere
+    for layer in model.get_submodule(
+        "gpt_neox.layers"
+    ).children():  # all but L1N4 are open somewhere
         layer.mlp.dense_h_to_4h.bias.data.fill_(1.0)
     model.gpt_neox.layers[1].mlp.dense_h_to_4h.bias.data[4] = -1e3
     settings = NeuronConfig(name="mlp_neuron", label="code")

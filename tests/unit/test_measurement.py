@@ -120,7 +120,7 @@ def test_own_attention_is_the_mean_of_its_diagonal(case, monkeypatch):
 def test_uniform_attention_has_its_closed_form():
     """Query 0: every pattern is 1 / (t + 1), of which the mean over t = 1 .. T - 1 is taken."""
     model = make_toy("neox")
-    for layer in model.gpt_neox.layers:
+    for layer in model.get_submodule("gpt_neox.layers").children():
         features = layer.attention.query_key_value.weight.data.view(3, 3, 8, 24)
         features[:, 0] = 0
         layer.attention.query_key_value.bias.data.view(3, 3, 8)[:, 0] = 0
