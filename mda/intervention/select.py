@@ -73,7 +73,9 @@ def choose(
     `random` (seeded, without looking at scores) or `ids` (the list as given). `fraction` or
     `count` says how many for the first two and `random`; the other two say it themselves.
     A `label` restricts every selection but `ids` to that class, `labels` being the class of each
-    scored sample; a fraction is then one of the class.
+    scored sample; a fraction is then one of the class. Raises ValueError for an amount that cannot
+    be met, and for a ranking where there is none: scores that are not finite, or all the same, as
+    a unit has that no gradient reaches.
     """
     if select not in SELECTIONS:
         raise ValueError(f"select={select!r} is unknown; choose one of {', '.join(SELECTIONS)}")
@@ -84,7 +86,13 @@ def choose(
         wanted = amount(len(pool), fraction, count)
         picked = np.random.default_rng(seed).choice(pool, wanted, replace=False)
         return scores.sample_ids[np.sort(picked)]
-    ranked = pool[_descending(scores.of(unit)[pool], unit)]
+    values = scores.of(unit)[pool]
+    if len(pool) > 1 and values.min() == values.max():
+        raise ValueError(
+            f"all {len(pool)} scores of {unit} are {values[0]:g}: there is no {select} of them; "
+            "accepted: scores that differ, or select=random"
+        )
+    ranked = pool[_descending(values, unit)]
     if select == "band":
         first, last = _band(len(pool), lower, upper)
         picked = ranked[::-1][first:last]

@@ -86,7 +86,7 @@ class Family(Protocol):
     residual_writers: Sequence[str]  # endings of the weights that write into the residual stream
 
     def refuse(self, config: Mapping[str, Any]) -> str | None:
-        """What in a config.json is not supported, in words; None if all is."""
+        """What of a configuration, defaults filled in, is not supported; None if all is."""
         ...
 
     def scratch(self, sizes: ScratchConfig) -> Any:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -23,11 +25,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from mda.model.architecture import family
 from mda.schema import CheckpointConfig, ConfigError, ModelConfig, ScratchConfig
 
-DROPOUTS = ("attention_dropout", "hidden_dropout", "classifier_dropout", "resid_pdrop")
+DROPOUTS = ("attention_dropout", "hidden_dropout")
 CONFIG_FILE = "model_config.json"
 NOT_THE_FUNCTION = (  # keys of a config.json that do not change what the model computes
     "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache",
-    "bos_token_id", "eos_token_id", "pad_token_id", *DROPOUTS,
+    "bos_token_id", "eos_token_id", "pad_token_id", "classifier_dropout", *DROPOUTS,
 )  # fmt: skip
 
 
@@ -62,33 +64,41 @@ def from_folder(settings: CheckpointConfig) -> PreTrainedModel:
     for weights that are missing, unknown or of another shape.
     """
     raw, folder, key = settings.checked(), Path(settings.source), f"model.source={settings.source}"
-    if reason := family(raw["model_type"]).refuse(raw):
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, StrictDataclassError, TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: config.json: {_one_line(error)}") from error
+    if reason := family(raw["model_type"]).refuse(config.to_dict()):
         raise ConfigError(f"{key}: {reason} is not supported")
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in DROPOUTS:
         if getattr(config, name, 0.0):
             print(f"{key}: {name}={getattr(config, name)} is switched off", file=sys.stderr)
             setattr(config, name, 0.0)
     config._attn_implementation = "sdpa"
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             folder,
             config=config,
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by their names
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"{key}: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        raise ConfigError(f"{key}: {_one_line(error)}") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, found[what])):
+        if names := sorted(name if isinstance(name, str) else name[0] for name in found[what]):
             word = what.removesuffix("_keys")
             raise ConfigError(
                 f"{key}: {len(names)} {word} weights, the first {names[0]}; accepted: exactly the "
                 "weights that config.json asks for"
             )
     return model
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def from_config(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrainedModel:
@@ -115,8 +125,6 @@ def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
 
 def read_model(config_file: Path, weights_file: Path) -> PreTrainedModel:
     """The model of a run's configuration with the weights of one of its checkpoints."""
-    import json
-
     return from_config(json.loads(config_file.read_text("utf-8")), load_file(weights_file))
 
 
@@ -129,7 +137,8 @@ def on_meta(config_file: Path) -> PreTrainedModel:
 
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:
     """What `from_config` needs to build this model again, as plain JSON."""
-    return {key: value for key, value in model.config.to_dict().items() if key != "architectures"}
+    unwanted = ("architectures", "_name_or_path")  # the latter is a folder of this machine
+    return {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
 
 
 def function_of(settings: ModelConfig) -> dict[str, Any]:

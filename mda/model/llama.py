@@ -37,11 +37,9 @@ class Llama:
 
     @staticmethod
     def refuse(config: Mapping[str, Any]) -> str | None:
-        window = config.get("sliding_window")
-        if window is not None and config.get("use_sliding_window", True):
-            longest = config.get("max_position_embeddings", 0)
-            if window < longest:
-                return f"sliding_window={window} below its context of {longest}"
+        window, longest = config.get("sliding_window"), config["max_position_embeddings"]
+        if window is not None and window < longest:
+            return f"sliding_window={window} below its context of {longest}"
         return None
 
     @staticmethod

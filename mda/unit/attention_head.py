@@ -75,11 +75,10 @@ class AttentionHeads:
         if isinstance(self.measured, TokenObjective):
             return torch.full((len(units),), self.measured.value(model), dtype=torch.float64)
         values_LH = self.measured.values(model)
-        together = _mechanism(units)
-        means = {"mechanism": sum(values_LH[h.layer, h.head] for h in together)}
+        together = [values_LH[head] for head in _mechanism(units)]
         return torch.stack(
             [
-                means["mechanism"] / len(together)
+                torch.stack(together).mean()
                 if unit.name == "mechanism"
                 else values_LH[HeadId.parse(unit.name)]
                 for unit in units

@@ -43,7 +43,8 @@ class LabelledText:
         n_tokens = self.tokens_MS.shape[1] - 1
         n = int(self.has_label_M.sum()) * n_tokens
         rest = self.has_label_M.numel() * n_tokens - n
-        weights_M = torch.where(self.has_label_M, 1 / n, -1 / rest).double()
+        weights_M = torch.full((len(self.has_label_M),), -1 / rest, dtype=torch.float64)
+        weights_M[self.has_label_M] = 1 / n
         for tokens, weights in zip(
             self.tokens_MS.split(CHUNK), weights_M.split(CHUNK), strict=True
         ):

@@ -96,8 +96,8 @@ def copy_objective(
 def label_objective(tokens_MS: Tensor) -> TokenObjective:
     """The label measurement: mean log-probability of these rows' tokens, in nats."""
     n_tokens = len(tokens_MS) * (tokens_MS.shape[1] - 1)
-    weights = torch.full((len(tokens_MS), tokens_MS.shape[1] - 1), -1 / n_tokens)
-    return TokenObjective(tokens_MS, weights.double())
+    shape = len(tokens_MS), tokens_MS.shape[1] - 1
+    return TokenObjective(tokens_MS, torch.full(shape, -1 / n_tokens, dtype=torch.float64))
 
 
 def attention_tokens(

@@ -48,6 +48,7 @@ class Modules:
                 repeats=probe.repeats,
                 seed=seed,
             )
+        assert self.settings.label is not None  # so says the schema
         rows = ids[materials.with_label(ids, self.settings.label)]
         return label_objective(materials.corpus.rows(rows))
 

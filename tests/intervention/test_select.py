@@ -65,10 +65,35 @@ def test_every_selection_is_in_stream_order():
 
 def test_ties_go_to_the_earlier_sample():
     scores = make_scores(8)
-    flat = Scores(
-        scores.sample_ids, scores.steps, np.zeros((8, 1), np.float32), ("a",), scores.losses
-    )
-    assert np.array_equal(choose(flat, "a", "top", count=3), scores.sample_ids[:3])
+    scores.values[:] = 0
+    scores.values[4:] = -1
+    assert np.array_equal(choose(scores, "L0H1", "top", count=3), scores.sample_ids[:3])
+    assert np.array_equal(choose(scores, "L0H1", "bottom", count=3), scores.sample_ids[5:])
+
+
+@pytest.mark.parametrize("select", ["top", "bottom", "band"])
+@pytest.mark.parametrize("value", [0.0, 2.5])
+def test_equal_scores_have_no_top_and_no_bottom(select, value):
+    """A unit that no gradient reaches has scores of zero: the stream's order is not a ranking."""
+    scores = make_scores()
+    scores.values[:, 1] = value
+    amount = {"lower": 0.9, "upper": 1.0} if select == "band" else {"fraction": 0.1}
+    with pytest.raises(ValueError, match=f"all 200 scores of mechanism are {value:g}"):
+        choose(scores, "mechanism", select, **amount)
+    assert len(choose(scores, "L0H1", select, **amount)) == 20
+    assert len(choose(scores, "mechanism", "random", fraction=0.1)) == 20
+
+
+def test_equal_scores_within_a_class_are_refused_there_only():
+    scores = make_scores()
+    labels = labels_for(scores)
+    scores.values[[label == "latex" for label in labels], 0] = 0
+    chosen = {"fraction": 0.1, "labels": labels}
+    with pytest.raises(ValueError, match="scores of L0H1 are 0"):
+        choose(scores, "L0H1", "top", label="latex", **chosen)
+    assert len(choose(scores, "L0H1", "top", label="code", **chosen))
+    one = make_scores(1)
+    assert np.array_equal(choose(one, "L0H1", "top", count=1), one.sample_ids)
 
 
 def test_random_is_seeded_and_blind_to_scores():

@@ -1,32 +1,39 @@
 """A model small enough for float64 and finite differences, with every path switched on."""
 
+import numpy as np
 import pytest
 import torch
-from mda.model.pythia import scratch
+from families import LENGTH, N_VOCAB, toy_tokens
+from families import toy as make_toy
 
-from mda.schema import ModelConfig
-
-TOY = ModelConfig(
-    n_layers=3, d_model=16, n_heads=2, d_ff=32, vocab_size=70, max_seq_len=32, rotary_pct=0.5
-)
+from mda.data.stream import Corpus
 
 
 @pytest.fixture
 def toy():
-    """Three layers of two heads in float64. Larger weights than at the start of training make
-    attention far from uniform, and no bias is zero."""
-    torch.set_num_threads(1)
-    model = scratch(TOY, seed=0).double()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(2 if parameter.ndim == 2 else 1)
-            if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).double())
-    return model
+    """Three GPT-NeoX layers of two heads, residuals parallel."""
+    return make_toy("neox sequential", num_hidden_layers=3, use_parallel_residual=True)
 
 
 @pytest.fixture
 def tokens():
-    """Four rows of 12 + 1 tokens."""
-    return torch.randint(70, (4, 13), generator=torch.Generator().manual_seed(2))
+    """Four rows of 9 + 1 tokens."""
+    return toy_tokens(4)
+
+
+@pytest.fixture
+def corpus():
+    """Sixty rows of three classes, half of them held out; tokens 0 and 3 are special."""
+    rows = torch.randint(N_VOCAB, (60, LENGTH + 1), generator=torch.Generator().manual_seed(4))
+    counts = np.bincount(rows.numpy().ravel(), minlength=N_VOCAB)
+    return Corpus(
+        tokens=rows.numpy().astype(np.uint16),
+        labels=(np.arange(60) // 2 % 3).astype(np.int16),
+        label_names=("code", "latex", "prose"),
+        vocab_size=N_VOCAB,
+        special_ids=(0, 3),
+        counts=counts,
+        tokenizer=None,
+        held_out=np.arange(1, 60, 2),
+        fingerprint="made up",
+    )

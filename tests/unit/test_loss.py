@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mda.model.architecture import unembedding
 from mda.unit import loss
 from mda.unit.loss import cross_entropy, label_uniforms, sampled_cross_entropy
 
@@ -74,4 +75,4 @@ def test_uniforms_depend_on_seed_and_id_only():
 def test_a_biased_unembedding_is_refused(toy):
     toy.set_output_embeddings(torch.nn.Linear(16, 70))
     with pytest.raises(ValueError, match="has a bias"):
-        loss.unembedding(toy)
+        unembedding(toy)
