@@ -30,9 +30,7 @@ EMPIRICAL = Labels("empirical")
 
 
 def fit(case, table, labels=EMPIRICAL, batch_size=4, **more):
-    return fit_curvature(
-        case.model, table.rows, table.ids, case.blocks, labels, batch_size, **more
-    )
+    return fit_curvature(case.model, table.rows, table.ids, case.blocks, labels, batch_size, **more)
 
 
 def assert_same_curvature(a: Curvature, b: Curvature):
@@ -110,9 +108,7 @@ def test_both_passes_see_the_same_sampled_labels(case, table):
     assert (labels_NT != table.tokens[:, 1:]).any()
     moments = sum_moments(case.model, table.rows, case.blocks, Labels(seed=3), 2, table.ids)
     basis = eigenbasis(moments)
-    squares = sum_squares(
-        case.model, table.rows, case.blocks, Labels(seed=3), 9, table.ids, basis
-    )
+    squares = sum_squares(case.model, table.rows, case.blocks, Labels(seed=3), 9, table.ids, basis)
     values = {name: total / len(table.ids) for name, total in squares.items()}
     fitted = Curvature(basis, values, len(table.ids))
     expected = mean_squares(case, table, fitted, labels_NT)
@@ -187,8 +183,7 @@ def test_same_seed_gives_bit_equal_curvature_and_scores(case, table):
     assert torch.equal(results[0][1], results[1][1])
     other = fit(case, table, Labels(seed=1))
     assert any(
-        not torch.equal(v, other.eigenvalues[name])
-        for name, v in results[0][0].eigenvalues.items()
+        not torch.equal(v, other.eigenvalues[name]) for name, v in results[0][0].eigenvalues.items()
     )
 
 
@@ -275,9 +270,7 @@ def exact_gauss_newton(model, inputs_BT, block, owner):
         ("llama", "neurons", 0, 11),  # gate and up together
     ],
 )
-def test_sampled_labels_give_the_gauss_newton_matrix(
-    toy, llama, table, family, kind, place, owner
-):
+def test_sampled_labels_give_the_gauss_newton_matrix(toy, llama, table, family, kind, place, owner):
     """Lambda is the GGN's diagonal in the basis, divided by T (the convention of the module)."""
     model = toy if family == "neox" else llama
     block, inputs, draws = Case.of(model, kind).blocks[place], table.tokens[:2, :-1], 4000

@@ -151,9 +151,9 @@ def test_rows_of_a_block_with_one_owner_are_solved_one_by_one():
     together = apply_inverse(rows, q_a, q_s, damped)
     assert together.shape == rows.shape
     for row, solved in zip(rows, together, strict=True):
-        expected = torch.linalg.solve(
-            as_matrix(q_a[0], q_s[0], damped[0]), row.flatten()
-        ).view_as(row)
+        expected = torch.linalg.solve(as_matrix(q_a[0], q_s[0], damped[0]), row.flatten()).view_as(
+            row
+        )
         torch.testing.assert_close(solved, expected)
 
 
