@@ -12,8 +12,8 @@ from mda.model.build import scratch
 from mda.schema import ScratchConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-from in_memory import Case, Table, corpus_of  # noqa: E402
-from nano_run import UNSEEN, trained  # noqa: E402
+from in_memory import Case, Table, corpus_of
+from nano_run import UNSEEN, trained
 
 N_VOCAB = 40
 TOY = ScratchConfig(
