@@ -1,4 +1,4 @@
-"""The truth that scores claim: what one small step on a sample does to the measurement, and its sign.
+"""The truth that scores claim: what one small step on a sample does to the measurement, signed.
 
 Everything on the other side of the comparison is made without this project's capture pass: the
 sample's gradient by plain autograd through transformers' loss, the unit's parameters by slices
