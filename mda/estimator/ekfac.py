@@ -87,12 +87,13 @@ class Curvature:
         """(H + c mean(Lambda))^-1 V for each block and owner, float64; c = `damping`.
 
         A block with one owner may have any number of rows [R, I, J]. Raises ValueError for a
-        block that was not fitted, or fitted with other biases.
+        block that was not fitted, or fitted with other biases, and for rows of some owners only.
         """
         result = {}
         for block, v_RIJ in blocks.items():
             values = self.eigenvalues.get(block.name)
-            if values is None or values.shape[1:] != v_RIJ.shape[1:]:
+            n_rows = len(v_RIJ) if block.owners == 1 else block.owners
+            if values is None or v_RIJ.shape != (n_rows, *values.shape[1:]):
                 fitted = {name: list(e.shape) for name, e in self.eigenvalues.items()}
                 raise ValueError(f"{block} of shape {list(v_RIJ.shape)}; fitted are {fitted}")
             damped = values + kfac_math.damping(values, damping)

@@ -1,193 +1,377 @@
 """The fitted curvature of a model: invariances, the Gauss-Newton matrix, and files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from mda.estimator.sharding import shard
-from mda.model.head_layout import attention, block_weight
-from mda.unit.gradients import capture
-from mda.unit.subspace import BLOCK_SITES, BlockId, Subspace, all_heads, block_gradients
+import torch.nn.functional as F
+from in_memory import Case
+from plain_gradients import block_gradients, pieces, step
 
+from mda.estimator import kfac_math
 from mda.estimator.ekfac import (
     Curvature,
     Labels,
-    curvature,
     eigenbasis,
     fit_curvature,
     fit_subset,
+    input_site,
+    output_site,
     sum_moments,
     sum_squares,
 )
-from mda.estimator.score import make_directions, score_samples
+from mda.estimator.score import score_samples
+from mda.unit.blocks import Directions
+from mda.unit.capture import capture, modules_of
 from mda.unit.loss import label_uniforms
 
-LAYERS = [0, 1]
 EMPIRICAL = Labels("empirical")
 
 
-def fit(model, table, ids=None, subspace=Subspace(), labels=Labels(), batch_size=4):  # noqa: B008
-    ids = table.ids if ids is None else ids
-    return fit_curvature(model, table.rows, ids, LAYERS, subspace, labels, batch_size)
+def fit(case, table, labels=EMPIRICAL, batch_size=4, **more):
+    return fit_curvature(case.model, table.rows, table.ids, case.blocks, labels, batch_size, **more)
 
 
 def assert_same_curvature(a: Curvature, b: Curvature):
     assert a.eigenvalues.keys() == b.eigenvalues.keys()
-    for at, values in a.eigenvalues.items():
-        torch.testing.assert_close(values, b.eigenvalues[at])
+    for name, values in a.eigenvalues.items():
+        torch.testing.assert_close(values, b.eigenvalues[name])
+
+
+def random_like(fitted: Curvature, blocks, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {block: fitted.eigenvalues[block.name].shape for block in blocks}
+    return {b: torch.randn(s, generator=generator, dtype=torch.float64) for b, s in shapes.items()}
+
+
+def score(case, table, fitted, batch_size=4):
+    """Scores for a made-up gradient of the measurement, [N, U]."""
+    blocks = fitted.inverse_times(random_like(fitted, case.blocks), 0.1)
+    directions = Directions.of(case.units, blocks)
+    return score_samples(case.model, table.rows, table.ids, directions, batch_size).values_NU
+
+
+def basis_of(fitted, block, owner):
+    return [q[owner if len(q) > 1 else 0] for q in fitted.basis(block)]
 
 
 @pytest.mark.parametrize("labels", [Labels(), EMPIRICAL])
-def test_lambda_is_batch_size_invariant(toy, table, labels):
+def test_lambda_is_batch_size_invariant(case, table, labels):
     """Sampled labels included: they belong to the sample, not to its place in a batch."""
-    reference = fit(toy, table, labels=labels, batch_size=1)
+    reference = fit(case, table, labels, batch_size=1)
     for batch_size in (2, 9):
-        assert_same_curvature(fit(toy, table, labels=labels, batch_size=batch_size), reference)
+        assert_same_curvature(fit(case, table, labels, batch_size), reference)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_lambda_is_the_mean_square_of_rotated_sequence_gradients(toy, table, bias):
-    subspace = Subspace(bias=bias)
-    fitted = fit(toy, table, subspace=subspace, labels=EMPIRICAL)
-    for at in subspace.ids(LAYERS):
-        q_a, q_s = (fitted.eigenvectors[(at.layer, s)] for s in BLOCK_SITES[at.block])
-        squares = []
-        for row in table.tokens:
-            layer = capture(toy, row[None], LAYERS).layers[at.layer]
-            gradient = block_gradients(layer, at.block, bias)
-            squares.append((q_a.transpose(1, 2) @ gradient @ q_s).square())
-        torch.testing.assert_close(fitted.eigenvalues[at], torch.stack(squares).mean(0))
+def mean_squares(case, table, fitted, labels_NT=None):
+    """mean_b [(Q_A^T G_b Q_S)_ij]^2 of every owner, gradient by gradient, by plain autograd."""
+    squares = {block: torch.zeros_like(fitted.eigenvalues[block.name]) for block in case.blocks}
+    for n, row in enumerate(table.tokens):
+        labels = None if labels_NT is None else labels_NT[n]
+        for block, gradients in block_gradients(case.model, case.blocks, row, labels).items():
+            for owner, gradient in enumerate(gradients):
+                q_a, q_s = basis_of(fitted, block, owner)
+                squares[block][owner] += (q_a.T @ gradient @ q_s).square() / len(table.ids)
+    return squares
 
 
-def test_shards_in_any_order_merge_to_the_whole(toy, table):
-    whole = fit(toy, table)
-    parts = [shard(table.ids, rank, 4) for rank in (2, 0, 3, 1)]
-    assert sorted(np.concatenate(parts)) == sorted(table.ids)
-    common = (LAYERS, Subspace(), Labels())
-    moments = [sum_moments(toy, table.rows, ids, *common) for ids in parts]
-    basis = eigenbasis({at: sum(m[at] for m in moments) for at in moments[0]})
-    squares = [sum_squares(toy, table.rows, ids, *common, basis=basis) for ids in parts]
-    merged = {at: sum(s[at] for s in squares) for at in squares[0]}
-    assert_same_curvature(curvature(basis, merged, len(table.ids)), whole)
+def test_lambda_is_the_mean_square_of_rotated_sequence_gradients(case, table):
+    fitted = fit(case, table)
+    for block, expected in mean_squares(case, table, fitted).items():
+        torch.testing.assert_close(fitted.eigenvalues[block.name], expected)
 
 
-def test_same_seed_gives_bit_equal_curvature_and_scores(toy, table):
-    toy.float()
+def test_lambda_without_biases(toy, table):
+    case = Case.of(toy, "heads", bias=False)
+    assert not any(block.bias for block in case.blocks)
+    fitted = fit(case, table)
+    for block, expected in mean_squares(case, table, fitted).items():
+        torch.testing.assert_close(fitted.eigenvalues[block.name], expected)
+
+
+def plain_labels(model, table, seed):
+    """Labels [N, T] drawn from the model by inverse CDF, without this project's loss."""
+    uniforms = label_uniforms(seed, table.ids, 8)
+    with torch.no_grad():
+        cdf = model(table.tokens[:, :-1]).logits.softmax(-1).cumsum(-1)
+    return (cdf <= uniforms[..., None]).sum(-1)
+
+
+def test_both_passes_see_the_same_sampled_labels(case, table):
+    """Pass 1's bases diagonalise the moments under some labels, pass 2's Lambda is theirs too.
+
+    The labels are drawn here from seed, sample id and position; one batch of pass 2 is not one of
+    pass 1, so that they cannot depend on a batch.
+    """
+    labels_NT = plain_labels(case.model, table, seed=3)
+    assert (labels_NT != table.tokens[:, 1:]).any()
+    moments = sum_moments(case.model, table.rows, case.blocks, Labels(seed=3), 2, table.ids)
+    basis = eigenbasis(moments)
+    squares = sum_squares(case.model, table.rows, case.blocks, Labels(seed=3), 9, table.ids, basis)
+    values = {name: total / len(table.ids) for name, total in squares.items()}
+    fitted = Curvature(basis, values, len(table.ids))
+    expected = mean_squares(case, table, fitted, labels_NT)
+    for block in case.blocks:
+        torch.testing.assert_close(values[block.name], expected[block])
+        paths = [linear for linear, _, _ in pieces(case.model, block)]
+        gradients = output_gradients(case.model, paths, table.tokens[:, :-1], labels_NT)
+        for owner in range(block.owners):
+            q_s = basis_of(fitted, block, owner)[1]
+            own = torch.cat(
+                [gradients[path][..., rows] for path, rows, _ in pieces(case.model, block, owner)],
+                -1,
+            ).flatten(0, 1)
+            rotated = q_s.T @ own.T @ own @ q_s
+            off = rotated - rotated.diagonal().diag()
+            assert off.abs().max() < 1e-9 * rotated.abs().max()
+
+
+def output_gradients(model, paths, inputs_BT, labels_BT):
+    """Gradients of the sum of the sequences' mean losses in the outputs of some Linears."""
+    outputs = {}
+
+    def keep(path):
+        return lambda _module, _args, output: outputs.update({path: output})
+
+    handles = [model.get_submodule(p).register_forward_hook(keep(p)) for p in dict.fromkeys(paths)]
+    logits = model(inputs_BT).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), labels_BT.flatten(), reduction="sum")
+    found = torch.autograd.grad(loss / labels_BT.shape[1], list(outputs.values()))
+    for handle in handles:
+        handle.remove()
+    return dict(zip(outputs, found, strict=True))
+
+
+def test_blocks_that_read_or_write_the_same_share_a_basis(toy, llama, table):
+    """All neurons of a layer read the same residual stream: one basis, fitted once."""
+    for model, d_in in ((toy, 13), (llama, 17)):
+        neurons, heads = Case.of(model, "neurons"), Case.of(model, "heads")
+        fitted = fit(neurons, table)
+        q_a, _ = fitted.basis(neurons.blocks[0])
+        _, q_s = fitted.basis(neurons.blocks[1])
+        assert q_a.shape == (1, d_in, d_in) and q_s.shape == (1, d_in - 1, d_in - 1)
+        qk, v, o = heads.blocks[:3]
+        assert input_site(qk) == input_site(v)
+        sites = {input_site(b) for b in heads.blocks} | {output_site(b) for b in heads.blocks}
+        assert fit(heads, table).eigenvectors.keys() == sites
+        assert len(sites) == 2 * 5  # for each layer: x, z, and the outputs of qk, v and o
+        assert input_site(qk) != input_site(o)
+
+
+def test_shards_in_any_order_merge_to_the_whole(case, table):
+    seen = []
+
+    def shards(name, sums):
+        seen.append(name)
+        found = [sums(ids) for ids in np.array_split(table.ids, 4)]
+        return {key: sum(found[i][key] for i in (2, 0, 3, 1)) for key in found[0]}
+
+    merged = fit(case, table, Labels(), shards=shards)
+    assert seen == ["moments", "squares"] and merged.n_sequences == 9
+    assert_same_curvature(merged, fit(case, table, Labels()))
+
+
+def test_same_seed_gives_bit_equal_curvature_and_scores(case, table):
+    case.model.float()
     results = []
     for _ in range(2):
-        fitted = fit(toy, table)
-        results.append((fitted, score(toy, table, fitted)))
-    for at, values in results[0][0].eigenvalues.items():
-        assert torch.equal(values, results[1][0].eigenvalues[at])
+        fitted = fit(case, table, Labels())
+        results.append((fitted, score(case, table, fitted)))
+    for name, values in results[0][0].eigenvalues.items():
+        assert torch.equal(values, results[1][0].eigenvalues[name])
     assert torch.equal(results[0][1], results[1][1])
-    other = fit(toy, table, labels=Labels(seed=1))
+    other = fit(case, table, Labels(seed=1))
     assert any(
-        not torch.equal(v, other.eigenvalues[at]) for at, v in results[0][0].eigenvalues.items()
+        not torch.equal(v, other.eigenvalues[name]) for name, v in results[0][0].eigenvalues.items()
     )
 
 
-def score(model, table, fitted, ids=None, batch_size=4, subspace=Subspace()):  # noqa: B008
-    """Scores for a made-up probe gradient, [N, U]."""
-    units = all_heads(2, 2)
-    generator = torch.Generator().manual_seed(5)
-    probe = {
-        at: torch.randn(v.shape, generator=generator, dtype=v.dtype)
-        for at, v in fitted.eigenvalues.items()
-    }
-    packed = make_directions(model, fitted.inverse_times(probe, 0.1), subspace, units)
-    ids = table.ids if ids is None else ids
-    return score_samples(model, table.rows, ids, packed, units, batch_size).values_NU
-
-
-def test_scores_do_not_depend_on_the_batch_size(toy, table):
-    fitted = fit(toy, table)
-    reference = score(toy, table, fitted, batch_size=1)
+def test_scores_do_not_depend_on_the_batch_size(case, table):
+    fitted = fit(case, table)
+    reference = score(case, table, fitted, batch_size=1)
     for batch_size in (2, 4, 9, 100):
-        torch.testing.assert_close(score(toy, table, fitted, batch_size=batch_size), reference)
+        torch.testing.assert_close(score(case, table, fitted, batch_size), reference)
 
 
-def test_scores_are_minus_the_inner_product_with_the_gradient(toy, table):
-    subspace = Subspace(("v", "o"), bias=True)
-    fitted = fit(toy, table, subspace=subspace)
-    generator = torch.Generator().manual_seed(5)
-    probe = {
-        at: torch.randn(v.shape, generator=generator, dtype=v.dtype)
-        for at, v in fitted.eigenvalues.items()
-    }
-    directions = fitted.inverse_times(probe, 0.1)
-    ours = score(toy, table, fitted, subspace=subspace)
+def test_scores_are_minus_the_inner_product_with_the_gradient(case, table):
+    fitted = fit(case, table)
+    directions = fitted.inverse_times(random_like(fitted, case.blocks), 0.1)
+    ours = score(case, table, fitted)
+    assert ours.shape == (9, len(case.units))
     for n, row in enumerate(table.tokens):
-        layers = capture(toy, row[None], LAYERS).layers
+        gradients = block_gradients(case.model, case.blocks, row)
         expected = torch.stack(
             [
-                -sum(
-                    (directions[BlockId(at, b)] * block_gradients(layers[at], b, True)).sum((1, 2))
-                    for b in ("v", "o")
-                )
-                for at in LAYERS
+                -sum((directions[b][h] * gradients[b][h]).sum() for b, h in unit.parts)
+                for unit in case.units
             ]
         )
-        torch.testing.assert_close(ours[n], expected.flatten())
+        torch.testing.assert_close(ours[n], expected)
 
 
-def exact_gauss_newton(model, inputs_BT, at: BlockId, head: int):
-    """GGN of the mean token loss, mean over sequences, of one head's block, [I J, I J].
+def test_units_that_share_a_module_have_a_direction_each(toy, table):
+    """Several rows on blocks with one owner, as of SAE features: each is a unit scored alone."""
+    case = Case.of(toy, "mlp")
+    blocks = case.blocks[:2]  # of the first layer
+    fitted = fit(replace(case, blocks=blocks), table)
+    rows = [random_like(fitted, blocks, seed) for seed in range(3)]
+    together = {b: torch.cat([r[b] for r in rows]) for b in blocks}
+    units = [
+        replace(case.units[0], name=f"F{i}", parts=tuple(p._replace(row=i) for p in parts))
+        for i, parts in enumerate([case.units[0].parts] * 3)
+    ]
+    solved = fitted.inverse_times(together, 0.1)
+    ours = score_samples(toy, table.rows, table.ids, Directions.of(units, solved)).values_NU
+    for i, alone in enumerate(rows):
+        directions = Directions.of(case.units[:1], fitted.inverse_times(alone, 0.1))
+        expected = score_samples(toy, table.rows, table.ids, directions).values_NU
+        torch.testing.assert_close(ours[:, [i]], expected)
+
+
+def exact_gauss_newton(model, inputs_BT, block, owner):
+    """GGN of the mean token loss, mean over sequences, of one owner's block, [I J, I J].
 
     1 / T sum_t J_t^T (diag p - p p^T) J_t with J the logits' Jacobian.
     """
-    module = attention(model, at.layer)
-    weight = block_weight(module.query_key_value.weight, module.dense.weight, at.block, 2)[head]
-    original = weight.detach().clone()
+    _, n_in, n_out = block.shape
     columns = []
     with torch.no_grad():
-        for i in range(original.numel()):  # the Jacobian column by column, central differences
-            step = torch.zeros(original.numel(), dtype=torch.float64)
-            step[i] = 1e-5
-            plus = model_at(model, weight, original + step.view_as(original), inputs_BT)
-            minus = model_at(model, weight, original - step.view_as(original), inputs_BT)
-            columns.append((plus - minus) / 2e-5)
-        p = model_at(model, weight, original, inputs_BT).softmax(-1)
+        for i in range(n_in * n_out):  # the Jacobian column by column, central differences
+            delta = torch.zeros(n_in * n_out, dtype=torch.float64)
+            delta[i] = 1e-5
+            values = []
+            for factor in (1, -2):
+                step(model, block, owner, factor * delta.view(n_in, n_out))
+                values.append(model(inputs_BT).logits)
+            step(model, block, owner, delta.view(n_in, n_out))
+            columns.append((values[0] - values[1]) / 2e-5)
+        p = model(inputs_BT).logits.softmax(-1)
     jacobian = torch.stack(columns, -1)  # [B, T, V, IJ]
     hessian = torch.diag_embed(p) - p[..., :, None] * p[..., None, :]
-    ggn = torch.einsum("btvp,btvw,btwq->pq", jacobian, hessian, jacobian)
+    half = torch.einsum("btvw,btwq->btvq", hessian, jacobian)
+    ggn = jacobian.flatten(0, 2).T @ half.flatten(0, 2)
     return ggn / (inputs_BT.shape[0] * inputs_BT.shape[1])
 
 
-def model_at(model, weight, value, inputs_BT):
-    weight.copy_(value)
-    return model(inputs_BT).logits
-
-
-@pytest.mark.parametrize("block", BLOCK_SITES)
-def test_sampled_labels_give_the_gauss_newton_matrix(toy, table, block):
+@pytest.mark.parametrize(
+    ("family", "kind", "place", "owner"),
+    [
+        ("neox", "heads", 0, 1),
+        ("neox", "heads", 1, 1),
+        ("neox", "heads", 2, 1),
+        ("neox", "neurons", 0, 17),
+        ("neox", "neurons", 1, 17),
+        ("neox", "mlp", 0, 0),
+        ("neox", "mlp", 1, 0),
+        ("llama", "heads", 0, 3),  # W_Q of head 3 and W_K of the second group
+        ("llama", "heads", 1, 3),
+        ("llama", "heads", 2, 3),
+        ("llama", "neurons", 0, 11),  # gate and up together
+    ],
+)
+def test_sampled_labels_give_the_gauss_newton_matrix(toy, llama, table, family, kind, place, owner):
     """Lambda is the GGN's diagonal in the basis, divided by T (the convention of the module)."""
-    at, head, inputs, draws = BlockId(0, block), 1, table.tokens[:2, :-1], 4000
-    exact = exact_gauss_newton(toy, inputs, at, head)
-    labels = Labels(seed=3)
+    model = toy if family == "neox" else llama
+    block, inputs, draws = Case.of(model, kind).blocks[place], table.tokens[:2, :-1], 4000
+    exact = exact_gauss_newton(model, inputs, block, owner)
     copies = np.arange(draws)  # ids: the same two sequences again and again, other labels
-    common = ([0], Subspace((block,)), labels, 200)
+    common = ([block], Labels(seed=3), 200)
 
     def rows(ids):
         return table.tokens[np.asarray(ids) % 2]
 
-    basis = eigenbasis(sum_moments(toy, rows, copies[:20], *common))
-    values = sum_squares(toy, rows, copies, *common, basis=basis)[at][head] / draws
-    q_a, q_s = (basis[(0, s)] for s in BLOCK_SITES[block])
-    q = torch.kron(q_a[head % len(q_a)], q_s[head % len(q_s)])
+    basis = eigenbasis(sum_moments(model, rows, *common, copies[:20]))
+    squares = sum_squares(model, rows, *common, copies, basis)
+    values = squares[block.name][owner] / draws
+    q = torch.kron(*basis_of(Curvature(basis, {}, draws), block, owner))
     expected = (q.T @ exact @ q).diagonal().view_as(values) / inputs.shape[1]
     # squares of zero-mean sums of labels: relative error of their mean about sqrt(2 / draws)
     assert values.sum().item() == pytest.approx(expected.sum().item(), rel=4 * (2 / draws) ** 0.5)
     assert torch.corrcoef(torch.stack([values.flatten(), expected.flatten()]))[0, 1] > 0.99
 
 
-def test_both_passes_see_the_same_labels(toy, table):
-    uniforms = label_uniforms(0, table.ids, 8)
-    first = capture(toy, table.tokens, LAYERS, uniforms_BT=uniforms)
-    again = capture(toy, table.tokens[4:6], LAYERS, uniforms_BT=uniforms[4:6])
+def explicit_fisher(case, table, block, owner):
+    """mean_b vec(G_b) vec(G_b)^T of one owner, [I J, I J], from gradients by autograd."""
+    rows = [block_gradients(case.model, [block], row)[block][owner] for row in table.tokens]
+    g = torch.stack(rows).flatten(1)
+    return g.T @ g / len(g)
+
+
+@pytest.mark.parametrize("family", ["neox", "llama"])
+@pytest.mark.parametrize(("kind", "owner"), [("mlp", 0), ("neurons", 13), ("heads", 1)])
+def test_ekfac_is_closer_to_the_explicit_fisher_than_kfac(toy, llama, table, family, kind, owner):
+    """And Lambda is the Fisher's diagonal in the basis: no other diagonal is closer."""
+    case = Case.of(toy if family == "neox" else llama, kind)
+    fitted = fit(case, table)
+    moments = sum_moments(case.model, table.rows, case.blocks, EMPIRICAL, 4, table.ids)
+    for block in case.blocks:
+        fisher = explicit_fisher(case, table, block, owner)
+        q_a, q_s = basis_of(fitted, block, owner)
+        q, values = torch.kron(q_a, q_s), fitted.eigenvalues[block.name][owner]
+        inside = q.T @ fisher @ q
+        torch.testing.assert_close(inside.diagonal(), values.flatten())
+        a, s = (moments[site(block)] for site in (input_site, output_site))
+        a, s = (torch.linalg.eigvalsh(m[owner if len(m) > 1 else 0]) for m in (a, s))
+        kfac = (a[:, None] * s).flatten()
+        # generous to K-FAC: its scale is the best there is
+        kfac = kfac * (kfac @ inside.diagonal()) / kfac.square().sum()
+        ekfac_error = (inside - values.flatten().diag()).norm()
+        assert ekfac_error < (inside - kfac.diag()).norm()
+
+
+@pytest.mark.parametrize("family", ["neox", "llama"])
+@pytest.mark.parametrize(("kind", "owner"), [("mlp", 0), ("neurons", 13)])
+def test_one_token_is_the_explicit_damped_fisher(toy, llama, table, family, kind, owner):
+    """G = x dy^T has rank one, the basis holds x and dy: the solution is exact."""
+    case = Case.of(toy if family == "neox" else llama, kind)
+    short = replace(table, corpus=replace(table.corpus, tokens=table.corpus.tokens[:, :2]),
+                    ids=table.ids[:1])  # fmt: skip
+    fitted = fit(case, short)
+    probe = random_like(fitted, case.blocks)
+    solved = fitted.inverse_times(probe, 0.1)
+    for block in case.blocks:
+        fisher = explicit_fisher(case, short, block, owner)
+        damped = fisher + 0.1 * fisher.diagonal().mean() * torch.eye(len(fisher)).double()
+        expected = torch.linalg.solve(damped, probe[block][owner].flatten())
+        torch.testing.assert_close(solved[block][owner].flatten(), expected)
+
+
+def test_an_owner_without_curvature_gets_a_direction_of_zero(toy, llama, table):
+    """A neuron that nothing reads, and a head whose output goes nowhere: no NaN anywhere."""
+    down = toy.gpt_neox.layers[0].mlp.dense_4h_to_h.weight
+    o_proj = llama.model.layers[0].self_attn.o_proj.weight
+    with torch.no_grad():
+        down[:, 5] = 0
+        o_proj[:, 8:12] = 0  # head 2, which shares W_K and W_V with head 3
+    neurons, heads = Case.of(toy, "neurons"), Case.of(llama, "heads")
+    fitted = fit(neurons, table)
+    solved = fitted.inverse_times(random_like(fitted, neurons.blocks), 0.1)
+    into, out = neurons.blocks[:2]
+    assert not solved[into][5].any() and solved[out][5].all()
+    assert solved[into][4].all() and solved[into][6].all()
+    directions = Directions.of(neurons.units, {into: solved[into]})
+    scores = score_samples(toy, table.rows, table.ids, directions).values_NU
+    assert scores.isfinite().all()
+    assert not scores[:, 5].any() and scores[:, [4, 6]].all()
+
+    fitted = fit(heads, table, Labels())
+    for block, solution in fitted.inverse_times(random_like(fitted, heads.blocks), 0.1).items():
+        assert solution.isfinite().all()
+        if block.name == "L0.o":
+            assert solution[2].all()
+    assert score(heads, table, fitted).isfinite().all()
+
+
+def test_a_labels_draw_does_not_depend_on_the_batch(toy, table):
+    uniforms, modules = label_uniforms(0, table.ids, 8), modules_of(Case.of(toy, "heads").blocks)
+    first = capture(toy, table.tokens, modules, uniforms_BT=uniforms)
+    again = capture(toy, table.tokens[4:6], modules, uniforms_BT=uniforms[4:6])
     torch.testing.assert_close(again.losses_B, first.losses_B[4:6])
 
 
-def test_curvature_comes_back_from_its_file_bit_for_bit(toy, table, tmp_path):
-    fitted = fit(toy, table, subspace=Subspace(bias=True))
+def test_curvature_comes_back_from_its_file_bit_for_bit(case, table, tmp_path):
+    fitted = fit(case, table)
     fitted.save(tmp_path / "curvature.safetensors")
     loaded = Curvature.load(tmp_path / "curvature.safetensors")
     assert loaded.n_sequences == 9
@@ -197,14 +381,25 @@ def test_curvature_comes_back_from_its_file_bit_for_bit(toy, table, tmp_path):
     ):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    torch.testing.assert_close(score(case, table, loaded), score(case, table, fitted))
 
 
 def test_curvature_of_other_blocks_is_refused(toy, table):
-    fitted = fit(toy, table, subspace=Subspace(("qk",)))
+    heads, neurons = Case.of(toy, "heads", bias=False), Case.of(toy, "neurons")
+    qk, v, _ = heads.blocks[:3]
+    fitted = fit(replace(heads, blocks=[qk]), table)
     with pytest.raises(ValueError, match=r"L0.v of shape .* fitted are \{'L0.qk'"):
-        fitted.inverse_times({BlockId(0, "v"): torch.zeros(2, 12, 6)}, 0.1)
+        fitted.inverse_times({v: torch.zeros(2, 12, 6)}, 0.1)
     with pytest.raises(ValueError, match=r"L0.qk of shape \[2, 13, 12\]"):  # with a bias
-        fitted.inverse_times({BlockId(0, "qk"): torch.zeros(2, 13, 12)}, 0.1)
+        fitted.inverse_times({replace(qk, bias=True): torch.zeros(2, 13, 12)}, 0.1)
+    for n_rows in (1, 3):  # for two heads
+        with pytest.raises(ValueError, match=rf"L0.qk of shape \[{n_rows}, 12, 12\]"):
+            fitted.inverse_times({qk: torch.zeros(n_rows, 12, 12)}, 0.1)
+    with pytest.raises(ValueError, match=r"L0.neurons.in of shape"):
+        fitted.inverse_times({neurons.blocks[0]: torch.zeros(24, 13, 1)}, 0.1)
+    for damping in (0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"damping={damping}; accepted: above 0"):
+            fitted.inverse_times({qk: torch.zeros(2, 12, 12)}, damping)
 
 
 def test_fit_subset_is_seeded_ordered_and_without_repeats():
@@ -220,3 +415,12 @@ def test_fit_subset_is_seeded_ordered_and_without_repeats():
 def test_wrong_labels_are_named():
     with pytest.raises(ValueError, match="labels='guessed'; accepted: sampled, empirical"):
         Labels("guessed")
+
+
+def test_no_curvature_is_made_of_batch_sums(toy, table):
+    """Lambda of one batch of nine is not the square of the nine's summed gradient."""
+    case = Case.of(toy, "mlp")
+    fitted, block = fit(case, table, batch_size=9), case.blocks[0]
+    total = sum(block_gradients(toy, [block], row)[block] for row in table.tokens) / 9
+    of_sum = kfac_math.rotated(total[None], *fitted.basis(block))[0].square()
+    assert (fitted.eigenvalues[block.name] - of_sum).norm() > 0.1 * of_sum.norm()

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 import torch
-from mda.unit.gradients import capture
-from mda.unit.subspace import BLOCK_SITES
+from in_memory import Case
 
 from mda.estimator import kfac_math
 from mda.estimator.kfac_math import (
@@ -13,9 +12,12 @@ from mda.estimator.kfac_math import (
     apply_inverse,
     damping,
     eigenvectors,
+    rotated,
     second_moment_sum,
+    sequence_gradients,
     squared_projection_sum,
 )
+from mda.unit.capture import capture, modules_of
 
 C = 0.1
 
@@ -75,10 +77,12 @@ def test_independent_orthogonal_tokens_are_the_explicit_damped_fisher():
     torch.testing.assert_close(ours[0], solve_explicitly(fisher, v[0]))
 
 
-@pytest.mark.parametrize("block", BLOCK_SITES)
-def test_ekfac_is_closer_to_the_explicit_fisher_than_kfac(toy, table, block):
-    captured = capture(toy, table.tokens, [1]).layers[1]
-    x, dy = (captured.site(s) for s in BLOCK_SITES[block])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_ekfac_is_closer_to_the_explicit_fisher_than_kfac(toy, table, place):
+    """For qk, v and o of every head of the second layer."""
+    block = Case.of(toy, "heads", bias=False).blocks[3 + place]
+    captured = capture(toy, table.tokens, modules_of([block]))
+    x, dy = captured.x(block), captured.dy(block)
     q_a, q_s, values = fit(x, dy)
     a = torch.linalg.eigvalsh(second_moment_sum(x))
     s = torch.linalg.eigvalsh(second_moment_sum(dy))
@@ -101,20 +105,56 @@ def test_solve_undoes_apply():
         torch.testing.assert_close(back(there(v, q_a, q_s, damped), q_a, q_s, damped), v)
 
 
-@pytest.mark.parametrize(("g_in", "g_out"), [(1, 3), (3, 1), (1, 1)])
-def test_heads_that_share_a_side_equal_heads_one_by_one(g_in, g_out):
+SHARING = [(1, 3), (3, 1), (3, 3), (1, 1)]  # groups of the input and of the output
+
+
+@pytest.mark.parametrize(("g_in", "g_out"), SHARING)
+def test_owners_that_share_a_side_equal_owners_one_by_one(g_in, g_out):
     x, dy = random(4, 6, g_in, 5, seed=1), random(4, 6, g_out, 2, seed=2)
     q_a, q_s, values = fit(x, dy)
     for head in range(max(g_in, g_out)):
         at_in, at_out = min(head, g_in - 1), min(head, g_out - 1)
         alone = fit(x[:, :, [at_in]], dy[:, :, [at_out]])
         torch.testing.assert_close(values[head], alone[2][0])
-        rotated = [q_a[at_in].T @ g @ q_s[at_out] for g in _gradients(x, dy, at_in, at_out)]
-        torch.testing.assert_close(values[head], torch.stack(rotated).square().mean(0))
+        turned = [q_a[at_in].T @ g @ q_s[at_out] for g in _gradients(x, dy, at_in, at_out)]
+        torch.testing.assert_close(values[head], torch.stack(turned).square().mean(0))
 
 
 def _gradients(x, dy, at_in, at_out):
     return torch.einsum("bti,btj->bij", x[:, :, at_in], dy[:, :, at_out])
+
+
+@pytest.mark.parametrize(("g_in", "g_out"), SHARING)
+def test_shared_bases_equal_the_computation_owner_by_owner(g_in, g_out):
+    """`sequence_gradients`, `rotated` and `apply_inverse` against loops over owners."""
+    n = max(g_in, g_out)
+    x, dy = random(4, 6, g_in, 5, seed=1), random(4, 6, g_out, 2, seed=2)
+    q_a = torch.stack([orthogonal(5, seed) for seed in range(g_in)])
+    q_s = torch.stack([orthogonal(2, 10 + seed) for seed in range(g_out)])
+    values, v = random(n, 5, 2, seed=3).square() + 0.1, random(n, 5, 2, seed=4)
+    gradients = sequence_gradients(x, dy)
+    assert gradients.shape == (4, n, 5, 2)
+    turned, solved = rotated(gradients, q_a, q_s), apply_inverse(v, q_a, q_s, values)
+    for h in range(n):
+        a, s = q_a[min(h, g_in - 1)], q_s[min(h, g_out - 1)]
+        own = _gradients(x, dy, min(h, g_in - 1), min(h, g_out - 1))
+        torch.testing.assert_close(gradients[:, h], own)
+        torch.testing.assert_close(turned[:, h], torch.stack([a.T @ g @ s for g in own]))
+        matrix = as_matrix(a, s, values[h])
+        expected = torch.linalg.solve(matrix, v[h].flatten()).view(5, 2)
+        torch.testing.assert_close(solved[h], expected)
+
+
+def test_rows_of_a_block_with_one_owner_are_solved_one_by_one():
+    q_a, q_s, values = fit(random(6, 4, 1, 5, seed=1), random(6, 4, 1, 2, seed=2))
+    damped, rows = values + damping(values, C), random(4, 5, 2, seed=3)
+    together = apply_inverse(rows, q_a, q_s, damped)
+    assert together.shape == rows.shape
+    for row, solved in zip(rows, together, strict=True):
+        expected = torch.linalg.solve(as_matrix(q_a[0], q_s[0], damped[0]), row.flatten()).view_as(
+            row
+        )
+        torch.testing.assert_close(solved, expected)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e3])
@@ -130,17 +170,27 @@ def test_ranking_survives_the_scale_of_the_loss(scale):
     torch.testing.assert_close(scores[1] * scale, scores[0])
 
 
-def test_damping_is_relative_to_each_heads_own_mean():
+def test_damping_is_relative_to_each_owners_own_mean():
     values = torch.stack([torch.full((2, 2), 1.0), torch.full((2, 2), 10.0)])
     assert damping(values, 0.1).flatten().tolist() == pytest.approx([0.1, 1.0])
 
 
-def test_a_head_without_curvature_is_named():
-    values = torch.stack([torch.ones(2, 2), torch.zeros(2, 2)])
-    with pytest.raises(ValueError, match=r"heads \[1\]"):
-        damping(values, 0.1)
-    with pytest.raises(ValueError, match=r"damping=0 .* heads \[0, 1\]"):
-        damping(values, 0)
+def test_an_owner_without_curvature_gets_a_direction_of_zero():
+    """Where nothing is known, nothing is said; the others are as without it."""
+    q_a, q_s = orthogonal(5, 1)[None], torch.stack([orthogonal(2, 2), orthogonal(2, 3)])
+    values, v = torch.zeros(2, 5, 2).double(), random(2, 5, 2, seed=4)
+    values[0] = random(5, 2, seed=5).square()
+    solved = apply_inverse(v, q_a, q_s, values + damping(values, C))
+    alone = apply_inverse(v[:1], q_a, q_s[:1], values[:1] + damping(values[:1], C))
+    assert not solved[1].any()
+    torch.testing.assert_close(solved[:1], alone)
+    assert solved[0].isfinite().all()
+
+
+@pytest.mark.parametrize("relative", [0, -0.1, float("nan")])
+def test_damping_that_is_not_above_zero_is_refused(relative):
+    with pytest.raises(ValueError, match=rf"damping={relative}; accepted: above 0"):
+        damping(torch.ones(2, 2, 2), relative)
 
 
 def test_eigenvectors_are_float64_and_ordered_with_the_moments():

@@ -12,17 +12,15 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from mda.model.head_layout import attention, block_bias, block_weight, rotary_tables, rotate
-from mda.unit.gradients import capture
-from mda.unit.probe import draw_probe, probe_gradients
-from mda.unit.subspace import Subspace, single_head
+from in_memory import Case
 from torch import nn
-from transformers import GPTNeoXForCausalLM
 
-from mda.estimator import kfac_math
 from mda.estimator.ekfac import Labels, fit_curvature
-from mda.estimator.score import make_directions, score_samples
-from mda.types import HeadId
+from mda.estimator.score import score_samples
+from mda.model.architecture import architecture, rotary_tables, rotate
+from mda.types import Part, Unit
+from mda.unit.blocks import Directions
+from mda.unit.measurement import copy_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler.*:FutureWarning")
 pytest.importorskip(
@@ -32,12 +30,13 @@ from kronfluence.analyzer import Analyzer, prepare_model  # noqa: E402
 from kronfluence.arguments import FactorArguments, ScoreArguments  # noqa: E402
 from kronfluence.task import Task  # noqa: E402
 
-LAYER, T, C = 0, 8, 0.1
-PROBE = draw_probe("copy", torch.full((40,), 1 / 40, dtype=torch.float64), n=3, length=5, seed=0)
+T, C, PERIOD = 8, 0.1, 5
+UNIFORM = torch.full((40,), 1 / 40, dtype=torch.float64)
+COPY = copy_objective(UNIFORM, n=3, length=PERIOD, seed=0)
 
 
 class SummedLoss(Task):
-    """Next-token loss summed over tokens; the measurement is one sequence's part of the probe."""
+    """Next-token loss summed over tokens; the measurement is one sequence's part of `copy`."""
 
     def __init__(self, modules: list[str]) -> None:
         self.modules = modules
@@ -50,7 +49,7 @@ class SummedLoss(Task):
     def compute_measurement(self, batch, model):
         log_p = model(batch[:, :-1]).logits.log_softmax(-1)
         log_p = log_p.gather(2, batch[:, 1:, None]).squeeze(2)
-        return log_p[:, PROBE.period :].sum() / (3 * PROBE.period)
+        return log_p[:, PERIOD:].sum() / (3 * PERIOD)
 
     def get_influence_tracked_modules(self):
         return self.modules
@@ -83,7 +82,7 @@ def kronfluence_scores(model, tokens_NS, modules, folder):
         output_dir=str(folder),
         log_level=logging.ERROR,
     )
-    train, query = list(tokens_NS), list(PROBE.tokens_MS)
+    train, query = list(tokens_NS), list(COPY.tokens_MS)
     analyzer.fit_all_factors("f", train, per_device_batch_size=4, factor_args=factor_arguments)  # type: ignore
     analyzer.compute_pairwise_scores(
         "s",
@@ -98,52 +97,63 @@ def kronfluence_scores(model, tokens_NS, modules, folder):
     return {name: total.sum(0) for name, total in scores.items()}
 
 
-def relative_error(ours, theirs):
-    return ((ours - theirs).norm() / theirs.norm()).item()
+def our_scores(model, table, blocks, wanted):
+    """Our production path, all of it: {name: [N]} of (block, owner) by name."""
+    curvature = fit_curvature(model, table.rows, table.ids, blocks, Labels("empirical"))
+    directions = curvature.inverse_times(COPY.gradients(model, blocks), C)
+    units = [Unit(name, (Part(block, owner),)) for name, (block, owner) in wanted.items()]
+    scores = score_samples(model, table.rows, table.ids, Directions.of(units, directions))
+    return dict(zip(wanted, scores.values_NU.T, strict=True))
 
 
-@pytest.mark.parametrize("linear", ["query_key_value", "dense"])
-def test_whole_attention_modules_agree(toy, table, tmp_path, linear):
-    """The pure functions on a whole Linear with its bias: one 'head' that spans the module."""
+def assert_equal_scores(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, scores in ours.items():
+        # summed for mean loss: gradients T times ours, Lambda T^2 times; and the sign
+        error = (-scores / T - theirs[name]).norm() / theirs[name].norm()
+        assert error < 1e-9, (name, error)
 
-    def pair(tokens, weights):
-        layer = capture(toy, tokens, [LAYER], weights_BT=weights).layers[LAYER]
-        x, dy = layer.x_BTD, layer.dqkv_BTHJ.flatten(2)
-        if linear == "dense":
-            x, dy = layer.z_BTHK.flatten(2), layer.do_BTD
-        return torch.cat((x, torch.ones_like(x[..., :1])), -1).unsqueeze(2), dy.unsqueeze(2)
 
-    x, dy = pair(table.tokens, torch.ones(9, T))
-    q_a = kfac_math.eigenvectors(kfac_math.second_moment_sum(x))
-    q_s = kfac_math.eigenvectors(kfac_math.second_moment_sum(dy))
-    values = kfac_math.squared_projection_sum(x, dy, q_a, q_s) / len(x)
-    x_probe, dy_probe = pair(PROBE.tokens_MS, PROBE.weights(PROBE.tokens_MS[:, 1:]))
-    probe = torch.einsum("btgi,bthj->hij", x_probe, dy_probe)
-    damped = values + kfac_math.damping(values, C)
-    direction = kfac_math.apply_inverse(probe, q_a, q_s, damped)
-    ours = torch.einsum("btgi,bthj,hij->b", x, dy, direction)
+def test_whole_modules_agree(toy, table, tmp_path):
+    """Every Linear of attention and MLP, with its bias, as a block with one owner."""
+    blocks = [b for part in ("attention", "mlp") for b in Case.of(toy, part).blocks]
+    wanted = {block.input.module: (block, 0) for block in blocks}
+    assert len(wanted) == 8 and all(block.bias for block in blocks)
+    ours = our_scores(toy, table, blocks, wanted)
+    assert_equal_scores(ours, kronfluence_scores(toy, table.tokens, list(wanted), tmp_path))
 
-    name = f"gpt_neox.layers.{LAYER}.attention.{linear}"
-    theirs = kronfluence_scores(toy, table.tokens, [name], tmp_path)[name]
-    assert relative_error(ours, theirs) < 1e-9
+
+def test_whole_modules_of_a_gated_mlp_agree(llama, table, tmp_path):
+    """down_proj and o_proj are blocks of their own; gate and up, q, k and v are joint ones."""
+    blocks = [b for part in ("attention", "mlp") for b in Case.of(llama, part).blocks]
+    wanted = {b.input.module: (b, 0) for b in blocks if len(b.outputs) == 1}
+    assert [name.split(".")[-1] for name in wanted] == 2 * ["o_proj"] + 2 * ["down_proj"]
+    ours = our_scores(llama, table, blocks, wanted)
+    assert_equal_scores(ours, kronfluence_scores(llama, table.tokens, list(wanted), tmp_path))
+
+
+def linear(weight_JI, bias_J=None):
+    """A Linear with these parameters."""
+    made = nn.Linear(*weight_JI.T.shape, bias=bias_J is not None, dtype=weight_JI.dtype)
+    made.weight.data.copy_(weight_JI)
+    if bias_J is not None:
+        made.bias.data.copy_(bias_J)
+    return made
 
 
 class SplitAttention(nn.Module):
     """GPTNeoX attention with a bias-free Linear for each block of each head; biases are added."""
 
-    def __init__(self, model: GPTNeoXForCausalLM, layer: int) -> None:
+    def __init__(self, model, layer: int) -> None:
         super().__init__()
-        packed = attention(model, layer)
-        qkv, dense, n = packed.query_key_value, packed.dense, model.config.num_attention_heads
-        for block in ("qk", "v", "o"):
-            linears = nn.ModuleList()
-            for weight_IJ in block_weight(qkv.weight, dense.weight, block, n).unbind():
-                linear = nn.Linear(*weight_IJ.shape, bias=False, dtype=weight_IJ.dtype)
-                linear.weight.data.copy_(weight_IJ.T)
-                linears.append(linear)
-            self.add_module(block, linears)
-        self.register_buffer("qk_bias", block_bias(qkv.bias, "qk", n).detach().squeeze(1))
-        self.register_buffer("v_bias", block_bias(qkv.bias, "v", n).detach().squeeze(1))
+        packed, k = model.gpt_neox.layers[layer].attention, 6
+        qkv, dense = packed.query_key_value, packed.dense
+        heads = list(zip(qkv.weight.split(3 * k), qkv.bias.split(3 * k), strict=True))
+        self.qk = nn.ModuleList(linear(w[: 2 * k]) for w, _ in heads)
+        self.v = nn.ModuleList(linear(w[2 * k :]) for w, _ in heads)
+        self.o = nn.ModuleList(linear(w) for w in dense.weight.split(k, dim=1))
+        self.register_buffer("qk_bias", torch.stack([b[: 2 * k] for _, b in heads]).detach())
+        self.register_buffer("v_bias", torch.stack([b[2 * k :] for _, b in heads]).detach())
         self.register_buffer("o_bias", dense.bias.detach())
         self.model_of_rotary = [model]  # in a list: not a submodule
 
@@ -160,22 +170,40 @@ class SplitAttention(nn.Module):
 
 
 def test_single_heads_agree(toy, table, tmp_path):
-    """Our production path, all of it, against separate Linear modules QK_h, V_h, O_h."""
-    ours, subspace = {}, Subspace()
-    curvature = fit_curvature(toy, table.rows, table.ids, [LAYER], subspace, Labels("empirical"))
-    for head in range(2):
-        units = single_head(HeadId(LAYER, head))
-        for block in subspace.blocks:
-            alone = Subspace((block,))
-            gradient = probe_gradients(toy, PROBE, [LAYER], alone).blocks
-            directions = curvature.inverse_times(gradient, C)
-            packed = make_directions(toy, directions, alone, units)
-            scores = score_samples(toy, table.rows, table.ids, packed, units)
-            ours[f"gpt_neox.layers.{LAYER}.attention.{block}.{head}"] = scores.values_NU[:, 0]
+    """Against separate Linear modules QK_h, V_h, O_h."""
+    layer = 0
+    blocks = architecture(toy).head_blocks(layer)
+    home = f"gpt_neox.layers.{layer}.attention"
+    wanted = {f"{home}.{name}.{h}": (block, h) for name, block in blocks.items() for h in range(2)}
+    ours = our_scores(toy, table, list(blocks.values()), wanted)
+    toy.gpt_neox.layers[layer].attention = SplitAttention(toy, layer)
+    assert_equal_scores(ours, kronfluence_scores(toy, table.tokens, list(wanted), tmp_path))
 
-    toy.gpt_neox.layers[LAYER].attention = SplitAttention(toy, LAYER)
-    theirs = kronfluence_scores(toy, table.tokens, list(ours), tmp_path)
-    assert ours.keys() == theirs.keys()
-    for name, scores in ours.items():
-        # summed for mean loss: gradients T times ours, Lambda T^2 times; and the sign
-        assert relative_error(-scores / T, theirs[name]) < 1e-9, name
+
+class SplitMlp(nn.Module):
+    """A GPTNeoX MLP with one neuron's input column, bias and output row as Linears of their own."""
+
+    def __init__(self, packed, neuron: int) -> None:
+        super().__init__()
+        up, down = packed.dense_h_to_4h, packed.dense_4h_to_h
+        others = [n for n in range(up.out_features) if n != neuron]
+        self.act, one = packed.act, [neuron]
+        self.up, self.into = (linear(up.weight[n], up.bias[n]) for n in (others, one))
+        self.down, self.out = linear(down.weight[:, others], down.bias), linear(down.weight[:, one])
+
+    def forward(self, hidden_states):
+        rest, own = self.up(hidden_states), self.into(hidden_states)
+        return self.down(self.act(rest)) + self.out(self.act(own))
+
+
+def test_one_neuron_agrees(toy, table, tmp_path):
+    """Its input column with its bias, and its output row, against separate Linear modules."""
+    layer, neuron = 0, 17
+    blocks = architecture(toy).neuron_blocks(layer, bias=True)
+    home = f"gpt_neox.layers.{layer}.mlp"
+    wanted = {f"{home}.into": (blocks["in"], neuron), f"{home}.out": (blocks["out"], neuron)}
+    ours = our_scores(toy, table, list(blocks.values()), wanted)
+    before = toy(table.tokens[:, :-1]).logits
+    toy.gpt_neox.layers[layer].mlp = SplitMlp(toy.gpt_neox.layers[layer].mlp, neuron)
+    torch.testing.assert_close(toy(table.tokens[:, :-1]).logits, before)
+    assert_equal_scores(ours, kronfluence_scores(toy, table.tokens, list(wanted), tmp_path))

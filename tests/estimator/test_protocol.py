@@ -1,0 +1,141 @@
+"""Every estimator that a configuration can name answers what a stage asks of it."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from in_memory import InMemoryWork, materials
+
+from mda.estimator.ekfac import Labels, fit_curvature, fit_subset
+from mda.estimator.estimator import Estimator, step_of
+from mda.estimator.score import score_samples
+from mda.schema import (
+    OPTIONS,
+    ConfigError,
+    EkfacConfig,
+    HeadConfig,
+    ModuleConfig,
+    NeuronConfig,
+    ProbeConfig,
+    TracinConfig,
+)
+from mda.stages.plugin import estimator_of
+from mda.types import Window
+from mda.unit.attention_head import AttentionHeads
+from mda.unit.blocks import Directions
+from mda.unit.mlp_neuron import MlpNeurons
+from mda.unit.module import Modules
+
+PROBE = ProbeConfig(n_sequences=2, length=4, distribution="uniform")
+KEPT, WINDOW = [0, 3, 8], Window(2, 9, 4, "")
+SUMS = {"ekfac", "tracin", "repetition"}  # what tokens add to the score is known
+LOSSES = {"ekfac", "tracin", "loss", "gradient_norm"}
+KINDS = {
+    "heads": (AttentionHeads, HeadConfig(biases=True, probe=PROBE)),
+    "previous token": (
+        AttentionHeads,
+        HeadConfig(probe=ProbeConfig("previous_token", 2, 4, distribution="uniform")),
+    ),
+    "neurons": (MlpNeurons, NeuronConfig(label="code")),
+    "modules": (Modules, ModuleConfig(biases=True, probe=PROBE)),
+}
+
+
+@pytest.fixture(params=KINDS)
+def work(request, llama, table):
+    """Units of a kind, two of them together where heads can be."""
+    make, settings = KINDS[request.param]
+    kind = make(settings, materials(table.corpus, llama))
+    units = kind.units(["L0H1", "L1H2"], together=make is AttentionHeads)
+    if request.param == "previous token":  # each head's own attention
+        units = units[:-1]
+    rates, moments = {3: 0.3, 8: 0.1}, {name: p**2 for name, p in llama.named_parameters()}
+    return InMemoryWork(
+        table.corpus, table.ids, kind, units, {3: llama, 8: llama}, [], rates=rates,
+        moments=dict.fromkeys((3, 8), moments),
+    )  # fmt: skip
+
+
+def answers(method: str) -> list[str]:
+    return list(inspect.signature(getattr(Estimator, method)).parameters)
+
+
+@pytest.mark.parametrize("name", OPTIONS["estimator"])
+def test_every_estimator_of_the_schema_can_be_loaded(name):
+    settings = OPTIONS["estimator"][name]()
+    assert settings.name == name
+    estimator = estimator_of(settings)
+    for method in ("steps", "score", "token_influence"):
+        asked = list(inspect.signature(getattr(type(estimator), method)).parameters)
+        assert asked == answers(method)
+    steps = estimator.steps(KEPT, WINDOW)
+    assert isinstance(steps, tuple) and set(steps) <= set(KEPT)
+
+
+def settings_of(name):
+    if name == "tracin":
+        return TracinConfig(adam_preconditioning=True)
+    return OPTIONS["estimator"][name]()
+
+
+@pytest.mark.parametrize("name", OPTIONS["estimator"])
+def test_scores_and_what_tokens_add_to_them(work, name):
+    estimator = estimator_of(settings_of(name))
+    steps = estimator.steps(KEPT, WINDOW)
+    work = InMemoryWork(**(vars(work) | {"steps": steps}))
+    found = estimator.score(work)
+    assert found.values_NU.shape == (len(work.sample_ids), len(work.units))
+    assert found.values_NU.isfinite().all()
+    assert found.losses_N.shape == (len(work.sample_ids),)
+    assert (found.losses_N.isfinite() if name in LOSSES else found.losses_N.isnan()).all()
+    some = work.sample_ids[[4, 1]]
+    tokens = estimator.token_influence(work, some)
+    assert (tokens is not None) == (name in SUMS)
+    if tokens is not None:
+        assert tokens.shape == (2, work.corpus.seq_len, len(work.units))
+        expected = found.values_NU[[4, 1]].double()
+        torch.testing.assert_close(
+            tokens.sum(1), expected, rtol=1e-5 if name == "repetition" else 1e-7, atol=1e-9
+        )
+    if name in {"ekfac", "tracin"}:
+        assert found.values_NU.abs().sum(0).all() and tokens.any()
+
+
+def test_ekfac_takes_its_damping_labels_seed_and_subset_from_its_settings(work):
+    """Against the same made by hand: curvature of 5 samples drawn with seed 3, damping 0.5."""
+    wanted = EkfacConfig(damping=0.5, labels="sampled", seed=3, fit_sequences=5, batch_size=2)
+    work = InMemoryWork(**(vars(work) | {"steps": [3]}))
+    found = estimator_of(wanted).score(work).values_NU
+    model, gradients = work.model(3), work.gradients(work.model(3))
+
+    def by_hand(damping=0.5, seed=3, n=5, labels="sampled"):
+        ids = fit_subset(work.sample_ids, n, seed)
+        fitted = fit_curvature(model, work.corpus.rows, ids, list(gradients), Labels(labels, seed))
+        directions = Directions.of(work.units, fitted.inverse_times(gradients, damping))
+        return score_samples(model, work.corpus.rows, work.sample_ids, directions).values_NU
+
+    torch.testing.assert_close(found, by_hand())
+    for other in ({"damping": 0.1}, {"seed": 4}, {"n": 6}, {"labels": "empirical"}):
+        assert (by_hand(**other) - found).norm() > 1e-3 * found.norm()
+
+
+def test_a_steps_name_means_the_nearest_checkpoint():
+    assert step_of("onset", KEPT, WINDOW) == 3
+    assert step_of("window_middle", KEPT, WINDOW) == 3  # 5.5 is as near to 8: the earlier of two
+    assert step_of("window_end", KEPT, WINDOW) == 8
+    assert step_of(0, KEPT, WINDOW) == 0
+    with pytest.raises(ConfigError, match=r"estimator.checkpoint=5: .* accepted: 0, 3, 8"):
+        step_of(5, KEPT, WINDOW)
+    with pytest.raises(ConfigError, match="the unit did not emerge"):
+        step_of("onset", KEPT, Window(2, 9, None, ""))
+
+
+def test_a_pass_in_pieces_is_the_pass_in_one(work):
+    """`over_samples` divides the samples: ids reach the estimator in stream order."""
+    estimator = estimator_of(settings_of("ekfac"))
+    work = InMemoryWork(**(vars(work) | {"steps": estimator.steps(KEPT, WINDOW)}))
+    whole = estimator.score(work).values_NU
+    order = np.argsort(work.sample_ids)[::-1].copy()
+    again = InMemoryWork(**(vars(work) | {"sample_ids": work.sample_ids[order]}))
+    torch.testing.assert_close(estimator.score(again).values_NU, whole[order.tolist()])
