@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from mda.cli import main
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import sys
+from pathlib import Path
 from mda.config import main
 
 def program(config, folder):
+    from mda.store import Store, write_json
+    store = Store(Path(config.output_dir) / "store")
+    corpus = store.get_or_build("corpus", {}, lambda part: write_json(part / "a.json", 1))
+    store.get_or_build("base", {"corpus": corpus.fingerprint}, lambda part: None)
     (folder / "result").write_text(str(config.training.total_steps))
     if config.seed == 0:
         print("working", file=sys.__stdout__, flush=True)
@@ -59,6 +66,21 @@ def test_a_second_run_or_sweep_of_one_name_is_refused(start, tmp_path, first, se
     three = start(*second, "training.total_steps=2000")
     three.communicate(timeout=60)
     assert three.returncode == 0
+
+
+def test_a_running_job_says_what_it_uses_and_gc_keeps_it(start, tmp_path):
+    job = start()
+    while "working" not in (line := job.stdout.readline()):
+        assert line, "the program ended early"
+    used = json.loads((tmp_path / "runs/program/same/job.json").read_text())["uses"]
+    kept = {path.parent.name for path in tmp_path.glob("store/*/*/manifest.json")}
+    assert {name for names in used.values() for name in names} == kept and len(kept) == 2
+    gc = ["store", "gc", "--unreferenced", "--outputs", str(tmp_path)]
+    assert main(gc) == 0
+    assert {path.parent.name for path in tmp_path.glob("store/*/*/manifest.json")} == kept
+    job.communicate(timeout=60)
+    assert main(gc) == 0  # it has ended, and left no summary that names them
+    assert list(tmp_path.glob("store/*/*/manifest.json")) == []
 
 
 def test_parallel_jobs_with_one_worker_run_to_the_end(start, tmp_path):

@@ -49,7 +49,7 @@ class PlainLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # type: ignore[override]
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "an alias", event.start_mark)
+            raise yaml.MarkedYAMLError(None, None, "an alias", event.start_mark)
         return super().compose_node(parent, index)
 
 

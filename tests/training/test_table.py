@@ -74,7 +74,7 @@ table = CsvTable(Path(sys.argv[1]))
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for row in range(1, 99):
     size = table.path.stat().st_size if table.path.exists() else 0
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + int(sys.argv[2]), limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + int(sys.argv[2 if row == 1 else 3]), limit))
     try:
         table.append({"step": row, "loss": 0.5})
     except OSError:
@@ -86,17 +86,18 @@ for row in range(1, 99):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
-@pytest.mark.parametrize(("space", "failed"), [(0, "1"), (5, "1"), (12, "1"), (14, None)])
+@pytest.mark.parametrize(
+    ("first", "further", "fails"), [(0, 0, 1), (5, 0, 1), (12, 0, 1), (16, 0, 2), (16, 3, 2)]
+)
 def test_a_full_disk_leaves_the_table_as_it_was_and_the_next_row_is_written(
-    tmp_path, space, failed
+    tmp_path, first, further, fails
 ):
-    """A file may grow by `space` bytes a row; header and first row have 16, further rows 6."""
+    """The file may grow by so many bytes; header and first row have 16, further rows 6."""
     path = tmp_path / "curve.csv"
     done = subprocess.run(
-        [sys.executable, "-c", FULL, path, str(space)], cwd=HOME, text=True, capture_output=True
-    )
+        [sys.executable, "-c", FULL, path, str(first), str(further)],
+        cwd=HOME, text=True, capture_output=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = read_rows(path)
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    assert done.stdout.strip() == (failed or "1")
-    assert path.read_text().startswith("step,loss\n1,0.5\n")
+    assert done.stdout == f"{fails}\n"
+    assert path.read_text() == "step,loss\n" + "".join(f"{n},0.5\n" for n in range(1, fails + 1))
