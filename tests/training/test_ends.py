@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
 from mda.data.stream import schedule, stream_order
@@ -15,6 +17,9 @@ from mda.emergence.callback import EmergenceCurve
 from mda.emergence.measure import make_probes
 from mda.model.build import scratch
 from mda.schema import ConfigError, EmergenceConfig, ScratchConfig, TrainingConfig
+from mda.training import checkpoint
+from mda.training.callbacks import Checkpoints, LossLog
+from mda.training.fit import fit
 from mda.training.loop import train
 from mda.training.table import read_rows
 
@@ -100,6 +105,48 @@ def test_clipping_bounds_the_whole_update_s_gradient(corpus, tmp_path):
     assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
 
 
+def fp16(corpus, folder, scale):
+    """Train in fp16 on the CPU, which torch can and Lightning's own choice of precision can't."""
+    folder.mkdir(exist_ok=True)
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    plan = schedule(stream_order(corpus, 0), 4, 0, 3)
+    settings = TrainingConfig(batch_size=4, total_steps=12, warmup_steps=2, grad_clip=0.01)
+    log = LossLog(folder / "train.csv", 64, 0)
+    log.resume(0, lambda row: None)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        plugins=[precision],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[log, Checkpoints(folder, [1, 3])],
+    )
+    fit(trainer, scratch(SHAPE, 0), corpus, plan, settings, 0, None)
+    return folder
+
+
+def test_the_loss_scale_of_fp16_leaves_gradient_and_clipping_as_they_are(corpus, tmp_path):
+    norms = {}
+    for scale in (1.0, 1024.0):
+        folder = fp16(corpus, tmp_path / str(scale), scale)
+        moments = load_file(folder / "step_1" / "optimizer.safetensors")
+        parts = [10 * value for key, value in moments.items() if key.endswith("/exp_avg")]
+        norms[scale] = torch.cat([part.flatten() for part in parts]).norm().item()
+        assert checkpoint.loss_scale(folder / "step_3")["scale"] == scale
+    assert norms == pytest.approx({1.0: 0.01, 1024.0: 0.01}, rel=1e-3)
+
+
+def test_an_overflow_of_fp16_skips_the_update_and_takes_the_scale_back(corpus, tmp_path):
+    folder = fp16(corpus, tmp_path, 2.0**60)
+    fresh = scratch(SHAPE, 0).state_dict()
+    for name, value in load_file(folder / "step_1" / "model.safetensors").items():
+        assert torch.equal(value, fresh[name]), "no update was made"
+    assert checkpoint.loss_scale(folder / "step_3")["scale"] == 2.0**57
+    assert len(read_rows(folder / "train.csv")) == 3, "the batches are used up all the same"
+
+
 def test_fp16_without_a_gpu_is_refused(corpus, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -144,3 +191,8 @@ def test_a_signal_ends_a_program_with_its_code_and_one_sentence(tmp_path, sent, 
     assert "closed" in out, "what was open is closed on the way out"
     rows = read_rows(table)
     assert 20 <= len(rows) < 9000
+
+
+def test_a_micro_batch_larger_than_the_batch_is_refused():
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size=9 is refused; accepted: at"):
+        TrainingConfig(batch_size=8, micro_batch_size=9)
