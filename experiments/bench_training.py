@@ -1,27 +1,32 @@
 """Measure what the training loop costs over a bare one: tokens per second, and their ratio.
 
-Both sides train the same model on the same batches in the same process, taking turns; each side's
-figure is the median over the rounds. The loop is the whole of what `train.py` does while it
-trains: Lightning, loss table, emergence curve, checkpoints, and its start-up. The bare loop is
-forward, loss, backward, clipping and optimizer step.
+Both sides train the same model on the same batches in the same process. They take turns every 20
+updates, whenever the loop has logged a row, so that a busy spell of the machine meets both. The
+loop is the whole of what `train.py` does while it trains: Lightning, loss table, emergence curve,
+checkpoints, and its start-up. The bare loop is forward, loss, backward, clipping and optimizer
+step, in the same micro-batches. Each figure is the median over the rounds, with the least and the
+most; the ratio of CPU times stands beside that of wall times.
 
-    python experiments/bench_training.py [--steps 500] [--rounds 5] [--json FILE]
+    python experiments/bench_training.py [--steps 500] [--rounds 5] [--json FILE] [overrides]
 """
 
 import argparse
 import json
 import statistics
 import tempfile
-import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from mda.model.pythia import scratch
+import torch.nn.functional as F
 
+from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
 from mda.data.stream import Corpus
 from mda.emergence.callback import EmergenceCurve, curve_steps
 from mda.emergence.measure import make_probes
+from mda.model.build import initial_model
 from mda.schema import Config
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule, corpus
@@ -31,12 +36,38 @@ from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
 
 
-def loop_seconds(config: Config, rows: Corpus, plan: Schedule) -> float:
-    """Wall time of the framework's training of `plan`."""
-    model = scratch(config.model, config.seed)
+def bare_updates(config: Config, rows: Corpus, plan: Schedule) -> Iterator[int]:
+    """The same updates in a plain PyTorch loop, one each time it is asked; yields the step."""
+    settings = config.training
+    model = initial_model(config.model, config.seed).train()
+    optimizer = adamw(model, settings)
+    for step in range(plan.end):
+        tokens = rows.rows(plan.at(step)[0])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, settings)
+        for part in tokens.split(settings.micro_batch_size or len(tokens)):
+            logits = model(input_ids=part[:, :-1], use_cache=False).logits
+            loss = F.cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten())
+            (loss * (len(part) / len(tokens))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield step + 1
+
+
+def one_round(config: Config, rows: Corpus, plan: Schedule) -> tuple[Clock, Clock]:
+    """The time of the framework's training of `plan`, and of the bare loop's."""
+    model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, plan)
     keep = declared_steps(0, plan.end, config.training.checkpoint_every, True)
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+    both, bare, done = Clock(), Clock(), 0
+
+    def turn(row: Mapping[str, float]) -> None:
+        nonlocal done
+        with bare:
+            while done < row["step"]:
+                done = next(updates)
+
+    with tempfile.TemporaryDirectory() as folder, both:
         curve = EmergenceCurve(
             Path(folder) / "curve.csv",
             make_probes(rows, config.emergence),
@@ -51,46 +82,30 @@ def loop_seconds(config: Config, rows: Corpus, plan: Schedule) -> float:
             config.training,
             checkpoints=keep,
             curves=[curve],
+            log=turn,
             progress=None,
         )
-        return time.perf_counter() - start
+        turn({"step": plan.end})
+    return both - bare, bare
 
 
-def bare_seconds(config: Config, rows: Corpus, plan: Schedule) -> float:
-    """Wall time of the same updates in a plain PyTorch loop."""
-    model = scratch(config.model, config.seed).train()
-    start = time.perf_counter()
-    optimizer = adamw(model, config.training)
-    for step in range(plan.end):
-        tokens = rows.rows(plan.at(step)[0])
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.training)
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-    return time.perf_counter() - start
-
-
-def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, float]:
+def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, object]:
     """The figures of one benchmark."""
     config = compose([f"training.stop_step={steps}", *overrides])
     rows = corpus(Context.of(config))
     plan = base_schedule(config, rows)
-    bare_seconds(config, rows, base_schedule(config, rows, 0, min(20, steps)))  # warm up
-    loop, bare = [], []
-    for _ in range(rounds):
-        loop.append(loop_seconds(config, rows, plan))
-        bare.append(bare_seconds(config, rows, plan))
+    one_round(config, rows, base_schedule(config, rows, 0, min(20, steps)))  # warm up
+    load = Load()
+    loop, bare = zip(*(one_round(config, rows, plan) for _ in range(rounds)), strict=True)
+    others = load.others()
     tokens = steps * plan.batch_size * rows.seq_len
-    loop_speed = tokens / statistics.median(loop)
-    bare_speed = tokens / statistics.median(bare)
     return {
-        "loop_tokens_per_s": loop_speed,
-        "bare_tokens_per_s": bare_speed,
-        "ratio": loop_speed / bare_speed,
+        "loop_tokens_per_s": tokens / statistics.median(clock.wall_s for clock in loop),
+        "bare_tokens_per_s": tokens / statistics.median(clock.wall_s for clock in bare),
+        "ratio": Ratio.of([clock.wall_s for clock in bare], [clock.wall_s for clock in loop]),
+        "cpu_ratio": Ratio.of([clock.cpu_s for clock in bare], [clock.cpu_s for clock in loop]),
+        "others": others,
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -99,15 +114,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=500, help="updates in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the two are measured")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("overrides", nargs="*", help="configuration, such as model.d_model=128")
     args = parser.parse_args()
     figures = run(args.steps, args.rounds, args.overrides)
     for name, value in figures.items():
-        print(f"{name:<20}{value:,.3f}")
+        print(f"{name:<20}{f'{value:,.0f}' if isinstance(value, float) and value > 1 else value}")
+    print(verdict(figures["others"]))  # type: ignore[arg-type]
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        plain = {k: asdict(v) if isinstance(v, Ratio) else v for k, v in figures.items()}
+        args.json.write_text(json.dumps(plain, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,12 @@ class Clock:
         self.wall_s += time.perf_counter() - self._start[0]
         self.cpu_s += time.process_time() - self._start[1]
 
+    def __sub__(self, other: Clock) -> Clock:
+        """The time of this clock without that of one that ran inside its blocks."""
+        rest = Clock()
+        rest.wall_s, rest.cpu_s = self.wall_s - other.wall_s, self.cpu_s - other.cpu_s
+        return rest
+
 
 class Load:
     """Share of the machine's cores that other processes take, from its making on."""
@@ -104,7 +110,6 @@ def _busy_s() -> float | None:
     stat = Path("/proc/stat")
     if not stat.exists():
         return None
-    user, nice, system, _, _, irq, softirq, steal = map(
-        int, stat.read_text().splitlines()[0].split()[1:9]
-    )
+    fields = stat.read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

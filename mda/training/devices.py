@@ -3,6 +3,11 @@
 The process that calls `train` is the first. It alone reads the corpus, measures, logs and writes;
 it starts the others, which know the model's shape, the schedule and the settings, and get weights
 and rows from it. They end with it, and it ends with an error when one of them dies.
+
+Several processes give the gradient of one, but for the order of its addition: to 1e-5 of its
+largest entry in float32, and losses of the first updates to 1e-4 of themselves. Over many updates
+the last bits grow, as they do between two numbers of threads: an arm and its control need the same
+number of devices.
 """
 
 from __future__ import annotations

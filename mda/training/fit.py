@@ -110,8 +110,11 @@ def make_trainer(
             f"training.accelerator={settings.accelerator} training.devices={settings.devices} is "
             f"refused: {str(error).strip().splitlines()[0]}"
         ) from error
-    if settings.precision == "16-mixed" and not hasattr(trainer.precision_plugin, "scaler"):
-        raise ConfigError("training.precision=16-mixed is refused; accepted without a GPU: 32-true")
+    if trainer.precision != settings.precision:  # without a GPU Lightning takes bf16 for fp16
+        raise ConfigError(
+            f"training.precision={settings.precision} is refused; accepted on this machine: "
+            "32-true, bf16-mixed"
+        )
     return trainer
 
 

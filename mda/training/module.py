@@ -84,6 +84,7 @@ class LanguageModel(pl.LightningModule):
         """This process's rows of a batch, every world-th; the first process has read them all."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
         if world > 1:
+            tokens = tokens.contiguous()
             dist.broadcast(tokens, 0)
         return tokens[rank::world], weights[rank::world]
 

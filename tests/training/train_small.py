@@ -21,7 +21,7 @@ SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64,
 
 
 def corpus(folder: Path):
-    rows = np.random.default_rng(0).integers(2, 60, (4200, 17), np.uint16)
+    rows = np.random.default_rng(0).integers(2, 60, (40_016, 17), np.uint16)
     if not (folder / "rows.npy").exists():
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "rows.npy", rows)
@@ -50,25 +50,19 @@ def edited(plan: Schedule) -> Schedule:
     return Schedule(plan.start, plan.batch_size, offsets, ids, weights)
 
 
-def main() -> None:
-    folder, given, updates = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
+def run(folder: Path, given: dict, updates: int) -> None:
+    """Train into FOLDER/run."""
     torch.set_num_threads(1)
     settings = TrainingConfig(
-        **{"batch_size": 4, "total_steps": 1000, "warmup_steps": 4, "peak_lr": 1e-2, **given}
+        **{"batch_size": 4, "total_steps": 10_000, "warmup_steps": 4, "peak_lr": 1e-2, **given}
     )
     rows = corpus(folder / "corpus")
     plan = edited(schedule(stream_order(rows, 0), 4, 0, updates))
-    train(
-        folder / "run",
-        scratch(SHAPE, 0),
-        rows,
-        plan,
-        settings,
-        checkpoints=[0, 1, 2, updates],
-        progress=None,
-    )
-    print("finished")
+    kept = [0, 1, 2, updates]
+    model = scratch(SHAPE, 0)
+    train(folder / "run", model, rows, plan, settings, checkpoints=kept, progress=None)
 
 
 if __name__ == "__main__":
-    main()
+    run(Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3]))
+    print("finished")
