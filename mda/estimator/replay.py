@@ -110,20 +110,22 @@ def replay(
     """
     keep = range(steps.start, steps.stop + 1) if keep is None else keep
     kept = {steps.start: state} if steps.start in keep else {}
-    settings, parameters = window.settings, window.parameters
+    settings = window.settings
     optimizer = adamw(window.model.train(), settings)
+    # The norm is summed in the optimizer's order, as Lightning does: rounding depends on it.
+    clipped = [p for group in optimizer.param_groups for p in group["params"]]
     window.load(state.weights_P)
     _load_moments(optimizer, state, window)
     for step in steps:
         optimizer.zero_grad()
         window.loss(*window.batch(step)).backward()
         if settings.grad_clip:
-            clip_grad_norm_(parameters, settings.grad_clip)
+            clip_grad_norm_(clipped, settings.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         optimizer.step()
         if step + 1 in keep:
-            kept[step + 1] = _state(optimizer, parameters)
+            kept[step + 1] = _state(optimizer, window.parameters)
     optimizer.zero_grad()
     return kept
 
