@@ -5,7 +5,7 @@ Shapes: P parameters, all of the model's in one vector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +16,16 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from transformers import PreTrainedModel
 
+from mda.estimator.score import Rows
 from mda.schema import TrainingConfig
 from mda.training import checkpoint
 from mda.training.module import sample_losses
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
 
-Rows = Callable[[np.ndarray], Tensor]
-"""Sample ids -> their tokens, int64 [B, T + 1]; for a corpus, its method `rows`."""
-
 
 @dataclass(frozen=True)
-class Window:
+class TrainingWindow:
     """A piece of training that can be repeated; the model lends its shape, not its weights.
 
     Raises ValueError for what can't be repeated in float32: dropout and mixed precision.
@@ -101,7 +99,7 @@ def load_state(folder: Path, model: PreTrainedModel, settings: TrainingConfig) -
 
 
 def replay(
-    window: Window, state: TrainingState, steps: range, keep: Collection[int] | None = None
+    window: TrainingWindow, state: TrainingState, steps: range, keep: Collection[int] | None = None
 ) -> dict[int, TrainingState]:
     """Train on `steps` from `state`; the states before the steps in `keep`, by step.
 
@@ -131,7 +129,7 @@ def replay(
 
 
 def perturbed(
-    window: Window, state: TrainingState, size: float, seed: int, run: int
+    window: TrainingWindow, state: TrainingState, size: float, seed: int, run: int
 ) -> TrainingState:
     """`state` with normal noise in the weights, `size` times each parameter's standard deviation.
 
@@ -161,7 +159,9 @@ def _state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Tr
     )
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, state: TrainingState, window: Window) -> None:
+def _load_moments(
+    optimizer: torch.optim.Optimizer, state: TrainingState, window: TrainingWindow
+) -> None:
     moments = zip(
         window.parameters,
         window.split(state.exp_avg_P),

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mda.estimator.replay import TrainingState, Window, flat, perturbed, replay
+from mda.estimator.replay import TrainingState, TrainingWindow, flat, perturbed, replay
 from mda.model.plain_attention import PlainAttention
 from mda.training.optimizer import learning_rate
 from mda.unit.metrics import HEAD_METRICS
@@ -96,7 +96,7 @@ def head_metric(metric: str, layer: int, head: int, tokens_MT: Tensor, length: i
 
 
 def unrolled_influence(
-    window: Window,
+    window: TrainingWindow,
     start: TrainingState,
     measurements: Sequence[Measurement],
     *,
@@ -157,7 +157,7 @@ def unrolled_influence(
 
 
 def step_back(
-    window: Window, step: int, before: TrainingState, after: TrainingState, adjoint: Adjoint
+    window: TrainingWindow, step: int, before: TrainingState, after: TrainingState, adjoint: Adjoint
 ) -> tuple[Adjoint, Tensor]:
     """The adjoint before update `step` from that after it, and df/dw of its samples, [B, U]."""
     window.load(before.weights_P)
@@ -183,7 +183,7 @@ def step_back(
 
 
 def adamw_adjoint(
-    window: Window, step: int, gradient_P: Tensor, after: TrainingState, adjoint: Adjoint
+    window: TrainingWindow, step: int, gradient_P: Tensor, after: TrainingState, adjoint: Adjoint
 ) -> tuple[Adjoint, Tensor]:
     """One update backwards: the adjoint before it with the gradient held fixed, and df/dg, [U, P].
 
@@ -212,7 +212,9 @@ def adamw_adjoint(
     return Adjoint(weights_UP, beta1 * exp_avg_UP, beta2 * exp_avg_sq_UP), clip * through_UP
 
 
-def _measured(window: Window, state: TrainingState, measurements: Sequence[Measurement]) -> Adjoint:
+def _measured(
+    window: TrainingWindow, state: TrainingState, measurements: Sequence[Measurement]
+) -> Adjoint:
     """The adjoint at the end: the measurements' gradients; the moments no longer matter."""
     window.load(state.weights_P)
     weights_UP = torch.stack(

@@ -10,15 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from mda.data.stream import open_corpus, schedule, stream_order
 from mda.data.tokens import build_tokens, map_rows
-from mda.estimator.replay import TrainingState, Window, load_state, perturbed, replay
+from mda.estimator.replay import TrainingState, TrainingWindow, load_state, perturbed, replay
 from mda.estimator.unrolled import Progress, head_metric, unrolled_influence
-from mda.model.pythia import scratch
-from mda.schema import ModelConfig, TrainingConfig
+from mda.model.build import scratch
+from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loop import train
 from mda.training.optimizer import learning_rate
 from mda.types import Schedule
 
-SHAPE = ModelConfig(
+SHAPE = ScratchConfig(
     n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=30, max_seq_len=16, rotary_pct=0.5
 )
 START, STEPS, BATCH = 10, 20, 3
@@ -67,7 +67,7 @@ MEASUREMENTS = (copying, induction)
 def window():
     torch.set_num_threads(1)
     model = scratch(SHAPE, 0).double()
-    return Window(model, plan_of(START, START + STEPS), lambda ids: TOKENS[ids], SETTINGS)
+    return TrainingWindow(model, plan_of(START, START + STEPS), lambda ids: TOKENS[ids], SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_replay_and_the_real_training_end_in_the_same_state_bit_for_bit(tmp_path
     end = load_state(folders[30], model, SETTINGS)
     for step in (0, 10):
         plan = schedule(order, BATCH, step, 30)
-        window = Window(model, plan, corpus.rows, SETTINGS)
+        window = TrainingWindow(model, plan, corpus.rows, SETTINGS)
         state = load_state(folders[step], model, SETTINGS)
         assert state.updates == step
         again = replay(window, state, range(step, 30), keep=[30])[30]

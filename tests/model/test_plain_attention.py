@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from mda.emergence.measure import Probes, measure
 from mda.estimator.unrolled import head_metric
+from mda.model.build import eager_attention, scratch
 from mda.model.plain_attention import PlainAttention
-from mda.model.pythia import eager_attention, scratch
-from mda.schema import ModelConfig
+from mda.schema import ScratchConfig
 from mda.training.module import sample_losses
 
 
@@ -59,11 +59,17 @@ def test_dropout_is_refused():
         F.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout_p=0.1)
 
 
-@pytest.fixture(scope="module")
-def model():
+SHAPES = {
+    "gpt_neox": ScratchConfig(),
+    "llama": ScratchConfig(family="llama", n_key_value_heads=2),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request):
     """The nano shape with weights that make attention uneven."""
     torch.set_num_threads(1)
-    model = scratch(ModelConfig(), 0)
+    model = scratch(SHAPES[request.param], 0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3 if parameter.ndim == 2 else 1)
