@@ -66,6 +66,10 @@ class TrainingWindow:
         weights_B = torch.from_numpy(weights).to(self.model.device, self.model.dtype)
         return self.rows(sample_ids).to(self.model.device), weights_B
 
+    def rows_of(self, step: int) -> slice:
+        """Where the schedule's arrays hold one step."""
+        return slice(*self.plan.offsets[step - self.plan.start : step - self.plan.start + 2])
+
     def loss(self, tokens_BS: Tensor, weights_B: Tensor) -> Tensor:
         """What is trained on: sum_j w_j l_j / batch_size."""
         return (weights_B * sample_losses(self.model, tokens_BS)).sum() / self.plan.batch_size

@@ -23,7 +23,7 @@ Shapes: P parameters, all of the model's in one vector; N rows of the schedule; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,7 +97,7 @@ def head_metric(metric: str, layer: int, head: int, tokens_MT: Tensor, length: i
 
 def unrolled_influence(
     window: TrainingWindow,
-    start: TrainingState,
+    states: Mapping[int, TrainingState],
     measurements: Sequence[Measurement],
     *,
     segment: int | None = None,
@@ -109,51 +109,57 @@ def unrolled_influence(
 ) -> Iterator[Progress]:
     """df/dw of every row of the schedule and every measurement, the last segment first.
 
-    The `values_NU` of the last item are the scores, in the schedule's order. `start` is the state
-    before the schedule's first step. In memory at a time are the states (3 P numbers) of the
-    `segment` steps that are being differentiated, and one for each segment before. None keeps the
-    states of all steps and saves training the window a second time; the square root of the number
-    of steps takes the least.
+    The `values_NU` of the last item are the scores, in the schedule's order. `states` are known
+    ones by step: that before the schedule's first step, and any others (a run's checkpoints).
+
+    From one known state to the next training is repeated, and `segment` steps at a time are
+    differentiated. In memory are their states, 3 P numbers each, and one for each segment between
+    the two. None keeps all states from one known state to the next; fewer means that all but the
+    last segment are trained once more.
 
     `last_steps` differentiates only the end of the window; rows of earlier steps get 0. With
     `n_perturbed` the scores are the mean over as many windows, each started from weights with
     noise added (`perturbed`), in place of the window as it was trained.
 
     An item that was kept and is given as `resume` goes on bit for bit where it was left, at the
-    cost of training up to there. The model's weights are overwritten. Raises ValueError for
-    a `segment` or `last_steps` that does not fit the window.
+    cost of training there from a known state. The model's weights are overwritten. Raises
+    ValueError for a `segment` or `last_steps` that does not fit the window.
     """
     plan, n_runs = window.plan, max(1, n_perturbed)
     n_steps = plan.end - plan.start
     last_steps = n_steps if last_steps is None else last_steps
-    segment = last_steps if segment is None else segment
+    segment = n_steps if segment is None else segment
     for name, value in (("last_steps", last_steps), ("segment", segment)):
         if not 1 <= value <= n_steps:
             raise ValueError(f"{name}={value}; accepted: 1 to the window's {n_steps} steps")
     first = plan.end - last_steps
-    values = start.weights_P.new_zeros(len(plan.sample_ids), len(measurements))
+    values = states[plan.start].weights_P.new_zeros(len(plan.sample_ids), len(measurements))
     if resume is not None:
         values = resume.values_NU.to(values).clone()
     for run in range(resume.run if resume else 0, n_runs):
-        position = resume if resume and run == resume.run else None
-        end = position.step if position else plan.end
-        if end == first:
-            continue
-        origin = perturbed(window, start, perturbation, seed, run) if n_perturbed else start
-        begins = range(first, end, segment)
-        keep = {*begins, *range(begins[-1], end + 1)}
-        kept = replay(window, origin, range(plan.start, end), keep)
-        adjoint = position.adjoint if position else _measured(window, kept[end], measurements)
-        for begin in reversed(begins):
-            if begin + 1 not in kept:
-                kept |= replay(window, kept[begin], range(begin, end - 1))
-            for step in reversed(range(begin, end)):
-                after = kept.pop(step + 1)
-                adjoint, values_BU = step_back(window, step, kept[step], after, adjoint)
-                here = slice(*plan.offsets[step - plan.start : step - plan.start + 2])
-                values[here] += values_BU / n_runs
-            end = begin
-            yield Progress(run, begin, adjoint, values.clone())
+        known = states
+        if n_perturbed:
+            known = {plan.start: perturbed(window, states[plan.start], perturbation, seed, run)}
+        end, adjoint = plan.end, None
+        if resume is not None and run == resume.run:
+            end, adjoint = resume.step, resume.adjoint
+        for origin in sorted(known, reverse=True):
+            begins = range(max(first, origin), end, segment)
+            if not begins:
+                continue
+            keep = {*begins, *range(begins[-1], end + 1)}
+            kept = replay(window, known[origin], range(origin, end), keep)
+            if adjoint is None:
+                adjoint = _measured(window, kept[end], measurements)
+            for begin in reversed(begins):
+                if begin + 1 not in kept:
+                    kept |= replay(window, kept[begin], range(begin, end - 1))
+                for step in reversed(range(begin, end)):
+                    after = kept.pop(step + 1)
+                    adjoint, values_BU = step_back(window, step, kept[step], after, adjoint)
+                    values[window.rows_of(step)] += values_BU / n_runs
+                end = begin
+                yield Progress(run, begin, adjoint, values.clone())
 
 
 def step_back(

@@ -39,7 +39,7 @@ def random_tokens(n, length, seed):
     return torch.randint(SHAPE.vocab_size, (n, length), generator=torch.manual_seed(seed))
 
 
-TOKENS = random_tokens((START + STEPS) * BATCH, 9, seed=1)
+TOKENS = random_tokens((START + STEPS + 2) * BATCH, 9, seed=1)
 REPEATED = random_tokens(5, LENGTH, seed=2).repeat(1, 2)
 
 
@@ -76,12 +76,12 @@ def start(window):
     before = replace(window, plan=plan_of(0, START))
     weights = torch.cat([p.detach().flatten() for p in scratch(SHAPE, 0).double().parameters()])
     zeros = torch.zeros_like(weights)
-    return replay(before, TrainingState(0, weights, zeros, zeros), range(START))[START]
+    return {START: replay(before, TrainingState(0, weights, zeros, zeros), range(START))[START]}
 
 
 def retrain(window, start, weights):
     """The same training written down once more: values of the measurements, and who was clipped."""
-    model = scratch(SHAPE, 0).double()
+    model, start = scratch(SHAPE, 0).double(), start[START]
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -158,6 +158,21 @@ def test_recomputed_states_give_the_same_scores_bit_for_bit(window, start, score
     assert torch.equal(items[-1].values_NU, scores)
 
 
+@pytest.mark.parametrize("segment", [None, 4])
+@pytest.mark.parametrize("steps", [[12, 25], [29], range(START, START + STEPS + 2)])
+def test_known_states_change_nothing(window, start, scores, segment, steps):
+    """Some beyond the window too, as a run's checkpoints are."""
+    longer = replace(window, plan=plan_of(START, START + STEPS + 2))
+    replayed = replay(longer, start[START], range(START, START + STEPS + 2))
+    known = start | {step: replayed[step] for step in steps}
+    values = last(unrolled_influence(window, known, MEASUREMENTS, segment=segment)).values_NU
+    assert torch.equal(values, scores)
+    end = {"last_steps": 7, "segment": segment}
+    values = last(unrolled_influence(window, known, MEASUREMENTS, **end)).values_NU
+    assert torch.equal(values[-7 * BATCH :], scores[-7 * BATCH :])
+    assert not values[: -7 * BATCH].any()
+
+
 @pytest.mark.parametrize("n_done", range(1, 7))
 def test_resumed_from_any_file_is_uninterrupted(window, start, tmp_path, n_done):
     """Two perturbed runs of three segments each, stopped after each of the six."""
@@ -179,13 +194,14 @@ def test_last_steps_are_the_same_as_in_the_whole_window(window, start, scores):
 def test_perturbed_scores_are_the_mean_over_perturbed_starts(window, start, scores):
     settings = {"perturbation": 0.02, "seed": 5}
     mean = last(unrolled_influence(window, start, MEASUREMENTS, n_perturbed=3, **settings))
-    starts = [perturbed(window, start, 0.02, seed=5, run=run) for run in range(3)]
-    each = [last(unrolled_influence(window, s, MEASUREMENTS)).values_NU for s in starts]
+    starts = [perturbed(window, start[START], 0.02, seed=5, run=run) for run in range(3)]
+    each = [last(unrolled_influence(window, {START: s}, MEASUREMENTS)).values_NU for s in starts]
     torch.testing.assert_close(mean.values_NU, torch.stack(each).mean(0))
     assert not torch.allclose(each[0], each[1], rtol=1e-3)
 
 
 def test_perturbation_is_relative_to_each_parameter_s_spread(window, start):
+    start = start[START]
     noisy = perturbed(window, start, 0.03, seed=0, run=0)
     again = perturbed(window, start, 0.03, seed=0, run=0)
     assert torch.equal(noisy.weights_P, again.weights_P)
