@@ -66,9 +66,10 @@ class TrainingWindow:
         weights_B = torch.from_numpy(weights).to(self.model.device, self.model.dtype)
         return self.rows(sample_ids).to(self.model.device), weights_B
 
-    def rows_of(self, step: int) -> slice:
-        """Where the schedule's arrays hold one step."""
-        return slice(*self.plan.offsets[step - self.plan.start : step - self.plan.start + 2])
+    def rows_of(self, steps: range) -> slice:
+        """Where the schedule's arrays hold consecutive steps."""
+        first, last = (self.plan.offsets[at - self.plan.start] for at in (steps.start, steps.stop))
+        return slice(first, last)
 
     def loss(self, tokens_BS: Tensor, weights_B: Tensor) -> Tensor:
         """What is trained on: sum_j w_j l_j / batch_size."""

@@ -143,23 +143,42 @@ def unrolled_influence(
         end, adjoint = plan.end, None
         if resume is not None and run == resume.run:
             end, adjoint = resume.step, resume.adjoint
-        for origin in sorted(known, reverse=True):
-            begins = range(max(first, origin), end, segment)
-            if not begins:
-                continue
-            keep = {*begins, *range(begins[-1], end + 1)}
-            kept = replay(window, known[origin], range(origin, end), keep)
-            if adjoint is None:
-                adjoint = _measured(window, kept[end], measurements)
-            for begin in reversed(begins):
-                if begin + 1 not in kept:
-                    kept |= replay(window, kept[begin], range(begin, end - 1))
-                for step in reversed(range(begin, end)):
-                    after = kept.pop(step + 1)
-                    adjoint, values_BU = step_back(window, step, kept[step], after, adjoint)
-                    values[window.rows_of(step)] += values_BU / n_runs
-                end = begin
-                yield Progress(run, begin, adjoint, values.clone())
+        parts = _segments_back(window, known, range(first, end), segment, measurements, adjoint)
+        for steps, adjoint, values_BU in parts:
+            values[window.rows_of(steps)] += values_BU / n_runs
+            yield Progress(run, steps.start, adjoint, values.clone())
+
+
+def _segments_back(
+    window: TrainingWindow,
+    known: Mapping[int, TrainingState],
+    steps: range,
+    segment: int,
+    measurements: Sequence[Measurement],
+    adjoint: Adjoint | None,
+) -> Iterator[tuple[range, Adjoint, Tensor]]:
+    """Steps of each segment, last one first, the adjoint before it, and df/dw of its rows.
+
+    `adjoint` is that after `steps`; None measures there.
+    """
+    end = steps.stop
+    for origin in sorted(known, reverse=True):
+        begins = range(max(steps.start, origin), end, segment)
+        if not begins:
+            continue
+        keep = {*begins, *range(begins[-1], end + 1)}
+        kept = replay(window, known[origin], range(origin, end), keep)
+        adjoint = adjoint or _measured(window, kept[end], measurements)
+        for begin in reversed(begins):
+            if begin + 1 not in kept:
+                kept |= replay(window, kept[begin], range(begin, end - 1))
+            values_BU: list[Tensor] = []
+            for step in reversed(range(begin, end)):
+                after = kept.pop(step + 1)
+                adjoint, here_BU = step_back(window, step, kept[step], after, adjoint)
+                values_BU.insert(0, here_BU)
+            yield range(begin, end), adjoint, torch.cat(values_BU)
+            end = begin
 
 
 def step_back(
