@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mda.estimator.score import Rows
 from mda.schema import TrainingConfig
 from mda.training import checkpoint
-from mda.training.module import sample_losses
+from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
 
@@ -71,10 +71,6 @@ class TrainingWindow:
         first, last = (self.plan.offsets[at - self.plan.start] for at in (steps.start, steps.stop))
         return slice(first, last)
 
-    def loss(self, tokens_BS: Tensor, weights_B: Tensor) -> Tensor:
-        """What is trained on: sum_j w_j l_j / batch_size."""
-        return (weights_B * sample_losses(self.model, tokens_BS)).sum() / self.plan.batch_size
-
     def load(self, weights_P: Tensor) -> None:
         """Give the model these weights."""
         with torch.no_grad():
@@ -115,13 +111,15 @@ def replay(
     kept = {steps.start: state} if steps.start in keep else {}
     settings = window.settings
     optimizer = adamw(window.model.train(), settings)
-    # The norm is summed in the optimizer's order, as Lightning does: rounding depends on it.
+    # The norm is summed in the optimizer's order, as in training: rounding depends on it.
     clipped = [p for group in optimizer.param_groups for p in group["params"]]
     window.load(state.weights_P)
     _load_moments(optimizer, state, window)
     for step in steps:
         optimizer.zero_grad()
-        window.loss(*window.batch(step)).backward()
+        accumulate_gradients(
+            window.model, *window.batch(step), window.plan.batch_size, settings.micro_batch_size
+        )
         if settings.grad_clip:
             clip_grad_norm_(clipped, settings.grad_clip)
         for group in optimizer.param_groups:

@@ -25,8 +25,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -184,27 +186,65 @@ def _segments_back(
 def step_back(
     window: TrainingWindow, step: int, before: TrainingState, after: TrainingState, adjoint: Adjoint
 ) -> tuple[Adjoint, Tensor]:
-    """The adjoint before update `step` from that after it, and df/dw of its samples, [B, U]."""
+    """The adjoint before update `step` from that after it, and df/dw of its samples, [B, U].
+
+    A batch that was trained on in micro-batches is differentiated in them as well: its gradient
+    is taken first, and then each micro-batch's once more.
+    """
     window.load(before.weights_P)
-    parameters = window.parameters
     tokens_BS, weights_B = window.batch(step)
-    weights_B.requires_grad_()
+    size = window.settings.micro_batch_size or len(tokens_BS)
+    parts: list[tuple[Tensor, Tensor]] = []
+    if len(tokens_BS):  # else an edit dropped every sample: an update with a gradient of zero
+        parts = list(zip(tokens_BS.split(size), weights_B.split(size), strict=True))
+    held = [_gradient(window, *part) for part in parts] if len(parts) == 1 else None
+    gradient_P = torch.zeros_like(before.weights_P)
+    for gradient in held or (_gradient(window, *part) for part in parts):
+        gradient_P += flat(gradient.by_parameter).detach()
+    adjoint, through_UP = adamw_adjoint(window, step, gradient_P, after, adjoint)
+    values = [through_UP.new_zeros(0, len(through_UP))]
+    for gradient in held or (_gradient(window, *part) for part in parts):
+        values.append(_through(window, gradient, through_UP, adjoint.weights_UP))
+    return adjoint, torch.cat(values)
+
+
+class _Gradient(NamedTuple):
+    """Gradient of a micro-batch's loss, ready to be differentiated by what it depends on."""
+
+    by_parameter: tuple[Tensor, ...]
+    weights_B: Tensor
+
+
+def _gradient(window: TrainingWindow, tokens_BS: Tensor, weights_B: Tensor) -> _Gradient:
+    """The gradient of training. Loss and attention are written out, to have a second derivative."""
+    weights_B = weights_B.clone().requires_grad_()
     with PlainAttention():
-        loss = window.loss(tokens_BS, weights_B)
-    gradient = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-    adjoint, through_UP = adamw_adjoint(window, step, flat(gradient).detach(), after, adjoint)
+        logits_BTV = window.model(input_ids=tokens_BS[:, :-1], use_cache=False).logits
+    losses = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten(), reduction="none")
+    losses_B = losses.view(len(tokens_BS), -1).mean(1)
+    loss = (weights_B * losses_B).sum() / window.plan.batch_size
+    by_parameter = torch.autograd.grad(
+        loss, window.parameters, create_graph=True, materialize_grads=True
+    )
+    return _Gradient(by_parameter, weights_B)
+
+
+def _through(
+    window: TrainingWindow, gradient: _Gradient, through_UP: Tensor, weights_UP: Tensor
+) -> Tensor:
+    """df/dw of a micro-batch, [B, U]; its Hessian-vector products are added to `weights_UP`."""
     values_BU = []
     for u, through_P in enumerate(through_UP):
         *products, value_B = torch.autograd.grad(
-            gradient,
-            [*parameters, weights_B],
+            gradient.by_parameter,
+            [*window.parameters, gradient.weights_B],
             window.split(through_P),
             retain_graph=u + 1 < len(through_UP),
             materialize_grads=True,
         )
-        adjoint.weights_UP[u] += flat(products)
+        weights_UP[u] += flat(products)
         values_BU.append(value_B)
-    return adjoint, torch.stack(values_BU, 1)
+    return torch.stack(values_BU, 1)
 
 
 def adamw_adjoint(

@@ -173,6 +173,34 @@ def test_known_states_change_nothing(window, start, scores, segment, steps):
     assert not values[: -7 * BATCH].any()
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_micro_batches_give_the_same_scores_up_to_rounding(window, start, scores, size):
+    cut = replace(window, settings=replace(SETTINGS, micro_batch_size=size))
+    values = last(unrolled_influence(cut, start, MEASUREMENTS)).values_NU
+    torch.testing.assert_close(values, scores, rtol=1e-8, atol=1e-12)
+
+
+def test_a_step_without_samples_is_one_whose_samples_weigh_nothing(window, start):
+    """Its update moves the weights all the same, by momentum."""
+    plan, gone = window.plan, slice(5 * BATCH, 6 * BATCH)
+    weightless = plan.weights.copy()
+    weightless[gone] = 0
+    offsets = plan.offsets - BATCH * (np.arange(STEPS + 1) > 5)
+    dropped = replace(
+        plan,
+        offsets=offsets,
+        sample_ids=np.delete(plan.sample_ids, gone),
+        weights=np.delete(plan.weights, gone),
+    )
+    with_zeros, without = (
+        last(unrolled_influence(replace(window, plan=p), start, MEASUREMENTS)).values_NU
+        for p in (replace(plan, weights=weightless), dropped)
+    )
+    kept = torch.from_numpy(np.delete(np.arange(STEPS * BATCH), gone))
+    torch.testing.assert_close(with_zeros[kept], without, rtol=1e-8, atol=1e-12)
+    assert with_zeros[gone].any()
+
+
 @pytest.mark.parametrize("n_done", range(1, 7))
 def test_resumed_from_any_file_is_uninterrupted(window, start, tmp_path, n_done):
     """Two perturbed runs of three segments each, stopped after each of the six."""

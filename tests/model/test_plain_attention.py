@@ -9,7 +9,7 @@ from mda.estimator.unrolled import head_metric
 from mda.model.build import eager_attention, scratch
 from mda.model.plain_attention import PlainAttention
 from mda.schema import ScratchConfig
-from mda.training.module import sample_losses
+from mda.training.loss import sample_losses
 
 
 def heads(*shape, seed=0):
@@ -105,7 +105,7 @@ def test_patterns_are_those_of_eager_attention(model):
 @pytest.mark.parametrize("metric", ["prefix_matching", "previous_token"])
 def test_a_head_s_metric_is_the_one_that_is_monitored(model, metric):
     repeated = TOKENS[:, :20].repeat(1, 2)
-    probes = Probes(repeated, 20, TOKENS, ("a",) * 4, 60, (0, 10))
+    probes = Probes(repeated, 20, TOKENS, ("a",) * 4, (60, 64), (0, 10))
     monitored = measure(model, probes)
     for layer, head in ((0, 1), (3, 2)):
         ours = head_metric(metric, layer, head, repeated, 20)(model)
