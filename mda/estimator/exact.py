@@ -1,0 +1,94 @@
+"""The damped Gauss-Newton matrix of one unit's parameters, without EK-FAC's approximation.
+
+    F = (1 / N) sum_b g_b g_b^T,    direction = (F + c mean(diag F) I)^-1 grad f
+
+with g_b the gradient of the MEAN token loss of fitted sequence b with respect to the P parameters
+of a block. With labels drawn from the model F estimates the Gauss-Newton matrix of that loss
+divided by the number of tokens, as in `ekfac`; the damping is EK-FAC's as well, because
+mean(Lambda) = mean(diag F) in any basis. So the two differ by nothing but EK-FAC's Kronecker-
+factored eigenbasis, and where that basis is the right one they are equal.
+
+A block may be one map of a unit or all of a unit's maps side by side, which then counts what
+EK-FAC leaves out: the curvature between them.
+
+Where P <= N, F is formed and factored, in P^3 / 3 operations. Else the same direction comes from
+the N x N matrix of inner products of the gradients G [N, P] (the dual form, by Woodbury):
+
+    (F + d I)^-1 v = (v - G^T (G G^T + N d I)^-1 G v) / d
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+
+
+def inverse_times(gradients_NP: Tensor, v_RP: Tensor, damping: float) -> Tensor:
+    """(F + c mean(diag F) I)^-1 v for each row of v, [R, P] float64; c = `damping`.
+
+    `gradients_NP` are the gradients of the N fitted sequences. Takes the smaller of the two forms,
+    and min(N, P)^2 + N P numbers of memory. Raises ValueError where c mean(diag F) is not above 0.
+    """
+    gradients, v = gradients_NP.double(), v_RP.double()
+    n, p = gradients.shape
+    added = _damping(gradients.square().sum() / (n * p), damping)
+    if p <= n:
+        return solve(gradients.T @ gradients / n, v, added)
+    return solve_dual(gradients, v, added)
+
+
+def solve(fisher_PP: Tensor, v_RP: Tensor, added: float) -> Tensor:
+    """(F + d I)^-1 v for each row, by Cholesky; d = `added` is above 0. F is overwritten."""
+    return torch.cholesky_solve(v_RP.T, _factor(fisher_PP, added)).T
+
+
+def solve_dual(gradients_NP: Tensor, v_RP: Tensor, added: float) -> Tensor:
+    """The same from the gradients themselves, without F."""
+    n = len(gradients_NP)
+    factor = _factor(gradients_NP @ gradients_NP.T, n * added)
+    inside_NR = torch.cholesky_solve(gradients_NP @ v_RP.T, factor)
+    return (v_RP - inside_NR.T @ gradients_NP) / added
+
+
+class Agreement(NamedTuple):
+    """Correlations of two estimators' scores over the samples, one for each unit, [U]."""
+
+    pearson: np.ndarray
+    spearman: np.ndarray
+
+
+def agreement(values_NU: np.ndarray, exact_NU: np.ndarray) -> Agreement:
+    """How far approximate scores, such as EK-FAC's, go with exact ones.
+
+    NaN for a unit whose scores are all the same. Raises ValueError for different shapes.
+    """
+    if values_NU.shape != exact_NU.shape:
+        raise ValueError(f"scores of shapes {values_NU.shape} and {exact_NU.shape} do not match")
+    ranks = (rankdata(values, axis=0) for values in (values_NU, exact_NU))
+    return Agreement(_correlation(values_NU, exact_NU), _correlation(*ranks))
+
+
+def _correlation(a_NU: np.ndarray, b_NU: np.ndarray) -> np.ndarray:
+    a, b = (x.astype(np.float64) - x.mean(0, dtype=np.float64) for x in (a_NU, b_NU))
+    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0)
+
+
+def _damping(mean_diagonal: Tensor, relative: float) -> float:
+    added = relative * mean_diagonal.item()
+    if not added > 0:
+        raise ValueError(
+            f"damping={relative} times the mean curvature {mean_diagonal.item()} is not above 0; "
+            "accepted: damping above 0, and a unit with a gradient"
+        )
+    return added
+
+
+def _factor(matrix: Tensor, added: float) -> Tensor:
+    """Cholesky factor of the matrix with `added` on its diagonal; the matrix is overwritten."""
+    matrix.diagonal().add_(added)
+    return torch.linalg.cholesky(matrix)

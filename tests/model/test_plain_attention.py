@@ -1,0 +1,114 @@
+"""Attention written out against the fused kernel, transformers' own, and finite differences."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mda.emergence.measure import Probes, measure
+from mda.estimator.unrolled import head_metric
+from mda.model.build import eager_attention, scratch
+from mda.model.plain_attention import PlainAttention
+from mda.schema import ScratchConfig
+from mda.training.loss import sample_losses
+
+
+def heads(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+QUERY, KEY, VALUE = (heads(2, 4, 5, 6, seed=seed) for seed in range(3))
+MASK = torch.tensor([[True] * (t + 1) + [False] * (4 - t) for t in range(5)])
+CALLS = {
+    "causal": {"is_causal": True},
+    "all": {},
+    "scaled": {"is_causal": True, "scale": 0.3},
+    "boolean mask": {"attn_mask": MASK[None, None]},
+    "added mask": {"attn_mask": heads(2, 1, 5, 5, seed=3)},
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_is_the_fused_kernel(call):
+    with PlainAttention():
+        ours = F.scaled_dot_product_attention(QUERY, KEY, VALUE, **CALLS[call])
+    torch.testing.assert_close(
+        ours, F.scaled_dot_product_attention(QUERY, KEY, VALUE, **CALLS[call])
+    )
+
+
+def test_query_heads_that_share_a_key_head_are_the_fused_kernel():
+    shared = KEY[:, :2], VALUE[:, :2]
+    call = {"is_causal": True, "enable_gqa": True}
+    with PlainAttention():
+        ours = F.scaled_dot_product_attention(QUERY, *shared, **call)
+    torch.testing.assert_close(ours, F.scaled_dot_product_attention(QUERY, *shared, **call))
+
+
+def test_second_derivatives_are_finite_differences():
+    def attend(query, key, value):
+        with PlainAttention():
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    inputs = [x[:1, :1, :3].clone().requires_grad_() for x in (QUERY, KEY, VALUE)]
+    assert torch.autograd.gradgradcheck(attend, inputs)
+
+
+def test_dropout_is_refused():
+    with PlainAttention(), pytest.raises(ValueError, match=r"dropout is 0\.1; accepted: 0"):
+        F.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout_p=0.1)
+
+
+SHAPES = {
+    "gpt_neox": ScratchConfig(),
+    "llama": ScratchConfig(family="llama", n_key_value_heads=2),
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request):
+    """The nano shape with weights that make attention uneven."""
+    torch.set_num_threads(1)
+    model = scratch(SHAPES[request.param], 0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3 if parameter.ndim == 2 else 1)
+    return model
+
+
+TOKENS = torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(1))
+
+
+def test_a_model_s_losses_and_gradients_are_those_of_training_up_to_rounding(model):
+    parameters = list(model.parameters())
+    fused = sample_losses(model, TOKENS)
+    fused_gradient = torch.autograd.grad(fused.mean(), parameters)
+    with PlainAttention():
+        plain = sample_losses(model, TOKENS)
+    gradient = torch.autograd.grad(plain.mean(), parameters)
+    rounding = 20 * torch.finfo(torch.float32).eps
+    assert (plain - fused).abs().max() < rounding * fused.max()
+    for ours, theirs in zip(gradient, fused_gradient, strict=True):
+        assert (ours - theirs).norm() < rounding * torch.cat([g.flatten() for g in gradient]).norm()
+
+
+def test_patterns_are_those_of_eager_attention(model):
+    with PlainAttention(keep=True) as attention, torch.no_grad():
+        model(input_ids=TOKENS, use_cache=False)
+    with eager_attention(model), torch.no_grad():
+        theirs = model(input_ids=TOKENS, output_attentions=True, use_cache=False).attentions
+    assert len(attention.patterns) == len(theirs) == 4
+    for a, b in zip(attention.patterns, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("metric", ["prefix_matching", "previous_token"])
+def test_a_head_s_metric_is_the_one_that_is_monitored(model, metric):
+    repeated = TOKENS[:, :20].repeat(1, 2)
+    probes = Probes(repeated, 20, TOKENS, ("a",) * 4, (60, 64), (0, 10))
+    monitored = measure(model, probes)
+    for layer, head in ((0, 1), (3, 2)):
+        ours = head_metric(metric, layer, head, repeated, 20)(model)
+        assert ours.item() == pytest.approx(
+            monitored[f"emergence/{metric}/L{layer}H{head}"], rel=1e-5
+        )
