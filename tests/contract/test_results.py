@@ -6,7 +6,7 @@ import pytest
 
 from mda import store
 from mda.config import compose
-from mda.report.claims import Claim
+from mda.analysis.claims import Claim
 from mda.report.compare import CompareSettings, compare
 from mda.report.page import number, p_value
 

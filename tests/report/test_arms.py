@@ -7,8 +7,8 @@ import pytest
 from made_up_runs import BANDS, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.report.arms import Arm, by_arm, read_run
-from mda.report.folders import read_runs
+from mda.analysis.arms import Arm, by_arm, read_run
+from mda.analysis.folders import read_runs
 
 
 def change(folder, **parts):

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from made_up_runs import STANDARD, Edit, write_runs
 
-from mda.report.arms import Arm
-from mda.report.claims import Claim, decide, judge
-from mda.report.folders import read_runs
-from mda.report.metrics import measure
-from mda.report.statistics import Effect, paired_effect
+from mda.analysis.arms import Arm
+from mda.analysis.claims import Claim, decide, judge
+from mda.analysis.folders import read_runs
+from mda.analysis.metrics import measure
+from mda.analysis.statistics import Effect, paired_effect
 
 EKFAC = {"intervention": "remove", "estimator": "ekfac"}
 RANDOM = {"intervention": "remove", "estimator": "random"}

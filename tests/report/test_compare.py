@@ -13,7 +13,7 @@ from made_up_traces import write_trace
 from matplotlib.image import imread
 
 from mda import store
-from mda.report.claims import Claim
+from mda.analysis.claims import Claim
 from mda.report.compare import FILES, CompareSettings, compare
 
 CLAIM = Claim(

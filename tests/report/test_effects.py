@@ -5,9 +5,9 @@ import pytest
 from made_up_runs import BANDS, END, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.report.effects import compare_arms
-from mda.report.folders import read_runs
-from mda.report.metrics import (
+from mda.analysis.effects import compare_arms
+from mda.analysis.folders import read_runs
+from mda.analysis.metrics import (
     METRICS,
     control_of,
     measure,
@@ -15,7 +15,7 @@ from mda.report.metrics import (
     random_values,
     references_of,
 )
-from mda.report.statistics import holm, paired_effect
+from mda.analysis.statistics import holm, paired_effect
 
 
 def at_end(folder, column) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mda.report.statistics import (
+from mda.analysis.statistics import (
     NO_INTERVAL,
     NO_TEST,
     bootstrap_interval,

@@ -6,7 +6,7 @@ from made_up_runs import STANDARD, write_runs
 pytest.importorskip("wandb_workspaces")
 
 from mda import store
-from mda.report.claims import Claim
+from mda.analysis.claims import Claim
 from mda.report.compare import CompareSettings, compare
 from mda.report.wandb_report import build_report, spec
 
