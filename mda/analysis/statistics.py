@@ -11,13 +11,13 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
 from scipy import stats
 
-EXACT_UP_TO = 2**17  # labellings of all seeds together; more are sampled
-DRAWS = 99_999  # labellings that are sampled
+DRAWS = 2**17  # labellings of all seeds together that are gone through; of more, so many are drawn
 NO_TEST = "one seed: no test"
 NO_INTERVAL = "two seeds: no interval"
 
@@ -42,12 +42,7 @@ class Seed:
         exchangeable where the edit's effect is exactly the shift.
         """
         values = np.array([*(np.asarray(self.arm) - shift), *self.reference])
-        n = len(values)
-        chosen = np.zeros((math.comb(n, len(self.arm)), n), dtype=bool)
-        for row, members in zip(chosen, combinations(range(n), len(self.arm)), strict=True):
-            row[list(members)] = True
-        total, own = values.sum(), chosen @ values
-        return own / len(self.arm) - (total - own) / len(self.reference)
+        return _labellings(len(self.arm), len(self.reference)) @ values
 
 
 @dataclass(frozen=True)
@@ -97,9 +92,8 @@ def label_p(
 
     The label "arm" is permuted among the runs of each seed, and seeds independently:
         p_greater = share of labellings whose sum of differences is at least the true one's
-    Exact over all labellings up to `EXACT_UP_TO` of them (for one run against R others there are
-    (R + 1)^n), else over `draws` seeded ones with the true one counted in, which keeps the level
-    at any number. H0: the arm's runs, less `shift`, are exchangeable with the reference's, however
+    Exact where there are at most `draws` labellings (for one run against R others (R + 1)^n), else
+    over `draws` seeded ones with the true one counted in, which keeps the level at any number. H0: the arm's runs, less `shift`, are exchangeable with the reference's, however
     skewed the noise. Raises ValueError below two seeds.
     """
     if len(seeds) < 2:
@@ -108,7 +102,7 @@ def label_p(
     for values in options:
         _finite(values)
     observed = float(sum(values[0] for values in options))
-    if math.prod(len(values) for values in options) <= EXACT_UP_TO:
+    if math.prod(len(values) for values in options) <= draws:
         sums = np.zeros(1)
         for values in options:
             sums = np.add.outer(sums, values).ravel()
@@ -117,7 +111,7 @@ def label_p(
         rng = np.random.default_rng(seed)
         sums = np.zeros(draws)
         for values in options:
-            sums += rng.choice(values, draws)
+            sums += values[rng.integers(len(values), size=draws)]
         extra = 1
     slack = 1e-9 * max(1e-300, float(sum(np.abs(values).max() for values in options)))
     less, greater = (sums <= observed + slack).sum(), (sums >= observed - slack).sum()
@@ -180,6 +174,15 @@ def holm(p_values: Sequence[float | None], size: int | None = None) -> list[floa
         largest = max(largest, min(1.0, (m - rank) * p))
         adjusted[i] = largest
     return adjusted
+
+
+@cache
+def _labellings(a: int, b: int) -> np.ndarray:
+    """Weights of a + b runs in mean(arm) - mean(reference), a row for each choice of the arm's."""
+    rows = np.full((math.comb(a + b, a), a + b), -1 / b)
+    for row, members in zip(rows, combinations(range(a + b), a), strict=True):
+        row[list(members)] = 1 / a
+    return rows
 
 
 def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
