@@ -37,7 +37,7 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     """One sentence: the unit's crossing and end with and without the main arm's edit.
 
     Then where random edits of the same size and those of the trivial baseline end. Several seeds
-    are averaged; a seed that never crosses counts with the window's end, and "at least" says so.
+    are averaged; a seed that never crosses counts with the window's end, and "or later" says so.
     """
     arm = main_arm(measured, study)
     if arm is None:
@@ -46,22 +46,26 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     runs = [run for found in seeds.values() for run in found]
     controls = [control_of(run, measured.runs) for run in runs]
     done, noun = DONE[arm.intervention]
-    amount = f"{_n(runs):,} samples" if len(seeds) == 1 else arm.amount.replace(" %", " %")
     whose = NAMES.get(arm.estimator, arm.estimator)
-    where = f"the {amount} that {whose} chose" if len(seeds) == 1 else f"the {amount} of the window"
-    chose = "" if len(seeds) == 1 else f" that {whose} chose"
+    of_all = f"{arm.amount} of the window's samples" if "%" in arm.amount else arm.amount
+    amount = f"{_n(runs):,} samples" if len(seeds) == 1 else of_all
     unit = runs[0].unit if len({run.unit for run in runs}) == 1 else "the unit"
     crossing = _crossing(measured, runs, controls)
     ends = f"ends at {_mean(measured, runs, runs)} instead of {_mean(measured, controls, runs)}"
     over = "" if len(seeds) == 1 else f" (means over {len(seeds)} seeds)"
-    others = [
-        f"{words} end at {found}" if found else f"{words} were not run"
-        for reference, words in (("random", f"random {noun}"), ("repetition", f"{noun} by "
-                                 "repetition, the trivial baseline,"))
-        if arm.estimator != reference
-        for found in [_reference(measured, runs, reference)]
-    ]  # fmt: skip
-    return f"{done} {where}{chose}, {unit} {crossing} and {ends}{over}; {', '.join(others)}."
+    others = []
+    for reference, words in (
+        ("random", f"random {noun}"),
+        ("repetition", f"{noun} by repetition, the trivial baseline,"),
+    ):
+        found = "" if arm.estimator == reference else _reference(measured, runs, reference)
+        if found:
+            others.append(f"{words} end at {found}")
+        elif arm.estimator != reference:
+            others.append(f"{words} were not run")
+    said = "; ".join([f"{done} the {amount} that {whose} chose, {unit} {crossing} and {ends}{over}",
+                      *others])  # fmt: skip
+    return f"{said}."
 
 
 def _n(runs: Sequence[Run]) -> int:
@@ -74,7 +78,8 @@ def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Ru
         found = [measured.of(run, target) for run, target in zip(side, runs, strict=True)]
         steps = [value for one in found if (value := one.values["onset_step"]) is not None]
         late = any("onset_step" in one.censored for one in found)
-        sides.append(f"{'at least ' if late else ''}{np.mean(steps):,.0f}" if steps else "unknown")
+        after = " or later" if late else ""
+        sides.append(f"{np.mean(steps):,.0f}{after}" if steps else "unknown")
     return f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {sides[1]}"
 
 
