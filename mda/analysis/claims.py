@@ -89,11 +89,17 @@ def judge(
         if claim.metric not in known:
             raise refuse(f"study.claims.{name}.metric", claim.metric, ", ".join(known))
     tests = {name: _gather(study, claim, measured) for name, claim in study.claims.items()}
-    raw = {
-        name: evidence(claim, tests[name].labelled, seed=seed)
-        for name, claim in study.claims.items()
-    }
-    corrected = [_corrected(study, {n: p[side] for n, p in raw.items()}) for side in (0, 1)]
+    corrected = []
+    raw = []
+    for test_of in (evidence, counter_evidence):
+        p_values = {
+            name: test_of(claim, tests[name].labelled, seed=seed)
+            if len(tests[name].labelled) >= claim.min_seeds
+            else None
+            for name, claim in study.claims.items()
+        }
+        raw.append(p_values)
+        corrected.append(_corrected(study, p_values))
     verdicts = []
     for name, claim in study.claims.items():
         test = tests[name]
@@ -107,7 +113,7 @@ def judge(
                 claim=claim,
                 arm=test.arm,
                 effect=effect,
-                p=raw[name][0],
+                p=raw[0][name],
                 p_holm=p_holm,
                 against_holm=against,
                 family=family_size(study, claim.family),
@@ -128,22 +134,27 @@ def family_size(study: StudyConfig, family: str) -> int:
     return sum(claim.family == family for claim in study.claims.values())
 
 
-def evidence(
-    claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0
-) -> tuple[float | None, float | None]:
-    """p-values for and against a claim, uncorrected; None with fewer than `min_seeds` seeds."""
-    if len(seeds) < claim.min_seeds:
-        return None, None
+def evidence(claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0) -> float:
+    """p-value for a claim, uncorrected: of the H0 that the claim is false."""
     if claim.direction == "none":
-        inside = equivalence_p(seeds, claim.margin, draws, seed)
+        return equivalence_p(seeds, claim.margin, draws, seed)
+    if claim.direction == "greater":
+        return label_p(seeds, claim.margin, draws, seed)[1]
+    return label_p(seeds, -claim.margin, draws, seed)[0]
+
+
+def counter_evidence(
+    claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0
+) -> float:
+    """p-value against a claim, uncorrected: of the H0 that the effect has the claimed size."""
+    if claim.direction == "none":
         above = label_p(seeds, claim.margin, draws, seed)[1]
         below = label_p(seeds, -claim.margin, draws, seed)[0]
-        return inside, min(1.0, 2 * min(above, below))
-    sign = 1 if claim.direction == "greater" else -1
+        return min(1.0, 2 * min(above, below))
     size = max(claim.margin, claim.expected)
-    beyond = label_p(seeds, sign * claim.margin, draws, seed)
-    short = label_p(seeds, sign * size, draws, seed)
-    return (beyond[1], short[0]) if sign > 0 else (beyond[0], short[1])
+    if claim.direction == "greater":
+        return label_p(seeds, size, draws, seed)[0]
+    return label_p(seeds, -size, draws, seed)[1]
 
 
 def decide(

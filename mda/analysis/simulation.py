@@ -70,7 +70,7 @@ def family_wise_rate(n: int, noise: Noise, studies: int = 1000, seed: int = 0) -
     hits = 0
     for _ in range(studies):
         runs = draw_null(rng, n, noise)
-        raw = [evidence(claim, runs[name], DRAWS, int(rng.integers(2**31)))[0]
+        raw = [evidence(claim, runs[name], DRAWS, int(rng.integers(2**31)))
                for name, claim in claims.items()]  # fmt: skip
         hits += any(p is not None and p <= 0.05 for p in holm(raw, len(claims)))
     return hits / studies

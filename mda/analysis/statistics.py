@@ -93,8 +93,9 @@ def label_p(
     The label "arm" is permuted among the runs of each seed, and seeds independently:
         p_greater = share of labellings whose sum of differences is at least the true one's
     Exact where there are at most `draws` labellings (for one run against R others (R + 1)^n), else
-    over `draws` seeded ones with the true one counted in, which keeps the level at any number. H0: the arm's runs, less `shift`, are exchangeable with the reference's, however
-    skewed the noise. Raises ValueError below two seeds.
+    over `draws` seeded ones with the true one counted in, which keeps the level at any number.
+    H0: the arm's runs, less `shift`, are exchangeable with the reference's, however skewed the
+    noise. Raises ValueError below two seeds.
     """
     if len(seeds) < 2:
         raise ValueError(f"a permutation test needs two seeds or more, not {len(seeds)}")

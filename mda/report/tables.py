@@ -141,8 +141,8 @@ def dropped_pairs(rows: Sequence[Comparison]) -> list[str]:
             arms.add(row.arm.name)
             seeds.add(int(seed.removeprefix("seed ")))
     return [
-        f"{why}: seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))} left out "
-        f"for {next(iter(arms)) if len(arms) == 1 else f'{len(arms)} arms'}"
+        f"{why} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}; "
+        f"{next(iter(arms)) if len(arms) == 1 else f'{len(arms)} arms'})"
         for why, (arms, seeds) in found.items()
     ]
 

@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import STANDARD, Edit, write_runs
 
 from mda.analysis.arms import arm_as
-from mda.analysis.claims import decide, evidence, judge, registration
+from mda.analysis.claims import counter_evidence, decide, evidence, judge, registration
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.analysis.statistics import Effect, Seed, label_p, paired_effect
@@ -71,22 +71,25 @@ def test_an_interval_alone_is_no_evidence():
 
 def test_evidence_of_a_direction_is_against_its_margin():
     seeds = [Seed((d,), (0.0,)) for d in (-0.05, -0.04, -0.06, -0.05, -0.045)]
-    assert evidence(claim(), seeds) == (1 / 32, 1.0)
-    assert evidence(claim(margin=0.03), seeds)[0] == 1 / 32
-    assert evidence(claim(margin=0.05), seeds)[0] == label_p(seeds, -0.05)[0] > 0.2
-    assert evidence(claim("greater"), seeds) == (1.0, 1 / 32)
-    assert evidence(claim(expected=0.1), seeds) == (1 / 32, 1 / 32)  # there, and smaller than said
-    assert evidence(claim(min_seeds=6), seeds) == (None, None)
+    assert both(claim(), seeds) == (1 / 32, 1.0)
+    assert evidence(claim(margin=0.03), seeds) == 1 / 32
+    assert evidence(claim(margin=0.05), seeds) == label_p(seeds, -0.05)[0] > 0.2
+    assert both(claim("greater"), seeds) == (1.0, 1 / 32)
+    assert both(claim(expected=0.1), seeds) == (1 / 32, 1 / 32)  # there, and smaller than said
 
 
 def test_no_effect_is_shown_by_equivalence_only():
     near = [Seed((d,), (0.0,)) for d in (0.01, -0.01, 0.005, -0.004, 0.008)]
     far = [Seed((d + 0.1,), (0.0,)) for d in (0.01, -0.01, 0.005, -0.004, 0.008)]
     none = claim("none", margin=0.05)
-    assert evidence(none, near)[0] == 1 / 32 and evidence(none, near)[1] == 1.0
-    assert evidence(none, far) == (1.0, 2 / 32)
+    assert both(none, near) == (1 / 32, 1.0)
+    assert both(none, far) == (1.0, 2 / 32)
     # An interval inside the margin is not enough: of three seeds p is never below 1/8.
-    assert evidence(claim("none", margin=9.0, min_seeds=2), near[:3])[0] == 1 / 8
+    assert evidence(claim("none", margin=9.0), near[:3]) == 1 / 8
+
+
+def both(one, seeds):
+    return evidence(one, seeds), counter_evidence(one, seeds)
 
 
 @pytest.fixture(scope="module")
