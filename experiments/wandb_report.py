@@ -10,14 +10,14 @@ from pathlib import Path
 from mda.config import main
 from mda.schema import Config, ConfigError, WandbConfig
 
-NEEDS = ("report", "logger")
+NEEDS = ("study", "report", "logger")
 
 
 def wandb_report(config: Config, folder: Path) -> None:
     from compare import compare
 
     from mda import store
-    from mda.report.folders import read_runs
+    from mda.analysis.folders import read_runs
     from mda.report.wandb_report import build_report, default_entity, spec
 
     logger = config.logger

@@ -122,7 +122,9 @@ def matched_random(
     """A random set with as many samples of each group as the targeted set has.
 
     `sample_ids` [N] are the window's samples and `groups` [N] the class label or `loss_groups` of
-    each. With `exclude` no targeted sample is drawn. Returns int64 [len(targeted)] in stream
+    each. With `exclude` no targeted sample is drawn, so that the set is of the group's other, lower
+    scoring members; without it every member is as likely as any other, and targeted ones come in
+    by chance. Returns int64 [len(targeted)] in stream
     order. Raises ValueError where a group is too small or a targeted sample is not of the window.
     """
     if missing := set(targeted.tolist()) - set(sample_ids.tolist()):
@@ -138,7 +140,8 @@ def matched_random(
         if wanted > len(pool):
             raise ValueError(
                 f"group {name!s} has {len(pool)} samples besides the targeted ones; matching needs "
-                f"{wanted}. Edit a smaller fraction or let the sets overlap (exclude=False)"
+                f"{wanted}. Edit a smaller fraction, or allow targeted samples "
+                "(intervention.match_targeted=allow)"
             )
         picked.append(rng.choice(pool, wanted, replace=False))
     return sample_ids[np.sort(np.concatenate(picked))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import asdict, fields, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from mda import store
+from mda.analysis.arms import Arm, arm_of
 from mda.emergence.onset import column, measured, unit_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
-from mda.report.arms import arm_of
 from mda.report.curves import Curve, plot_heat_maps
+from mda.report.style import Style, style
 from mda.schema import Config
 from mda.schema.setting import default_of
 from mda.types import EditPlan
@@ -32,6 +35,7 @@ FILES = {
 
 UNNAMED = {  # settings that stand in an arm's name already, or make no other arm
     "name", "seed", "batch_size", "mode", "select", "fraction", "count", "band", "match", "label",
+    "match_targeted",
 }  # fmt: skip
 
 
@@ -40,8 +44,7 @@ def arm_name(config: Config) -> str:
 
     With it stand the settings of the estimator and of the window that are not the default.
     """
-    edit, estimator = config.intervention, config.estimator
-    arm = arm_of(asdict(edit) | {"n": getattr(edit, "count", None)}, asdict(estimator))
+    edit, estimator, arm = config.intervention, config.estimator, _arm(config)
     shown = [edit] if arm.intervention == "control" or arm.is_random else [edit, estimator]
     extra = tuple(
         f"{item.name}={value}"
@@ -74,7 +77,7 @@ def report_arm(
     name = f"emergence/{metric}/{head}"
     arm = config.intervention.name
     _plot({"base run": base_curve, arm: curve}, (name, "emergence/copy_gain"), window,
-          folder / "curves.png", config.report.dpi)  # fmt: skip
+          folder / "curves.png", config.report.dpi, style(_arm(config)))  # fmt: skip
     at_end = {int(row["step"]): row for row in base_curve}.get(window.end, {})
     last = curve[-1]
     onset = unit_onset(curve, metric, head, config.unit.threshold)
@@ -84,6 +87,8 @@ def report_arm(
         f"{arm}: {len(plan.sample_ids):,} samples edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
+    built = store.read_json(source / "manifest.json")
+    started = datetime.fromisoformat(built["created"]) - timedelta(seconds=built["wall_s"])
     kept = [
         "emergence/copy_gain",
         "emergence/icl_score",
@@ -94,18 +99,42 @@ def report_arm(
         "unit_metric": last[name],
         "onset": onset.step,
         **{key: last[key] for key in kept if key in last},
+        "started": started.isoformat(timespec="seconds"),
+        "base_heads": base_heads(base_curve, metric, window.end),
     }
 
 
+def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | None:
+    """Metric of every head at the base run's last measurement, None unless that is after `end`.
+
+    It tells induction heads from others without a look at the control, whose value at the
+    window's end is one side of every difference.
+    """
+    last = base_curve[-1]
+    if last["step"] <= end:
+        return None
+    return {key: value for key, value in last.items() if key.startswith(f"emergence/{metric}/L")}
+
+
+def _arm(config: Config) -> Arm:
+    edit = asdict(config.intervention)
+    return arm_of(edit | {"n": edit.get("count")}, asdict(config.estimator))
+
+
 def _plot(
-    curves: dict[str, Curve], shown: tuple[str, ...], window: Window, path: Path, dpi: int
+    curves: dict[str, Curve],
+    shown: tuple[str, ...],
+    window: Window,
+    path: Path,
+    dpi: int,
+    arm: Style,
 ) -> None:
-    styles = ({"color": "0.6"}, {"color": "tab:red", "lw": 2})
+    looks = ({"color": "0.6"}, {"color": arm.colour, "ls": arm.dash, "lw": 2})
     fig, axes = plt.subplots(1, len(shown), figsize=(9, 3.4))
     for ax, name in zip(axes, shown, strict=True):
-        for (label, curve), style in zip(curves.items(), styles, strict=True):
+        for (label, curve), look in zip(curves.items(), looks, strict=True):
             rows = measured(curve, name)
-            ax.plot(column(rows, "step"), column(rows, name), label=label, **style)
+            ax.plot(column(rows, "step"), column(rows, name), label=label, **look)
         ax.axvspan(window.start, window.end, color="0.94", zorder=0)
         ax.set(xlabel="training step", ylabel=name.removeprefix("emergence/"))
         ax.spines[["top", "right"]].set_visible(False)

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mda import store
+from mda.analysis.claims import Verdict, judge
+from mda.analysis.effects import Comparison, compare_arms
+from mda.analysis.folders import read_runs
+from mda.analysis.headline import headline
+from mda.analysis.metrics import METRICS, Measurements, measure, random_values
+from mda.analysis.null import NullCheck, null_check
+from mda.analysis.table import write_table
 from mda.report import tables
-from mda.report.claims import Claim, Verdict, judge
-from mda.report.effects import Comparison, compare_arms
 from mda.report.figures import draw_all
-from mda.report.folders import read_runs
-from mda.report.metrics import METRICS, Measurements, measure, random_values
 from mda.report.page import write_page
 from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
-from mda.report.statistics import NullCheck, null_check
 from mda.report.summary import write_summary
+from mda.schema import StudyConfig
 
 FILES = {
     "report.html": "this comparison as one page, with interactive figures",
     "effects.csv": "every arm against its references on every metric: difference, interval, p",
     "verdicts.csv": "every claim, the numbers of its test, the verdict and its reason",
     "values.csv": "every metric of every run, with the folder whose curve.csv it was read from",
-    "null.csv": "false-positive rate of random edits against random edits",
+    "null.csv": "each random edit against the others of its seed, which should not differ",
     "summary.json": "the same results by arm and metric, with versions and hashes",
 }
 NULL_METRICS = ("unit", "icl_score")
@@ -34,13 +37,12 @@ NULL_METRICS = ("unit", "icl_score")
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """How arms are compared; `claims` are judged by the rule of `mda.report.claims`."""
+    """How arms are compared; claims of the study are judged by the rule of mda.analysis.claims."""
 
-    claims: tuple[Claim, ...] = ()
+    study: StudyConfig = field(default_factory=StudyConfig)
     confidence: float = 0.95
-    alpha: float = 0.05  # of the null check; every claim has its own
     resamples: int = 9999
-    null_comparisons: int = 200
+    pack: Path | None = None  # where the runs are written as one table
     seed: int = 0
     dpi: int = 150
     title: str = "Which training samples made this unit?"
@@ -63,22 +65,31 @@ def compare(
     begin = time.perf_counter()
     measured = measure(read_runs(run_folders))
     shared = (settings.confidence, settings.resamples, settings.seed)
-    rows = compare_arms(measured, *shared)
-    verdicts = judge(settings.claims, measured, *shared)
+    study = settings.study
+    rows = compare_arms(measured, study, *shared)
+    verdicts = judge(study, measured, *shared)
+    sentence = headline(measured, study)
     checks = null_checks(measured, settings)
     samples = pack_samples([read_samples(folder) for folder in traces], out)
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, settings.dpi)
     data = page_data(measured, rows, verdicts) | {"samples": samples}
-    notes = notes_on(measured, rows)
+    notes = notes_on(measured, rows, checks)
+    about = study_line(study)
+    if settings.pack is not None:
+        write_table(measured.runs, settings.pack)
     context = {
         "title": settings.title,
+        "headline": sentence,
         "lead": lead(measured),
+        "study": about,
+        "one_seed": len({run.seed for run in measured.runs}) == 1,
+        "references": tables.reference_rows(rows),
         "notes": notes,
         "percent": f"{100 * settings.confidence:g} %",
         "verdicts": tables.verdict_rows(verdicts),
-        "family": verdicts[0].family if verdicts else 0,
+        "families": {v.claim.family: v.family for v in verdicts},
         "effects": tables.effect_rows(rows),
         "metrics": METRICS,
         "null_checks": tables.null_rows(checks),
@@ -98,6 +109,7 @@ def compare(
         fingerprints={f"{r.arm.name} seed {r.seed} {r.fingerprint}": r.fingerprint
                       for r in measured.runs},
         results={
+            "headline": sentence,
             "arms": tables.by_arm_and_metric(measured, rows),
             "verdicts": tables.verdict_rows(verdicts),
             "null": tables.null_rows(checks),
@@ -107,26 +119,40 @@ def compare(
         files=files,
         times={"total_s": time.perf_counter() - begin, "built": []},
         notes=notes,
+        study=asdict(study) | {"hash": study.hash, "content_hash": study.content_hash()},
     )  # fmt: skip
-    tables.print_comparison(rows, verdicts)
+    tables.print_comparison(sentence, rows, verdicts, notes, about)
     return summary
 
 
 def null_checks(
     measured: Measurements, settings: CompareSettings
-) -> dict[tuple[str, str], NullCheck]:
+) -> dict[tuple[str, str], list[NullCheck]]:
     """The null of each random arm that has two seeds and two replicates or more."""
-    return {
-        (arm, metric): null_check(
-            values, settings.alpha, settings.null_comparisons, 999, settings.seed
-        )
+    found = {
+        (arm, metric): one
         for metric in NULL_METRICS
-        for arm, values in random_values(measured, metric).items()
+        for arm, one in random_values(measured, metric).items()
+    }
+    alpha, seed = settings.study.alpha, settings.seed
+    return {
+        key: null_check(values, alpha, replicates, len(found), seed=seed)
+        for key, (replicates, values) in found.items()
     }
 
 
-def notes_on(measured: Measurements, rows: Sequence[Comparison]) -> list[str]:
-    """What a reader must know before any number: too few seeds, unequal seeds, censored onsets."""
+def study_line(study: StudyConfig) -> str:
+    """Name, date and hash of the study, for every output."""
+    date = f", written down {study.date}" if study.date else ""
+    return f"study {study.name}{date}, hash {study.hash or 'none: it may have been changed'}"
+
+
+def notes_on(
+    measured: Measurements,
+    rows: Sequence[Comparison],
+    checks: Mapping[tuple[str, str], Sequence[NullCheck]],
+) -> list[str]:
+    """What a reader must know before any number: few seeds, pairs left out, a null that fails."""
     seeds = {run.seed for run in measured.runs}
     notes = []
     if len(seeds) == 1:
@@ -138,16 +164,26 @@ def notes_on(measured: Measurements, rows: Sequence[Comparison]) -> list[str]:
         smallest = 2.0 ** (1 - len(seeds))
         if smallest > 0.05:
             notes.append(
-                f"With {len(seeds)} seeds no two-sided p-value can be below {smallest:.3g}."
+                f"With {len(seeds)} seeds no two-sided p-value of one run against one can be "
+                f"below {smallest:.3g}."
             )
         counts = {row.effect.n for row in rows if row.metric == "unit"}
         if len(counts) > 1:
             notes.append("Not every arm was run with every seed; see the column of seeds.")
+    for (arm, metric), found in checks.items():
+        for one in found:
+            if one.differs:
+                notes.append(
+                    f"Random edits that should not differ do: replicate {one.replicate} of {arm} "
+                    f"against the others on {metric}, corrected p = {one.p_holm:.2g}. Either it is "
+                    "no random edit, or the comparisons with random edits cannot be trusted."
+                )
     if any(row.censored for row in rows):
         notes.append(
             "Some runs never reached the onset threshold. Their onset counts as the window's end, "
             "so the delay of their arm is a lower bound."
         )
+    notes += [f"Left out: {line}." for line in tables.dropped_pairs(rows)]
     return notes
 
 
@@ -171,7 +207,7 @@ def _write_tables(
     measured: Measurements,
     rows: Sequence[Comparison],
     verdicts: Sequence[Verdict],
-    checks: Mapping[tuple[str, str], NullCheck],
+    checks: Mapping[tuple[str, str], Sequence[NullCheck]],
 ) -> None:
     store.write_csv(out / "values.csv", tables.value_rows(measured, out))
     store.write_csv(out / "effects.csv", tables.effect_rows(rows))

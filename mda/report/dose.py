@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import matplotlib
 
@@ -12,9 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mda.report.arms import band_edges
-from mda.report.effects import Comparison
-from mda.report.series import COLOURS, styles
+from mda.analysis.arms import band_edges
+from mda.analysis.effects import Comparison
+from mda.report.style import style, styles
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
@@ -33,9 +34,9 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
         return None
     figure, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
     groups = list(dict.fromkeys((row.arm.intervention, row.arm.estimator) for row in bands))
-    for i, group in enumerate(groups):
+    for group in groups:
         own = [row for row in bands if (row.arm.intervention, row.arm.estimator) == group]
-        colour = COLOURS[i % len(COLOURS)]
+        colour = style(replace(own[0].arm, select="top")).colour
         x = np.array([50 * sum(band_edges(row.arm)) for row in own])
         y = np.array([row.effect.mean for row in own], dtype=float)
         ax.plot(x, y, "o-", color=colour, label=" ".join(group))

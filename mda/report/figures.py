@@ -18,18 +18,21 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from mda.report.arms import CONTROL, Arm, by_arm
+from mda.analysis.arms import CONTROL, Arm, by_arm
+from mda.analysis.effects import Comparison
+from mda.analysis.metrics import Measurements, control_of
+from mda.analysis.series import arm_curves, head_difference, same_window, titles
 from mda.report.dose import dose_figure
-from mda.report.effects import Comparison
-from mda.report.metrics import Measurements, control_of
-from mda.report.series import arm_curves, head_difference, same_window, styles, titles
+from mda.report.style import styles
 from mda.types import HeadId
 
 FOREST = ("unit", "mechanism", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
-    "control": (-0.2, "o", True, "arm - control"),
-    "random": (0.0, "o", False, "arm - random edits"),
-    "matched": (0.2, "D", False, "arm - matched random edits"),
+    "control": (-0.26, "o", True, "arm - control"),
+    "random": (-0.13, "o", False, "arm - random edits"),
+    "matched": (0.0, "D", False, "arm - matched random edits, targeted samples excluded"),
+    "matched_overlap": (0.13, "d", False, "arm - matched random edits, targeted samples allowed"),
+    "repetition": (0.26, "s", False, "arm - trivial baseline (repetition)"),
 }
 TITLES = {
     "curves": "emergence of the unit in every arm, mean over seeds with its standard error",

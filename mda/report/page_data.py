@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from mda.report.arms import CONTROL, Arm, Run, band_edges, by_arm, relative
-from mda.report.claims import Verdict
-from mda.report.effects import Comparison
-from mda.report.metrics import Measurements, control_of
-from mda.report.series import CURVES, arm_curves, head_matrix, same_window, styles, titles
+from mda.analysis.arms import CONTROL, Arm, Run, band_edges, by_arm, relative
+from mda.analysis.claims import Verdict
+from mda.analysis.effects import Comparison
+from mda.analysis.metrics import Measurements, control_of
+from mda.analysis.series import CURVES, arm_curves, head_matrix, same_window, titles
+from mda.report.style import style, styles
 
 PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 HEAD_NUMBERS = 200_000  # of all heat maps together; above it, steps are thinned
@@ -43,7 +44,12 @@ def page_data(
         "heads": _heads(measured, arms),
         "points": _points(measured, arms),
         "dose": [
-            {"arm": arms.index(row.arm), "x": 50 * sum(band_edges(row.arm)), **_numbers(row)}
+            {
+                "arm": arms.index(row.arm),
+                "x": 50 * sum(band_edges(row.arm)),
+                "colour": style(replace(row.arm, select="top")).colour,
+                **_numbers(row),
+            }
             for row in rows
             if row.arm.is_band and (row.metric, row.reference) == ("unit", "control")
         ],
@@ -61,18 +67,12 @@ def provenance(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
             "window": f"[{run.start}, {run.end})",
             "folder": relative(run.folder, folder),
             "command": " ".join(
-                [f"python experiments/{run.summary['program']}.py", *overrides(run)]
+                [f"python experiments/{run.summary['program']}.py", *run.overrides]
             ),
             "hashes": {key: str(value) for key, value in run.summary["fingerprints"].items()},
         }
         for run in runs
     ]
-
-
-def overrides(run: Run) -> list[str]:
-    """The overrides that started a run, as Hydra saved them; empty where it did not."""
-    path = run.folder / ".hydra" / "overrides.yaml"
-    return [str(item) for item in yaml.safe_load(path.read_text("utf-8"))] if path.exists() else []
 
 
 def _curves(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from mda import store
-from mda.report.arms import relative
+from mda.analysis.arms import relative
 
 FILE = "top_samples.json"
 LEVELS = 100  # influence is shown in hundredths of the sample's largest

@@ -9,19 +9,22 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from mda.report.arms import by_arm, relative
-from mda.report.claims import Verdict
-from mda.report.effects import Comparison
-from mda.report.metrics import Measurements, metrics_of
+from mda.analysis.arms import by_arm, relative
+from mda.analysis.claims import Verdict
+from mda.analysis.effects import Comparison, told
+from mda.analysis.metrics import Measurements, metrics_of
+from mda.analysis.null import NullCheck
 from mda.report.page import number, p_value
-from mda.report.statistics import NullCheck
+from mda.schema import REFERENCES
 
 VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
 VERDICT_COLUMNS = (
-    "claim", "text", "verdict", "reason", "arm", "reference", "metric", "direction", "n", "mean",
-    "low", "high", "p", "p_holm", "family", "alpha", "min_seeds", "evidence", "margin",
+    "claim", "text", "verdict", "reason", "status", "status_reason", "arm", "reference", "metric",
+    "direction", "n", "seeds", "mean", "low", "high", "p", "p_holm", "against_holm", "family",
+    "family_size", "alpha", "min_seeds", "margin", "expected", "dropped",
 )  # fmt: skip
 SHOWN = ("unit", "icl_score")
 
@@ -66,6 +69,7 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
             "p_holm": row.p_holm,
             "family": row.family,
             "censored": row.censored,
+            "dropped": told(row.dropped),
             "note": row.effect.note,
         }
         for row in rows
@@ -73,36 +77,74 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """One row for each claim and arm: the claim, the numbers, the verdict and its reason."""
+    """One row for each claim: the claim, the numbers, the verdict and its reason."""
     return [
         {
-            "claim": v.claim.name,
+            "claim": v.name,
             "text": v.claim.text,
             "verdict": v.verdict,
             "reason": v.reason,
+            "status": v.status,
+            "status_reason": v.status_reason,
             "arm": v.arm,
             "reference": v.claim.reference,
             "metric": v.claim.metric,
             "direction": v.claim.direction,
             "n": v.effect.n,
+            "seeds": " ".join(map(str, v.seeds)),
             "mean": v.effect.mean,
             "low": v.effect.low,
             "high": v.effect.high,
             "p": v.p,
             "p_holm": v.p_holm,
-            "family": v.family,
-            "alpha": v.claim.alpha,
+            "against_holm": v.against_holm,
+            "family": v.claim.family,
+            "family_size": v.family,
+            "alpha": v.alpha,
             "min_seeds": v.claim.min_seeds,
-            "evidence": v.claim.evidence,
             "margin": v.claim.margin,
+            "expected": v.claim.expected,
+            "dropped": told(v.dropped),
         }
         for v in verdicts
     ]
 
 
-def null_rows(checks: Mapping[tuple[str, str], NullCheck]) -> list[dict[str, Any]]:
-    """One row for each random arm and metric whose null was checked."""
-    return [{"arm": arm, "metric": metric, **asdict(c)} for (arm, metric), c in checks.items()]
+def null_rows(checks: Mapping[tuple[str, str], Sequence[NullCheck]]) -> list[dict[str, Any]]:
+    """One row for each random arm, metric and replicate whose null was checked."""
+    return [
+        {"arm": arm, "metric": metric, **asdict(one)}
+        for (arm, metric), found in checks.items()
+        for one in found
+    ]
+
+
+def reference_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Every reference in words, and how many arms were compared with it: 0 where it was not run."""
+    return [
+        {
+            "reference": name,
+            "what": what,
+            "arms": len({row.arm for row in rows if row.reference == name}),
+        }
+        for name, what in REFERENCES.items()
+    ]
+
+
+def dropped_pairs(rows: Sequence[Comparison]) -> list[str]:
+    """What was left out of the comparisons and why, one line for each reason."""
+    found: dict[str, tuple[set[str], set[int]]] = {}
+    for row in rows:
+        for text in row.dropped:
+            seed, _, why = text.partition(": ")
+            arms, seeds = found.setdefault(why, (set(), set()))
+            arms.add(row.arm.name)
+            seeds.add(int(seed.removeprefix("seed ")))
+    return [
+        f"{why} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}; "
+        f"{next(iter(arms)) if len(arms) == 1 else f'{len(arms)} arms'})"
+        for why, (arms, seeds) in found.items()
+    ]
 
 
 def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dict[str, Any]:
@@ -152,9 +194,16 @@ def spread(rows: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
     return found
 
 
-def print_comparison(rows: Sequence[Comparison], verdicts: Sequence[Verdict]) -> None:
-    """Effects of all arms but score bands, and the verdicts, as tables in the terminal."""
+def print_comparison(
+    headline: str,
+    rows: Sequence[Comparison],
+    verdicts: Sequence[Verdict],
+    notes: Sequence[str],
+    study: str,
+) -> None:
+    """The finding in a sentence, effects of all arms but score bands, verdicts, what to know."""
     console = Console()
+    console.print(f"[bold]{escape(headline)}[/bold]\n", highlight=False)
     table = Table(title="difference at the window's end, mean over seeds", title_justify="left")
     for name in ("arm", "against", *SHOWN, "seeds"):
         table.add_column(name, justify="left" if name in ("arm", "against") else "right")
@@ -162,20 +211,36 @@ def print_comparison(rows: Sequence[Comparison], verdicts: Sequence[Verdict]) ->
     for arm, reference in dict.fromkeys((row.arm, row.reference) for row in shown):
         own = {r.metric: r for r in shown if (r.arm, r.reference) == (arm, reference)}
         cells = [_cell(own[metric]) if metric in own else "" for metric in SHOWN]
-        table.add_row(arm.name, reference, *cells, str(max(r.effect.n for r in own.values())))
+        seeds = str(max(r.effect.n for r in own.values()))
+        table.add_row(escape(arm.name), reference, *cells, seeds)
     console.print(table)
-    if rows and max(row.effect.n for row in rows) < 2:
-        console.print("[bold]One seed: differences only, there is no test.[/bold]")
-    else:
-        console.print("p: two-sided, corrected; below it the interval", markup=False)
-    if verdicts:
-        table = Table(title="verdicts", title_justify="left")
-        for name in ("claim", "arm", "verdict", "why"):
-            table.add_column(name)
-        for v in verdicts:
-            word = f"[{VERDICT_STYLE[v.verdict]}]{v.verdict}[/]"
-            table.add_row(v.claim.text, v.arm or "-", word, v.reason)
-        console.print(table)
+    for one in reference_rows(rows):
+        run = "" if one["arms"] else " (not run)"
+        console.print(f"{one['reference']}{run}: {one['what']}", highlight=False, style="dim")
+    one_seed = bool(rows) and max(row.effect.n for row in rows) < 2
+    if not one_seed:
+        said = "p: two-sided, corrected over the study's arms (no p: not an arm of the study)"
+        console.print(f"{said}; below it the interval", markup=False)
+    if verdicts and one_seed:
+        console.print(f"verdicts: with one seed none of {len(verdicts)} claims can be tested")
+    elif verdicts:
+        _print_verdicts(console, verdicts, study)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)
+
+
+def _print_verdicts(console: Console, verdicts: Sequence[Verdict], study: str) -> None:
+    table = Table(title=f"verdicts of {study}", title_justify="left")
+    for name in ("claim", "arm", "verdict", "why"):
+        table.add_column(name)
+    for v in verdicts:
+        word = f"[{VERDICT_STYLE[v.verdict]}]{v.verdict}[/]\n{v.status}"
+        why = v.reason + (f"\nleft out: {told(v.dropped)}" if v.dropped else "")
+        table.add_row(escape(v.claim.text), escape(v.arm or "-"), word, escape(why))
+    console.print(table)
+    why = dict.fromkeys(f"{v.status}: {v.status_reason}" for v in verdicts)
+    for line in why:
+        console.print(line, markup=False, highlight=False)
 
 
 def _cell(row: Comparison) -> str:

@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mda import store
+from mda.analysis.enrichment import Enrichment, heavy_tail, label_enrichment
 from mda.data.stream import Corpus
-from mda.report.statistics import Enrichment, heavy_tail, label_enrichment
 from mda.types import Scores
 
 FILES = {

@@ -78,7 +78,7 @@ def _arms(project: str, entity: str, ids: Sequence[str], grouped: bool = True) -
 
 def _curves(metric: str) -> list[Any]:
     shown = {
-        f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/max",
+        f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/strongest",
         "gain on the second copy (nats)": "emergence/copy_gain",
         "in-context-learning score (nats)": "emergence/icl_score",
         "held-out loss (nats)": "val/loss",

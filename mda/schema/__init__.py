@@ -40,6 +40,7 @@ from mda.schema.rules import validate
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, refuse
+from mda.schema.study import REFERENCES, ArmConfig, ClaimConfig, StudyConfig
 from mda.schema.unit import (
     HeadConfig,
     ModuleConfig,
@@ -51,9 +52,12 @@ from mda.schema.unit import (
 
 __all__ = [
     "OPTIONS",
+    "REFERENCES",
+    "ArmConfig",
     "AtCheckpoint",
     "AugmentConfig",
     "CheckpointConfig",
+    "ClaimConfig",
     "Config",
     "ConfigError",
     "ControlConfig",
@@ -83,6 +87,7 @@ __all__ = [
     "SaeConfig",
     "SaeFeatureConfig",
     "ScratchConfig",
+    "StudyConfig",
     "SyntheticConfig",
     "TemplateWeights",
     "TokensConfig",

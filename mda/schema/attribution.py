@@ -52,6 +52,9 @@ class EditConfig(InterventionConfig):
         "none", "give a random set the targeted one's distribution",
         one_of=("none", "label", "loss"),
     )  # fmt: skip
+    match_targeted: str = setting(
+        "exclude", "whether a matched set may hold targeted samples", one_of=("exclude", "allow")
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

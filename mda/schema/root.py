@@ -33,6 +33,7 @@ from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
+from mda.schema.study import StudyConfig
 from mda.schema.unit import (
     HeadConfig,
     ModuleConfig,
@@ -40,24 +41,6 @@ from mda.schema.unit import (
     SaeFeatureConfig,
     UnitConfig,
 )
-
-
-@dataclass
-class ClaimConfig(Group):
-    """A claim and the rule by which it is judged, written down before the runs."""
-
-    key: ClassVar[str] = "report.claims.*"
-    text: str = setting("???", "the claim in words")
-    metric: str = setting("unit", "what is compared, see mda/report/metrics.py")
-    arm: dict[str, str] = field(default_factory=dict)
-    reference: str = setting(
-        "random", "what the arm is compared with", one_of=("control", "random", "matched")
-    )
-    direction: str = setting("???", "the claimed sign", one_of=("less", "greater", "none"))
-    alpha: float = setting(0.05, "level of the Holm-corrected test", above=0, below=1)
-    min_seeds: int = setting(5, "fewer pairs leave it undecided", low=2)
-    evidence: str = setting("either", "what must hold", one_of=("p", "interval", "either", "both"))
-    margin: float = setting(0.0, "smallest effect that counts, in units of the metric", low=0)
 
 
 @dataclass
@@ -73,8 +56,8 @@ class ReportConfig(Group):
     title: str = setting("Which training samples made this unit?", "head of the page")
     confidence: float = setting(0.95, "level of intervals", above=0, below=1)
     resamples: int = setting(9999, "bootstrap resamples", low=99)
-    claims: dict[str, ClaimConfig] = field(
-        default_factory=dict, metadata={"accepts": "claims by name, see conf/report/default.yaml"}
+    pack: str | None = setting(
+        None, "folder that the compared runs are written to, as one table of curves and one of runs"
     )
 
 
@@ -114,6 +97,7 @@ class Config(Group):
     unit: UnitConfig = field(default_factory=HeadConfig)
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
+    study: StudyConfig = field(default_factory=StudyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=WandbConfig)
 

@@ -96,7 +96,8 @@ def select(
     if config.match == "loss" and np.isnan(scores.losses).any():
         raise ValueError("match=loss needs an estimator that computes losses: ekfac or tracin")
     groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
-    return matched_random(scores.sample_ids, groups, chosen, seed)
+    exclude = config.match_targeted == "exclude"
+    return matched_random(scores.sample_ids, groups, chosen, seed, exclude)
 
 
 def _inserted(context: Context, rows: Corpus, base: Schedule, config: AugmentConfig) -> Edited:

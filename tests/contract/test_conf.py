@@ -54,7 +54,7 @@ def test_every_option_of_another_kind_has_its_file(group):
                                     "unit=induction_head"])  # fmt: skip
 def test_defaults_in_python_and_in_yaml_are_the_same(choice):
     config = compose([choice] if choice else [])
-    config.report.claims = {}  # claims are data: they stand in conf/ alone
+    config.study = Config().study  # studies are data: they stand in conf/ alone
     config.name = Config().name
     different = {
         f"{group.name}.{item.name}": (getattr(here, item.name), getattr(type(here)(), item.name))
@@ -93,3 +93,21 @@ def test_pythia_presets_are_pythia_s(size, layers, width, heads, lr, rotary):
 
 def test_conf_of_the_checkout_is_the_one_that_is_read():
     assert Path(__file__).parents[2] / "conf" == CONF
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "study").iterdir()), ids=lambda path: path.stem)
+def test_every_study_has_the_hash_of_its_content(path):
+    study = compose([f"study={path.stem}"]).study
+    assert study.hash == study.content_hash() or (path.stem, study.hash) == ("none", None)
+    assert len(study.claims) == len({claim.text for claim in study.claims.values()})
+    with pytest.raises(ConfigError, match=r"study\.hash="):
+        compose([f"study={path.stem}", "study.alpha=0.1", "study.hash=0123456789abcdef"])
+
+
+def test_the_fresh_study_asks_whether_influence_beats_the_trivial_baseline():
+    study = compose(["study=fresh_seeds"]).study
+    assert study.seeds == list(range(8, 16)) and not study.exploratory
+    against = {c.arm for c in study.claims.values() if c.reference == "repetition"}
+    assert against == {"remove_ekfac", "augment_ekfac", "remove_tracin", "augment_tracin"}
+    unrun = {c.arm for c in study.claims.values()} - set(study.arms)
+    assert unrun == set()

@@ -1,81 +1,41 @@
-"""The results in sweeps/results come out of the curves beside them, and the README quotes them."""
+"""The results in sweeps/results come out of the curves beside them, and out of nothing else."""
 
+import csv
+import re
 from pathlib import Path
 
 import pytest
 
 from mda import store
+from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
-from mda.report.claims import Claim
 from mda.report.compare import CompareSettings, compare
-from mda.report.page import number, p_value
+from mda.report.results import KEPT, results_page
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "sweeps" / "results" / "causal_grid"
-ARMS = (
-    "remove mask ekfac top 10 %",
-    "remove mask tracin top 10 %",
-    "remove mask random, as ekfac top 10 % by label",
-    "remove mask random 10 %",
-    "augment duplicate ekfac top 10 %",
-    "augment duplicate tracin top 10 %",
-    "augment duplicate random 10 %",
-)
-SHOWN = ("unit", "onset_step", "copy_gain", "icl_score")
+RESULTS = ROOT / "sweeps" / "results"
+STUDIES = sorted(path.parent.name for path in RESULTS.glob(f"*/{RUNS}"))
 
 
-def readme_rows() -> list[str]:
-    """The README's table of results, as effects.csv says it."""
-    effects = {(row["arm"], row["reference"], row["metric"]): row
-               for row in store.read_csv(RESULTS / "effects.csv")}  # fmt: skip
-    lines = []
-    for arm in ARMS:
-        for reference in ("control", "random", "matched"):
-            if (arm, reference, "unit") not in effects:
-                continue  # random edits are compared with control only
-            cells = [_cell(effects[arm, reference, metric]) for metric in SHOWN]
-            lines.append(f"| {arm} | {reference} | {' | '.join(cells)} |")
-    return lines
-
-
-def claim_rows() -> list[str]:
-    """The README's table of verdicts, as verdicts.csv says it."""
-    return [
-        f"| {row['text']} | {_mean(row, 'mean', 'low', 'high')} | "
-        f"{p_value(_float(row['p_holm']))} | **{row['verdict']}** |"
-        for row in store.read_csv(RESULTS / "verdicts.csv")
-    ]
-
-
-def _float(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _mean(row: dict[str, str], *names: str) -> str:
-    mean, low, high = (number(_float(row[name])) for name in names)
-    return f"{mean} [{low}, {high}]"
-
-
-def _cell(row: dict[str, str]) -> str:
-    return f"{_mean(row, 'difference', 'ci_low', 'ci_high')} p {p_value(_float(row['p_holm']))}"
-
-
-@pytest.mark.parametrize("line", [*readme_rows(), *claim_rows()])
-def test_the_readme_quotes_the_results(line):
-    assert line in (ROOT / "README.md").read_text("utf-8").splitlines()
-
-
-def test_the_results_are_recomputed_from_the_curves(tmp_path):
+@pytest.fixture(scope="module")
+def recomputed(tmp_path_factory):
+    """Study -> the folder of its comparison, made anew from the committed curves, and its study."""
     report = compose().report
-    settings = CompareSettings(
-        claims=tuple(Claim(name, **vars(claim)) for name, claim in report.claims.items()),
-        confidence=report.confidence,
-        resamples=report.resamples,
-        dpi=30,
-    )
-    compare([RESULTS / "runs"], tmp_path, settings)
+    found = {}
+    for name in STUDIES:
+        study = compose([f"study={name}"]).study
+        out = tmp_path_factory.mktemp(name)
+        settings = CompareSettings(study, report.confidence, report.resamples, dpi=30)
+        summary = compare([RESULTS / name], out, settings)
+        found[name] = (out, study, summary["results"]["headline"])
+    return found
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_tables_are_recomputed_from_the_curves(recomputed, name):
+    out = recomputed[name][0]
     for table in ("effects.csv", "verdicts.csv", "null.csv"):
-        now, then = store.read_csv(tmp_path / table), store.read_csv(RESULTS / table)
+        now, then = store.read_csv(out / table), store.read_csv(RESULTS / name / table)
         assert len(now) == len(then)
         for a, b in zip(now, then, strict=True):
             assert a.keys() == b.keys()
@@ -83,5 +43,42 @@ def test_the_results_are_recomputed_from_the_curves(tmp_path):
                 assert a[key] == b[key] or float(a[key]) == pytest.approx(float(b[key])), key
 
 
-if __name__ == "__main__":
-    print(*readme_rows(), "", *claim_rows(), sep="\n")
+def test_the_page_of_results_is_made_from_the_tables(recomputed):
+    studies = {RESULTS / name: (study, said) for name, (_, study, said) in recomputed.items()}
+    assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_results_are_few_files(name):
+    files = {path.name for path in (RESULTS / name).rglob("*") if path.is_file()}
+    assert {CURVES, RUNS} <= files <= {CURVES, RUNS, *KEPT}
+
+
+def test_an_edit_smuggled_in_among_the_random_ones_would_be_found():
+    """The shipped curves with EK-FAC's decile in the place of one random replicate."""
+    import numpy as np
+
+    from mda.analysis.folders import read_runs
+    from mda.analysis.metrics import measure
+    from mda.analysis.null import null_check
+
+    measured = measure(read_runs([RESULTS / "causal_grid"]))
+    values = np.empty((8, 3))
+    for run in measured.runs:
+        score = measured.of(run, run).values["unit"]
+        if run.arm.name == "remove mask random 10 %":
+            values[run.seed, run.replicate] = score
+    assert not any(one.differs for one in null_check(values))
+    for run in measured.runs:
+        if run.arm.name == "remove mask ekfac top 10 %":
+            values[run.seed, 2] = measured.of(run, run).values["unit"]
+    smuggled = null_check(values)[2]
+    assert smuggled.differs and smuggled.p_sign_flip == pytest.approx(0.0078125)
+
+
+def test_the_readme_states_no_result_of_a_study():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert "(sweeps/results/README.md)" in text
+    for row in csv.DictReader((RESULTS / "causal_grid" / "verdicts.csv").open(encoding="utf-8")):
+        assert row["text"] not in text
+    assert not re.search(r"without exception|does less by removal and more by augmentation", text)

@@ -17,6 +17,7 @@ from mda import store
 
 START, END, EVERY, BATCH, SEQ_LEN = 1000, 3000, 100, 8, 128
 LAYERS = HEADS = 4
+STARTED = "2026-03-01T12:00:00+00:00"
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Edit:
     fraction: float = 0.1
     band: tuple[float, float] | None = None
     match: str = "none"
+    match_targeted: str = "exclude"
 
 
 STANDARD = (
@@ -69,16 +71,19 @@ def write_runs(
 
 def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) -> Path:
     name = f"{edit.intervention}_{edit.estimator}_{edit.select}_{edit.band}_{edit.fraction}"
-    folder = root / f"seed{seed}" / f"{name}_{edit.match}_{replicate}".replace(" ", "")
+    folder = (
+        root
+        / f"seed{seed}"
+        / f"{name}_{edit.match}_{edit.match_targeted}_{replicate}".replace(" ", "")
+    )
     rng = np.random.default_rng([seed, replicate, *name.encode()])
     unit = _unit(seed)
     store.write_csv(folder / "curve.csv", list(_curve(seed, edit, rng, noise)))
     store.write_json(folder / "summary.json", _summary(seed, edit, replicate, unit, folder.name))
     store.write_csv(folder / "plan.csv", [])
-    (folder / ".hydra").mkdir()
     lines = [f"intervention={edit.intervention}", f"estimator={edit.estimator or 'ekfac'}"]
     overrides = [*lines, f"seed={seed}"]
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {o}\n" for o in overrides))
+    store.write_json(folder / "job.json", {"program": "run", "overrides": overrides})
     return folder
 
 
@@ -108,13 +113,25 @@ def _curve(seed: int, edit: Edit, rng: np.random.Generator, noise: float):
             row[f"emergence/previous_token_se/L{layer}H{head}"] = 0.003
         for metric in ("prefix_matching", "previous_token"):
             prefix = f"emergence/{metric}/L"
-            row[f"emergence/{metric}/max"] = max(v for k, v in row.items() if k.startswith(prefix))
+            row[f"emergence/{metric}/strongest"] = max(
+                v for k, v in row.items() if k.startswith(prefix)
+            )
         row["emergence/copy_gain"] = 0.45 * rise + 5 * offsets[2]
         row["emergence/icl_score"] = -0.02 - 0.18 * rise + offsets[3]
         row["val/loss"] = 3.5 - step / 4000 + offsets[4]
         for i, label in enumerate(("code", "latex", "prose")):
             row[f"val/loss/{label}"] = 3.2 + 0.3 * i - step / 4000 + offsets[5 + i]
         yield row
+
+
+def _base_heads(seed: int) -> dict[str, float]:
+    """The base run after the window: the fixed head and the second are induction heads."""
+    unit = _unit(seed)
+    high = {unit: 0.15, (unit[0], (unit[1] + 1) % HEADS): 0.11}
+    return {
+        f"emergence/prefix_matching/L{place[0]}H{place[1]}": high.get(place, 0.012)
+        for place in np.ndindex(LAYERS, HEADS)
+    }
 
 
 def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name: str) -> dict:
@@ -132,6 +149,7 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
             "select": edit.select,
             "fraction": edit.fraction,
             "match": edit.match,
+            "match_targeted": edit.match_targeted,
             "n": n,
             "tokens": n * SEQ_LEN,
             "band": list(edit.band) if edit.band else None,
@@ -144,6 +162,7 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
         "metric": "prefix_matching",
         "threshold": 0.06,
         "intervention": intervention,
+        "results": {"started": STARTED, "base_heads": _base_heads(seed)},
         "estimator": estimator,
         "window": {"start": START, "end": END},
         "batch_size": BATCH,

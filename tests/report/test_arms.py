@@ -7,8 +7,8 @@ import pytest
 from made_up_runs import BANDS, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.report.arms import Arm, by_arm, read_run
-from mda.report.folders import read_runs
+from mda.analysis.arms import Arm, by_arm, read_run
+from mda.analysis.folders import read_runs
 
 
 def change(folder, **parts):
@@ -35,9 +35,9 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
 def test_names_say_what_an_arm_is():
     assert Arm("control").name == "control"
     assert Arm("remove", "mask", "ekfac", "top", "10 %").name == "remove mask ekfac top 10 %"
-    assert Arm("remove", "mask", "random", "top", "10 %").name == "remove mask random 10 %"
+    assert Arm("remove", "mask", "random", "random", "10 %").name == "remove mask random 10 %"
     matched = Arm("remove", "mask", "ekfac", "top", "10 %", match="loss")
-    assert matched.name == "remove mask random, as ekfac top 10 % by loss"
+    assert matched.name == "remove mask random, as ekfac top 10 % by loss, without its samples"
     assert Arm("remove", "mask", "ekfac", "band 0.1-0.2", "10 %").name.endswith("band 0.1-0.2")
     within = Arm("remove", "mask", "random", "random", "10 %", "latex")
     assert within.name == "remove mask random latex 10 %"
@@ -146,8 +146,8 @@ def break_number(folders):
 
 BREAKS = {
     break_control: "no control arm",
-    break_curve: "the steps of curve.csv do not rise",
-    break_end: "does not reach the window's end, step 3000",
+    break_curve: "the steps of its curve do not rise",
+    break_end: "its curve does not reach the window's end, step 3000",
     break_number: "is not the folder of a finished arm: could not convert",
     lambda folders: (folders[0] / "curve.csv").unlink(): "is not the folder of a finished arm",
     lambda folders: change(folders[0], window={"start": "soon"}): "is not the folder",

@@ -1,4 +1,4 @@
-"""The rule of verdicts, case by case, and that claims are data."""
+"""The rule of verdicts, case by case, and that claims are data of a study."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,69 +6,90 @@ from typing import Any
 import pytest
 from made_up_runs import STANDARD, Edit, write_runs
 
-from mda.report.arms import Arm
-from mda.report.claims import Claim, decide, judge
-from mda.report.folders import read_runs
-from mda.report.metrics import measure
-from mda.report.statistics import Effect, paired_effect
+from mda.analysis.arms import arm_as
+from mda.analysis.claims import counter_evidence, decide, evidence, judge, registration
+from mda.analysis.folders import read_runs
+from mda.analysis.metrics import measure
+from mda.analysis.statistics import Effect, Seed, label_p, paired_effect
+from mda.schema import ArmConfig, ClaimConfig, ConfigError, StudyConfig
 
-EKFAC = {"intervention": "remove", "estimator": "ekfac"}
-RANDOM = {"intervention": "remove", "estimator": "random"}
-
-
-def claim(direction="less", **changes) -> Claim:
-    given: dict[str, Any] = {
-        "name": "c",
-        "text": "t",
-        "metric": "unit",
-        "arm": EKFAC,
-        "reference": "random",
-        "evidence": "either",
-    }
-    given |= {"direction": direction} | changes
-    return Claim(**given)
+TOP = {"select": "top", "amount": "10 %"}
+ARMS = {
+    "ekfac": ArmConfig("remove", "mask", "ekfac", **TOP),
+    "tracin": ArmConfig("remove", "mask", "tracin", **TOP),
+    "random": ArmConfig("remove", "mask", "random", "random", "10 %"),
+    "ball": ArmConfig("remove", "mask", "crystal ball", **TOP),
+}
 
 
-def effect(mean, low, high, n=5) -> Effect:
-    return Effect(n, mean, 0.01, low, high, 0.1, 0.1, 0.1, "")
+def claim(direction="less", **changes) -> ClaimConfig:
+    given: dict[str, Any] = {"text": "t", "arm": "ekfac", "reference": "random"}
+    return ClaimConfig(**(given | {"direction": direction} | changes))
+
+
+def study(*claims: ClaimConfig, **changes) -> StudyConfig:
+    named = {f"c{i}": one for i, one in enumerate(claims)}
+    return StudyConfig(name="s", arms=ARMS, claims=named, **changes)
+
+
+def effect(n=5) -> Effect:
+    return Effect(n, -0.05, 0.01, -0.1, -0.01, 0.1, 0.1, 0.1, "")
 
 
 RULE = {
-    # claim, effect, corrected p, verdict
-    "down, by p": (claim(), effect(-0.05, -0.1, 0.01), 0.04, "replicated"),
-    "down, by interval": (claim(), effect(-0.05, -0.1, -0.01), 0.5, "replicated"),
-    "down, neither": (claim(), effect(-0.05, -0.1, 0.01), 0.06, "undecided"),
-    "wrong way": (claim(), effect(0.05, 0.01, 0.1), 0.99, "not replicated"),
-    "wrong way, unsure": (claim(), effect(0.05, -0.01, 0.1), 0.9, "undecided"),
-    "up": (claim("greater"), effect(0.05, 0.01, 0.1), 0.5, "replicated"),
-    "up, but down": (claim("greater"), effect(-0.05, -0.1, -0.01), 0.99, "not replicated"),
-    "p asked, interval only": (
-        claim(evidence="p"), effect(-0.05, -0.1, -0.01), 0.06, "undecided"),
-    "p asked and given": (claim(evidence="p"), effect(-0.05, -0.1, 0.01), 0.05, "replicated"),
-    "interval asked, p only": (
-        claim(evidence="interval"), effect(-0.05, -0.1, 0.01), 0.01, "undecided"),
-    "both asked, one": (claim(evidence="both"), effect(-0.05, -0.1, -0.01), 0.06, "undecided"),
-    "both": (claim(evidence="both"), effect(-0.05, -0.1, -0.01), 0.05, "replicated"),
-    "smaller than the margin": (
-        claim(margin=0.2), effect(-0.05, -0.1, -0.01), 0.01, "not replicated"),
-    "within the margin": (
-        claim("none", margin=0.02), effect(0.01, -0.01, 0.019), None, "replicated"),
-    "outside": (claim("none", margin=0.02), effect(0.1, 0.03, 0.2), None, "not replicated"),
-    "across": (claim("none", margin=0.02), effect(0.01, -0.01, 0.03), None, "undecided"),
-    "few seeds": (claim(), effect(-0.05, -0.1, -0.01, n=4), 0.01, "undecided"),
-    "no runs": (claim(), paired_effect([]), None, "undecided"),
-}  # fmt: skip
+    # claim, effect, corrected p for, corrected p against, verdict
+    "for": (claim(), effect(), 0.05, 0.9, "replicated"),
+    "neither": (claim(), effect(), 0.06, 0.9, "undecided"),
+    "against": (claim(), effect(), 0.99, 0.01, "not replicated"),
+    "both, a small effect": (claim(expected=0.2), effect(), 0.01, 0.01, "replicated"),
+    "none, for": (claim("none", margin=0.02), effect(), 0.04, 1, "replicated"),
+    "none, against": (claim("none", margin=0.02), effect(), 0.5, 0.04, "not replicated"),
+    "none, neither": (claim("none", margin=0.02), effect(), 0.06, 0.06, "undecided"),
+    "few seeds": (claim(), effect(4), None, None, "undecided"),
+    "no runs": (claim(), paired_effect([]), None, None, "undecided"),
+}
 
 
 @pytest.mark.parametrize("case", RULE)
 def test_the_rule(case):
-    one, found, p, verdict = RULE[case]
-    word, reason = decide(one, found, p)
+    one, found, p, against, verdict = RULE[case]
+    word, reason = decide(one, found, p, against, 0.05)
     assert word == verdict and reason
 
 
 def test_a_missing_effect_is_never_concluded_from_a_large_p():
-    assert decide(claim(), effect(-0.001, -0.1, 0.1), 1.0)[0] == "undecided"
+    assert decide(claim(), effect(), 1.0, 0.9, 0.05)[0] == "undecided"
+
+
+def test_an_interval_alone_is_no_evidence():
+    # Five seeds, all lower: the bootstrap interval excludes 0, corrected p does not reach .05.
+    seeds = [Seed((d,), (0.0,)) for d in (-0.05, -0.04, -0.06, -0.05, -0.045)]
+    found = paired_effect(seeds)
+    assert found.high is not None and found.high < 0
+    assert decide(claim(), found, 4 * found.p_less, 1.0, 0.05)[0] == "undecided"
+
+
+def test_evidence_of_a_direction_is_against_its_margin():
+    seeds = [Seed((d,), (0.0,)) for d in (-0.05, -0.04, -0.06, -0.05, -0.045)]
+    assert both(claim(), seeds) == (1 / 32, 1.0)
+    assert evidence(claim(margin=0.03), seeds) == 1 / 32
+    assert evidence(claim(margin=0.05), seeds) == label_p(seeds, -0.05)[0] > 0.2
+    assert both(claim("greater"), seeds) == (1.0, 1 / 32)
+    assert both(claim(expected=0.1), seeds) == (1 / 32, 1 / 32)  # there, and smaller than said
+
+
+def test_no_effect_is_shown_by_equivalence_only():
+    near = [Seed((d,), (0.0,)) for d in (0.01, -0.01, 0.005, -0.004, 0.008)]
+    far = [Seed((d + 0.1,), (0.0,)) for d in (0.01, -0.01, 0.005, -0.004, 0.008)]
+    none = claim("none", margin=0.05)
+    assert both(none, near) == (1 / 32, 1.0)
+    assert both(none, far) == (1.0, 2 / 32)
+    # An interval inside the margin is not enough: of three seeds p is never below 1/8.
+    assert evidence(claim("none", margin=9.0), near[:3]) == 1 / 8
+
+
+def both(one, seeds):
+    return evidence(one, seeds), counter_evidence(one, seeds)
 
 
 @pytest.fixture(scope="module")
@@ -80,77 +101,137 @@ def measured(tmp_path_factory):
 
 def test_planted_claims_come_out(measured):
     claims = [
-        claim(name="down"),
-        claim("greater", name="icl", metric="icl_score"),
-        claim("greater", name="upside down"),
-        claim("none", name="random does nothing", arm=RANDOM, reference="control", margin=0.03),
-        claim(name="no such arm", arm={"estimator": "crystal ball"}),
+        claim(),
+        claim("greater", metric="icl_score"),
+        claim("greater"),
+        claim("none", arm="random", reference="control", margin=0.03),
+        claim(arm="ball"),
     ]
-    verdicts = judge(claims, measured, resamples=499)
+    verdicts = judge(study(*claims), measured, resamples=499)
     assert [v.verdict for v in verdicts] == [
         "replicated", "replicated", "not replicated", "replicated", "undecided"
     ]  # fmt: skip
-    assert {v.family for v in verdicts} == {3}
+    assert {v.family for v in verdicts} == {5}
     down = verdicts[0]
-    assert down.p == 1 / 64 and down.p_holm == 3 / 64 and down.seeds == (0, 1, 2, 3, 4, 5)
+    assert down.p == 4.0**-6 and down.seeds == (0, 1, 2, 3, 4, 5)
     assert down.arm == "remove mask ekfac top 10 %"
+    assert verdicts[-1].reason == "the arm was not run: remove mask crystal ball top 10 %"
 
 
-def test_a_claim_speaks_of_every_arm_that_matches(measured):
-    verdicts = judge([claim(arm={"intervention": "remove", "select": "top"},
-                            reference="control")], measured, resamples=99)  # fmt: skip
-    assert [v.arm.split()[2] for v in verdicts] == ["ekfac", "tracin", "random"]
+def test_the_family_is_the_studys_whatever_was_run(measured, tmp_path):
+    claims = [claim(), *[claim(arm="ball")] * 4]
+    full = judge(study(*claims), measured, resamples=99)[0]
+    write_runs(tmp_path, range(6), STANDARD[:4])
+    fewer = judge(study(*claims), measure(read_runs([tmp_path])), resamples=99)[0]
+    assert full.p_holm == fewer.p_holm == 5 * full.p
+    alone = judge(study(claim(), *[claim(arm="ball", family="more")] * 4), measured, resamples=99)
+    assert alone[0].p_holm == full.p and alone[1].family == 4
+
+
+def test_a_claim_of_two_arms_is_undecided(tmp_path):
+    from test_arms import change
+
+    write_runs(tmp_path / "a", range(5), (STANDARD[0], STANDARD[1], STANDARD[3]))
+    for folder in write_runs(tmp_path / "b", range(5), STANDARD[1:2]):
+        change(folder, estimator={"damping": 1.0}, fingerprints={"arm": str(folder)})
+    verdict = judge(study(claim()), measure(read_runs([tmp_path])), resamples=99)[0]
+    assert verdict.verdict == "undecided" and verdict.p is None
+    assert "2 arms are what the claim speaks of" in verdict.reason
+
+
+def test_only_the_studys_seeds_are_judged_and_others_are_told(measured):
+    verdict = judge(study(claim(), seeds=[0, 1, 2, 3, 4, 9]), measured, resamples=99)[0]
+    assert verdict.seeds == (0, 1, 2, 3, 4)
+    assert set(verdict.dropped) == {"seed 9: not run", "seed 5: not of the study"}
 
 
 def test_matched_random_sets_are_no_targeted_arms():
-    targeted = Arm("remove", "mask", "ekfac", "top", "10 %")
-    assert claim().matches(targeted)
-    assert not claim().matches(replace(targeted, match="loss"))
-    assert not claim().matches(replace(targeted, label="latex"))
-    assert claim(arm=EKFAC | {"match": "loss"}).matches(replace(targeted, match="loss"))
+    targeted = arm_as(ARMS["ekfac"])
+    matched = replace(targeted, match="label", match_targeted="exclude")
+    assert not matched.same_as(targeted) and matched.is_random
+    assert not matched.same_as(replace(matched, match_targeted="allow"))
+    assert targeted.same_as(replace(targeted, extra=("damping=1",)))
 
 
-def test_few_seeds_are_undecided_and_not_in_the_family(tmp_path):
+def test_few_seeds_are_undecided(tmp_path):
     write_runs(tmp_path, [0, 1], STANDARD)
-    verdict = judge([claim()], measure(read_runs([tmp_path])), resamples=99)[0]
-    assert (verdict.verdict, verdict.p, verdict.family) == ("undecided", None, 0)
+    verdict = judge(study(claim()), measure(read_runs([tmp_path])), resamples=99)[0]
+    assert (verdict.verdict, verdict.p) == ("undecided", None)
     assert verdict.reason == "2 seeds; the claim asks for 5 or more"
-
-
-def test_the_verdict_changes_with_the_claims_data_alone(measured):
-    strict = judge([claim(min_seeds=7)], measured, resamples=99)[0]
-    loose = judge([claim(min_seeds=6)], measured, resamples=99)[0]
-    assert (strict.verdict, loose.verdict) == ("undecided", "replicated")
 
 
 def test_no_effect_is_not_replicated(tmp_path):
     write_runs(
         tmp_path, range(8), (STANDARD[0], Edit("remove", "ekfac", replicates=1)), noise=0.002
     )
-    verdict = judge(
-        [claim(reference="control", margin=0.02)], measure(read_runs([tmp_path])), resamples=499
-    )[0]
+    one = claim(reference="control", expected=0.05)
+    verdict = judge(study(one), measure(read_runs([tmp_path])), resamples=499)[0]
     assert verdict.verdict == "not replicated"
+    assert verdict.reason.startswith("no effect of 0.05 or more")
 
 
-BAD = {
-    "direction": ({"direction": "down"}, "claims.c.direction=down is refused"),
-    "reference": ({"reference": "base"}, "one of control, random, matched"),
-    "evidence": ({"evidence": "faith"}, "p, interval, either, both"),
-    "arm": ({"arm": {"colour": "red"}}, "claims.c.arm=colour"),
-    "alpha": ({"alpha": 0}, "claims.c.alpha=0"),
-    "min_seeds": ({"min_seeds": 1}, "one is no test"),
-    "margin": ({"direction": "none"}, "above 0 with direction=none"),
+REGISTERED = {
+    "before": ({"date": "2026-02-28"}, "registered", "written down 2026-02-28"),
+    "the same day": ({"date": "2026-03-01"}, "exploratory", "first run 2026-03-01T12:00"),
+    "the same morning": ({"date": "2026-03-01T11:59"}, "registered", "written down"),
+    "later": ({"date": "2026-03-02"}, "exploratory", "first run 2026-03-01"),
+    "no hash": ({"date": "2026-02-28", "hash": None}, "exploratory", "no hash"),
+    "no date": ({}, "exploratory", "no hash or no date"),
+    "these seeds": ({"date": "2026-02-28", "exploratory": True}, "exploratory", "formed on runs"),
+    "other seeds": ({"date": "2026-03-02", "seeds": [7]}, "registered", "not been run yet"),
 }
 
 
+@pytest.mark.parametrize("case", REGISTERED)
+def test_a_claim_is_registered_if_it_was_there_before_its_arm(measured, case):
+    changes, status, why = REGISTERED[case]
+    one = study(claim(), **{k: v for k, v in changes.items() if k != "hash"})
+    if "hash" not in changes:
+        one = replace(one, hash=one.content_hash())
+    found = registration(one, claim(), measured.runs)
+    assert found[0] == status and why in found[1]
+
+
+def test_runs_of_unknown_time_leave_a_claim_exploratory(measured):
+    one = study(claim(), date="2020-01-01")
+    one = replace(one, hash=one.content_hash())
+    unknown = [replace(run, started=None) for run in measured.runs]
+    assert registration(one, claim(), unknown) == (
+        "exploratory", "it is not known when the arm was run"
+    )  # fmt: skip
+
+
+def test_a_changed_study_needs_another_hash():
+    one = study(claim(), date="2026-01-01")
+    sealed = replace(one, hash=one.content_hash())
+    for change in ({"alpha": 0.1}, {"seeds": [1]}, {"claims": {"c0": claim("greater")}}):
+        with pytest.raises(ConfigError, match=r"study\.hash=.* is refused; accepted: [0-9a-f]{16}"):
+            replace(sealed, **change)
+
+
+BAD = {
+    "direction": (lambda: claim("down"), r"study\.claims\.\*\.direction=down is refused"),
+    "min_seeds": (lambda: claim(min_seeds=1), "min_seeds=1 is refused; accepted: an integer at"),
+    "margin": (lambda: claim("none"), "margin=0.0 is refused; accepted: above 0 with"),
+    "arm": (lambda: study(claim(arm="ekfak")), r"c0\.arm=ekfak is refused.*did you mean ekfac"),
+    "date": (lambda: study(date="soon"), "study.date=soon is refused; accepted: a date such as"),
+    "a margin beside the effects": (
+        lambda: study(claim(expected=0.06), claim("none", arm="random", margin=0.021)),
+        r"study\.claims\.c1\.margin=0\.021 is refused; accepted: at most 0\.02, a third of",
+    ),
+    "match": (
+        lambda: ArmConfig("remove", match="label"), "match_targeted= is refused; accepted: exclude"
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("case", BAD)
-def test_bad_claims_are_refused_with_their_key(case):
-    changes, message = BAD[case]
-    with pytest.raises(ValueError, match=message):
-        claim(**changes)
+def test_bad_studies_are_refused_with_their_key(case):
+    make, message = BAD[case]
+    with pytest.raises(ConfigError, match=message):
+        make()
 
 
 def test_a_metric_that_no_run_has_is_refused(measured):
-    with pytest.raises(ValueError, match=r"claims\.c\.metric=beauty is refused; accepted: unit"):
-        judge([claim(metric="beauty")], measured)
+    with pytest.raises(ConfigError, match=r"claims\.c0\.metric=beauty is refused; accepted: unit"):
+        judge(study(claim(metric="beauty")), measured)

@@ -4,27 +4,35 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_runs import BANDS, STANDARD, write_runs
+from made_up_runs import BANDS, STANDARD, Edit, write_runs
 from made_up_traces import write_trace
 from matplotlib.image import imread
 
 from mda import store
-from mda.report.claims import Claim
 from mda.report.compare import FILES, CompareSettings, compare
+from mda.schema import ArmConfig, ClaimConfig, StudyConfig
 
-CLAIM = Claim(
-    name="removal",
-    text="Removing high-influence samples weakens the unit more than removing random ones",
-    metric="unit",
-    arm={"intervention": "remove", "estimator": "ekfac", "select": "top"},
-    reference="random",
-    direction="less",
+STUDY = StudyConfig(
+    name="planted",
+    date="2026-01-01",
+    arms={
+        "ekfac": ArmConfig("remove", "mask", "ekfac", "top", "10 %"),
+        "random": ArmConfig("remove", "mask", "random", "random", "10 %"),
+    },
+    claims={
+        "removal": ClaimConfig(
+            text="Removing high-influence samples weakens the unit more than random ones",
+            arm="ekfac",
+            direction="less",
+        )
+    },
 )
-SETTINGS = CompareSettings(claims=(CLAIM,), resamples=199, null_comparisons=20, dpi=50)
+SETTINGS = CompareSettings(study=STUDY, resamples=199, dpi=50)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +109,7 @@ def test_the_summary_holds_the_same_numbers(compared):
 def test_the_verdict_is_the_claims(compared):
     _, summary = compared
     verdict = summary["results"]["verdicts"][0]
-    assert verdict["verdict"] == "replicated" and verdict["p_holm"] == 1 / 32
+    assert verdict["verdict"] == "replicated" and verdict["p_holm"] == 4.0**-5
     ratio = summary["results"]["other_heads"]["remove mask ekfac top 10 %"]["ratio"]
     assert ratio > 30  # the made-up edits move no other head
 
@@ -110,6 +118,7 @@ def test_the_null_is_checked_where_there_are_replicates(compared):
     _, summary = compared
     checked = {(c["arm"], c["metric"]) for c in summary["results"]["null"]}
     assert ("remove mask random 10 %", "unit") in checked and len(checked) == 4
+    assert not any(c["differs"] for c in summary["results"]["null"])
 
 
 def test_the_page_shows_the_numbers_of_the_files(compared):
@@ -166,10 +175,13 @@ def test_twice_gives_the_same_tables(compared, tmp_path):
 def test_one_seed_says_plainly_that_there_is_no_test(tmp_path, capsys):
     write_runs(tmp_path / "runs", [0])
     summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
-    assert "there is no test" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "There is no test" in " ".join(out.split())
+    assert "verdicts: with one seed none of 1 claims can be tested" in out
     assert any("no test" in note for note in summary["notes"])
     text = (tmp_path / "report" / "report.html").read_text("utf-8")
     assert "There is no test" in text and "one seed: no test" in text
+    assert "With one seed none of 1 claims" in text and '<th scope="col">Claim' not in text
     assert summary["results"]["verdicts"][0]["verdict"] == "undecided"
     arm = summary["results"]["arms"]["remove mask ekfac top 10 %"]["unit"]["to_random"]
     assert arm["difference"] < 0 and arm["p"] is None and arm["ci"] is None
@@ -180,3 +192,102 @@ def test_nothing_is_written_where_there_is_nothing_to_compare(tmp_path):
     with pytest.raises(ValueError, match="no control arm"):
         compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
     assert not (tmp_path / "report").exists()
+
+
+def test_pairs_that_are_left_out_are_told_everywhere(tmp_path, capsys):
+    write_runs(tmp_path / "runs", range(6), STANDARD[:2])
+    write_runs(tmp_path / "runs", range(5), STANDARD[3:4])
+    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    why = "no random run of this kind and size"
+    assert f"{why} (seed 5)" in summary["results"]["verdicts"][0]["dropped"]
+    assert any(why in note for note in summary["notes"])
+    assert why in " ".join(capsys.readouterr().out.split())
+    assert f"{why} (seed 5)" in (tmp_path / "report" / "report.html").read_text("utf-8")
+    rows = store.read_csv(tmp_path / "report" / "effects.csv")
+    assert {r["dropped"] for r in rows if r["reference"] == "random"} >= {f"{why} (seed 5)"}
+
+
+def test_the_study_stands_in_every_output(compared, tmp_path, capsys):
+    root, summary = compared
+    assert summary["study"]["name"] == "planted" and summary["study"]["date"] == "2026-01-01"
+    assert summary["study"]["content_hash"] == STUDY.content_hash()
+    assert "study planted, written down 2026-01-01, hash none" in (
+        root / "report" / "report.html"
+    ).read_text("utf-8")
+    assert summary["results"]["verdicts"][0]["status"] == "exploratory"
+    sealed = replace(STUDY, hash=STUDY.content_hash())
+    again = compare([root / "runs"], tmp_path, replace(SETTINGS, study=sealed))
+    assert again["results"]["verdicts"][0]["status"] == "registered"
+    assert sealed.hash in capsys.readouterr().out
+
+
+def test_the_trivial_baseline_is_told_in_words_even_where_it_was_not_run(compared):
+    root, _ = compared
+    text = (root / "report" / "report.html").read_text("utf-8")
+    assert "the trivial baseline" in text and "(not run)" in text
+
+
+def test_a_table_of_runs_is_read_as_their_folders_are(compared, tmp_path):
+    root, summary = compared
+    settings = replace(SETTINGS, pack=tmp_path / "kept")
+    compare([root / "runs"], tmp_path / "first", settings)
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["curves.csv.gz", "runs.json"]
+    again = compare(
+        [tmp_path / "kept"], tmp_path / "report", replace(settings, pack=tmp_path / "b")
+    )
+    assert again["results"]["arms"] == summary["results"]["arms"]
+    assert again["results"]["verdicts"] == summary["results"]["verdicts"]
+    for name in ("curves.csv.gz", "runs.json"):
+        assert (tmp_path / "kept" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_damaged_table_is_one_sentence(compared, tmp_path):
+    root, _ = compared
+    compare([root / "runs"], tmp_path / "first", replace(SETTINGS, pack=tmp_path / "kept"))
+    whole = (tmp_path / "kept" / "curves.csv.gz").read_bytes()
+    (tmp_path / "kept" / "curves.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="kept is not a table of runs: "):
+        compare([tmp_path / "kept"], tmp_path / "report", SETTINGS)
+
+
+def test_the_sentence_has_the_curves_numbers(tmp_path):
+    edits = (*STANDARD, Edit("remove", "repetition", strength=0.7))
+    folders = write_runs(tmp_path / "runs", [0], edits)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    said = summary["results"]["headline"]
+
+    def ends(part):
+        rows = [store.read_csv(f / "curve.csv")[-1] for f in folders if f.name.startswith(part)]
+        return [float(row["emergence/prefix_matching/L2H0"]) for row in rows]
+
+    assert said.startswith("Without the 1,600 samples that EK-FAC chose, L2H0 crosses .060 at step")
+    for part in ("remove_ekfac", "control", "remove_repetition"):
+        assert f"{ends(part)[0]:.3f}"[1:] in said
+    random = ends("remove_random")
+    assert f"{np.mean(random):.3f}"[1:] + " ± " + f"{np.std(random, ddof=1):.3f}"[1:] in said
+    text = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert text.index(said[:40]) < text.index('id="plot-curves"') < text.index('id="verdicts"')
+
+
+def test_a_smuggled_targeted_edit_is_called_out(tmp_path):
+    folders = write_runs(tmp_path / "runs", range(8), STANDARD[:4])
+    for folder in folders:
+        if "remove_random" in folder.name and folder.name.endswith("_1"):
+            (targeted,) = folder.parent.glob("remove_ekfac*")
+            shutil.copyfile(targeted / "curve.csv", folder / "curve.csv")
+    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    found = {c["replicate"]: c for c in summary["results"]["null"] if c["metric"] == "unit"}
+    assert found[1]["differs"] and found[1]["p_sign_flip"] == 2 / 2**8
+    assert any("replicate 1 of remove mask random 10 %" in note for note in summary["notes"])
+
+
+def test_an_arm_has_one_colour_whatever_stands_beside_it(tmp_path):
+    write_runs(tmp_path / "a", range(2), STANDARD)
+    write_runs(tmp_path / "b", range(2), (STANDARD[0], STANDARD[2], STANDARD[4]))
+    looks = []
+    for name in "ab":
+        compare([tmp_path / name], tmp_path / f"report_{name}", SETTINGS)
+        data = page_data_of(tmp_path / f"report_{name}" / "report.html")
+        looks.append({a["name"]: (a["colour"], a["dash"]) for a in data["arms"]})
+    assert looks[1].items() <= looks[0].items()
+    assert len(set(looks[0].values())) == len(looks[0])

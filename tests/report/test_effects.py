@@ -5,9 +5,9 @@ import pytest
 from made_up_runs import BANDS, END, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.report.effects import compare_arms
-from mda.report.folders import read_runs
-from mda.report.metrics import (
+from mda.analysis.effects import compare_arms, told
+from mda.analysis.folders import read_runs
+from mda.analysis.metrics import (
     METRICS,
     control_of,
     measure,
@@ -15,7 +15,22 @@ from mda.report.metrics import (
     random_values,
     references_of,
 )
-from mda.report.statistics import holm, paired_effect
+from mda.analysis.statistics import holm, paired_effect
+from mda.schema import ArmConfig, StudyConfig
+
+TOP = {"select": "top", "amount": "10 %"}
+STUDY = StudyConfig(
+    arms={
+        "remove_ekfac": ArmConfig("remove", "mask", "ekfac", **TOP),
+        "remove_tracin": ArmConfig("remove", "mask", "tracin", **TOP),
+        "remove_random": ArmConfig("remove", "mask", "random", "random", "10 %"),
+        "augment_ekfac": ArmConfig("augment", "duplicate", "ekfac", **TOP),
+        "augment_random": ArmConfig("augment", "duplicate", "random", "random", "10 %"),
+        "not run": ArmConfig("remove", "mask", "loss", **TOP),
+        "band": ArmConfig("remove", "mask", "ekfac", "band 0-0.1", "10 %"),
+        "band_2": ArmConfig("remove", "mask", "ekfac", "band 0.1-0.2", "10 %"),
+    }
+)
 
 
 def at_end(folder, column) -> float:
@@ -32,7 +47,7 @@ def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     write_runs(root, range(5))
     measured = measure(read_runs([root]))
-    return root, measured, compare_arms(measured, resamples=499)
+    return root, measured, compare_arms(measured, STUDY, resamples=499)
 
 
 def test_differences_recomputed_from_the_files(compared):
@@ -86,58 +101,119 @@ def test_onset_is_the_interpolated_crossing_in_steps_and_tokens(compared):
 
 def test_an_onset_that_never_comes_is_counted_as_censored(tmp_path):
     write_runs(tmp_path, range(3), (STANDARD[0], Edit("remove", "ekfac", strength=0.1)))
-    rows = compare_arms(measure(read_runs([tmp_path])), resamples=99)
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     row = table(rows, "control", "onset_step")["remove mask ekfac top 10 %"]
     assert row.censored == 3 and row.arm_mean == END
     assert table(rows, "control", "unit")["remove mask ekfac top 10 %"].censored == 0
 
 
-def test_other_induction_heads_are_those_of_the_control(compared):
+def test_other_induction_heads_are_those_of_the_base_run(compared):
     _, measured, rows = compared
     run = next(r for r in measured.runs if r.arm.estimator == "ekfac" and r.seed == 1)
     control = control_of(run, measured.runs)
-    names = [str(h) for h in control.heads_of("prefix_matching") if str(h) != run.unit]
-    at = {n: at_end(control.folder, f"emergence/prefix_matching/{n}") for n in names}
-    others = [n for n in names if at[n] >= 0.06]
-    assert len(others) == 1
-    mine = {n: at_end(run.folder, f"emergence/prefix_matching/{n}") for n in names}
+    prefix = "emergence/prefix_matching/"
+    names = [k.removeprefix(prefix) for k, v in control.base_heads.items() if v >= 0.06]
+    (other,) = [name for name in names if name != run.unit]
+    mine = {name: at_end(run.folder, key) for key in control.base_heads
+            if (name := key.removeprefix(prefix)) != run.unit}  # fmt: skip
     values = measured.of(run, run).values
-    assert values["heads/induction"] == pytest.approx(mine[others[0]])
-    rest = np.mean([mine[n] for n in names if n not in others])
-    assert values["heads/rest"] == pytest.approx(rest)
+    assert values["heads/induction"] == pytest.approx(mine.pop(other))
+    assert values["heads/rest"] == pytest.approx(np.mean(list(mine.values())))
     moved = table(rows, "control", "heads/induction")["remove mask ekfac top 10 %"].effect.mean
     still = table(rows, "control", "heads/rest")["remove mask ekfac top 10 %"].effect.mean
     assert moved < -0.02 and abs(still) < 5e-4
 
 
-def test_without_another_induction_head_the_contrast_is_missing(tmp_path):
-    folders = write_runs(tmp_path, [0, 1], (STANDARD[0], Edit("remove", "ekfac")))
+def test_noise_at_the_threshold_makes_no_contrast(tmp_path):
+    """Heads that only chance puts above the threshold in control fall back in every other run."""
+    folders = write_runs(tmp_path, range(8), (STANDARD[0], Edit("remove", "ekfac")))
+    rng = np.random.default_rng(0)
     for folder in folders:
+        summary = store.read_json(folder / "summary.json")
         rows = store.read_csv(folder / "curve.csv")
-        unit = store.read_json(folder / "summary.json")["unit"]
-        for row in rows:
-            for key in row:
-                if key.startswith("emergence/prefix_matching/L") and not key.endswith(unit):
-                    row[key] = "0.01"
+        fixed = f"emergence/prefix_matching/{summary['unit']}"
+        for key in rows[-1]:
+            if key.startswith("emergence/prefix_matching/L") and key != fixed:
+                rows[-1][key] = str(0.06 + 0.01 * rng.normal())
         store.write_csv(folder / "curve.csv", rows)
-    rows = compare_arms(measure(read_runs([tmp_path])), resamples=99)
+        base = np.random.default_rng(summary["seed"])
+        heads = {key: 0.06 + 0.01 * base.normal() for key in summary["results"]["base_heads"]}
+        store.write_json(folder / "summary.json", summary | {"results": {"base_heads": heads}})
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
+    effect = table(rows, "control", "heads/contrast")["remove mask ekfac top 10 %"].effect
+    error = effect.sd / 8**0.5
+    assert effect.n == 8 and abs(effect.mean) < 3 * error and error < 0.004
+
+
+def test_without_another_induction_head_the_contrast_is_missing_and_told(tmp_path):
+    for folder in write_runs(tmp_path, [0, 1], (STANDARD[0], Edit("remove", "ekfac"))):
+        summary = store.read_json(folder / "summary.json")
+        heads = dict.fromkeys(summary["results"]["base_heads"], 0.01)
+        store.write_json(folder / "summary.json", summary | {"results": {"base_heads": heads}})
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     row = table(rows, "control", "heads/contrast")["remove mask ekfac top 10 %"]
     assert row.effect.n == 0 and row.effect.mean is None and row.arm_mean is None
+    assert told(row.dropped) == "heads/contrast is missing in the arm (seeds 0, 1)"
 
 
-def test_holm_is_over_the_arms_of_one_reference_and_metric(compared):
+def test_a_seed_without_the_reference_is_told(tmp_path):
+    write_runs(tmp_path, range(3), STANDARD[:2])
+    write_runs(tmp_path, range(2), STANDARD[3:4])
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
+    row = table(rows, "random", "unit")["remove mask ekfac top 10 %"]
+    assert row.seeds == (0, 1)
+    assert row.dropped == ("seed 2: no random run of this kind and size",)
+
+
+def test_holm_is_over_the_studys_arms_of_one_reference_and_metric(compared):
     _, _, rows = compared
     found = table(rows, "control", "icl_score")
-    expected = holm([row.effect.p for row in found.values()])
+    assert {row.family for row in found.values()} == {6}  # five were run
+    expected = holm([row.effect.p for row in found.values()], 6)
     assert [row.p_holm for row in found.values()] == expected
-    assert {row.family for row in found.values()} == {5}
+    random = table(rows, "random", "icl_score")
+    assert {row.family for row in random.values()} == {4}
+
+
+def test_families_do_not_depend_on_the_folders(tmp_path, compared):
+    _, _, rows = compared
+    write_runs(tmp_path, range(5), STANDARD[:2])
+    fewer = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
+    name = "remove mask ekfac top 10 %"
+    one, other = (table(r, "control", "unit")[name] for r in (rows, fewer))
+    assert one.family == other.family == 6
+    assert other.p_holm == min(1, 6 * other.effect.p)
+
+
+def test_an_arm_that_the_study_does_not_list_is_explored(tmp_path):
+    edits = (*STANDARD[:2], Edit("remove", "ekfac", fraction=0.2))
+    write_runs(tmp_path, range(5), edits)
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
+    row = table(rows, "control", "unit")["remove mask ekfac top 20 %"]
+    assert row.effect.p is not None and row.p_holm is None and row.family == 0
 
 
 def test_score_bands_are_a_family_of_their_own(tmp_path):
     write_runs(tmp_path, [0, 1], (*STANDARD, *BANDS))
-    rows = compare_arms(measure(read_runs([tmp_path])), resamples=99)
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     families = {r.family for r in rows if r.metric == "unit" and r.reference == "control"}
-    assert families == {5, 10}
+    assert families == {0, 2, 6}  # of ten bands the study lists two
+
+
+@pytest.mark.parametrize("estimator", ["repetition", "loss", "crystal"])
+def test_any_estimator_is_an_arm_and_can_be_a_reference(tmp_path, estimator):
+    edits = (STANDARD[0], Edit("remove", "ekfac", strength=0.6),
+             Edit("remove", estimator, strength=0.8))  # fmt: skip
+    write_runs(tmp_path, range(5), edits)
+    measured = measure(read_runs([tmp_path]))
+    rows = compare_arms(measured, STUDY, resamples=99)
+    name = f"remove mask {estimator} top 10 %"
+    assert table(rows, "control", "unit")[name].effect.mean < -0.01
+    against = table(rows, "repetition", "unit")
+    assert set(against) == ({"remove mask ekfac top 10 %"} if estimator == "repetition" else set())
+    target = next(r for r in measured.runs if r.arm.estimator == "ekfac")
+    found = references_of(target, measured.runs, estimator)
+    assert [r.arm.name for r in found] == [name]
 
 
 def test_random_reference_is_unmatched_and_of_equal_size(tmp_path):
@@ -147,6 +223,7 @@ def test_random_reference_is_unmatched_and_of_equal_size(tmp_path):
         Edit("remove", "random", replicates=2),
         Edit("remove", "random", fraction=0.2),
         Edit("remove", "ekfac", match="label"),
+        Edit("remove", "ekfac", match="label", match_targeted="allow"),
         Edit("remove", "tracin", match="label"),
         Edit("augment", "random"),
     )
@@ -156,17 +233,19 @@ def test_random_reference_is_unmatched_and_of_equal_size(tmp_path):
     names = [r.arm.name for r in references_of(target, runs, "random")]
     assert names == ["remove mask random 10 %"] * 2
     names = [r.arm.name for r in references_of(target, runs, "matched")]
-    assert names == ["remove mask random, as ekfac top 10 % by label"]
-    references = {r.reference for r in compare_arms(measure(runs)) if r.arm == target.arm}
-    assert references == {"control", "random", "matched"}
+    assert names == ["remove mask random, as ekfac top 10 % by label, without its samples"]
+    names = [r.arm.name for r in references_of(target, runs, "matched_overlap")]
+    assert names == ["remove mask random, as ekfac top 10 % by label, its samples allowed"]
+    references = {r.reference for r in compare_arms(measure(runs), STUDY) if r.arm == target.arm}
+    assert references == {"control", "random", "matched", "matched_overlap"}
 
 
 def test_one_seed_gives_effects_without_tests(tmp_path):
     write_runs(tmp_path, [0])
-    rows = compare_arms(measure(read_runs([tmp_path])))
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY)
     row = table(rows, "random", "unit")["remove mask ekfac top 10 %"]
     assert row.effect.mean is not None and row.effect.mean < -0.02
-    assert row.effect.note == "one seed: no test" and row.p_holm is None and row.family == 0
+    assert row.effect.note == "one seed: no test" and row.p_holm is None
 
 
 def test_a_run_without_its_control_is_named(tmp_path):
@@ -179,13 +258,15 @@ def test_a_run_without_its_control_is_named(tmp_path):
 def test_random_values_are_seeds_by_replicates(compared):
     root, measured, _ = compared
     values = random_values(measured, "icl_score")
-    assert {name: v.shape for name, v in values.items()} == {
-        "remove mask random 10 %": (5, 3),
-        "augment duplicate random 10 %": (5, 2),
+    assert {name: (names, v.shape) for name, (names, v) in values.items()} == {
+        "remove mask random 10 %": ((0, 1, 2), (5, 3)),
+        "augment duplicate random 10 %": ((0, 1), (5, 2)),
     }
-    folders = [f for f in (root / "seed2").iterdir() if f.name.startswith("remove_random")]
-    expected = sorted(at_end(f, "emergence/icl_score") for f in folders)
-    assert sorted(values["remove mask random 10 %"][2]) == expected
+    for replicate in range(3):  # a column is one draw, whatever the order of fingerprints
+        for seed in range(5):
+            (folder,) = (root / f"seed{seed}").glob(f"remove_random*_{replicate}")
+            found = values["remove mask random 10 %"][1][seed, replicate]
+            assert found == at_end(folder, "emergence/icl_score")
 
 
 def test_metrics_are_listed_in_order(compared):
@@ -197,9 +278,9 @@ def test_metrics_are_listed_in_order(compared):
 def test_effects_do_not_depend_on_the_order_of_folders(compared):
     root, _, rows = compared
     folders = sorted((p.parent for p in root.rglob("summary.json")), reverse=True)
-    again = compare_arms(measure(read_runs(folders)), resamples=499)
+    again = compare_arms(measure(read_runs(folders)), STUDY, resamples=499)
     assert [r.effect for r in again] == [r.effect for r in rows]
-    assert rows[0].effect == paired_effect(rows[0].differences, resamples=499)
+    assert rows[0].effect == paired_effect(rows[0].labelled, resamples=499)
 
 
 def test_every_metric_is_explained(compared):

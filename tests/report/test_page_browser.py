@@ -34,7 +34,7 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     write_runs(root / "runs", range(3), (*STANDARD, *BANDS))
     trace = write_trace(root / "trace", n=N)
-    settings = CompareSettings(resamples=99, null_comparisons=5, dpi=40)
+    settings = CompareSettings(resamples=99, dpi=40)
     compare([root / "runs"], root / "report", settings, [trace])
     return root / "report" / "report.html"
 

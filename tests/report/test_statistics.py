@@ -7,19 +7,39 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mda.report.statistics import (
+from mda.analysis.enrichment import heavy_tail, label_enrichment
+from mda.analysis.null import null_check
+from mda.analysis.simulation import (
+    family_wise_rate,
+    normal,
+    null_check_rate,
+    size_against_random,
+    skewed,
+)
+from mda.analysis.statistics import (
     NO_INTERVAL,
     NO_TEST,
+    Seed,
     bootstrap_interval,
-    heavy_tail,
+    equivalence_p,
     holm,
-    label_enrichment,
-    null_check,
+    label_p,
     paired_effect,
-    sign_flip_p,
 )
 
 SIDES = ("two-sided", "less", "greater")
+
+
+def pairs(differences) -> list[Seed]:
+    """One run against one in each seed."""
+    return [Seed((d,), (0.0,)) for d in differences]
+
+
+def sign_flip_p(differences, alternative="two-sided") -> float:
+    less, greater = label_p(pairs(differences))
+    return {"less": less, "greater": greater, "two-sided": min(1, 2 * min(less, greater))}[
+        alternative
+    ]
 
 
 @pytest.mark.parametrize("n", [2, 5, 8])
@@ -88,27 +108,27 @@ def test_the_interval_is_skewed_like_the_data():
 
 
 def test_equal_differences_give_a_point():
-    effect = paired_effect([0.1, 0.1, 0.1])
+    effect = paired_effect(pairs([0.1, 0.1, 0.1]))
     assert effect.low == effect.high == pytest.approx(0.1) and effect.sd == pytest.approx(0)
-    assert paired_effect([0.0, 0.0]).p == 1
+    assert paired_effect(pairs([0.0, 0.0])).p == 1
 
 
 def test_one_seed_is_no_test_and_says_so():
-    effect = paired_effect([0.25])
+    effect = paired_effect(pairs([0.25]))
     assert effect.mean == 0.25 and effect.note == NO_TEST
     assert effect.p is effect.p_less is effect.low is effect.sd is None
-    assert paired_effect([]).note == "no pair of runs"
+    assert paired_effect(pairs([])).note == "no pair of runs"
 
 
 def test_two_seeds_are_a_test_without_an_interval():
-    effect = paired_effect([0.25, 0.3])
+    effect = paired_effect(pairs([0.25, 0.3]))
     assert effect.p_greater == 0.25 and effect.note == NO_INTERVAL
     assert effect.low is effect.high is None
 
 
 def test_paired_effect_puts_the_parts_together():
     d = [-0.05, -0.02, 0.01, -0.04, -0.03]
-    effect = paired_effect(d)
+    effect = paired_effect(pairs(d))
     assert effect.mean == pytest.approx(np.mean(d)) and effect.sd == pytest.approx(stats.tstd(d))
     assert effect.n == 5 and effect.p_less == sign_flip_p(d, "less")
     assert effect.low is not None and effect.high is not None and effect.mean is not None
@@ -117,8 +137,8 @@ def test_paired_effect_puts_the_parts_together():
 
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="not nan"):
-        paired_effect([0.1, float("nan")])
-    with pytest.raises(ValueError, match="two differences or more, not 1"):
+        paired_effect(pairs([0.1, float("nan")]))
+    with pytest.raises(ValueError, match="two seeds or more, not 1"):
         sign_flip_p([0.1])
 
 
@@ -190,27 +210,91 @@ def test_negative_scores_carry_no_positive_influence():
         heavy_tail(-np.abs(scores), [0.5])
 
 
-def test_the_null_check_is_near_its_nominal_rate_when_nothing_differs():
-    rng = np.random.default_rng(0)
-    rates = [
-        null_check(rng.normal(size=(8, 40)) + rng.normal(size=(8, 1)), comparisons=40,
-                   resamples=99, seed=i)
-        for i in range(10)
-    ]  # fmt: skip
-    assert rates[0].attainable == pytest.approx(6 / 128)
-    hits = round(sum(r.rate_p * 40 for r in rates))
-    assert stats.binomtest(hits, 400, 6 / 128).pvalue > 0.001
-    assert all(r.rate_p_low <= r.rate_p <= r.rate_p_high for r in rates)
+def test_one_arm_among_random_ones_by_counting_labels():
+    rng = np.random.default_rng(5)
+    values = rng.exponential(size=(3, 4))
+    runs = [Seed((row[0],), tuple(row[1:])) for row in values]
+    observed = np.mean([row[0] - row[1:].mean() for row in values])
+    sums = [
+        np.mean([row[k] - np.delete(row, k).mean() for row, k in zip(values, ks, strict=True)])
+        for ks in product(range(4), repeat=3)
+    ]
+    less, greater = label_p(runs)
+    assert greater == pytest.approx(np.mean([s >= observed - 1e-12 for s in sums]))
+    assert less == pytest.approx(np.mean([s <= observed + 1e-12 for s in sums]))
 
 
-def test_the_null_check_compares_different_arms_only():
-    # Two pairs of differences +-1: p is .5 where the signs agree, else 1; a zero makes it 1 too.
-    check = null_check(np.array([[0.0, 1.0]] * 2), alpha=0.6, comparisons=400, resamples=9, seed=1)
-    assert check.rate_p == pytest.approx(0.5, abs=0.08)
+def test_the_lowest_of_four_in_every_seed_gives_the_smallest_p():
+    runs = [Seed((-1.0,), (0.0, 0.1, 0.2))] * 5
+    assert label_p(runs)[0] == pytest.approx(4.0**-5)
 
 
-def test_the_null_check_knows_what_few_seeds_cannot_show():
-    check = null_check(np.random.default_rng(0).normal(size=(5, 3)), comparisons=40, resamples=99)
-    assert check.attainable == 0 and check.rate_p == 0
+def test_several_runs_of_an_arm_are_labelled_together():
+    # Of four runs any three may be the arm: the lowest three give the smallest of four sums.
+    runs = [Seed((0.0, 0.1, 0.2), (1.0,))] * 4
+    assert label_p(runs)[0] == pytest.approx(4.0**-4)
+
+
+def test_sampled_labels_are_close_to_all_labels():
+    rng = np.random.default_rng(2)
+    runs = [Seed((x[0] + 0.6,), tuple(x[1:])) for x in rng.normal(size=(8, 4))]
+    exact, sampled = label_p(runs)[1], label_p([*runs, Seed((0.0,), (0.0,) * 3)])[1]
+    assert 4**8 <= 2**17 < 4**9  # the ninth seed adds nothing to any sum, but is too many
+    assert sampled == pytest.approx(exact, abs=0.005)
+
+
+def test_the_shift_is_the_effect_that_is_tested():
+    runs = [Seed((1.0 + e,), (0.0,)) for e in (0.01, -0.02, 0.03, -0.01, 0.02)]
+    assert label_p(runs, 1.0)[1] > 0.2 and label_p(runs, 0.9)[1] == 1 / 32
+    assert label_p(runs, 1.1)[0] == 1 / 32
+
+
+def test_equivalence_is_two_one_sided_tests():
+    near = pairs([0.01, -0.01, 0.005, -0.004, 0.008])
+    assert equivalence_p(near, 0.05) == 1 / 32
+    assert equivalence_p(near, 0.001) > 0.2
+    d = np.array([0.03, -0.01, 0.012, 0.02, -0.015])
+    expected = max(sign_flip_p(d + 0.02, "greater"), sign_flip_p(d - 0.02, "less"))
+    assert equivalence_p(pairs(d), 0.02) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [normal, skewed])
+@pytest.mark.parametrize("n", [5, 8, 12])
+def test_false_claims_are_replicated_less_often_than_the_level(n, noise):
+    rate = family_wise_rate(n, noise, studies=1000)
+    assert rate < 0.05
+    assert n == 5 or rate > 0  # the simulation can find something
+
+
+def test_skewed_noise_does_not_make_an_arm_differ_from_random_ones():
+    labels, signs = size_against_random(8, skewed, studies=1500)
+    assert stats.binomtest(round(labels * 1500), 1500, 0.05).pvalue > 0.001 or labels < 0.05
+    assert stats.binomtest(round(signs * 1500), 1500, 0.05, "greater").pvalue < 0.001
+
+
+@pytest.mark.parametrize("n", [5, 8, 12])
+def test_the_null_check_is_quiet_among_random_arms_and_finds_a_smuggled_one(n):
+    quiet = null_check_rate(n, skewed, studies=300)
+    assert stats.binomtest(round(quiet * 300), 300, 0.05, "greater").pvalue > 0.01
+    assert null_check_rate(n, skewed, smuggled=6, studies=50) > 0.95
+
+
+def test_a_shifted_replicate_is_named():
+    values = np.random.default_rng(0).normal(size=(8, 3))
+    values[:, 1] += 100
+    found = null_check(values, replicates=(4, 5, 6))
+    assert next(one.replicate for one in found if one.differs) == 5
+    assert found[1].p < 0.001 and found[1].p_sign_flip == 2 / 2**8
+    assert found[1].difference == pytest.approx(100, abs=2)
+
+
+def test_the_null_check_needs_two_seeds_and_two_replicates():
     with pytest.raises(ValueError, match="two seeds and two random arms"):
         null_check(np.zeros((4, 1)))
+
+
+def test_holm_over_a_family_larger_than_its_tests():
+    assert holm([0.01, None, 0.02], 5) == pytest.approx([0.05, None, 0.08])
+    with pytest.raises(ValueError, match="a family of 1 tests cannot have 2"):
+        holm([0.1, 0.2], 1)

@@ -6,22 +6,22 @@ from made_up_runs import STANDARD, write_runs
 pytest.importorskip("wandb_workspaces")
 
 from mda import store
-from mda.report.claims import Claim
 from mda.report.compare import CompareSettings, compare
 from mda.report.wandb_report import build_report, spec
+from mda.schema import ArmConfig, ClaimConfig, StudyConfig
 
 IDS = ["a1", "b2"]
-CLAIM = Claim(
-    "removal", "Removal lowers it.", "unit", {"intervention": "remove", "estimator": "ekfac"},
-    "random", "less",
-)  # fmt: skip
+STUDY = StudyConfig(
+    arms={"ekfac": ArmConfig("remove", "mask", "ekfac", "top", "10 %")},
+    claims={"removal": ClaimConfig("Removal lowers it.", "unit", "ekfac", "random", "less")},
+)
 
 
 @pytest.fixture(scope="module")
 def blocks(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     write_runs(root / "runs", range(5), STANDARD)
-    settings = CompareSettings(claims=(CLAIM,), resamples=99, null_comparisons=5, dpi=30)
+    settings = CompareSettings(study=STUDY, resamples=99, dpi=30)
     compare([root / "runs"], root / "out", settings)
     summary = store.read_json(root / "out" / "summary.json")
     report = build_report("mda", "", "t" * 200, IDS, "prefix_matching", summary)
@@ -43,7 +43,7 @@ def test_curves_are_grouped_by_arm_with_error_bands_on_both_axes(blocks):
     lines = panels(blocks, "Run History Line Plot")
     drawn = {(tuple(line["metrics"]), line["xAxis"]) for line in lines}
     for axis in ("tokens", "step"):
-        assert (("emergence/prefix_matching/max",), axis) in drawn
+        assert (("emergence/prefix_matching/strongest",), axis) in drawn
     assert {line["groupBy"] for line in lines} == {"arm.value"}  # W&B's way to write config.arm
     assert {(line["groupAgg"], line["groupArea"]) for line in lines} == {("mean", "stderr")}
 

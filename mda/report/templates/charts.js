@@ -75,8 +75,8 @@ function drawEffects() {
   const rows = DATA.effects.filter((r) => r.metric === $("effect-metric").value && !DATA.arms[r.arm].band);
   const arms = unique(rows.map((r) => r.arm)).sort((a, b) => a - b);
   const references = unique(rows.map((r) => r.reference));
-  const offset = (reference) => 0.24 * (references.indexOf(reference) - (references.length - 1) / 2);
-  const names = { control: "against control", random: "against random edits", matched: "against matched random edits" };
+  const offset = (reference) => 0.16 * (references.indexOf(reference) - (references.length - 1) / 2);
+  const names = { control: "against control", random: "against random edits", matched: "against matched random edits, targeted samples excluded", matched_overlap: "against matched random edits, targeted samples allowed", repetition: "against the trivial baseline (repetition)" };
   const traces = references.map((reference) => {
     const own = rows.filter((r) => r.reference === reference);
     const colours = own.map((r) => DATA.arms[r.arm].colour);
@@ -84,8 +84,8 @@ function drawEffects() {
       name: names[reference], type: "scatter", mode: "markers",
       x: own.map((r) => r.mean), y: own.map((r) => arms.indexOf(r.arm) + offset(reference)),
       error_x: { type: "data", symmetric: false, array: own.map((r) => (r.high === null ? 0 : r.high - r.mean)), arrayminus: own.map((r) => (r.low === null ? 0 : r.mean - r.low)), color: "#6b747d", thickness: 2.2, width: 0 },
-      marker: { size: 10, symbol: { control: "circle", random: "circle-open", matched: "diamond-open" }[reference], color: colours, line: { width: 2, color: colours } },
-      text: own.map((r) => `${DATA.arms[r.arm].name}<br>${r.mean} [${r.low ?? "–"}, ${r.high ?? "–"}]<br>n = ${r.n}, corrected p = ${r.p ?? "no test"}`), hovertemplate: "%{text}<extra></extra>",
+      marker: { size: 10, symbol: { control: "circle", random: "circle-open", matched: "diamond-open", matched_overlap: "diamond-tall-open", repetition: "square-open" }[reference], color: colours, line: { width: 2, color: colours } },
+      text: own.map((r) => `${DATA.arms[r.arm].name}<br>${r.mean} [${r.low ?? "–"}, ${r.high ?? "–"}]<br>n = ${r.n}, corrected p = ${r.p ?? "none"}`), hovertemplate: "%{text}<extra></extra>",
     };
   });
   Plotly.react($("plot-effects"), traces, layout({
@@ -166,10 +166,9 @@ function drawPoints() {
 }
 function drawDose() {
   const kinds = unique(DATA.dose.map((d) => DATA.arms[d.arm].name.split(" band")[0]));
-  const colours = ["#0072B2", "#D55E00", "#009E73"];
-  const traces = kinds.map((kind, k) => {
+  const traces = kinds.map((kind) => {
     const own = DATA.dose.filter((d) => DATA.arms[d.arm].name.startsWith(kind)).sort((a, b) => a.x - b.x);
-    return { name: kind, type: "scatter", mode: "lines+markers", x: own.map((d) => d.x), y: own.map((d) => d.mean), line: { color: colours[k % 3] }, marker: { size: 8 }, error_y: { type: "data", symmetric: false, array: own.map((d) => (d.high === null ? 0 : d.high - d.mean)), arrayminus: own.map((d) => (d.low === null ? 0 : d.mean - d.low)), thickness: 1.5 }, hovertemplate: "percentile %{x}: %{y}<extra></extra>" };
+    return { name: kind, type: "scatter", mode: "lines+markers", x: own.map((d) => d.x), y: own.map((d) => d.mean), line: { color: own[0].colour }, marker: { size: 8 }, error_y: { type: "data", symmetric: false, array: own.map((d) => (d.high === null ? 0 : d.high - d.mean)), arrayminus: own.map((d) => (d.low === null ? 0 : d.mean - d.low)), thickness: 1.5 }, hovertemplate: "percentile %{x}: %{y}<extra></extra>" };
   });
   const random = DATA.effects.filter((r) => r.metric === "unit" && r.reference === "control" && DATA.arms[r.arm].random);
   for (const r of random.filter((r) => kinds.some((k) => DATA.arms[r.arm].name.split(" ")[0] === k.split(" ")[0]))) {

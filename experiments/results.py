@@ -1,0 +1,37 @@
+"""Regenerate sweeps/results: tables, figures and README.md, out of the curves that lie there.
+
+Every folder of sweeps/results is a study's: it has the name of a file of conf/study, and the runs
+as one table of curves and one of runs. Nothing is trained.
+"""
+
+import shutil
+from pathlib import Path
+
+from mda.config import compose, main
+from mda.schema import Config
+
+NEEDS = ("report",)
+RESULTS = Path(__file__).parents[1] / "sweeps" / "results"
+
+
+def results(config: Config, folder: Path) -> None:
+    from mda.report.compare import CompareSettings, compare
+    from mda.report.results import KEPT, results_page
+
+    report = config.report
+    studies = {}
+    for place in sorted(path.parent for path in RESULTS.glob("*/runs.json")):
+        study = compose([f"study={place.name}"]).study
+        settings = CompareSettings(study, report.confidence, report.resamples, dpi=report.dpi)
+        summary = compare([place], folder / place.name, settings)
+        for name in KEPT:
+            if (folder / place.name / name).exists():
+                shutil.copyfile(folder / place.name / name, place / name)
+        studies[place] = (study, summary["results"]["headline"])
+    (RESULTS / "README.md").write_text(results_page(studies), "utf-8")
+    print(RESULTS / "README.md")
+    print(folder)
+
+
+if __name__ == "__main__":
+    main(results, NEEDS)

@@ -1,0 +1,241 @@
+"""Verdicts on the claims of a study, by one rule.
+
+A claim is data (`conf/study/`): which arm of the study is compared with what, on which metric, in
+which direction. Evidence is a p-value and nothing else: that of permuting the label "arm" within
+each seed (`label_p`), corrected by Holm over all claims of the claim's family, whether or not they
+could be tested. Let e be the mean paired difference arm - reference, turned so that the claimed
+direction is positive:
+
+    claim             evidence for it           evidence against it
+    less, greater     H0: e <= margin           H0: e >= max(margin, expected)
+    none              H0: |e| >= margin         H0: |e| <= margin
+
+    replicated        corrected p for <= alpha
+    not replicated    corrected p against <= alpha: the data rule out an effect of the claimed size
+    undecided         neither; no such arm; fewer than `min_seeds` pairs
+
+The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
+family. So the probability that any false claim of a family is called replicated is at most alpha,
+whatever the mixture of directions (`mda.analysis.simulation` measures it). A missing effect is
+never concluded from a large p, and few seeds give `undecided`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mda.analysis.arms import Run, arm_as, by_arm
+from mda.analysis.effects import pair
+from mda.analysis.metrics import Measurements, metrics_of
+from mda.analysis.statistics import (
+    DRAWS,
+    Effect,
+    Seed,
+    equivalence_p,
+    holm,
+    label_p,
+    paired_effect,
+)
+from mda.schema import ClaimConfig, StudyConfig, refuse
+
+VERDICTS = ("replicated", "not replicated", "undecided")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule says of one claim, and on which numbers."""
+
+    name: str
+    claim: ClaimConfig
+    arm: str
+    effect: Effect
+    p: float | None  # for the claim
+    p_holm: float | None
+    against_holm: float | None  # corrected p against it
+    family: int  # claims of its family
+    alpha: float
+    verdict: str
+    reason: str
+    status: str  # registered or exploratory
+    status_reason: str
+    seeds: tuple[int, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Test:
+    arm: str
+    seeds: tuple[int, ...]
+    labelled: tuple[Seed, ...]
+    dropped: tuple[str, ...]
+    problem: str  # why there is nothing to test; else empty
+
+
+def judge(
+    study: StudyConfig,
+    measured: Measurements,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> list[Verdict]:
+    """A verdict for each claim of the study, by the rule of this module.
+
+    Runs of seeds that the study does not list are left out. Raises ConfigError for a claim on a
+    metric that no run has.
+    """
+    known = metrics_of(measured)
+    for name, claim in study.claims.items():
+        if claim.metric not in known:
+            raise refuse(f"study.claims.{name}.metric", claim.metric, ", ".join(known))
+    tests = {name: _gather(study, claim, measured) for name, claim in study.claims.items()}
+    corrected = []
+    raw = []
+    for test_of in (evidence, counter_evidence):
+        p_values = {
+            name: test_of(claim, tests[name].labelled, seed=seed)
+            if len(tests[name].labelled) >= claim.min_seeds
+            else None
+            for name, claim in study.claims.items()
+        }
+        raw.append(p_values)
+        corrected.append(_corrected(study, p_values))
+    verdicts = []
+    for name, claim in study.claims.items():
+        test = tests[name]
+        effect = paired_effect(test.labelled, confidence, resamples, seed)
+        p_holm, against = corrected[0][name], corrected[1][name]
+        word, why = decide(claim, effect, p_holm, against, study.alpha)
+        status, status_reason = registration(study, claim, measured.runs)
+        verdicts.append(
+            Verdict(
+                name=name,
+                claim=claim,
+                arm=test.arm,
+                effect=effect,
+                p=raw[0][name],
+                p_holm=p_holm,
+                against_holm=against,
+                family=family_size(study, claim.family),
+                alpha=study.alpha,
+                verdict=word,
+                reason=test.problem or why,
+                status=status,
+                status_reason=status_reason,
+                seeds=test.seeds,
+                dropped=test.dropped,
+            )
+        )
+    return verdicts
+
+
+def family_size(study: StudyConfig, family: str) -> int:
+    """Claims of a family: those of the study, whatever was run."""
+    return sum(claim.family == family for claim in study.claims.values())
+
+
+def evidence(claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0) -> float:
+    """p-value for a claim, uncorrected: of the H0 that the claim is false."""
+    if claim.direction == "none":
+        return equivalence_p(seeds, claim.margin, draws, seed)
+    if claim.direction == "greater":
+        return label_p(seeds, claim.margin, draws, seed)[1]
+    return label_p(seeds, -claim.margin, draws, seed)[0]
+
+
+def counter_evidence(
+    claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0
+) -> float:
+    """p-value against a claim, uncorrected: of the H0 that the effect has the claimed size."""
+    if claim.direction == "none":
+        above = label_p(seeds, claim.margin, draws, seed)[1]
+        below = label_p(seeds, -claim.margin, draws, seed)[0]
+        return min(1.0, 2 * min(above, below))
+    size = max(claim.margin, claim.expected)
+    if claim.direction == "greater":
+        return label_p(seeds, size, draws, seed)[0]
+    return label_p(seeds, -size, draws, seed)[1]
+
+
+def decide(
+    claim: ClaimConfig,
+    effect: Effect,
+    p_holm: float | None,
+    against: float | None,
+    alpha: float,
+) -> tuple[str, str]:
+    """The verdict of one claim from its corrected p-values, and its reason in a sentence."""
+    if effect.n == 0:
+        return "undecided", "there are no runs of this arm with its reference"
+    if p_holm is None or against is None:
+        few = f"{effect.n} seed{'s' if effect.n > 1 else ''}"
+        return "undecided", f"{few}; the claim asks for {claim.min_seeds} or more"
+    if claim.direction == "none":
+        inside = f"the effect lies within ±{claim.margin:g}"
+        outside = f"the effect lies outside ±{claim.margin:g}"
+    else:
+        beyond = f"more than {claim.margin:g} " if claim.margin else ""
+        inside = f"an effect {beyond}in the claimed direction"
+        size = max(claim.margin, claim.expected)
+        outside = f"no effect of {size:g} or more" if size else "an effect the other way"
+    if p_holm <= alpha:
+        return "replicated", f"{inside}: corrected p = {p_holm:.2g} ≤ {alpha:g}"
+    if against <= alpha:
+        return "not replicated", f"{outside}: corrected p = {against:.2g} ≤ {alpha:g}"
+    return "undecided", f"corrected p = {p_holm:.2g} for the claim, {against:.2g} against it"
+
+
+def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) -> tuple[str, str]:
+    """Whether a claim was there before the first run of its arm: (status, why).
+
+    `registered` needs a study with a hash and a date that lies before every run of the arm in the
+    study's seeds was started; everything else is `exploratory`.
+    """
+    if study.exploratory:
+        return "exploratory", "the claims were formed on runs of these seeds"
+    written = study.written()
+    if study.hash is None or written is None:
+        return "exploratory", "the study has no hash or no date"
+    arm = arm_as(study.arms[claim.arm])
+    own = [run for run in runs if run.arm.same_as(arm) and _listed(study, run.seed)]
+    if not own:
+        return "registered", "the arm has not been run yet"
+    if any(run.started is None for run in own):
+        return "exploratory", "it is not known when the arm was run"
+    first = min(run.started for run in own if run.started is not None)
+    if written < first:
+        return "registered", f"written down {study.date}, first run {first:%Y-%m-%dT%H:%M}"
+    return "exploratory", f"first run {first:%Y-%m-%dT%H:%M}, written down {study.date}"
+
+
+def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _Test:
+    wanted = arm_as(study.arms[claim.arm])
+    arms = [arm for arm in by_arm(measured.runs) if arm.same_as(wanted)]
+    if len(arms) > 1:
+        names = ", ".join(arm.name for arm in arms)
+        return _Test("", (), (), (), f"{len(arms)} arms are what the claim speaks of: {names}")
+    if not arms:
+        return _Test("", (), (), (), f"the arm was not run: {wanted.name}")
+    runs = by_arm(measured.runs)[arms[0]]
+    left_out = tuple(f"seed {s}: not of the study" for s in sorted(runs) if not _listed(study, s))
+    judged = {s: found for s, found in runs.items() if _listed(study, s)}
+    row = pair(measured, arms[0], judged, claim.reference, claim.metric)
+    missing = tuple(f"seed {s}: not run" for s in study.seeds if s not in runs)
+    problem = ""
+    if not row.seeds and row.dropped:
+        problem = "the arm has no pair of runs"
+    dropped = (*row.dropped, *missing, *left_out)
+    return _Test(arms[0].name, row.seeds, row.labelled, dropped, problem)
+
+
+def _listed(study: StudyConfig, seed: int) -> bool:
+    return not study.seeds or seed in study.seeds
+
+
+def _corrected(study: StudyConfig, p_values: dict[str, float | None]) -> dict[str, float | None]:
+    adjusted: dict[str, float | None] = {}
+    for family in {claim.family for claim in study.claims.values()}:
+        names = [name for name, claim in study.claims.items() if claim.family == family]
+        corrected = holm([p_values[name] for name in names], family_size(study, family))
+        adjusted |= dict(zip(names, corrected, strict=True))
+    return adjusted

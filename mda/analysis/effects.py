@@ -1,0 +1,177 @@
+"""Effects: each arm against control, random edits and the trivial baseline, within seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mda.analysis.arms import CONTROL, Arm, Run, arm_as, by_arm
+from mda.analysis.metrics import (
+    MATCHED,
+    Measured,
+    Measurements,
+    metrics_of,
+    references_of,
+)
+from mda.analysis.statistics import Effect, Seed, holm, paired_effect
+from mda.schema import REFERENCES, StudyConfig
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against one reference on one metric, within seeds."""
+
+    arm: Arm
+    reference: str
+    metric: str
+    seeds: tuple[int, ...]
+    labelled: tuple[Seed, ...]  # values of the arm's runs and of the reference's, of each seed
+    arm_mean: float | None
+    arm_sd: float | None
+    reference_mean: float | None
+    effect: Effect
+    censored: int
+    dropped: tuple[str, ...] = ()  # seeds of the arm that are not compared, and why
+    p_holm: float | None = None
+    family: int = 0  # tests that the correction is over; 0 for an arm that no study lists
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Mean of the arm's runs - mean of the reference's, for each seed."""
+        return tuple(one.difference for one in self.labelled)
+
+
+def compare_arms(
+    measured: Measurements,
+    study: StudyConfig,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> list[Comparison]:
+    """Every arm but control against each of `REFERENCES` that was run with it.
+
+    Random arms are compared with control only. p_holm corrects the two-sided p within a family:
+    the arms that the study lists for one reference on one metric, score bands (the dose-response)
+    apart from the rest. Its size is the study's, whatever was run; an arm that the study does not
+    list is explored, and has no corrected p.
+    """
+    rows = []
+    for arm, seeds in by_arm(measured.runs).items():
+        if arm.intervention == CONTROL:
+            continue
+        for reference in REFERENCES:
+            if not applies(arm, reference):
+                continue
+            every = [run for runs in seeds.values() for run in runs]
+            if not any(references_of(run, measured.runs, reference) for run in every):
+                continue
+            for metric in metrics_of(measured):
+                row = pair(measured, arm, seeds, reference, metric)
+                effect = paired_effect(row.labelled, confidence, resamples, seed)
+                rows.append(replace(row, effect=effect))
+    return _corrected(rows, study)
+
+
+def applies(arm: Arm, reference: str) -> bool:
+    """Whether comparing the arm with the reference asks something."""
+    if arm.intervention == CONTROL:
+        return False
+    return reference == "control" or not (arm.is_random or arm.estimator == reference)
+
+
+def pair(
+    measured: Measurements,
+    arm: Arm,
+    seeds: Mapping[int, Sequence[Run]],
+    reference: str,
+    metric: str,
+) -> Comparison:
+    """The values of one arm and its reference in each seed, before any test."""
+    used: dict[int, Seed] = {}
+    dropped, censored = [], 0
+    for seed, runs in sorted(seeds.items()):
+        mine = [measured.of(run, run) for run in runs]
+        others = {
+            str(other.folder): measured.of(other, run)
+            for run in runs
+            for other in references_of(run, measured.runs, reference)
+        }
+        a, b = _values(mine, metric), _values(list(others.values()), metric)
+        if a and b:
+            used[seed] = Seed(a, b)
+            censored += sum(metric in one.censored for one in mine)
+        elif not others:
+            dropped.append(f"seed {seed}: no {reference} run of this kind and size")
+        else:
+            whose = "the arm" if not a else reference
+            dropped.append(f"seed {seed}: {metric} is missing in {whose}")
+    means = np.array([[np.mean(one.arm), np.mean(one.reference)] for one in used.values()])
+    return Comparison(
+        arm=arm,
+        reference=reference,
+        metric=metric,
+        seeds=tuple(used),
+        labelled=tuple(used.values()),
+        arm_mean=float(means[:, 0].mean()) if used else None,
+        arm_sd=float(means[:, 0].std(ddof=1)) if len(used) > 1 else None,
+        reference_mean=float(means[:, 1].mean()) if used else None,
+        effect=paired_effect([]),
+        censored=censored,
+        dropped=tuple(dropped),
+    )
+
+
+def family_of(study: StudyConfig, reference: str, band: bool) -> set[Arm]:
+    """The arms of a study that are corrected together against one reference."""
+    arms = [arm_as(config) for config in study.arms.values()]
+    matched = {  # sets that some matched arm of the study was matched to
+        replace(arm, match="", match_targeted="")
+        for arm in arms
+        if reference in MATCHED and arm.match_targeted == MATCHED[reference]
+    }
+    return {
+        arm
+        for arm in arms
+        if applies(arm, reference)
+        and arm.is_band == band
+        and (reference not in MATCHED or arm in matched)
+    }
+
+
+def told(dropped: Sequence[str]) -> str:
+    """What was left out, reason by reason: "icl_score is missing in the arm (seeds 1, 4)"."""
+    reasons: dict[str, list[str]] = {}
+    for text in dropped:
+        seed, _, why = text.partition(": ")
+        reasons.setdefault(why, []).append(seed.removeprefix("seed "))
+    return "; ".join(
+        f"{why} (seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)})"
+        for why, seeds in reasons.items()
+    )
+
+
+def _values(measured: Sequence[Measured], metric: str) -> tuple[float, ...]:
+    values = [one.values.get(metric) for one in measured]
+    return tuple(value for value in values if value is not None)
+
+
+def _corrected(rows: list[Comparison], study: StudyConfig) -> list[Comparison]:
+    families: dict[tuple, list[int]] = {}
+    for i, row in enumerate(rows):
+        families.setdefault((row.reference, row.metric, row.arm.is_band), []).append(i)
+    out = list(rows)
+    for (reference, _, band), members in families.items():
+        family = family_of(study, reference, band)
+        listed = [i for i in members if replace(rows[i].arm, extra=()) in family]
+        listed = [i for i in listed if _alone(rows[i], [rows[k] for k in listed])]
+        adjusted = holm([rows[i].effect.p for i in listed], len(family))
+        for i, p in zip(listed, adjusted, strict=True):
+            out[i] = replace(rows[i], p_holm=p, family=len(family))
+    return out
+
+
+def _alone(row: Comparison, rows: Sequence[Comparison]) -> bool:
+    # Of several arms that fit one of the study's, none is it: they are explored.
+    return sum(row.arm.same_as(other.arm) for other in rows) == 1

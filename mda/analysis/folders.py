@@ -1,0 +1,112 @@
+"""The arms of a comparison, read from the folders of a sweep, and told apart by their settings."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+from mda import store
+from mda.analysis.arms import CONTROL, Arm, Run, arm_order, read_run
+from mda.analysis.table import RUNS, read_table
+
+_NUISANCE = {"name", "seed", "batch_size", "n", "tokens", "window", "before_onset", "after_onset"}
+_IN_NAME = {
+    "mode", "action", "select", "fraction", "count", "band", "match",
+    "match_targeted", "label",
+}  # fmt: skip
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """All finished arms in and below the folders, each retrain once, by arm name and seed.
+
+    Runs of an arm that are the same training share a fingerprint and are taken once; a training
+    that two arms mean (the top tenth, the band from .9 to 1) counts for both. Settings that tell
+    otherwise equal arms of one seed apart become part of their names. Raises ValueError where
+    there is no arm, no control, or two base runs under one seed.
+    """
+    folders = list(folders)
+    found = [run for folder in folders for run in _runs_in(folder)]
+    if not found:
+        raise ValueError(
+            "no finished arm (a folder with summary.json of experiments/run.py) in "
+            + ", ".join(str(folder) for folder in folders)
+        )
+    unique: dict[tuple[int, str, Arm], Run] = {}
+    for run in sorted(found, key=lambda run: str(run.folder)):
+        unique.setdefault((run.seed, run.fingerprint, run.arm), run)
+    runs = _told_apart(list(unique.values()))
+    for seed in sorted({run.seed for run in runs}):
+        bases = sorted({run.base for run in runs if run.seed == seed})
+        if len(bases) > 1:
+            raise ValueError(
+                f"the arms of seed {seed} come from different base runs ({', '.join(bases)}); "
+                "compare one configuration at a time"
+            )
+    if not any(run.arm.intervention == CONTROL for run in runs):
+        raise ValueError("no control arm among the runs; run one with intervention=control")
+    return sorted(runs, key=lambda run: (arm_order(run.arm), run.seed, run.fingerprint))
+
+
+def _runs_in(folder: Path) -> list[Run]:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    tables = [read_table(path.parent) for path in sorted(folder.rglob(RUNS))]
+    return [run for table in tables for run in table] + [
+        read_run(path.parent)
+        for path in sorted(folder.rglob("summary.json"))
+        if "intervention" in (content := store.read_json(path)) and "window" in content
+    ]
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """Names settings that differ between runs of one arm: windows, units, estimator settings."""
+    groups: dict[Arm, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.arm].append(run)
+    named = []
+    for group in groups.values():
+        varying = _varying([_settings(run) for run in group])
+        varying -= {key for key in ("window", "unit") if not _varies_within_a_seed(group, key)}
+        for run in group:
+            settings = _settings(run)
+            extra = tuple(f"{key}={settings.get(key)}" for key in sorted(varying))
+            named.append(replace(run, arm=replace(run.arm, extra=extra)))
+    return named
+
+
+def _settings(run: Run) -> dict[str, str]:
+    edit, estimator = run.summary["intervention"], run.summary.get("estimator") or {}
+    settings = {
+        key: value
+        for part in (edit, {} if run.arm.estimator in ("", "random") else estimator)
+        for key, value in part.items()
+        if key not in _NUISANCE | _IN_NAME
+    }
+    settings["window"] = f"{run.start}-{run.end}"
+    # Control and random edits do not know the unit: they serve every unit of their seed.
+    if run.arm.intervention != CONTROL and not run.arm.is_random:
+        settings |= {"unit": run.unit, "metric": run.metric}
+    return {key: _short(value) for key, value in settings.items()}
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    if len(text) <= 40:
+        return text
+    return f"{text[:24]}... ({sha256(text.encode()).hexdigest()[:6]})"
+
+
+def _varying(settings: list[dict[str, str]]) -> set[str]:
+    keys = {key for one in settings for key in one}
+    return {key for key in keys if len({one.get(key) for one in settings}) > 1}
+
+
+def _varies_within_a_seed(runs: list[Run], key: str) -> bool:
+    # Each seed has its own strongest head and onset: only a choice beside them needs a name.
+    values: dict[tuple[int, str], set[str | None]] = defaultdict(set)
+    for run in runs:
+        values[run.seed, run.metric].add(_settings(run).get(key))
+    return any(len(found) > 1 for found in values.values())

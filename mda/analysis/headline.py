@@ -1,0 +1,111 @@
+"""What a comparison found, in one sentence with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mda.analysis.arms import Arm, Run, arm_as, by_arm
+from mda.analysis.metrics import Measurements, control_of, references_of
+from mda.schema import StudyConfig
+
+NAMES = {"ekfac": "EK-FAC", "tracin": "TracIn", "gradient_norm": "gradient norm"}
+DONE = {"remove": ("Without", "removals"), "augment": ("With a second copy of", "augmentations")}
+
+
+def main_arm(measured: Measurements, study: StudyConfig) -> Arm | None:
+    """The arm that the sentence is about: of the study's first claim that was run with it.
+
+    Else the first targeted edit, the trivial baseline last; None where there is no targeted edit.
+    """
+    arms = list(by_arm(measured.runs))
+    for claim in study.claims.values():
+        wanted = arm_as(study.arms[claim.arm])
+        for arm in arms:
+            if arm.same_as(wanted) and arm.intervention in DONE and not arm.is_random:
+                return arm
+    targeted = [
+        arm for arm in arms if arm.intervention in DONE and not arm.is_random and not arm.is_band
+    ]
+    order = sorted(targeted, key=lambda arm: (arm.intervention != "remove",
+                                              arm.estimator == "repetition"))  # fmt: skip
+    return order[0] if order else None
+
+
+def headline(measured: Measurements, study: StudyConfig) -> str:
+    """One sentence: the unit's crossing and end with and without the main arm's edit.
+
+    Then where random edits of the same size and those of the trivial baseline end. Several seeds
+    are averaged; a seed that never crosses counts with the window's end, and "or later" says so.
+    """
+    arm = main_arm(measured, study)
+    if arm is None:
+        return "No targeted edit was run, so there is nothing to say about the unit yet."
+    seeds = by_arm(measured.runs)[arm]
+    runs = [run for found in seeds.values() for run in found]
+    controls = [control_of(run, measured.runs) for run in runs]
+    done, noun = DONE[arm.intervention]
+    whose = NAMES.get(arm.estimator, arm.estimator)
+    of_all = f"{arm.amount} of the window's samples" if "%" in arm.amount else arm.amount
+    amount = f"{_n(runs):,} samples" if len(seeds) == 1 else of_all
+    unit = runs[0].unit if len({run.unit for run in runs}) == 1 else "the unit"
+    crossing = _crossing(measured, runs, controls)
+    ends = f"ends at {_mean(measured, runs, runs)} instead of {_mean(measured, controls, runs)}"
+    over = "" if len(seeds) == 1 else f" (means over {len(seeds)} seeds)"
+    others = []
+    for reference, words in (
+        ("random", f"random {noun}"),
+        ("repetition", f"{noun} by repetition, the trivial baseline,"),
+    ):
+        found = "" if arm.estimator == reference else _reference(measured, runs, reference)
+        if found:
+            others.append(f"{words} end at {found}")
+        elif arm.estimator != reference:
+            others.append(f"{words} were not run")
+    said = "; ".join([f"{done} the {amount} that {whose} chose, {unit} {crossing} and {ends}{over}",
+                      *others])  # fmt: skip
+    return f"{said}."
+
+
+def _n(runs: Sequence[Run]) -> int:
+    return round(float(np.mean([int(run.summary["intervention"]["n"]) for run in runs])))
+
+
+def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Run]) -> str:
+    sides = []
+    for side in (runs, controls):
+        found = [measured.of(run, target) for run, target in zip(side, runs, strict=True)]
+        steps = [value for one in found if (value := one.values["onset_step"]) is not None]
+        late = any("onset_step" in one.censored for one in found)
+        after = " or later" if late else ""
+        sides.append(f"{np.mean(steps):,.0f}{after}" if steps else "unknown")
+    return f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {sides[1]}"
+
+
+def _mean(measured: Measurements, side: Sequence[Run], targets: Sequence[Run]) -> str:
+    values = [measured.of(a, b).values["unit"] for a, b in zip(side, targets, strict=True)]
+    known = [value for value in values if value is not None]
+    return short(float(np.mean(known))) if known else "unknown"
+
+
+def _reference(measured: Measurements, runs: Sequence[Run], reference: str) -> str:
+    means, spread = [], []
+    for run in runs:
+        found = references_of(run, measured.runs, reference)
+        values = [measured.of(other, run).values["unit"] for other in found]
+        known = [value for value in values if value is not None]
+        if known:
+            means.append(float(np.mean(known)))
+            spread = known
+    if not means:
+        return ""
+    one_seed = len({run.seed for run in runs}) == 1 and len(spread) > 1
+    error = f" ± {short(float(np.std(spread, ddof=1)))}" if one_seed else ""
+    return short(float(np.mean(means))) + error
+
+
+def short(value: float) -> str:
+    """Three decimals without a zero before the point: .240."""
+    text = f"{value:.3f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text

@@ -1,0 +1,203 @@
+"""What is measured of a run: `METRICS`, all read from its curve.csv.
+
+A curve that never crosses is censored: its onset counts as the window's end, so a delay is a
+lower bound, and the number of such runs is kept beside the effect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mda.analysis.arms import CONTROL, Arm, Run, by_arm
+from mda.emergence.onset import crossing
+
+METRICS = {
+    "unit": "mu of the fixed head (of several: their mean) at the window's end",
+    "mechanism": "the same, largest over all heads: survives another choice of head",
+    "onset_step": "step at which the fixed head's curve crosses the threshold, interpolated",
+    "onset_tokens": "the same in tokens",
+    "mechanism_onset_step": "step at which the largest over all heads crosses it",
+    "mechanism_onset_tokens": "the same in tokens",
+    "copy_gain": "log-prob gain on the second copy, nats",
+    "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
+    "val/loss": "held-out loss, nats; val/loss/<label> for one class",
+    "heads/induction": (
+        "mean mu of the OTHER heads that reach the threshold in the base run, measured after the "
+        "window: not chosen on the control that they are compared with"
+    ),
+    "heads/rest": "mean mu of all remaining heads",
+    "heads/contrast": "heads/induction - heads/rest; missing without another induction head",
+}
+"""Name -> what it is; at the window's end unless it says otherwise."""
+
+MATCHED = {"matched": "exclude", "matched_overlap": "allow"}
+"""Reference -> whether its random sets may hold samples of the targeted one."""
+
+Values = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run's metrics for one unit; `censored` onsets are those set to the window's end."""
+
+    run: Run
+    unit: str
+    values: Values
+    censored: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All runs measured, for every unit that some arm of their seed was aimed at."""
+
+    runs: tuple[Run, ...]
+    table: Mapping[tuple[str, str, str], Measured] = field(repr=False)
+
+    def of(self, run: Run, target: Run) -> Measured:
+        """Metrics of `run` for the unit of `target`."""
+        return self.table[str(run.folder), target.unit, target.metric]
+
+
+def measure(runs: Sequence[Run]) -> Measurements:
+    """Metrics of every run. Raises ValueError where a run has no control of its seed and window."""
+    table = {}
+    for run in runs:
+        control = control_of(run, runs)
+        targets = {(r.unit, r.metric): r for r in runs if r.seed == run.seed}
+        for unit, metric in sorted(targets):
+            one = _measure(run, control, targets[unit, metric])
+            table[str(run.folder), unit, metric] = one
+    return Measurements(tuple(runs), table)
+
+
+def control_of(run: Run, runs: Sequence[Run]) -> Run:
+    """The unedited run of the same seed and window."""
+    for other in runs:
+        if other.arm.intervention == CONTROL and _pairs(other, run):
+            return other
+    raise ValueError(
+        f"no control of seed {run.seed} and window [{run.start}, {run.end}) for {run.folder}; "
+        f"run one with intervention=control seed={run.seed}"
+    )
+
+
+def references_of(run: Run, runs: Sequence[Run], reference: str) -> list[Run]:
+    """Runs of the same seed and window that an arm's run is compared with.
+
+    `reference` is one of `REFERENCES` or any estimator's name. But for control they are edits of
+    the same kind and size (and label, where the arm is restricted to one): drawn freely, matched
+    to the very set that the arm edits, or selected in the same way from another estimator's scores.
+    """
+    if reference == "control":
+        return [control_of(run, runs)]
+    return [
+        other
+        for other in runs
+        if _pairs(other, run) and _is_reference(other.arm, run.arm, reference)
+    ]
+
+
+def _is_reference(other: Arm, mine: Arm, reference: str) -> bool:
+    if _size(other) != _size(mine):
+        return False
+    if reference == "random":
+        return other.is_random and not other.match
+    if reference in MATCHED:
+        same = (other.estimator, other.select, other.extra) == (
+            mine.estimator, mine.select, mine.extra
+        )  # fmt: skip
+        return same and other.match != "" and other.match_targeted == MATCHED[reference]
+    return (other.estimator, other.select) == (reference, mine.select) and not other.is_random
+
+
+def metrics_of(measured: Measurements) -> list[str]:
+    """Names of all metrics that any run has, in the order of their definition."""
+    return list(dict.fromkeys(name for one in measured.table.values() for name in one.values))
+
+
+def random_values(
+    measured: Measurements, metric: str
+) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
+    """Arm name -> its replicates and [S, R] of a metric over them, for `null_check`.
+
+    A column is one replicate, told by the seed of its draw. Seeds that lack one of the replicates
+    that most seeds have are left out; arms with fewer than two seeds or replicates are too.
+    """
+    found = {}
+    for arm, seeds in by_arm(measured.runs).items():
+        if not arm.is_random:
+            continue
+        rows = [
+            {
+                run.replicate: value
+                for run in runs
+                if (value := measured.of(run, run).values.get(metric)) is not None
+            }
+            for _, runs in sorted(seeds.items())
+        ]
+        sets = [tuple(sorted(row)) for row in rows]
+        names = max(sorted(set(sets)), key=sets.count)
+        values = [[row[name] for name in names] for row in rows if set(names) <= set(row)]
+        if len(names) >= 2 and len(values) >= 2:
+            found[arm.name] = (names, np.array(values))
+    return found
+
+
+def _measure(run: Run, control: Run, target: Run) -> Measured:
+    metric, threshold = target.metric, target.threshold
+    curves = {
+        "": run.of_unit(target.heads, metric),
+        "mechanism_": run.curve.get(f"emergence/{metric}/strongest"),
+    }
+    ends = [None if curve is None else float(curve[run.end_row]) for curve in curves.values()]
+    values: Values = dict(zip(("unit", "mechanism"), ends, strict=True))
+    censored = set()
+    rows = slice(0, run.end_row + 1)
+    for prefix, curve in curves.items():
+        names = (f"{prefix}onset_step", f"{prefix}onset_tokens")
+        step = None
+        if curve is not None:
+            step = crossing(run.curve["step"][rows], curve[rows], threshold)
+            if step is None:
+                step = float(run.end)
+                censored.update(names)
+        values[names[0]] = step
+        values[names[1]] = None if step is None else step * run.tokens_per_step
+    for name in ("copy_gain", "icl_score"):
+        values[name] = run.at_end(f"emergence/{name}")
+    values |= {name: run.at_end(name) for name in run.curve if name.startswith("val/loss")}
+    values |= _head_means(run, control, target)
+    known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
+    return Measured(run, target.unit, known, frozenset(censored))
+
+
+def _head_means(run: Run, control: Run, target: Run) -> Values:
+    metric = target.metric
+    means: Values = {"heads/induction": None, "heads/rest": None, "heads/contrast": None}
+    base = control.base_heads or {}
+    prefix = f"emergence/{metric}/"
+    chosen = {name.removeprefix(prefix): v for name, v in base.items() if name.startswith(prefix)}
+    others = {name: value for name, value in chosen.items() if name not in target.heads}
+    sets = {
+        "induction": [name for name, value in others.items() if value >= target.threshold],
+        "rest": [name for name, value in others.items() if value < target.threshold],
+    }
+    for group, members in sets.items():
+        values = [run.at_end(f"{prefix}{name}") for name in members]
+        known = [value for value in values if value is not None]
+        means[f"heads/{group}"] = float(np.mean(known)) if known else None
+    a, b = means["heads/induction"], means["heads/rest"]
+    means["heads/contrast"] = None if a is None or b is None else a - b
+    return means
+
+
+def _size(arm: Arm) -> tuple[str, str, str, str]:
+    return arm.intervention, arm.mode, arm.amount, arm.label
+
+
+def _pairs(a: Run, b: Run) -> bool:
+    return (a.seed, a.start, a.end) == (b.seed, b.start, b.end)

@@ -1,0 +1,109 @@
+"""Curves averaged over seeds, and layer x head differences: what figures and the page draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mda.analysis.arms import Arm, Run, by_arm
+from mda.analysis.metrics import Measurements, control_of
+
+CURVES = {
+    "unit": "{score}, fixed head",
+    "mechanism": "{score}, strongest head",
+    "copy_gain": "gain on the second copy (nats)",
+    "icl_score": "in-context-learning score (nats)",
+    "val/loss": "held-out loss (nats)",
+}
+"""Curves that are drawn, and their axis."""
+
+SCORES = {"prefix_matching": "induction score", "previous_token": "previous-token score"}
+
+
+@dataclass(frozen=True)
+class ArmCurve:
+    """A curve of one arm: mean over seeds, standard error over seeds, and each seed's own."""
+
+    arm: Arm
+    x: np.ndarray  # steps, [P]
+    mean: np.ndarray  # [P]
+    error: np.ndarray  # [P], 0 with one seed
+    seeds: dict[int, np.ndarray]
+
+
+def titles(runs: Sequence[Run]) -> dict[str, str]:
+    """Axis titles of `CURVES`, with the name of the score that these runs' units have."""
+    metrics = {run.metric for run in runs}
+    name = metrics.pop() if len(metrics) == 1 else "score"
+    return {key: text.format(score=SCORES.get(name, name)) for key, text in CURVES.items()}
+
+
+def same_window(runs: Sequence[Run]) -> bool:
+    """Whether all runs share one window, so that curves can be drawn over absolute steps."""
+    return len({(run.start, run.end) for run in runs}) == 1
+
+
+def arm_curves(measured: Measurements, name: str) -> list[ArmCurve]:
+    """A curve of `CURVES` for each arm; replicates of a seed are averaged first.
+
+    x is the training step where all windows are one, else the step counted from the window's
+    start, up to the shortest window. Curves measured at other steps are interpolated linearly.
+    """
+    shared = same_window(measured.runs)
+    grid = _grid(measured.runs)
+    curves = []
+    for arm, seeds in by_arm(measured.runs).items():
+        rows = {}
+        for seed, runs in seeds.items():
+            found = [_on_grid(run, name, grid) for run in runs]
+            found = [row for row in found if row is not None]
+            if found:
+                rows[seed] = np.mean(found, axis=0)
+        if rows:
+            values = np.array(list(rows.values()))
+            spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(grid))
+            x = grid + measured.runs[0].start if shared else grid
+            error = spread / len(values) ** 0.5
+            curves.append(ArmCurve(arm, x, values.mean(0), error, rows))
+    return curves
+
+
+def head_matrix(run: Run, metric: str, row: int) -> np.ndarray:
+    """A metric of every head at one row of the curve, [L, H]; NaN where it was not measured."""
+    heads = run.heads_of(metric)
+    shape = (1 + max(h.layer for h in heads), 1 + max(h.head for h in heads))
+    values = np.full(shape, np.nan)
+    for head in heads:
+        values[head.layer, head.head] = run.curve[f"emergence/{metric}/{head}"][row]
+    return values
+
+
+def head_difference(measured: Measurements, runs: Sequence[Run]) -> np.ndarray:
+    """Runs of one arm and seed minus their control at the window's end, averaged, [L, H]."""
+    differences = []
+    for run in runs:
+        control = control_of(run, measured.runs)
+        differences.append(
+            head_matrix(run, run.metric, run.end_row)
+            - head_matrix(control, run.metric, control.end_row)
+        )
+    return np.mean(differences, axis=0)
+
+
+def _grid(runs: Sequence[Run]) -> np.ndarray:
+    length = min(run.end - run.start for run in runs)
+    steps = runs[0].curve["step"]
+    every = int(np.median(np.diff(steps))) if len(steps) > 1 else length
+    return np.unique(np.append(np.arange(0, length + 1, max(every, 1)), length)).astype(float)
+
+
+def _on_grid(run: Run, name: str, grid: np.ndarray) -> np.ndarray | None:
+    if name == "unit":
+        values = run.of_unit(run.heads, run.metric)
+    elif name == "mechanism":
+        values = run.curve.get(f"emergence/{run.metric}/strongest")
+    else:
+        values = run.curve.get(name if name.startswith("val/") else f"emergence/{name}")
+    return None if values is None else np.interp(grid, run.curve["step"] - run.start, values)

@@ -1,0 +1,193 @@
+"""Comparisons within seeds: labels permuted, intervals, and correction for many tests.
+
+A seed fixes initial weights and data order, so the runs of one seed differ by the edit alone. Where
+the edit does nothing they are exchangeable: whichever of a seed's runs is called the arm, its
+difference to the others is as likely. Every p-value comes from permuting that label.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+from scipy import stats
+
+DRAWS = 2**17  # labellings of all seeds together that are gone through; of more, so many are drawn
+NO_TEST = "one seed: no test"
+NO_INTERVAL = "two seeds: no interval"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed of a comparison: the metric in the arm's runs and in the reference's."""
+
+    arm: tuple[float, ...]
+    reference: tuple[float, ...]
+
+    @property
+    def difference(self) -> float:
+        """Mean of the arm's runs - mean of the reference's."""
+        return float(np.mean(self.arm) - np.mean(self.reference))
+
+    def relabelled(self, shift: float = 0.0) -> np.ndarray:
+        """Differences under every choice of the arm's runs, the true one first.
+
+        Of A + B runs any A may be the arm: C(A + B, A) differences. With one run each these are
+        d and -d, the sign flip. `shift` is taken from the arm's runs first: the labels are
+        exchangeable where the edit's effect is exactly the shift.
+        """
+        values = np.array([*(np.asarray(self.arm) - shift), *self.reference])
+        return _labellings(len(self.arm), len(self.reference)) @ values
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean paired difference. None where n seeds do not allow the number."""
+
+    n: int
+    mean: float | None
+    sd: float | None  # over seeds, n - 1 in the denominator
+    low: float | None  # bootstrap confidence interval of the mean
+    high: float | None
+    p: float | None  # two-sided
+    p_less: float | None  # small where the differences are below 0
+    p_greater: float | None
+    note: str  # why a number is missing; else empty
+
+
+def paired_effect(
+    seeds: Sequence[Seed], confidence: float = 0.95, resamples: int = 9999, seed: int = 0
+) -> Effect:
+    """Mean of the seeds' differences with bootstrap interval and label-permutation p-values.
+
+    The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), in the units of
+    the differences; with few seeds it is too narrow (for normal differences a 95 % interval covers
+    85 % at n = 5, 88 % at n = 8, 92 % at n = 12), so no verdict rests on it. With one difference
+    there is an effect but no test, with two no interval, and the note says so.
+    """
+    d = _finite([one.difference for one in seeds])
+    if len(d) == 0:
+        return Effect(0, None, None, None, None, None, None, None, "no pair of runs")
+    mean = float(d.mean())
+    if len(d) == 1:
+        return Effect(1, mean, None, None, None, None, None, None, NO_TEST)
+    low = high = None
+    if len(d) > 2:  # of two differences the bootstrap knows three means
+        low, high = bootstrap_interval(d, confidence, resamples, seed)
+    less, greater = label_p(seeds, seed=seed)
+    note = "" if low is not None else NO_INTERVAL
+    p = min(1.0, 2 * min(less, greater))
+    return Effect(len(d), mean, float(d.std(ddof=1)), low, high, p, less, greater, note)
+
+
+def label_p(
+    seeds: Sequence[Seed], shift: float = 0.0, draws: int = DRAWS, seed: int = 0
+) -> tuple[float, float]:
+    """One-sided p-values (less, greater) of the summed differences under permuted labels.
+
+    The label "arm" is permuted among the runs of each seed, and seeds independently:
+        p_greater = share of labellings whose sum of differences is at least the true one's
+    Exact where there are at most `draws` labellings (for one run against R others (R + 1)^n), else
+    over `draws` seeded ones with the true one counted in, which keeps the level at any number.
+    H0: the arm's runs, less `shift`, are exchangeable with the reference's, however skewed the
+    noise. Raises ValueError below two seeds.
+    """
+    if len(seeds) < 2:
+        raise ValueError(f"a permutation test needs two seeds or more, not {len(seeds)}")
+    options = [one.relabelled(shift) for one in seeds]
+    for values in options:
+        _finite(values)
+    observed = float(sum(values[0] for values in options))
+    if math.prod(len(values) for values in options) <= draws:
+        sums = np.zeros(1)
+        for values in options:
+            sums = np.add.outer(sums, values).ravel()
+        extra = 0
+    else:
+        rng = np.random.default_rng(seed)
+        sums = np.zeros(draws)
+        for values in options:
+            sums += values[rng.integers(len(values), size=draws)]
+        extra = 1
+    slack = 1e-9 * max(1e-300, float(sum(np.abs(values).max() for values in options)))
+    less, greater = (sums <= observed + slack).sum(), (sums >= observed - slack).sum()
+    count = len(sums) + extra
+    return float((less + extra) / count), float((greater + extra) / count)
+
+
+def equivalence_p(seeds: Sequence[Seed], margin: float, draws: int = DRAWS, seed: int = 0) -> float:
+    """p-value of two one-sided tests that the effect lies within +-margin (Schuirmann 1987).
+
+    H0: |effect| >= margin. The larger of the p-values against effect <= -margin and against
+    effect >= margin, each by `label_p` with the margin as shift.
+    """
+    above = label_p(seeds, -margin, draws, seed)[1]
+    below = label_p(seeds, margin, draws, seed)[0]
+    return max(above, below)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = 9999,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """BCa bootstrap interval of the mean; equal values give an interval of length 0."""
+    x = _finite(values)
+    if np.ptp(x) <= 1e-12 * np.abs(x).max():
+        return float(x.mean()), float(x.mean())
+    with warnings.catch_warnings():
+        for category in (stats.DegenerateDataWarning, RuntimeWarning):
+            warnings.simplefilter("ignore", category)
+        for method in ("BCa", "percentile"):
+            interval = stats.bootstrap(
+                (x,),
+                np.mean,
+                confidence_level=confidence,
+                n_resamples=resamples,
+                method=method,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+            if np.isfinite([interval.low, interval.high]).all():
+                break
+    return float(interval.low), float(interval.high)
+
+
+def holm(p_values: Sequence[float | None], size: int | None = None) -> list[float | None]:
+    """Holm's step-down correction (Holm 1979) over a family of `size` tests, None = no test.
+
+    Adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), in increasing order of p. m is
+    the family's size where it is given, tests that were planned and could not be made included,
+    else the number of p-values.
+    """
+    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    m = len(tested) if size is None else size
+    if m < len(tested):
+        raise ValueError(f"a family of {m} tests cannot have {len(tested)} p-values")
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(tested):
+        largest = max(largest, min(1.0, (m - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+@cache
+def _labellings(a: int, b: int) -> np.ndarray:
+    """Weights of a + b runs in mean(arm) - mean(reference), a row for each choice of the arm's."""
+    rows = np.full((math.comb(a + b, a), a + b), -1 / b)
+    for row, members in zip(rows, combinations(range(a + b), a), strict=True):
+        row[list(members)] = 1 / a
+    return rows
+
+
+def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    x = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError(f"values must be finite, not {x[~np.isfinite(x)][0]}")
+    return x

@@ -1,0 +1,167 @@
+"""The kept results of studies as one Markdown page, every number of it out of their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from mda import store
+from mda.report.page import number, p_value
+from mda.schema import REFERENCES, StudyConfig
+
+KEPT = (
+    "effects.csv",
+    "verdicts.csv",
+    "null.csv",
+    "curves.png",
+    "forest.png",
+    "icl.png",
+    "dose.png",
+)
+SHOWN = {
+    "unit": "score of the unit",
+    "onset_step": "onset, steps",
+    "copy_gain": "gain on second copy, nats",
+    "icl_score": "ICL score, nats",
+}
+Row = Mapping[str, str]
+
+
+def results_page(studies: Mapping[Path, tuple[StudyConfig, str]]) -> str:
+    """The page of all studies: folder -> its study and the sentence of its comparison."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `python experiments/results.py` from the curves that lie here; do not edit. The",
+        "comparison of one study alone:",
+        "`python experiments/compare.py study=<name> report.runs=[sweeps/results/<name>]`.",
+        "",
+    ]
+    for folder, (study, sentence) in studies.items():
+        lines += _study(folder, study, sentence)
+    return "\n".join(lines)
+
+
+def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
+    effects, verdicts, null = (store.read_csv(folder / f"{name}.csv")
+                               for name in ("effects", "verdicts", "null"))  # fmt: skip
+    whole = [row for row in effects if " band " not in row["arm"]]
+    kind = (
+        "The claims were formed on these seeds: all verdicts are exploratory."
+        if study.exploratory
+        else "A claim is registered if it was written down before its arm was first run."
+    )
+    lines = [
+        f"## {study.name}",
+        "",
+        f"Written down {study.date}, hash `{study.hash}`, seeds "
+        f"{', '.join(map(str, study.seeds))}. {kind}",
+        "",
+        f"{sentence}",
+        "",
+        f"![Emergence in every arm]({folder.name}/curves.png)",
+        "",
+        "Every arm is compared with:",
+        "",
+        *(f"- **{name}**{_run(whole, name)}: {what}." for name, what in REFERENCES.items()),
+        "",
+        "Mean differences at the window's end with 95 % bootstrap interval (too narrow with few",
+        "seeds); p is two-sided, from permuting labels within each seed, corrected by Holm over",
+        "the study's arms of the same reference and metric.",
+        "",
+        *_effect_table(whole),
+        "",
+        "### Verdicts",
+        "",
+        "One-sided p, corrected by Holm over the claims of a family, tested or not.",
+        "",
+        *_verdict_table(verdicts),
+        "",
+    ]
+    if censored := sorted({row["arm"] for row in whole if int(row["censored"])}):
+        lines += [
+            "Some runs of these arms never reach the onset threshold, so their delay is a lower "
+            f"bound: {'; '.join(censored)}.",
+            "",
+        ]
+    if left_out := sorted({row["dropped"] for row in verdicts
+                           if row["dropped"]}):  # fmt: skip
+        lines += [f"Left out of the verdicts: {'; '.join(left_out)}.", ""]
+    return [*lines, *_null(null), *_dose(folder, effects)]
+
+
+def _run(rows: Sequence[Row], reference: str) -> str:
+    return "" if any(row["reference"] == reference for row in rows) else " (not run)"
+
+
+def _effect_table(rows: Sequence[Row]) -> list[str]:
+    known = {(row["arm"], row["reference"], row["metric"]): row for row in rows}
+    lines = [f"| arm | against | seeds | {' | '.join(SHOWN.values())} |", "|---" * 7 + "|"]
+    for arm, reference in dict.fromkeys((row["arm"], row["reference"]) for row in rows):
+        own = [known[arm, reference, metric] for metric in SHOWN]
+        cells = [f"{_interval(r, 'difference', 'ci_low', 'ci_high')} p {_p(r['p_holm'])}"
+                 for r in own]  # fmt: skip
+        lines.append(f"| {arm} | {reference} | {own[0]['n']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _verdict_table(rows: Sequence[Row]) -> list[str]:
+    lines = ["| claim | effect | p | family | verdict | |", "|---|---|---|---|---|---|"]
+    return lines + [
+        f"| {row['text']} | {_interval(row, 'mean', 'low', 'high')} | {_p(row['p_holm'])} | "
+        f"{row['family']} ({row['family_size']}) | **{row['verdict']}** | {row['status']} |"
+        for row in rows
+    ]
+
+
+def _null(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return []
+    differ = [row for row in rows if row["differs"] == "True"]
+    said = "none is said to differ" if not differ else f"{len(differ)} are said to differ"
+    lowest = min(rows, key=lambda row: float(row["p_holm"]))
+    return [
+        "### Random against random",
+        "",
+        f"Each random edit against the others of its seed: of {len(rows)} comparisons {said}; the "
+        f"smallest corrected p is {_p(lowest['p_holm'])} (replicate {lowest['replicate']} of "
+        f"{lowest['arm']}, {lowest['metric']}).",
+        "",
+    ]
+
+
+def _dose(folder: Path, effects: Sequence[Row]) -> list[str]:
+    bands = [
+        row
+        for row in effects
+        if " band " in row["arm"] and (row["reference"], row["metric"]) == ("control", "unit")
+    ]
+    if len(bands) < 2:
+        return []
+    bands.sort(key=lambda row: float(row["arm"].split(" band ")[1].partition("-")[0]))
+    values = [float(row["difference"]) for row in bands]
+    falls = sum(b < a for a, b in pairwise(values))
+    return [
+        "### Dose-response",
+        "",
+        f"Each band of scores edited alone, mean over {bands[0]['n']} seeds, against control: from "
+        f"{number(values[0])} for the lowest scores to {number(values[-1])} for the highest; from "
+        f"one band to the next the mean falls {falls} times of {len(values) - 1}.",
+        "",
+        f"![Effect of each band]({folder.name}/dose.png)",
+        "",
+    ]
+
+
+def _float(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _p(text: str) -> str:
+    return p_value(_float(text))
+
+
+def _interval(row: Row, *names: str) -> str:
+    mean, low, high = (number(_float(row[name])) for name in names)
+    return f"{mean} [{low}, {high}]"

@@ -1,0 +1,58 @@
+"""How an arm looks: the same in every figure of the project, whatever stands beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from zlib import crc32
+
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+
+from mda.analysis.arms import CONTROL, Arm, band_edges
+
+COLOURS = {
+    "ekfac": "#0072B2",
+    "tracin": "#D55E00",
+    "repetition": "#009E73",
+    "loss": "#CC79A7",
+    "gradient_norm": "#E69F00",
+}
+"""Okabe and Ito's palette, told apart with any colour vision; other estimators take from `MORE`."""
+MORE = ("#56B4E9", "#882255", "#44AA99", "#332288", "#999933")
+CONTROL_COLOUR, RANDOM_COLOUR, MATCHED_COLOUR = "#000000", "#7F7F7F", "#8C6D46"
+DASHES = {"remove": "solid", "augment": "dashed"}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an arm looks in every figure."""
+
+    colour: str
+    dash: str  # matplotlib's: solid, dashed, dotted, dashdot
+
+
+def style(arm: Arm) -> Style:
+    """Colour by what chose the samples, dash by what was done to them.
+
+    Control is black, random edits are grey, random sets matched to a targeted one brown, score
+    bands on a scale from dark (lowest) to light. The look depends on the arm alone, so it is the
+    same in every figure; arms that differ by another setting only look alike and are told by name.
+    """
+    dash = DASHES.get(arm.intervention, "dashdot")
+    if arm.intervention == CONTROL:
+        return Style(CONTROL_COLOUR, "solid")
+    if arm.match:
+        return Style(MATCHED_COLOUR, "dotted" if arm.match_targeted == "allow" else dash)
+    if arm.is_random:
+        return Style(RANDOM_COLOUR, dash)
+    if arm.is_band:
+        low, high = band_edges(arm)
+        return Style(to_hex(colormaps["cividis"](0.5 * (low + high))), dash)
+    other = MORE[crc32(arm.estimator.encode()) % len(MORE)]
+    return Style(COLOURS.get(arm.estimator, other), dash)
+
+
+def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
+    """The look of each arm."""
+    return {arm: style(arm) for arm in arms}

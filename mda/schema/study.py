@@ -1,0 +1,154 @@
+"""A study: which arms are compared over which seeds, and what is claimed, before the runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, time
+from hashlib import sha256
+from typing import Any, ClassVar
+
+from mda.schema.setting import ConfigError, Group, nearest, refuse, setting
+
+REFERENCES = {
+    "control": "the same window of the unedited stream",
+    "random": "edits of the same kind and size whose samples are drawn freely",
+    "matched": (
+        "random samples with the labels (or losses) of the targeted set, none of them targeted; "
+        "where the targeted set is a large part of a label, these are the label's lower-scoring "
+        "samples"
+    ),
+    "matched_overlap": (
+        "random samples with the labels (or losses) of the targeted set, targeted ones allowed: "
+        "fair draws from each label, which share samples with the targeted set"
+    ),
+    "repetition": (
+        "the trivial baseline: the samples that repeat themselves most, by a count that needs no "
+        "model; what influence has to beat"
+    ),
+}
+"""What an arm is compared with, in words. A claim may also name any other estimator."""
+
+
+@dataclass
+class ArmConfig(Group):
+    """What identifies an arm of a study over all seeds; see `mda.analysis.arms.Arm`."""
+
+    key: ClassVar[str] = "study.arms.*"
+    intervention: str = setting("???", "kind of edit", one_of=("remove", "augment", "control"))
+    mode: str = setting("", "mask, drop, replace, duplicate, upweight or insert")
+    estimator: str = setting("", "what scored the samples, such as ekfac or repetition")
+    select: str = setting("", "top, bottom, band 0.1-0.2, random or ids")
+    amount: str = setting("", "share or number of samples, such as 10 % or 500 samples")
+    label: str = setting("", "class that the selection was restricted to")
+    match: str = setting("", "random set like the targeted one", one_of=("", "label", "loss"))
+    match_targeted: str = setting(
+        "", "whether a matched set may hold targeted samples", one_of=("", "exclude", "allow")
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.match) != bool(self.match_targeted):
+            raise self._refuse("match_targeted", "exclude or allow with a match, else empty")
+
+
+@dataclass
+class ClaimConfig(Group):
+    """A claim, judged by the rule of mda/analysis/claims.py."""
+
+    key: ClassVar[str] = "study.claims.*"
+    text: str = setting("???", "the claim in words")
+    metric: str = setting("unit", "what is compared, see mda/analysis/metrics.py")
+    arm: str = setting("???", "name of an arm of the study")
+    reference: str = setting(
+        "random", f"what the arm is compared with: {', '.join(REFERENCES)}, or an estimator's name"
+    )
+    direction: str = setting("???", "the claimed sign", one_of=("less", "greater", "none"))
+    margin: float = setting(
+        0.0, "less, greater: the effect must exceed it; none: must stay within it", low=0
+    )
+    expected: float = setting(
+        0.0, "size of the claimed effect in units of the metric, 0: none was said", low=0
+    )
+    family: str = setting("main", "claims that are corrected together")
+    min_seeds: int = setting(5, "fewer pairs leave it undecided", low=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.direction == "none" and self.margin == 0:
+            raise self._refuse("margin", "above 0 with direction=none")
+        if self.direction == "none" and self.expected:
+            raise self._refuse("expected", "0 with direction=none")
+
+
+@dataclass
+class StudyConfig(Group):
+    """Claims, seeds, arms, families and margins, written down with a date and a hash."""
+
+    key: ClassVar[str] = "study"
+    name: str = setting("none", "name of the study, that of its file")
+    date: str = setting("", "when it was written down, UTC: 2026-11-25, or 2026-11-25T07:30")
+    exploratory: bool = setting(False, "the claims were formed on runs of these very seeds")
+    alpha: float = setting(0.05, "family-wise level of the verdicts", above=0, below=1)
+    seeds: list[int] = setting([], "runs of other seeds are not judged; []: all are", low=0)
+    arms: dict[str, ArmConfig] = field(
+        default_factory=dict, metadata={"accepts": "arms by name, see conf/study/causal_grid.yaml"}
+    )
+    claims: dict[str, ClaimConfig] = field(
+        default_factory=dict,
+        metadata={"accepts": "claims by name, see conf/study/causal_grid.yaml"},
+    )
+    hash: str | None = setting(
+        None, "hash of all of the above; a change without a new hash is refused; null: no check"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.date:
+            try:
+                self.written()
+            except ValueError:
+                raise self._refuse(
+                    "date", "a date such as 2026-11-25 or 2026-11-25T07:30"
+                ) from None
+        for name, claim in self.claims.items():
+            if claim.arm not in self.arms:
+                known = (
+                    f"an arm of the study: {', '.join(self.arms)}{nearest(claim.arm, self.arms)}"
+                )
+                raise self._refuse_claim(name, "arm", claim.arm, known)
+            self._check_margin(name, claim)
+        if self.hash is not None and self.hash != (now := self.content_hash()):
+            raise self._refuse(
+                "hash", f"{now}, which the study has now, or null for a study that is tried out"
+            )
+
+    def content_hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of every value but `hash`, as sorted JSON."""
+        content = {key: value for key, value in asdict(self).items() if key != "hash"}
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return sha256(text.encode()).hexdigest()[:16]
+
+    def written(self) -> datetime | None:
+        """When the study was certainly there: a date without a time means the end of that day."""
+        if not self.date:
+            return None
+        when = datetime.fromisoformat(self.date)
+        if len(self.date) == len("2026-11-25"):
+            when = datetime.combine(when.date(), time.max)
+        return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+    def _check_margin(self, name: str, claim: ClaimConfig) -> None:
+        effects = [
+            other.expected
+            for other in self.claims.values()
+            if other.metric == claim.metric and other.expected > 0
+        ]
+        # "Does nothing" has to mean much less than the effects that are claimed.
+        if claim.direction == "none" and effects and claim.margin > min(effects) / 2.999:
+            limit = min(effects) / 3
+            said = f"at most {limit:.3g}, a third of the smallest effect that the study expects"
+            raise self._refuse_claim(name, "margin", claim.margin, said)
+
+    def _refuse_claim(self, name: str, item: str, value: Any, accepted: str) -> ConfigError:
+        return refuse(f"study.claims.{name}.{item}", value, accepted)
