@@ -173,7 +173,7 @@ def test_every_setting_is_tried():
         if ours and not key.startswith(ELSEWHERE) and "." in key and key not in CHANGES:
             missing.append(key)
     skipped = {"data.name", "data.templates", "unit.probe", "emergence.onset"}
-    skipped |= {group for group in OPTIONS}
+    skipped |= set(OPTIONS)
     assert [key for key in missing if key not in skipped] == []
 
 
