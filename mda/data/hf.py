@@ -137,19 +137,22 @@ def open_data(config: HfConfig) -> Opened:
     """The records of the data set. Raises DataError, one sentence, where it cannot be read."""
     from datasets import load_dataset
 
-    files = local_files(config.dataset)
-    streaming = config.streaming
+    load: Any = load_dataset  # its types differ with the value of streaming
+    files, streaming = local_files(config.dataset), config.streaming
     try:
         if files is None:
-            found: Any = load_dataset(config.dataset, config.subset, split=config.split,
-                                      revision=config.revision, streaming=streaming)  # fmt: skip
+            found = load(
+                config.dataset,
+                config.subset,
+                split=config.split,
+                revision=config.revision,
+                streaming=streaming,
+            )
         else:
             reader = READERS[_suffix(files[0])]
             more = {"sample_by": "document"} if reader == "text" else {}
             names = [str(path) for path in files]
-            found = load_dataset(
-                reader, data_files=names, split="train", streaming=streaming, **more
-            )
+            found = load(reader, data_files=names, split="train", streaming=streaming, **more)
     except Exception as error:  # of the network, the hub, the files: each its own kind
         raise _unreadable(config, error) from error
     total = None if streaming else len(found)
@@ -182,8 +185,7 @@ def documents(
         values = [record[column] for record in batch]
         for offset, value in enumerate(values):
             if value is None:
-                raise DataError(f"data.dataset={config.dataset}: document {number + offset:,} has no "
-                                f"{column}")  # fmt: skip
+                raise DataError(f"{_named(config)}: document {number + offset:,} has no {column}")
         if config.tokens is None:
             assert tokenizer is not None
             encoded = tokenizer.encode_batch_fast(values, add_special_tokens=False)
@@ -209,7 +211,7 @@ def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
 def _unreadable(config: HfConfig, error: Exception) -> DataError:
     lines = str(error.__cause__ or error).split("\n")
     why = " ".join(lines[0].split())[:300] or type(error).__name__
-    return DataError(f"data.dataset={config.dataset}: it cannot be read ({why})")
+    return DataError(f"{_named(config)}: it cannot be read ({why})")
 
 
 def _refuse_column(config: HfConfig, setting: str, record: Mapping[str, object]) -> None:
@@ -241,7 +243,7 @@ def _checked(config: HfConfig, value: Any, number: int) -> np.ndarray:
     if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
         wrong = ids.min() if ids.min() < 0 else ids.max()
         raise DataError(
-            f"data.dataset={config.dataset}: token id {wrong} in document {number:,}; accepted: 0 to "
+            f"{_named(config)}: token id {wrong} in document {number:,}; accepted: 0 to "
             f"below data.vocab_size={config.vocab_size}"
         )
     return ids
@@ -267,8 +269,8 @@ def _label_reader(config: HfConfig, records: Any) -> Callable[[Mapping[str, Any]
 def _refuse_few(config: HfConfig, n: int) -> None:
     if config.n_sequences is not None and n < config.n_sequences:
         raise DataError(
-            f"data.n_sequences={config.n_sequences}: {config.dataset} gives only {n:,} sequences of "
-            f"data.seq_len={config.seq_len}"
+            f"data.n_sequences={config.n_sequences}: {config.dataset} gives only {n:,} sequences "
+            f"of data.seq_len={config.seq_len}"
         )
     if n <= config.held_out:
         raise DataError(
@@ -296,9 +298,13 @@ def _commit(config: HfConfig) -> str:
         return str(HfApi().dataset_info(config.dataset, revision=config.revision).sha)
     except Exception as error:
         raise DataError(
-            f"data.dataset={config.dataset}: no such file, and the hub knows no such data set or cannot "
-            f"be reached ({' '.join(str(error).split())[:200]})"
+            f"{_named(config)}: no such file, and the hub knows no such data set or "
+            f"cannot be reached ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _named(config: HfConfig) -> str:
+    return f"data.dataset={config.dataset}"
 
 
 def _suffix(path: Path) -> str:

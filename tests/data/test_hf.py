@@ -17,6 +17,7 @@ from mda.schema import HfConfig
 from mda.store import hash_file
 
 from .conftest import sentence
+from .servers import serving
 
 WIDTH = 17
 TEXTS = [sentence(n, 5 + 11 * (n % 7)) for n in range(60)]
@@ -54,7 +55,10 @@ def write(folder, kind):
             pq.write_table(table.slice(30 * part, 30), folder / f"part-{part}.parquet")
         return folder / "part-*.parquet"
     if kind == "jsonl":
-        rows = ({"text": t, "kind": k, "n": n} for n, (t, k) in enumerate(zip(TEXTS, KINDS)))
+        rows = (
+            {"text": t, "kind": k, "n": n}
+            for n, (t, k) in enumerate(zip(TEXTS, KINDS, strict=True))
+        )
         (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder / "texts.jsonl"
     (folder / "texts").mkdir()
@@ -260,3 +264,27 @@ def test_a_document_without_text_is_named(tmp_path, tokenizer_json):
     (tmp_path / "x.jsonl").write_text('{"text": "the red fox"}\n{"text": null}\n')
     with pytest.raises(DataError, match="document 1 has no text"):
         build(tmp_path, settings(tmp_path / "x.jsonl", tokenizer_json))
+
+
+HUB = {
+    "unknown": (404, {"X-Error-Code": "RepoNotFound"}),
+    "private": (401, {"X-Error-Code": "GatedRepo"}),
+    "busy": (429, {"Retry-After": "1"}),
+}
+
+
+@pytest.mark.parametrize("case", HUB)
+def test_a_hub_that_refuses_is_one_sentence(tmp_path, tokenizer_json, monkeypatch, case):
+    with serving(tmp_path) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        hub.answers = [HUB[case]] * 20
+        with pytest.raises(DataError, match=r"^data\.dataset=some/texts: .*the hub") as error:
+            inputs("some/texts", tokenizer_json)
+    assert "\n" not in str(error.value)
+    assert any(path.startswith("/api/datasets/some/texts") for path, *_ in hub.requests)
+
+
+def test_a_commit_of_the_hub_is_taken_at_its_word(tokenizer_json):
+    commit = "0123456789" * 4
+    found = inputs("some/texts", tokenizer_json, revision=commit)
+    assert found["source"] == {"repo": "some/texts", "commit": commit}
