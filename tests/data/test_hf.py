@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from mda.data import hf
 from mda.data.arrow import ArrowRows, ArrowWriter
@@ -225,7 +225,7 @@ def test_what_enters_is_the_content_of_files_and_tokenizer_not_their_place(
         ({"n_sequences": 9999}, r"data\.n_sequences=9999: .* gives only \d+ sequences"),
         ({"held_out": 9999}, r"data\.held_out=9999: .* gives only \d+ sequences"),
         ({"end_of_text": 300}, r"data\.end_of_text=300: accepted: below data\.vocab_size=300"),
-        ({"tokens": "text", "end_of_text": 0}, r"data\.tokens=text: document 0 is no list"),
+        ({"tokens": "text", "end_of_text": 0}, r"data\.tokens=text: a column of \w+, no lists"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
@@ -258,6 +258,25 @@ def test_a_file_that_is_torn_is_one_sentence(tmp_path, tokenizer_json, name, str
     with pytest.raises(DataError, match=r"^data\.dataset=.*it cannot be read \(") as error:
         build(tmp_path, settings(tmp_path / name, tokenizer_json, streaming=streaming))
     assert "\n" not in str(error.value)
+
+
+def test_a_column_that_holds_no_texts_is_refused(tmp_path, tokenizer_json):
+    path = write(tmp_path, "jsonl")
+    with pytest.raises(DataError, match=r"data\.text=n: a column of int64, no texts"):
+        build(tmp_path, settings(path, tokenizer_json, text="n"))
+
+
+def test_class_labels_of_a_data_set_have_their_names(tmp_path, tokenizer_json):
+    names = ClassLabel(names=["prose", "code", "a, b"])
+    kinds = [names.str2int(kind) for kind in KINDS]
+    features = Features({"text": Value("string"), "kind": names})
+    table = Dataset.from_dict({"text": TEXTS, "kind": kinds}, features=features)
+    table.to_parquet(tmp_path / "texts.parquet")
+    plain = settings(write(tmp_path, "jsonl"), tokenizer_json, label="kind")
+    expected = build(tmp_path / "plain", plain)
+    found = build(tmp_path, settings(tmp_path / "texts.parquet", tokenizer_json, label="kind"))
+    ids = np.arange(len(expected.tokens))
+    assert found.labels_of(ids) == expected.labels_of(ids)
 
 
 def test_a_document_without_text_is_named(tmp_path, tokenizer_json):
