@@ -187,6 +187,50 @@ BAD_CONFIG = {
         "training.devices=3",
         "training.devices=3 is refused; accepted: a divisor of training.batch_size=8",
     ),
+    "data without its file": (
+        "data=hf data.tokenizer=t.json",
+        "data.dataset is not given; accepted: a hub id, or a file, folder or pattern of .parquet",
+    ),
+    "texts without a tokenizer": (
+        "data=hf data.dataset=x.jsonl",
+        "data.tokenizer=null is refused; accepted: a tokenizer for the texts, or data.tokens=<col",
+    ),
+    "rows of texts": (
+        "data=hf data.dataset=x.jsonl data.tokenizer=t.json data.packing=rows",
+        "data.packing=rows is refused; accepted: across or within, or data.tokens=<column of rows",
+    ),
+    "documents of ids without an end": (
+        "data=hf data.dataset=x.jsonl data.tokens=ids",
+        "data.end_of_text=null is refused; accepted: an id to stand between documents of token id",
+    ),
+    "typo in a packing": (
+        "data=hf data.dataset=x.jsonl data.tokenizer=t.json data.packing=acros",
+        "data.packing=acros is refused; accepted: one of across, within, rows (did you mean acros",
+    ),
+    "type of tokens that there is not": (
+        "data=tokens data.path=x.bin data.dtype=uint8",
+        "data.dtype=uint8 is refused; accepted: one of uint16, uint32, int32, int64, or null",
+    ),
+    "label with a terminal escape": (
+        "data=tokens data.path=x.bin data.label_names=['a\x1bc']",
+        "data.label_names has 'a\\x1bc'; accepted: names of printable characters",
+    ),
+    "order seed that nothing reads": (
+        "data.shuffle=false data.order_seed=1",
+        "data.order_seed=1 is refused; accepted: null with data.shuffle=false, which keeps the or",
+    ),
+    "typo in a setting of the Pile": (
+        "data=pile data.sorce=x",
+        "data.sorce is no setting (did you mean data.source?); accepted in data: ",
+    ),
+    "setting of another source": (
+        "data=pile data.dataset=x",
+        "data.dataset is a setting of data=hf; choose that option or leave the key out",
+    ),
+    "too few rows of the Pile for the steps": (
+        "data=pile data.seq_len=64 data.vocab_size=512 data.n_sequences=1000",
+        "data.n_sequences=1000 is refused; accepted: at least 32512: 4000 steps x training.batch_",
+    ),
     "name that is a path": ("name=../x", "name=../x is refused; accepted: letters, digits and any"),
 }
 

@@ -9,14 +9,15 @@ mapped when it is read. Every document is followed by the end-of-text id.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from glob import glob, has_magic
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mda.data import packing
 from mda.data.arrow import FILE, ArrowRows, ArrowWriter
@@ -27,13 +28,16 @@ from mda.data.tokens import tokenizer_hash, write_corpus
 from mda.schema import HfConfig
 from mda.schema.setting import nearest
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 BATCH = 256  # documents that are tokenized at once
 FORMAT = 1
 
 
 class Opened(NamedTuple):
-    """Records of a data set, and how many there are where that is known."""
+    """A data set that gives Arrow tables, and how many records it has where that is known."""
 
     records: Any
     total: int | None
@@ -137,19 +141,22 @@ def open_data(config: HfConfig) -> Opened:
     """The records of the data set. Raises DataError, one sentence, where it cannot be read."""
     from datasets import load_dataset
 
-    files = local_files(config.dataset)
-    streaming = config.streaming
+    load: Any = load_dataset  # its types differ with the value of streaming
+    files, streaming = local_files(config.dataset), config.streaming
     try:
         if files is None:
-            found: Any = load_dataset(config.dataset, config.subset, split=config.split,
-                                      revision=config.revision, streaming=streaming)  # fmt: skip
+            found = load(
+                config.dataset,
+                config.subset,
+                split=config.split,
+                revision=config.revision,
+                streaming=streaming,
+            )
         else:
             reader = READERS[_suffix(files[0])]
             more = {"sample_by": "document"} if reader == "text" else {}
             names = [str(path) for path in files]
-            found = load_dataset(
-                reader, data_files=names, split="train", streaming=streaming, **more
-            )
+            found = load(reader, data_files=names, split="train", streaming=streaming, **more)
     except Exception as error:  # of the network, the hub, the files: each its own kind
         raise _unreadable(config, error) from error
     total = None if streaming else len(found)
@@ -157,7 +164,7 @@ def open_data(config: HfConfig) -> Opened:
     wanted = [column for column in wanted if column is not None]
     if found.column_names and set(wanted) <= set(found.column_names):
         found = found.select_columns(wanted)
-    return Opened(found.with_format("numpy") if config.tokens else found, total)
+    return Opened(found.with_format("arrow"), total)
 
 
 def documents(
@@ -166,35 +173,62 @@ def documents(
     names: dict[str, int],
     advance: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Document]:
-    """The documents' ids, int64, and labels; new labels are added to `names`.
+    """The documents' ids and labels; new labels are added to `names`.
 
     Raises DataError for a column that is missing, empty or not in order, and for ids beyond the
     vocabulary.
     """
     tokenizer = read_tokenizer(config.tokenizer).tokenizer if config.tokenizer else None
     label_of = _label_reader(config, opened.records)
+    setting = "tokens" if config.tokens else "text"
     column = config.tokens or config.text
     number, last = 0, None
-    records = _reading(config, opened.records)
-    while batch := list(islice(records, BATCH)):
-        for setting in ("label", "ordered_by", "tokens" if config.tokens else "text"):
-            _refuse_column(config, setting, batch[0])
-        values = [record[column] for record in batch]
-        for offset, value in enumerate(values):
-            if value is None:
-                raise DataError(f"data.dataset={config.dataset}: document {number + offset:,} has no "
-                                f"{column}")  # fmt: skip
-        if config.tokens is None:
+    for table in _reading(config, opened.records.iter(BATCH)):
+        for name in ("label", "ordered_by", setting):
+            _refuse_column(config, name, table.column_names)
+        values = table[column].combine_chunks()
+        if values.null_count:
+            missing = number + int(np.flatnonzero(values.is_null().to_numpy(False))[0])
+            raise DataError(f"{_named(config)}: document {missing:,} has no {column}")
+        if config.ordered_by is not None:
+            last = _in_order(config, table[config.ordered_by].to_pylist(), last, number)
+        if config.tokens is not None:
+            lists = _token_lists(config, values)
+        else:
             assert tokenizer is not None
-            encoded = tokenizer.encode_batch_fast(values, add_special_tokens=False)
-            values = [encoding.ids for encoding in encoded]
-        for record, value in zip(batch, values, strict=True):
-            last = _in_order(config, record, last, number)
-            ids = _checked(config, value, number)
-            label = names.setdefault(label_of(record), len(names))
-            number += 1
-            yield Document(ids, label)
-        advance(len(batch))
+            lists = _tokenized(config, values, tokenizer)
+        _refuse_ids(config, lists, number)
+        labels = map(label_of, table[config.label].to_pylist() if config.label else lists)
+        for ids, label in zip(lists, labels, strict=True):
+            yield Document(ids, names.setdefault(label, len(names)))
+        number += len(table)
+        advance(len(table))
+
+
+def _token_lists(config: HfConfig, values: Any) -> list[np.ndarray]:
+    kind = values.type
+    if not hasattr(kind, "value_type") or not pa.types.is_integer(kind.value_type):
+        raise DataError(f"data.tokens={config.tokens}: a column of {kind}, no lists of integers")
+    flat = values.flatten().to_numpy(zero_copy_only=False)
+    ends = np.cumsum(pc.list_value_length(values).to_numpy(zero_copy_only=False))
+    return np.split(flat, ends[:-1])
+
+
+def _tokenized(config: HfConfig, values: Any, tokenizer: Tokenizer) -> list[np.ndarray]:
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        raise DataError(f"data.text={config.text}: a column of {values.type}, no texts")
+    encoded = tokenizer.encode_batch_fast(values.to_pylist(), add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int64) for encoding in encoded]
+
+
+def _refuse_ids(config: HfConfig, lists: list[np.ndarray], number: int) -> None:
+    for offset, ids in enumerate(lists):
+        if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise DataError(
+                f"{_named(config)}: token id {wrong} in document {number + offset:,}; accepted: 0 "
+                f"to below data.vocab_size={config.vocab_size}"
+            )
 
 
 def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
@@ -209,54 +243,39 @@ def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
 def _unreadable(config: HfConfig, error: Exception) -> DataError:
     lines = str(error.__cause__ or error).split("\n")
     why = " ".join(lines[0].split())[:300] or type(error).__name__
-    return DataError(f"data.dataset={config.dataset}: it cannot be read ({why})")
+    return DataError(f"{_named(config)}: it cannot be read ({why})")
 
 
-def _refuse_column(config: HfConfig, setting: str, record: Mapping[str, object]) -> None:
+def _refuse_column(config: HfConfig, setting: str, columns: Sequence[str]) -> None:
     column = getattr(config, setting)
-    if column is not None and column not in record:
+    if column is not None and column not in columns:
         raise DataError(
-            f"data.{setting}={column}: no such column{nearest(column, record)}; "
-            f"accepted: {', '.join(record)}"
+            f"data.{setting}={column}: no such column{nearest(column, columns)}; "
+            f"accepted: {', '.join(columns)}"
         )
 
 
-def _in_order(config: HfConfig, record: Mapping[str, Any], last: Any, number: int) -> Any:
-    if config.ordered_by is None:
-        return None
-    value = record[config.ordered_by]
-    if last is not None and value < last:
-        raise DataError(
-            f"data.ordered_by={config.ordered_by}: {value} after {last}, at document {number:,}; "
-            "accepted: files in the order in which they are to be trained on"
-        )
-    return value
+def _in_order(config: HfConfig, values: list[Any], last: Any, number: int) -> Any:
+    for offset, value in enumerate(values):
+        if last is not None and value < last:
+            raise DataError(
+                f"data.ordered_by={config.ordered_by}: {value} after {last}, at document "
+                f"{number + offset:,}; accepted: files in the order in which they are to be "
+                "trained on"
+            )
+        last = value
+    return last
 
 
-def _checked(config: HfConfig, value: Any, number: int) -> np.ndarray:
-    ids = np.asarray(value)
-    if ids.size and (ids.dtype.kind not in "iu" or ids.ndim != 1):
-        raise DataError(f"data.tokens={config.tokens}: document {number:,} is no list of integers")
-    ids = ids.astype(np.int64)
-    if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise DataError(
-            f"data.dataset={config.dataset}: token id {wrong} in document {number:,}; accepted: 0 to "
-            f"below data.vocab_size={config.vocab_size}"
-        )
-    return ids
-
-
-def _label_reader(config: HfConfig, records: Any) -> Callable[[Mapping[str, Any]], str]:
+def _label_reader(config: HfConfig, records: Any) -> Callable[[Any], str]:
     column = config.label
     if column is None:
-        return lambda record: "all"
+        return lambda value: "all"
     feature = (records.features or {}).get(column)
     named = getattr(feature, "int2str", None)
 
-    def read(record: Mapping[str, Any]) -> str:
-        value = record[column]
-        text = named(int(value)) if named is not None and value is not None else str(value)
+    def read(value: Any) -> str:
+        text = named(value) if named is not None and value is not None else str(value)
         if not text or not text.isprintable():
             raise DataError(f"data.label={column}: {text!r}; accepted: printable characters")
         return text
@@ -267,8 +286,8 @@ def _label_reader(config: HfConfig, records: Any) -> Callable[[Mapping[str, Any]
 def _refuse_few(config: HfConfig, n: int) -> None:
     if config.n_sequences is not None and n < config.n_sequences:
         raise DataError(
-            f"data.n_sequences={config.n_sequences}: {config.dataset} gives only {n:,} sequences of "
-            f"data.seq_len={config.seq_len}"
+            f"data.n_sequences={config.n_sequences}: {config.dataset} gives only {n:,} sequences "
+            f"of data.seq_len={config.seq_len}"
         )
     if n <= config.held_out:
         raise DataError(
@@ -296,9 +315,13 @@ def _commit(config: HfConfig) -> str:
         return str(HfApi().dataset_info(config.dataset, revision=config.revision).sha)
     except Exception as error:
         raise DataError(
-            f"data.dataset={config.dataset}: no such file, and the hub knows no such data set or cannot "
-            f"be reached ({' '.join(str(error).split())[:200]})"
+            f"{_named(config)}: no such file, and the hub knows no such data set or "
+            f"cannot be reached ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+def _named(config: HfConfig) -> str:
+    return f"data.dataset={config.dataset}"
 
 
 def _suffix(path: Path) -> str:

@@ -15,7 +15,7 @@ CHUNK_TOKENS = 2**20
 class Document(NamedTuple):
     """A document's ids and the number of its label."""
 
-    ids: np.ndarray  # int64
+    ids: np.ndarray  # integers
     label: int
 
 

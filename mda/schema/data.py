@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
-from mda.schema.setting import Group, refuse, setting
+from mda.schema.setting import ConfigError, Group, refuse, setting
 
 RAW_TYPES = ("uint16", "uint32", "int32", "int64")
 TOKENIZER = "tokenizer.json, folder or hub id: makes ids of texts, shows text in place of ids"
@@ -103,7 +103,9 @@ class TokensConfig(DataConfig):
         _check_ids(self, self.special_ids)
         for label in self.label_names:
             if not label or not label.isprintable():
-                raise self._refuse("label_names", "names of printable characters")
+                raise ConfigError(
+                    f"data.label_names has {label!r}; accepted: names of printable characters"
+                )
 
 
 @dataclass

@@ -3,7 +3,8 @@
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-WORDS = "the red fox and the blue dog saw a small house by the river before it was dark".split()
+TEXT = "the red fox and the blue dog saw a small house by the river before it was dark"
+WORDS = TEXT.split()
 
 
 def sentence(n: int, length: int = 40) -> str:

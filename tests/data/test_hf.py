@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from mda.data import hf
 from mda.data.arrow import ArrowRows, ArrowWriter
@@ -17,6 +17,7 @@ from mda.schema import HfConfig
 from mda.store import hash_file
 
 from .conftest import sentence
+from .servers import serving
 
 WIDTH = 17
 TEXTS = [sentence(n, 5 + 11 * (n % 7)) for n in range(60)]
@@ -54,7 +55,10 @@ def write(folder, kind):
             pq.write_table(table.slice(30 * part, 30), folder / f"part-{part}.parquet")
         return folder / "part-*.parquet"
     if kind == "jsonl":
-        rows = ({"text": t, "kind": k, "n": n} for n, (t, k) in enumerate(zip(TEXTS, KINDS)))
+        rows = (
+            {"text": t, "kind": k, "n": n}
+            for n, (t, k) in enumerate(zip(TEXTS, KINDS, strict=True))
+        )
         (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder / "texts.jsonl"
     (folder / "texts").mkdir()
@@ -221,7 +225,7 @@ def test_what_enters_is_the_content_of_files_and_tokenizer_not_their_place(
         ({"n_sequences": 9999}, r"data\.n_sequences=9999: .* gives only \d+ sequences"),
         ({"held_out": 9999}, r"data\.held_out=9999: .* gives only \d+ sequences"),
         ({"end_of_text": 300}, r"data\.end_of_text=300: accepted: below data\.vocab_size=300"),
-        ({"tokens": "text", "end_of_text": 0}, r"data\.tokens=text: document 0 is no list"),
+        ({"tokens": "text", "end_of_text": 0}, r"data\.tokens=text: a column of \w+, no lists"),
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
@@ -256,7 +260,50 @@ def test_a_file_that_is_torn_is_one_sentence(tmp_path, tokenizer_json, name, str
     assert "\n" not in str(error.value)
 
 
+def test_a_column_that_holds_no_texts_is_refused(tmp_path, tokenizer_json):
+    path = write(tmp_path, "jsonl")
+    with pytest.raises(DataError, match=r"data\.text=n: a column of int64, no texts"):
+        build(tmp_path, settings(path, tokenizer_json, text="n"))
+
+
+def test_class_labels_of_a_data_set_have_their_names(tmp_path, tokenizer_json):
+    names = ClassLabel(names=["prose", "code", "a, b"])
+    kinds = [names.str2int(kind) for kind in KINDS]
+    features = Features({"text": Value("string"), "kind": names})
+    table = Dataset.from_dict({"text": TEXTS, "kind": kinds}, features=features)
+    table.to_parquet(tmp_path / "texts.parquet")
+    plain = settings(write(tmp_path, "jsonl"), tokenizer_json, label="kind")
+    expected = build(tmp_path / "plain", plain)
+    found = build(tmp_path, settings(tmp_path / "texts.parquet", tokenizer_json, label="kind"))
+    ids = np.arange(len(expected.tokens))
+    assert found.labels_of(ids) == expected.labels_of(ids)
+
+
 def test_a_document_without_text_is_named(tmp_path, tokenizer_json):
     (tmp_path / "x.jsonl").write_text('{"text": "the red fox"}\n{"text": null}\n')
     with pytest.raises(DataError, match="document 1 has no text"):
         build(tmp_path, settings(tmp_path / "x.jsonl", tokenizer_json))
+
+
+HUB = {
+    "unknown": (404, {"X-Error-Code": "RepoNotFound"}),
+    "private": (401, {"X-Error-Code": "GatedRepo"}),
+    "busy": (429, {"Retry-After": "1"}),
+}
+
+
+@pytest.mark.parametrize("case", HUB)
+def test_a_hub_that_refuses_is_one_sentence(tmp_path, tokenizer_json, monkeypatch, case):
+    with serving(tmp_path) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        hub.answers = [HUB[case]] * 20
+        with pytest.raises(DataError, match=r"^data\.dataset=some/texts: .*the hub") as error:
+            inputs("some/texts", tokenizer_json)
+    assert "\n" not in str(error.value)
+    assert any(path.startswith("/api/datasets/some/texts") for path, *_ in hub.requests)
+
+
+def test_a_commit_of_the_hub_is_taken_at_its_word(tokenizer_json):
+    commit = "0123456789" * 4
+    found = inputs("some/texts", tokenizer_json, revision=commit)
+    assert found["source"] == {"repo": "some/texts", "commit": commit}
