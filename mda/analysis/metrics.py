@@ -161,7 +161,8 @@ def _measure(run: Run, control: Run, target: Run) -> Measured:
         names = (f"{prefix}onset_step", f"{prefix}onset_tokens")
         step = None
         if curve is not None:
-            step = crossing(run.curve["step"][rows], curve[rows], threshold)
+            known = np.isfinite(curve[rows])  # a metric may be measured at fewer steps than others
+            step = crossing(run.curve["step"][rows][known], curve[rows][known], threshold)
             if step is None:
                 step = float(run.end)
                 censored.update(names)

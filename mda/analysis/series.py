@@ -106,4 +106,6 @@ def _on_grid(run: Run, name: str, grid: np.ndarray) -> np.ndarray | None:
         values = run.curve.get(f"emergence/{run.metric}/strongest")
     else:
         values = run.curve.get(name if name.startswith("val/") else f"emergence/{name}")
-    return None if values is None else np.interp(grid, run.curve["step"] - run.start, values)
+    if values is None or not (known := np.isfinite(values)).any():
+        return None
+    return np.interp(grid, run.curve["step"][known] - run.start, values[known])

@@ -113,7 +113,8 @@ def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | N
     last = base_curve[-1]
     if last["step"] <= end:
         return None
-    return {key: value for key, value in last.items() if key.startswith(f"emergence/{metric}/L")}
+    prefix = f"emergence/{metric}/L"
+    return {k: v for k, v in last.items() if k.startswith(prefix) and v == v}
 
 
 def _arm(config: Config) -> Arm:

@@ -112,6 +112,7 @@ def test_other_induction_heads_are_those_of_the_base_run(compared):
     run = next(r for r in measured.runs if r.arm.estimator == "ekfac" and r.seed == 1)
     control = control_of(run, measured.runs)
     prefix = "emergence/prefix_matching/"
+    assert control.base_heads is not None
     names = [k.removeprefix(prefix) for k, v in control.base_heads.items() if v >= 0.06]
     (other,) = [name for name in names if name != run.unit]
     mine = {name: at_end(run.folder, key) for key in control.base_heads

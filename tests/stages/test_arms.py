@@ -49,10 +49,10 @@ def test_every_kind_of_arm_edits_and_differs_from_control(arm, overrides):
 
 
 def test_a_matched_set_leaves_targeted_samples_out_or_may_hold_them(arm):
-    half = ("intervention.fraction=0.4", "intervention.match=label")
-    targeted = arm("intervention.fraction=0.4").edited.plan.sample_ids
-    without = arm(*half, "intervention.match_targeted=exclude").edited.plan.sample_ids
-    allowed = arm(*half, "intervention.match_targeted=allow").edited.plan.sample_ids
+    some = ("intervention.fraction=0.2", "intervention.match=label")
+    targeted = arm("intervention.fraction=0.2").edited.plan.sample_ids
+    without = arm(*some, "intervention.match_targeted=exclude").edited.plan.sample_ids
+    allowed = arm(*some, "intervention.match_targeted=allow").edited.plan.sample_ids
     assert len(targeted) == len(without) == len(allowed)
     assert not set(targeted) & set(without)
     assert 0 < len(set(targeted) & set(allowed)) < len(targeted)
