@@ -49,13 +49,16 @@ def test_every_kind_of_arm_edits_and_differs_from_control(arm, overrides):
 
 
 def test_a_matched_set_leaves_targeted_samples_out_or_may_hold_them(arm):
-    some = ("intervention.fraction=0.2", "intervention.match=label")
-    targeted = arm("intervention.fraction=0.2").edited.plan.sample_ids
-    without = arm(*some, "intervention.match_targeted=exclude").edited.plan.sample_ids
-    allowed = arm(*some, "intervention.match_targeted=allow").edited.plan.sample_ids
-    assert len(targeted) == len(without) == len(allowed)
-    assert not set(targeted) & set(without)
-    assert 0 < len(set(targeted) & set(allowed)) < len(targeted)
+    def samples(fraction: float, *overrides: str) -> set[int]:
+        found = arm(f"intervention.fraction={fraction}", *overrides)
+        return set(found.edited.plan.sample_ids.tolist())
+
+    without = ("intervention.match=label", "intervention.match_targeted=exclude")
+    allowed = ("intervention.match=label", "intervention.match_targeted=allow")
+    assert not samples(0.1) & samples(0.1, *without)
+    assert 0 < len(samples(0.2) & samples(0.2, *allowed)) < len(samples(0.2))
+    with pytest.raises(ConfigError, match=r"allow targeted samples \(intervention.match_targeted"):
+        arm("intervention.fraction=0.2", *without)  # most of a label is targeted
 
 
 def test_an_arm_is_trained_once_however_it_was_chosen(arm):
