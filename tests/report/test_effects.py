@@ -142,6 +142,7 @@ def test_noise_at_the_threshold_makes_no_contrast(tmp_path):
         store.write_json(folder / "summary.json", summary | {"results": {"base_heads": heads}})
     rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     effect = table(rows, "control", "heads/contrast")["remove mask ekfac top 10 %"].effect
+    assert effect.sd is not None and effect.mean is not None
     error = effect.sd / 8**0.5
     assert effect.n == 8 and abs(effect.mean) < 3 * error and error < 0.004
 
@@ -209,7 +210,8 @@ def test_any_estimator_is_an_arm_and_can_be_a_reference(tmp_path, estimator):
     measured = measure(read_runs([tmp_path]))
     rows = compare_arms(measured, STUDY, resamples=99)
     name = f"remove mask {estimator} top 10 %"
-    assert table(rows, "control", "unit")[name].effect.mean < -0.01
+    mean = table(rows, "control", "unit")[name].effect.mean
+    assert mean is not None and mean < -0.01
     against = table(rows, "repetition", "unit")
     assert set(against) == ({"remove mask ekfac top 10 %"} if estimator == "repetition" else set())
     target = next(r for r in measured.runs if r.arm.estimator == "ekfac")
