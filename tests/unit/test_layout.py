@@ -7,8 +7,9 @@ attention patterns, the values and the activations of the model itself say whose
 import pytest
 import torch
 from derivatives import all_blocks
-from families import FAMILIES, N_LAYERS, toy_tokens
+from families import FAMILIES, N_LAYERS, config_of, enlarge, toy_tokens
 from families import toy as make_toy
+from transformers import AutoModelForCausalLM
 
 from mda.model.architecture import architecture, attention_pattern
 from mda.model.build import eager_attention
@@ -60,6 +61,22 @@ def group_of(model, head):
     heads = model.config.num_attention_heads
     repeat = heads // getattr(model.config, "num_key_value_heads", heads)
     return list(range(head // repeat * repeat, head // repeat * repeat + repeat))
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_the_models_of_these_tests_have_every_path_switched_on(case):
+    """Attention far from uniform, no parameter zero, and float64 norms that are the real ones."""
+    model, tokens = make_toy(case), toy_tokens()
+    assert all(parameter.abs().min() > 0 for parameter in model.parameters())
+    for layer in range(N_LAYERS):
+        pattern = seen(model, tokens, layer)["pattern"].double()
+        entropy = -(pattern * pattern.clamp(min=1e-30).log()).sum(-1)[..., 1:]
+        uniform = torch.arange(2, tokens.shape[1] + 1).log()
+        assert (entropy / uniform).mean() < 0.9
+    plain = AutoModelForCausalLM.from_config(config_of(case), dtype=torch.float32)
+    with torch.no_grad():
+        theirs = enlarge(plain).eval()(tokens).logits
+        torch.testing.assert_close(theirs.double(), model(tokens).logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", FAMILIES)

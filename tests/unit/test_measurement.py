@@ -55,7 +55,6 @@ def copying(shift):
 
 
 def copy_of(**settings):
-    """Distinct tokens in a copy, so that a shifted copier is wrong everywhere."""
     return copy_objective(UNIFORM, **{"n": 3, "length": PERIOD, "seed": 0} | settings)
 
 
