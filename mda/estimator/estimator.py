@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -11,10 +11,14 @@ from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.estimator.ekfac import Curvature, Labels
+from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.schema import ConfigError
 from mda.types import ParameterBlock, Unit, Window
 from mda.unit.blocks import BlockTensors, Directions
+from mda.unit.kind import Measurement
+
+Item = TypeVar("Item")
 
 
 class Work(Protocol):
@@ -28,6 +32,8 @@ class Work(Protocol):
     def units(self) -> Sequence[Unit]: ...
     @property
     def steps(self) -> Sequence[int]: ...  # what the estimator's `steps` answered
+    @property
+    def found(self) -> Sequence[str]: ...  # the unit that was located, or the mechanism
     @property
     def seed(self) -> int: ...  # the run's own
 
@@ -56,6 +62,26 @@ class Work(Protocol):
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
         """Adam's bias-corrected second moments by parameter name."""
+        ...
+
+    def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
+        """The window as it was trained, and its states at the estimator's steps."""
+        ...
+
+    def metric(self, unit: str) -> Measurement:
+        """A unit's metric as a differentiable function of the model."""
+        ...
+
+    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write down how far a computation is, to go on from after a kill."""
+        ...
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        """What was written down last; None at the start."""
+        ...
+
+    def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
+        """Go through items that may take a while, with progress."""
         ...
 
     def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:

@@ -1,6 +1,7 @@
-"""The estimators that multiply a direction with a sample's gradient: EK-FAC and TracIn.
+"""The estimators that multiply a direction with a sample's gradient: EK-FAC, exact, and TracIn.
 
 EK-FAC     score(z) = - <H^-1 grad f, grad L(z)> at one checkpoint, see `ekfac`.
+exact      the same with each block's damped Gauss-Newton matrix itself, see `exact`.
 TracIn     score(z) = - sum_k eta_k <M_k grad f(theta_k), grad L(z; theta_k)>
 
 (Pruthi et al. 2020, arXiv 2002.08484, equation 2, the measurement in place of a test loss), with
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mda.estimator.ekfac import Labels
+from mda.estimator import exact
+from mda.estimator.ekfac import Labels, fit_subset
 from mda.estimator.estimator import DirectionEstimator, Work, kept_step, step_of
-from mda.estimator.score import SampleScores, score_samples, token_influence
-from mda.schema import EkfacConfig, TracinConfig
+from mda.estimator.kfac_math import sequence_gradients
+from mda.estimator.score import Rows, SampleScores, batches, score_samples, token_influence
+from mda.schema import EkfacConfig, ExactConfig, TracinConfig
 from mda.types import ParameterBlock, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
+from mda.unit.capture import capture
 
 
 class Ekfac:
@@ -82,6 +86,59 @@ class Tracin:
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
         return tokens_over_steps(self, work, sample_ids)
+
+
+class Exact:
+    """Influence with each block's damped Gauss-Newton matrix itself, see `exact`."""
+
+    def __init__(self, settings: ExactConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        return (step_of(self.settings.checkpoint, kept, window),)
+
+    def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
+        """(F + c mean(diag F))^-1 grad f, owner by owner; 0 for one without a gradient."""
+        wanted, model = self.settings, work.model(step)
+        labels = Labels(wanted.labels, wanted.seed)
+        ids = fit_subset(work.sample_ids, wanted.fit_sequences, wanted.seed)
+        blocks: dict[ParameterBlock, Tensor] = {}
+        for block, v_RIJ in work.gradients(model).items():
+            parts = sequence_gradients_of(
+                model, work.corpus.rows, ids, block, labels, wanted.batch_size
+            )
+            blocks[block] = torch.zeros_like(v_RIJ, dtype=torch.float64)
+            for owner in range(block.owners):
+                rows = slice(None) if block.owners == 1 else slice(owner, owner + 1)
+                own_NP = parts[:, owner].flatten(1)
+                if own_NP.any():
+                    found = exact.inverse_times(own_NP, v_RIJ[rows].flatten(1), wanted.damping)
+                    blocks[block][rows] = found.view_as(v_RIJ[rows])
+        return model, Directions.of(work.units, blocks)
+
+    def score(self, work: Work) -> SampleScores:
+        return sum_over_steps(self, work, self.settings.batch_size)
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
+        return tokens_over_steps(self, work, sample_ids)
+
+
+def sequence_gradients_of(
+    model: PreTrainedModel,
+    rows: Rows,
+    sample_ids: np.ndarray,
+    block: ParameterBlock,
+    labels: Labels,
+    batch_size: int,
+) -> Tensor:
+    """Gradient of each sample's mean token loss in one block, [N, H, I, J] on the CPU."""
+    parts = []
+    for ids in batches(sample_ids, batch_size):
+        tokens_BS = rows(ids)
+        uniforms_BT = labels.uniforms(ids, tokens_BS.shape[1] - 1)
+        captured = capture(model, tokens_BS, block.modules, uniforms_BT=uniforms_BT)
+        parts.append(sequence_gradients(captured.x(block), captured.dy(block)).cpu())
+    return torch.cat(parts)
 
 
 def sum_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -> SampleScores:

@@ -28,11 +28,13 @@ from mda.schema.estimator import (
     AtCheckpoint,
     EkfacConfig,
     EstimatorConfig,
+    ExactConfig,
     GradientNormConfig,
     LossConfig,
     RandomConfig,
     RepetitionConfig,
     TracinConfig,
+    UnrolledConfig,
 )
 from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
@@ -67,6 +69,7 @@ __all__ = [
     "EmbeddedConfig",
     "EmergenceConfig",
     "EstimatorConfig",
+    "ExactConfig",
     "GradientNormConfig",
     "Group",
     "HeadConfig",
@@ -94,6 +97,7 @@ __all__ = [
     "TracinConfig",
     "TrainingConfig",
     "UnitConfig",
+    "UnrolledConfig",
     "WandbConfig",
     "refuse",
     "validate",

@@ -87,6 +87,43 @@ class TracinConfig(EstimatorConfig):
 
 
 @dataclass
+class ExactConfig(AtCheckpoint):
+    """Influence with the damped Gauss-Newton matrix itself, block by block: for small blocks."""
+
+    estimator: ClassVar[str] = "mda.estimator.influence:Exact"
+
+    name: str = setting("exact", "kind of estimator", one_of=("exact",))
+    damping: float = setting(0.1, "added to the diagonal, as a share of its mean", above=0)
+    fit_sequences: int | None = setting(
+        4096, "samples the matrix is made of, null: the whole window", low=1
+    )
+    labels: str = setting(
+        "sampled", "labels of the Fisher: the model's own, or the data's",
+        one_of=("sampled", "empirical"),
+    )  # fmt: skip
+    seed: int = setting(0, "seed of the subset and of sampled labels", **SEED)
+
+
+@dataclass
+class UnrolledConfig(EstimatorConfig):
+    """Influence through all updates of the window: the derivative of the metric at its end."""
+
+    estimator: ClassVar[str] = "mda.estimator.through_training:Unrolled"
+    not_inputs: ClassVar[tuple[str, ...]] = ("segment",)
+
+    name: str = setting("unrolled", "kind of estimator", one_of=("unrolled",))
+    segment: int | None = setting(
+        50, "steps whose states are in memory at a time, null: from checkpoint to checkpoint", low=1
+    )
+    last_steps: int | None = setting(None, "steps that are differentiated, null: all", low=1)
+    n_perturbed: int = setting(0, "average over so many perturbed starts, 0: as trained", low=0)
+    perturbation: float = setting(
+        0.01, "noise in a perturbed start's weights, as a share of each parameter's spread", above=0
+    )
+    seed: int = setting(0, "seed of the perturbations", **SEED)
+
+
+@dataclass
 class RandomConfig(EstimatorConfig):
     """Scores drawn from a seeded generator: the baseline of equal size."""
 

@@ -23,11 +23,13 @@ from mda.schema.data import (
 from mda.schema.estimator import (
     EkfacConfig,
     EstimatorConfig,
+    ExactConfig,
     GradientNormConfig,
     LossConfig,
     RandomConfig,
     RepetitionConfig,
     TracinConfig,
+    UnrolledConfig,
 )
 from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
 from mda.schema.run import EmergenceConfig, TrainingConfig
@@ -124,6 +126,8 @@ OPTIONS: dict[str, dict[str, type[Group]]] = {
     "estimator": {
         "ekfac": EkfacConfig,
         "tracin": TracinConfig,
+        "exact": ExactConfig,
+        "unrolled": UnrolledConfig,
         "random": RandomConfig,
         "repetition": RepetitionConfig,
         "loss": LossConfig,

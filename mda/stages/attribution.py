@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,17 +14,20 @@ from transformers import PreTrainedModel
 from mda import store
 from mda.data.stream import Corpus
 from mda.estimator import ekfac
+from mda.estimator.estimator import Item
+from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
 from mda.stages.context import Context, barrier, build_together, mine, rank, without
 from mda.stages.corpus import base_schedule
 from mda.stages.curvature import fitted_curvature, sharded
 from mda.stages.locating import Located
 from mda.stages.plugin import estimator_of, module_of
-from mda.stages.runs import Run
+from mda.stages.runs import Run, state_at
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
 from mda.types import ParameterBlock, Schedule, Scores, Unit
 from mda.unit.blocks import BlockTensors
+from mda.unit.kind import Measurement
 
 SCORE_SHARD = 1024  # samples between two points at which a kill loses nothing
 
@@ -62,6 +65,10 @@ class ScoringWork:
         return self.located.units
 
     @property
+    def found(self) -> Sequence[str]:
+        return (self.located.name,)
+
+    @property
     def seed(self) -> int:
         return self.context.config.seed
 
@@ -90,6 +97,29 @@ class ScoringWork:
     def second_moments(self, step: int) -> dict[str, Tensor]:
         beta2 = self.context.config.training.beta2
         return checkpoint.second_moments(self.base.checkpoint(step), beta2)
+
+    def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
+        settings, start = self.context.config.training, self.schedule.start
+        model = self.base.model(self.base.checkpoints[-1])
+        folders = {step: self.base.checkpoint(step) for step in self.steps if step != start}
+        folders[start] = state_at(self.context, self.corpus, self.base, start)
+        states = {step: load_state(folder, model, settings) for step, folder in folders.items()}
+        return TrainingWindow(model, self.schedule, self.corpus.rows, settings), states
+
+    def metric(self, unit: str) -> Measurement:
+        return self.located.kind.differentiable(unit, self.located.members)
+
+    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
+        assert self.part is not None
+        store.write_safetensors(self.part / f"{name}_.safetensors", tensors)
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        assert self.part is not None
+        path = self.part / f"{name}_.safetensors"
+        return store.read_safetensors(path) if path.exists() else None
+
+    def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
+        return self.context.bar(items, name, total)
 
     def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:
         assert self.part is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from mda.training.loop import train
 from mda.training.table import RowLog, read_rows
 from mda.types import Schedule
 
-NOT_INPUTS = ("devices", "accelerator")  # where a run is trained; the rest decides its result
+NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def base_run(context: Context, corpus: Corpus) -> Run:
     inputs = {
         "corpus": corpus.fingerprint,
         "schedule": schedule_hash(schedule),
-        "model": model_inputs(config),
+        "model": model_inputs(config, context.store.hash_file),
         "training": without(asdict(settings), *NOT_INPUTS),
         "emergence": without(asdict(config.emergence), "onset"),
         "seed": config.seed,
@@ -210,10 +210,10 @@ def _finished(artifact: Artifact, log: RowLog, device: torch.device) -> Run:
     return run
 
 
-def model_inputs(config: Config) -> dict[str, object]:
+def model_inputs(config: Config, hash_of: Callable[[Path], str] = hash_file) -> dict[str, object]:
     """What enters of the model: all that decides its function, and where its weights come from."""
     inputs: dict[str, object] = {"config": function_of(config.model)}
     if not isinstance(config.model, CheckpointConfig):
         return inputs | {"weights": "scratch"}
     files = sorted(Path(config.model.source).glob("*.safetensors"))
-    return inputs | {"weights": {path.name: hash_file(path) for path in files}}
+    return inputs | {"weights": {path.name: hash_of(path) for path in files}}

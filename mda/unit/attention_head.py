@@ -15,12 +15,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.model.architecture import Architecture, attention_pattern
+from mda.model.plain_attention import PlainAttention
 from mda.schema import HeadConfig
 from mda.types import HeadId, ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
 from mda.unit.capture import Tape, joined, modules_of, record
-from mda.unit.kind import Materials, joint
+from mda.unit.kind import Materials, Measurement, joint
 from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
+from mda.unit.metrics import HEAD_METRICS
 
 
 class AttentionHeads:
@@ -35,6 +37,9 @@ class AttentionHeads:
         ]
         probabilities = materials.probabilities(probe.distribution)
         shape = {"n": probe.n_sequences, "length": probe.length, "repeats": probe.repeats}
+        self.metric_tokens_MT = attention_tokens(
+            probabilities, n=probe.n_sequences, length=probe.length, repeats=2, seed=probe.seed
+        )
         self.measured: TokenObjective | OwnAttention
         if probe.target == "copy":
             self.measured = copy_objective(probabilities, **shape, seed=probe.seed)
@@ -69,6 +74,20 @@ class AttentionHeads:
         layers = sorted({HeadId.parse(unit.name).layer for unit in units})
         own = {at: self.blocks[at]["qk"] for at in layers}
         return self.measured.own_gradients(model, own)
+
+    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+        """The metric of a head on the probe's random tokens, of a mechanism its heads' mean."""
+        names = members if name == "mechanism" else [name]
+        heads, length = [HeadId.parse(one) for one in names], self.settings.probe.length
+        metric, tokens_MT = HEAD_METRICS[self.settings.metric], self.metric_tokens_MT
+
+        def measurement(model: PreTrainedModel) -> Tensor:
+            with PlainAttention(keep=True) as attention:
+                model(input_ids=tokens_MT.to(model.device), use_cache=False)
+            values = [metric(attention.patterns[h.layer], length)[:, h.head].mean() for h in heads]
+            return torch.stack(values).mean()
+
+        return measurement
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """f_probe of each unit; the mechanism's is the mean of its heads'."""

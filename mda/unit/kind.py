@@ -17,6 +17,9 @@ from mda.types import Unit
 from mda.unit.blocks import BlockTensors
 from mda.unit.tokens import token_distribution
 
+Measurement = Callable[[PreTrainedModel], Tensor]
+"""A differentiable scalar of the model's parameters."""
+
 
 class UnitKind(Protocol):
     """Units of one kind: which there are, how far each has emerged, what is differentiated."""
@@ -38,6 +41,13 @@ class UnitKind(Protocol):
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Gradient of each unit's measurement in its own blocks, [R, I, J]; none where it is 0."""
+        ...
+
+    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+        """What `unrolled` differentiates of a unit: its metric, or else its measurement.
+
+        `members` are the units of which a mechanism is made.
+        """
         ...
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:

@@ -9,13 +9,14 @@ gradient. The two are taken on different held-out samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mda.unit.kind import Materials
 
@@ -49,6 +50,17 @@ class LabelledText:
             self.tokens_MS.split(CHUNK), weights_M.split(CHUNK), strict=True
         ):
             yield tokens[:, :-1].to(device), weights[:, None].expand(-1, n_tokens).to(device)
+
+
+def contrast(
+    model: PreTrainedModel, text: LabelledText, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The measurement as a differentiable scalar; `activation` runs the model on [B, T] tokens."""
+    parts = [
+        (activation(inputs_BT) * weights_BT.to(model.dtype)).sum()
+        for inputs_BT, weights_BT in text.chunks(model.device)
+    ]
+    return torch.stack(parts).sum()
 
 
 def roc_auc(activations_NU: np.ndarray, is_positive_N: np.ndarray) -> np.ndarray:

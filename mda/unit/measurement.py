@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -55,6 +56,17 @@ class TokenObjective:
                 losses = cross_entropy(hidden, unembedding(model), tokens[:, 1:])
                 total += (losses * weights).sum().item()
         return total
+
+    def differentiable(self, model: PreTrainedModel) -> Tensor:
+        """f with a graph to the parameters, a second time if need be."""
+        parts = []
+        for tokens, weights in self.chunks(model):
+            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+            losses = F.cross_entropy(
+                logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+            )
+            parts.append((losses.view(weights.shape) * weights.to(losses)).sum())
+        return torch.stack(parts).sum()
 
     def gradients(
         self, model: PreTrainedModel, blocks: Sequence[ParameterBlock]

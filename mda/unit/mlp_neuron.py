@@ -19,8 +19,8 @@ from mda.schema import NeuronConfig
 from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, outer_sum
 from mda.unit.capture import module_inputs, modules_of, record
-from mda.unit.kind import Materials
-from mda.unit.label_contrast import LabelledText, roc_auc
+from mda.unit.kind import Materials, Measurement
+from mda.unit.label_contrast import LabelledText, contrast, roc_auc
 from mda.unit.measurement import add
 
 
@@ -81,6 +81,27 @@ class MlpNeurons:
                 captured = tape.capture(dict(zip(paths, gradients, strict=True)))
                 add(found, block, outer_sum(captured.x(block), captured.dy(block)))
         return found
+
+    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+        """The difference of mean activation: ROC AUC has no gradient."""
+        layer, neuron = parse(name)
+        path = self.architecture.neuron_activation(layer)
+
+        def measurement(model: PreTrainedModel) -> Tensor:
+            def activation(inputs_BT: Tensor) -> Tensor:
+                read: list[Tensor] = []
+                hook = model.get_submodule(path).register_forward_pre_hook(
+                    lambda _module, args: read.append(args[0])
+                )
+                try:
+                    model.base_model(inputs_BT, use_cache=False)
+                finally:
+                    hook.remove()
+                return read[0][..., neuron]
+
+            return contrast(model, self.measured_text, activation)
+
+        return measurement
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """Difference of mean activation of each neuron, float64 [U]."""

@@ -18,7 +18,7 @@ from mda.schema import ModuleConfig
 from mda.types import Part, Unit
 from mda.unit.blocks import BlockTensors
 from mda.unit.capture import frozen
-from mda.unit.kind import Materials
+from mda.unit.kind import Materials, Measurement
 from mda.unit.measurement import TokenObjective, copy_objective, label_objective
 
 SUFFIX = {"attention": ".attn", "mlp": ".mlp", "both": ""}  # L2.attn, L2.mlp, L2
@@ -85,6 +85,10 @@ class Modules:
         """Gradient of the measurement in every module's blocks."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))
         return self.measured.gradients(model, blocks)
+
+    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+        """The measurement, the same for all modules: what ablation costs needs two models."""
+        return self.measured.differentiable
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """The measurement, the same for all."""

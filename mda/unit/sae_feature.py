@@ -21,8 +21,8 @@ from mda.schema import SaeFeatureConfig
 from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients
 from mda.unit.capture import frozen, modules_of, record
-from mda.unit.kind import Materials
-from mda.unit.label_contrast import LabelledText, roc_auc
+from mda.unit.kind import Materials, Measurement
+from mda.unit.label_contrast import LabelledText, contrast, roc_auc
 from mda.unit.measurement import add
 
 
@@ -78,6 +78,21 @@ class SaeFeatures:
             for block, parts in rows.items():
                 add(found, block, torch.stack(parts))
         return found
+
+    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+        """The difference of mean activation: ROC AUC has no gradient."""
+        number = parse(name)[1]
+
+        def measurement(model: PreTrainedModel) -> Tensor:
+            sae = self.sae.to(model.device, model.dtype)
+
+            def activation(inputs_BT: Tensor) -> Tensor:
+                read = activations(model, inputs_BT, self.hook, self.architecture)
+                return sae.encode_some(read, [number])[..., 0]
+
+            return contrast(model, self.measured_text, activation)
+
+        return measurement
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """Difference of mean activation of each feature, float64 [U]."""

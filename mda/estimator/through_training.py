@@ -1,0 +1,66 @@
+"""The estimator that differentiates the training itself, for the units that were found.
+
+score(z) = d mu(theta_end) / d w_z: the derivative of a unit's metric at the window's end by the
+sample's loss weight, through every update in between; see `unrolled`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mda.estimator.estimator import Work
+from mda.estimator.score import SampleScores
+from mda.estimator.unrolled import Progress, unrolled_influence
+from mda.schema import ConfigError, UnrolledConfig
+from mda.types import Window
+
+PROGRESS = "unrolled"
+
+
+class Unrolled:
+    """Influence through all updates of the window."""
+
+    def __init__(self, settings: UnrolledConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        """The window's start, and every kept checkpoint inside: known states save training."""
+        return (window.start, *(step for step in kept if window.start < step < window.end))
+
+    def score(self, work: Work) -> SampleScores:
+        """Scores of the units that were found; NaN for the others of the pass, and for losses."""
+        window, states = work.training()
+        found = [unit.name for unit in work.units].index
+        columns = [found(name) for name in work.found]
+        kept = work.kept(PROGRESS)
+        wanted, n_steps = self.settings, window.plan.end - window.plan.start
+        segment = min(wanted.segment or n_steps, n_steps)
+        total = -(-(wanted.last_steps or n_steps) // segment) * max(1, wanted.n_perturbed)
+        try:
+            segments = unrolled_influence(
+                window,
+                states,
+                [work.metric(name) for name in work.found],
+                segment=None if wanted.segment is None else segment,
+                last_steps=wanted.last_steps,
+                n_perturbed=wanted.n_perturbed,
+                perturbation=wanted.perturbation,
+                seed=wanted.seed,
+                resume=None if kept is None else Progress.of(kept),
+            )
+            progress = None if kept is None else Progress.of(kept)
+            for progress in work.bar(segments, "back through training", total):
+                work.keep(PROGRESS, progress.tensors())
+        except ValueError as error:
+            raise ConfigError(f"estimator=unrolled: {error}") from error
+        assert progress is not None
+        n = len(work.sample_ids)
+        values = torch.full((n, len(work.units)), torch.nan, dtype=torch.float64)
+        values[:, columns] = progress.values_NU.double().cpu()
+        return SampleScores(values, torch.full((n,), torch.nan))
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
+        return None
