@@ -68,9 +68,9 @@ class SaeFeatures:
                 contrasts_R = torch.einsum("btr,bt->r", features_BTR, weights_BT.to(features_BTR))
             rows: dict[ParameterBlock, list[Tensor]] = {block: [] for block in self.blocks}
             paths, outputs = zip(*tape.outputs.items(), strict=True)
-            for contrast in contrasts_R:
+            for own in contrasts_R:
                 gradients = torch.autograd.grad(
-                    contrast, outputs, retain_graph=True, materialize_grads=True, allow_unused=True
+                    own, outputs, retain_graph=True, materialize_grads=True, allow_unused=True
                 )
                 captured = tape.capture(dict(zip(paths, gradients, strict=True)))
                 for block in self.blocks:

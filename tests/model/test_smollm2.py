@@ -61,7 +61,7 @@ def test_all_its_heads_are_scored_in_one_pass(smollm2):
     assert scores.values_NU.isfinite().all() and (scores.values_NU.std(0) > 0).all()
     one = score_samples(
         model, lambda i: rows[i], ids[:1],
-        Directions.of([units[100]], {b: directions[b] for b in blocks if b.name.startswith("L11.")}),
+        Directions.of([units[100]], {b: directions[b] for b in arch.head_blocks(11).values()}),
     )  # fmt: skip
     torch.testing.assert_close(one.values_NU[0, 0], scores.values_NU[0, 100], rtol=1e-3, atol=1e-3)
 
