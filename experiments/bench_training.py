@@ -29,20 +29,20 @@ from mda.emergence.measure import make_probes
 from mda.model.build import initial_model
 from mda.schema import Config
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, corpus
+from mda.stages.corpus import base_schedule, corpus_of
 from mda.training.checkpoint import declared_steps
 from mda.training.loop import train
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
 
 
-def bare_updates(config: Config, rows: Corpus, plan: Schedule) -> Iterator[int]:
+def bare_updates(config: Config, rows: Corpus, schedule: Schedule) -> Iterator[int]:
     """The same updates in a plain PyTorch loop, one each time it is asked; yields the step."""
     settings = config.training
     model = initial_model(config.model, config.seed).train()
     optimizer = adamw(model, settings)
-    for step in range(plan.end):
-        tokens = rows.rows(plan.at(step)[0])
+    for step in range(schedule.end):
+        tokens = rows.rows(schedule.at(step)[0])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         for part in tokens.split(settings.micro_batch_size or len(tokens)):
@@ -55,10 +55,10 @@ def bare_updates(config: Config, rows: Corpus, plan: Schedule) -> Iterator[int]:
         yield step + 1
 
 
-def one_round(config: Config, rows: Corpus, plan: Schedule) -> tuple[Clock, Clock]:
-    """The time of the framework's training of `plan`, and of the bare loop's."""
-    model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, plan)
-    keep = declared_steps(0, plan.end, config.training.checkpoint_every, True)
+def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, Clock]:
+    """The time of the framework's training of `schedule`, and of the bare loop's."""
+    model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, schedule)
+    keep = declared_steps(0, schedule.end, config.training.checkpoint_every, True)
     both, bare, done = Clock(), Clock(), 0
 
     def turn(row: Mapping[str, float]) -> None:
@@ -71,34 +71,34 @@ def one_round(config: Config, rows: Corpus, plan: Schedule) -> tuple[Clock, Cloc
         curve = EmergenceCurve(
             Path(folder) / "curve.csv",
             make_probes(rows, config.emergence),
-            curve_steps(0, plan.end, config.emergence.every),
-            plan.batch_size * rows.seq_len,
+            curve_steps(0, schedule.end, config.emergence.every),
+            schedule.batch_size * rows.seq_len,
         )
         train(
             Path(folder),
             model,
             rows,
-            plan,
+            schedule,
             config.training,
             checkpoints=keep,
             curves=[curve],
             log=turn,
             progress=None,
         )
-        turn({"step": plan.end})
+        turn({"step": schedule.end})
     return both - bare, bare
 
 
 def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, object]:
     """The figures of one benchmark."""
     config = compose([f"training.stop_step={steps}", *overrides])
-    rows = corpus(Context.of(config))
-    plan = base_schedule(config, rows)
+    rows = corpus_of(Context.of(config))
+    schedule = base_schedule(config, rows)
     one_round(config, rows, base_schedule(config, rows, 0, min(20, steps)))  # warm up
     load = Load()
-    loop, bare = zip(*(one_round(config, rows, plan) for _ in range(rounds)), strict=True)
+    loop, bare = zip(*(one_round(config, rows, schedule) for _ in range(rounds)), strict=True)
     others = load.others()
-    tokens = steps * plan.batch_size * rows.seq_len
+    tokens = steps * schedule.batch_size * rows.seq_len
     return {
         "loop_tokens_per_s": tokens / statistics.median(clock.wall_s for clock in loop),
         "bare_tokens_per_s": tokens / statistics.median(clock.wall_s for clock in bare),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from mda.data.stream import Corpus
 from mda.stages.attribution import Traced, score
 from mda.stages.context import Context
-from mda.stages.corpus import corpus as open_corpus
-from mda.stages.editing import Edited, plan_edit
+from mda.stages.corpus import corpus_of
+from mda.stages.editing import Edited, check_inserted, plan_edit
 from mda.stages.locating import Located, locate
 from mda.stages.runs import Run, base_run, retrained
 
@@ -41,7 +41,7 @@ class Arm:
 
 def train(context: Context) -> tuple[Corpus, Run]:
     """Corpus and base run."""
-    corpus = open_corpus(context)
+    corpus = corpus_of(context)
     return corpus, base_run(context, corpus)
 
 
@@ -57,13 +57,15 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
 
     `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
     """
-    corpus, base = train(base_context or context)
+    corpus = corpus_of(base_context or context)
+    check_inserted(context, corpus)
+    base = base_run(base_context or context, corpus)
     unit = locate(context, corpus, base)
     edits = context.config.intervention.name != "control"
     traced = score(context, corpus, base, unit) if edits else None
     edited = plan_edit(context, corpus, unit, traced.scores if traced else None)
     followed = unit.inputs | {"members": list(unit.members)}
     run = retrained(
-        context, edited.rows, base, edited.schedule, edited.inserted, unit.follow, followed
+        context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed
     )
     return Arm(corpus, base, unit, traced, edited, run)

@@ -134,7 +134,7 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path):
     (tmp_path / "experiment").mkdir()
     file = tmp_path / "experiment" / "mine.yaml"
     for text, said in {
-        "model: {n_hed: 3}": r"model\.n_hed is no setting \(did you mean model\.n_heads\?\).*"
+        "model: {n_hed: 3}": r"unknown setting model\.n_hed \(did you mean model\.n_heads\?\).*"
         r"\(in experiment/mine\.yaml\)",
         "model: {n_heads: many}": r"model\.n_heads=many is refused; accepted: an integer.*"
         r"\(in experiment/mine\.yaml\)",

@@ -52,7 +52,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
 def _runs_in(folder: Path) -> list[Run]:
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder")
+        raise ValueError(f"{folder} does not exist")
     tables = [read_table(path.parent) for path in sorted(folder.rglob(RUNS))]
     return [run for table in tables for run in table] + [
         read_run(path.parent)

@@ -166,7 +166,7 @@ def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedu
     )
 
 
-def schedule_hash(plan: Schedule) -> str:
+def schedule_hash(one: Schedule) -> str:
     """Hash of everything a schedule says; equal schedules train equal models."""
-    head = np.array([plan.start, plan.batch_size], dtype=np.int64)
-    return store.hash_arrays(head, plan.offsets, plan.sample_ids, plan.weights)
+    head = np.array([one.start, one.batch_size], dtype=np.int64)
+    return store.hash_arrays(head, one.offsets, one.sample_ids, one.weights)

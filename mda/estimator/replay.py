@@ -32,7 +32,7 @@ class TrainingWindow:
     """
 
     model: PreTrainedModel
-    plan: Schedule
+    schedule: Schedule
     rows: Rows
     settings: TrainingConfig
 
@@ -62,13 +62,15 @@ class TrainingWindow:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Tokens [B, T + 1] and loss weights [B] of one step."""
-        sample_ids, weights = self.plan.at(step)
+        sample_ids, weights = self.schedule.at(step)
         weights_B = torch.from_numpy(weights).to(self.model.device, self.model.dtype)
         return self.rows(sample_ids).to(self.model.device), weights_B
 
     def rows_of(self, steps: range) -> slice:
         """Where the schedule's arrays hold consecutive steps."""
-        first, last = (self.plan.offsets[at - self.plan.start] for at in (steps.start, steps.stop))
+        first, last = (
+            self.schedule.offsets[at - self.schedule.start] for at in (steps.start, steps.stop)
+        )
         return slice(first, last)
 
     def load(self, weights_P: Tensor) -> None:
@@ -118,7 +120,7 @@ def replay(
     for step in steps:
         optimizer.zero_grad()
         accumulate_gradients(
-            window.model, *window.batch(step), window.plan.batch_size, settings.micro_batch_size
+            window.model, *window.batch(step), window.schedule.batch_size, settings.micro_batch_size
         )
         if settings.grad_clip:
             clip_grad_norm_(clipped, settings.grad_clip)

@@ -36,7 +36,7 @@ class Unrolled:
         found = [unit.name for unit in work.units].index
         columns = [found(name) for name in work.found]
         kept = work.kept(PROGRESS)
-        wanted, n_steps = self.settings, window.plan.end - window.plan.start
+        wanted, n_steps = self.settings, window.schedule.end - window.schedule.start
         segment = min(wanted.segment or n_steps, n_steps)
         total = -(-(wanted.last_steps or n_steps) // segment) * max(1, wanted.n_perturbed)
         try:

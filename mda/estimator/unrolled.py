@@ -127,22 +127,24 @@ def unrolled_influence(
     cost of training there from a known state. The model's weights are overwritten. Raises
     ValueError for a `segment` or `last_steps` that does not fit the window.
     """
-    plan, n_runs = window.plan, max(1, n_perturbed)
-    n_steps = plan.end - plan.start
+    schedule, n_runs = window.schedule, max(1, n_perturbed)
+    n_steps = schedule.end - schedule.start
     last_steps = n_steps if last_steps is None else last_steps
     segment = n_steps if segment is None else segment
     for name, value in (("last_steps", last_steps), ("segment", segment)):
         if not 1 <= value <= n_steps:
             raise ValueError(f"{name}={value}; accepted: 1 to the window's {n_steps} steps")
-    first = plan.end - last_steps
-    values = states[plan.start].weights_P.new_zeros(len(plan.sample_ids), len(measurements))
+    first = schedule.end - last_steps
+    values = states[schedule.start].weights_P.new_zeros(len(schedule.sample_ids), len(measurements))
     if resume is not None:
         values = resume.values_NU.to(values).clone()
     for run in range(resume.run if resume else 0, n_runs):
         known = states
         if n_perturbed:
-            known = {plan.start: perturbed(window, states[plan.start], perturbation, seed, run)}
-        end, adjoint = plan.end, None
+            known = {
+                schedule.start: perturbed(window, states[schedule.start], perturbation, seed, run)
+            }
+        end, adjoint = schedule.end, None
         if resume is not None and run == resume.run:
             end, adjoint = resume.step, resume.adjoint
         parts = _segments_back(window, known, range(first, end), segment, measurements, adjoint)
@@ -222,7 +224,7 @@ def _gradient(window: TrainingWindow, tokens_BS: Tensor, weights_B: Tensor) -> _
         logits_BTV = window.model(input_ids=tokens_BS[:, :-1], use_cache=False).logits
     losses = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten(), reduction="none")
     losses_B = losses.view(len(tokens_BS), -1).mean(1)
-    loss = (weights_B * losses_B).sum() / window.plan.batch_size
+    loss = (weights_B * losses_B).sum() / window.schedule.batch_size
     by_parameter = torch.autograd.grad(
         loss, window.parameters, create_graph=True, materialize_grads=True
     )

@@ -124,7 +124,7 @@ def load_plan(path: Path) -> EditPlan:
         sample_ids, steps, replacements = (np.array(columns[i], np.int64) for i in (0, 1, 3))
         weights = np.array([float(w) for w in columns[2]], np.float32)
     except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is no edit plan: {error}") from error
+        raise ValueError(f"{path} is not an edit plan: {error}") from error
     return EditPlan(action, start, end, sample_ids, steps, weights, replacements)
 
 

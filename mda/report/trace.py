@@ -89,15 +89,15 @@ def plot_distribution(values: np.ndarray, unit: str, path: Path) -> None:
 
 
 def sample_records(
-    rows: Corpus, scores: Scores, unit: str, positions: np.ndarray, influence_NT: np.ndarray
+    corpus: Corpus, scores: Scores, unit: str, positions: np.ndarray, influence_NT: np.ndarray
 ) -> list[dict[str, Any]]:
     """Text and token-level influence of some samples, as plain data.
 
     `influence` belongs to the input tokens; the last token is a target only and has none.
     """
     ids = scores.sample_ids[positions]
-    tokens = rows.rows(ids).tolist()
-    labels, values = rows.labels_of(ids), scores.of(unit)
+    tokens = corpus.rows(ids).tolist()
+    labels, values = corpus.labels_of(ids), scores.of(unit)
     return [
         {
             "id": int(ids[i]),
@@ -105,7 +105,7 @@ def sample_records(
             "label": labels[i],
             "score": float(values[p]),
             "loss": None if np.isnan(scores.losses[p]) else float(scores.losses[p]),
-            "tokens": rows.decode(tokens[i]),
+            "tokens": corpus.decode(tokens[i]),
             "influence": [float(f"{x:.4g}") for x in influence_NT[i]],
         }
         for i, p in enumerate(positions)
@@ -184,7 +184,7 @@ def sample_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def report_trace(
-    rows: Corpus,
+    corpus: Corpus,
     scores: Scores,
     unit: str,
     influence: Callable[[np.ndarray], np.ndarray],
@@ -195,14 +195,14 @@ def report_trace(
 
     `influence` gives the token-level influence [n, T] of sample ids.
     """
-    values, labels = scores.of(unit), rows.labels_of(scores.sample_ids)
+    values, labels = scores.of(unit), corpus.labels_of(scores.sample_ids)
     top, bottom = extremes(values, n)
     write_scores(folder / "scores.csv", scores, unit, labels)
     found = decile_enrichment(values, labels)
     write_enrichment(folder / "enrichment.csv", found)
     plot_distribution(values, unit, folder / "distribution.png")
     records = {
-        title: sample_records(rows, scores, unit, at, influence(scores.sample_ids[at]))
+        title: sample_records(corpus, scores, unit, at, influence(scores.sample_ids[at]))
         for title, at in ((f"The {n} highest", top), (f"The {n} lowest", bottom))
     }
     store.write_json(folder / "top_samples.json", {"unit": unit, "samples": records})

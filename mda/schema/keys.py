@@ -51,7 +51,7 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
     known = settings()
     given, key = key, _starred(key)
     if key.partition(".")[0] == "hydra":
-        return f"{key} is no setting of Hydra; accepted: what --cfg hydra shows"
+        return f"unknown setting of Hydra {key}; accepted: what --cfg hydra shows"
     parent, _, tail = key.rpartition(".")
     if key in known:
         group = key.partition(".")[0]
@@ -77,7 +77,7 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
         close = _closest(tail, tails, 0.75)
     meant = f" (did you mean {close}?)" if close else ""
     inside = f"in {parent}" if parent else "at the top"
-    return f"{given} is no setting{meant}; accepted {inside}: {', '.join(sorted(siblings))}"
+    return f"unknown setting {given}{meant}; accepted {inside}: {', '.join(sorted(siblings))}"
 
 
 def _starred(key: str) -> str:

@@ -60,8 +60,8 @@ class UnitConfig(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.locate not in self.words and self.named is None:
-            known = [*self.words, f"a unit such as {self.example}"]
-            raise self._refuse("locate", ", ".join(known) + nearest(self.locate, self.words))
+            known = f"{', '.join(self.words)}, or a unit's name such as {self.example}"
+            raise self._refuse("locate", known + nearest(self.locate, self.words))
 
     @property
     def named(self) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from mda.estimator.estimator import Item
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
 from mda.stages.context import Context, barrier, build_together, mine, rank, without
-from mda.stages.corpus import base_schedule
+from mda.stages.corpus import base_schedule, fetch
 from mda.stages.curvature import fitted_curvature, sharded
 from mda.stages.locating import Located
 from mda.stages.plugin import estimator_of, module_of
@@ -155,6 +155,7 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
         inputs["unit"] = located.inputs
 
     def build(part: Path) -> None:
+        fetch(context, corpus, schedule.sample_ids)
         found = estimator.score(ScoringWork(context, corpus, base, located, schedule, steps, part))
         if rank() == 0:
             _save(part, schedule, located.units, found)

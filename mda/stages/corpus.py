@@ -23,7 +23,7 @@ from mda.types import Schedule
 VERSION = 2
 
 
-def corpus(context: Context) -> Corpus:
+def corpus_of(context: Context) -> Corpus:
     """The token stream's rows: built, or found in the store, and opened.
 
     What the settings name is looked at in both cases: a missing file is a DataError.
@@ -42,30 +42,32 @@ def corpus(context: Context) -> Corpus:
     return open_corpus(artifact.path, artifact.fingerprint, rows)
 
 
-def stream(config: Config, rows: Corpus) -> np.ndarray:
+def stream(config: Config, corpus: Corpus) -> np.ndarray:
     """Position in the stream -> sample id: the one order of a run and of all its arms.
 
     Drawn from `data.order_seed`, else from the run's seed; with `data.shuffle=false` as stored.
     """
     seed = config.seed if config.data.order_seed is None else config.data.order_seed
-    return stream_order(rows, seed if config.data.shuffle else None)
+    return stream_order(corpus, seed if config.data.shuffle else None)
 
 
-def base_schedule(config: Config, rows: Corpus, start: int = 0, end: int | None = None) -> Schedule:
+def base_schedule(
+    config: Config, corpus: Corpus, start: int = 0, end: int | None = None
+) -> Schedule:
     """The unedited stream of a run. Raises DataError where it is too short for the steps."""
     end = config.training.last_step if end is None else end
-    return schedule(stream(config, rows), config.training.batch_size, start, end)
+    return schedule(stream(config, corpus), config.training.batch_size, start, end)
 
 
-def following(config: Config, rows: Corpus, step: int) -> np.ndarray:
+def following(config: Config, corpus: Corpus, step: int) -> np.ndarray:
     """Samples that a run would see from a step on, to the end of the stream."""
-    return stream(config, rows)[step * config.training.batch_size :]
+    return stream(config, corpus)[step * config.training.batch_size :]
 
 
-def fetch(context: Context, rows: Corpus, sample_ids: np.ndarray) -> None:
+def fetch(context: Context, corpus: Corpus, sample_ids: np.ndarray) -> None:
     """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones."""
-    if isinstance(rows.tokens, ShardRows):
+    if isinstance(corpus.tokens, ShardRows):
         ids = np.asarray(sample_ids)
-        missing = rows.tokens.missing(ids[ids < len(rows.tokens)])
+        missing = corpus.tokens.missing(ids[ids < len(corpus.tokens)])
         for block in context.bar(missing, "fetching rows", len(missing)):
-            rows.tokens.fetch(block)
+            corpus.tokens.fetch(block)

@@ -27,54 +27,61 @@ class Edited:
 
     plan: EditPlan
     schedule: Schedule
-    rows: Corpus
+    corpus: Corpus
     inserted: str | None  # hash of rows from outside the corpus
 
 
-def plan_edit(context: Context, rows: Corpus, unit: Located, scores: Scores | None) -> Edited:
+def check_inserted(context: Context, corpus: Corpus) -> None:
+    """Read the rows that an edit inserts. Raises ConfigError before anything is trained."""
+    intervention = context.config.intervention
+    if isinstance(intervention, AugmentConfig) and intervention.rows is not None:
+        read_inserted(Path(intervention.rows), corpus.seq_len, corpus.vocab_size)
+
+
+def plan_edit(context: Context, corpus: Corpus, unit: Located, scores: Scores | None) -> Edited:
     """Choose the samples, write the plan, carry it out on the unedited schedule.
 
     `scores` are not needed by a control arm. Raises ConfigError where the edit is impossible.
     """
     intervention, window = context.config.intervention, unit.window
-    base = base_schedule(context.config, rows, window.start, window.end)
+    base = base_schedule(context.config, corpus, window.start, window.end)
     if isinstance(intervention, ControlConfig):
         plan = plans.control(window.start, window.end)
-        return Edited(plan, edit(plan, base), rows, None)
+        return Edited(plan, edit(plan, base), corpus, None)
     assert isinstance(intervention, EditConfig)
     try:
         if isinstance(intervention, AugmentConfig) and intervention.mode == "insert":
-            return _inserted(context, rows, base, intervention)
+            return _inserted(context, corpus, base, intervention)
         assert scores is not None
-        plan = _plan(context, rows, unit, intervention, scores)
-        later = following(context.config, rows, window.end)
-        return Edited(plan, edit(plan, base, later), rows, None)
+        plan = _plan(context, corpus, unit, intervention, scores)
+        later = following(context.config, corpus, window.end)
+        return Edited(plan, edit(plan, base, later), corpus, None)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"intervention={intervention.name}: {error}") from error
 
 
 def _plan(
-    context: Context, rows: Corpus, unit: Located, config: EditConfig, scores: Scores
+    context: Context, corpus: Corpus, unit: Located, config: EditConfig, scores: Scores
 ) -> EditPlan:
     start, end = unit.window.start, unit.window.end
     scores = in_window(scores, start, end)
-    chosen = select(rows, unit.name, config, scores, context.config.seed)
+    chosen = select(corpus, unit.name, config, scores, context.config.seed)
     if isinstance(config, RemoveConfig):
-        unused = following(context.config, rows, end)
+        unused = following(context.config, corpus, end)
         return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
     assert isinstance(config, AugmentConfig)
     return plans.augment(scores, chosen, start, end, config.mode, config.weight)
 
 
 def select(
-    rows: Corpus, unit: str, config: EditConfig, scores: Scores, run_seed: int
+    corpus: Corpus, unit: str, config: EditConfig, scores: Scores, run_seed: int
 ) -> np.ndarray:
     """Sample ids to edit, in stream order; with `match`, a random set like the targeted one.
 
     What is drawn depends on the run's seed as well as on the edit's.
     """
     seed = mixed_seed(run_seed, config.seed)
-    labels = rows.labels_of(scores.sample_ids)
+    labels = corpus.labels_of(scores.sample_ids)
     lower, upper = config.band or (None, None)
     amount = {"fraction": config.fraction, "count": config.count}
     if config.select in ("band", "ids") or config.count is not None:
@@ -100,11 +107,11 @@ def select(
     return matched_random(scores.sample_ids, groups, chosen, seed, exclude)
 
 
-def _inserted(context: Context, rows: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
+def _inserted(context: Context, corpus: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
     assert config.rows is not None
-    extra = read_inserted(Path(config.rows), rows.seq_len, rows.vocab_size)
+    extra = read_inserted(Path(config.rows), corpus.seq_len, corpus.vocab_size)
     first = base.start if config.at_step is None else config.at_step
-    ids = np.arange(len(rows.tokens), len(rows.tokens) + len(extra))
+    ids = np.arange(len(corpus.tokens), len(corpus.tokens) + len(extra))
     plan = plans.insert(ids, base.start, base.end, first, config.per_step)
-    longer = replace(rows, extra=extra)
+    longer = replace(corpus, extra=extra)
     return Edited(plan, edit(plan, base), longer, hash_arrays(extra))

@@ -26,7 +26,7 @@ from mda.model.build import (
 from mda.schema import CheckpointConfig, Config
 from mda.schema.model import FAMILIES
 from mda.stages.context import Context, without
-from mda.stages.corpus import base_schedule
+from mda.stages.corpus import base_schedule, fetch
 from mda.stages.plugin import module_of
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
@@ -176,6 +176,7 @@ def _train(
     follow: Follow | None = None,
 ) -> None:
     config = context.config
+    fetch(context, corpus, schedule.sample_ids)
     model = initial_model(config.model, config.seed)
     store.write_json(part / CONFIG_FILE, saved_config(model))
     curve = EmergenceCurve(

@@ -25,28 +25,28 @@ class Rows(Protocol):
 class StepDataset(IterableDataset):
     """Batches of the schedule's steps [first, end), one dictionary each."""
 
-    def __init__(self, corpus: Rows, plan: Schedule, first: int):
-        self.corpus, self.plan, self.first = corpus, plan, first
+    def __init__(self, corpus: Rows, schedule: Schedule, first: int):
+        self.corpus, self.schedule, self.first = corpus, schedule, first
 
     def __len__(self) -> int:
-        return self.plan.end - self.first
+        return self.schedule.end - self.first
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
-        for step in range(self.first, self.plan.end):
-            sample_ids, weights = self.plan.at(step)
+        for step in range(self.first, self.schedule.end):
+            sample_ids, weights = self.schedule.at(step)
             yield {
                 "tokens": self.corpus.rows(sample_ids),
                 "weights": torch.from_numpy(weights),
-                "batch_size": self.plan.batch_size,
+                "batch_size": self.schedule.batch_size,
             }
 
 
 class ScheduleData(pl.LightningDataModule):
     """Serves a schedule from step `first` on."""
 
-    def __init__(self, corpus: Rows, plan: Schedule, first: int):
+    def __init__(self, corpus: Rows, schedule: Schedule, first: int):
         super().__init__()
-        self.dataset = StepDataset(corpus, plan, first)
+        self.dataset = StepDataset(corpus, schedule, first)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.dataset, batch_size=None)

@@ -45,7 +45,7 @@ class Job:
     architecture: type[PreTrainedModel]
     config: PreTrainedConfig
     seq_len: int
-    plan: Schedule
+    schedule: Schedule
     settings: TrainingConfig
     first: int
     resume: Path | None
@@ -115,9 +115,9 @@ def _follow(job: Job, process: Process) -> None:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first one ends the rest
     model = job.architecture(job.config)
-    trainer = make_trainer(job.settings, job.plan.end - job.first, process)
+    trainer = make_trainer(job.settings, job.schedule.end - job.first, process)
     rows = RowsToCome(job.seq_len)
-    fit(trainer, model, rows, job.plan, job.settings, job.first, job.resume)
+    fit(trainer, model, rows, job.schedule, job.settings, job.first, job.resume)
     dist.destroy_process_group()
 
 

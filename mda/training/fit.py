@@ -122,18 +122,18 @@ def fit(
     trainer: pl.Trainer,
     model: PreTrainedModel,
     corpus: Rows,
-    plan: Schedule,
+    schedule: Schedule,
     settings: TrainingConfig,
     first: int,
     resume: Path | None,
 ) -> None:
-    """Train from step `first` to the plan's end. Raises KeyboardInterrupt after Ctrl-C."""
+    """Train from step `first` to the schedule's end. Raises KeyboardInterrupt after Ctrl-C."""
     try:
         with quiet():
             if settings.activation_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             module = LanguageModel(model.train(), settings, first, resume)
-            trainer.fit(module, ScheduleData(corpus, plan, first))
+            trainer.fit(module, ScheduleData(corpus, schedule, first))
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

@@ -37,7 +37,7 @@ def train(
     folder: Path,
     model: PreTrainedModel,
     corpus: Rows,
-    plan: Schedule,
+    schedule: Schedule,
     settings: TrainingConfig,
     *,
     checkpoints: Sequence[int],
@@ -46,37 +46,42 @@ def train(
     log: RowLog = lambda row: None,
     progress: str | None = "training",
 ) -> None:
-    """Run the updates of `plan` and leave `folder` finished.
+    """Run the updates of `schedule` and leave `folder` finished.
 
-    `model` holds the initial weights; `start_from` is the checkpoint folder of step `plan.start`
+    `model` holds the initial weights; `start_from` is the checkpoint folder of the schedule's start
     (weights and optimizer), None for a run from its very beginning. `curves` are callbacks that
     keep tables of their own. Every row of every table goes to `log` exactly once a call, those
     of an earlier, killed call included. `progress` names the progress bar, None hides it.
     """
     root = folder / "checkpoints"
-    done = [step for step in checkpoint.steps(root) if plan.start <= step <= plan.end]
-    first = done[-1] if done else plan.start
+    done = [step for step in checkpoint.steps(root) if schedule.start <= step <= schedule.end]
+    first = done[-1] if done else schedule.start
     resume = checkpoint.checkpoint_folder(root, first) if done else start_from
-    if lost := [step for step in checkpoints if plan.start <= step < first and step not in done]:
+    if lost := [
+        step for step in checkpoints if schedule.start <= step < first and step not in done
+    ]:
         raise Torn(f"the checkpoint of step {lost[0]} is missing")
     for step in set(done) - {first, *checkpoints}:  # rolling ones that a kill left behind
         shutil.rmtree(checkpoint.checkpoint_folder(root, step))
     folder.mkdir(parents=True, exist_ok=True)
     # The curve is measured before the checkpoint is written, so that what a checkpoint says is
     # done has its row.
-    tables = [*curves, LossLog(folder / "train.csv", plan.batch_size * corpus.seq_len, plan.start)]
+    tables = [
+        *curves,
+        LossLog(folder / "train.csv", schedule.batch_size * corpus.seq_len, schedule.start),
+    ]
     for callback in tables:
         callback.resume(first, log)
-    if first == plan.end:
+    if first == schedule.end:
         return
     keep = Checkpoints(root, checkpoints, resumed=first if done else None)
-    bar = [StepBar(progress, plan.end)] if progress else []
+    bar = [StepBar(progress, schedule.end)] if progress else []
     callbacks = [*tables, keep, *bar]
     if settings.devices == 1:
-        trainer = make_trainer(settings, plan.end - first, Process(), callbacks)
-        return fit(trainer, model, corpus, plan, settings, first, resume)
+        trainer = make_trainer(settings, schedule.end - first, Process(), callbacks)
+        return fit(trainer, model, corpus, schedule, settings, first, resume)
     refuse_nested(settings.devices)
-    job = Job(type(model), model.config, corpus.seq_len, plan, settings, first, resume)
+    job = Job(type(model), model.config, corpus.seq_len, schedule, settings, first, resume)
     with joined(settings.devices, job) as process:
-        trainer = make_trainer(settings, plan.end - first, process, callbacks)
-        fit(trainer, model, corpus, plan, settings, first, resume)
+        trainer = make_trainer(settings, schedule.end - first, process, callbacks)
+        fit(trainer, model, corpus, schedule, settings, first, resume)

@@ -13,7 +13,7 @@ from mda.data.errors import DataError
 from mda.data.stream import stream_order
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, corpus, fetch, following, stream
+from mda.stages.corpus import base_schedule, corpus_of, fetch, following, stream
 from mda.store import Store
 
 from .conftest import sentence
@@ -49,37 +49,37 @@ def named(tmp_path, tokenizer_json):
 def test_a_typo_is_refused_also_when_the_corpus_is_in_the_store(tmp_path, named, typo, there):
     given = [f"data.{key}={value}" for key, value in named.items()]
     without = [item for item in given if not item.startswith(f"data.{typo}")]
-    first = corpus(tokens(tmp_path, *(given if there == "the same corpus" else without)))
+    first = corpus_of(tokens(tmp_path, *(given if there == "the same corpus" else without)))
     assert len(first.tokens) == 40
     wrong = named[typo].with_name(f"x{named[typo].name}")
     with pytest.raises(DataError, match=rf"^data\.{typo}={wrong}: no such file"):
-        corpus(tokens(tmp_path, *without, f"data.{typo}={wrong}"))
+        corpus_of(tokens(tmp_path, *without, f"data.{typo}={wrong}"))
 
 
 def test_a_malformed_tokenizer_is_refused_before_anything_is_built(tmp_path, named):
     named["tokenizer"].write_text('{"version": "1.0", "model": {"type": "BPE", "vocab": {')
     with pytest.raises(DataError, match=r"^data\.tokenizer=.*cannot be read"):
-        corpus(tokens(tmp_path, f"data.tokenizer={named['tokenizer']}"))
+        corpus_of(tokens(tmp_path, f"data.tokenizer={named['tokenizer']}"))
     assert not (tmp_path / "store" / "corpus").exists()
 
 
 def test_a_corpus_is_found_by_what_its_files_hold(tmp_path, named):
-    first = corpus(tokens(tmp_path))
+    first = corpus_of(tokens(tmp_path))
     moved = tmp_path / "elsewhere.npy"
     moved.write_bytes((tmp_path / "rows.npy").read_bytes())
-    assert corpus(tokens(tmp_path, f"data.path={moved}")).fingerprint == first.fingerprint
+    assert corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint == first.fingerprint
     for change in ("shuffle=true", "order_seed=null"):
-        assert corpus(tokens(tmp_path, f"data.{change}")).fingerprint == first.fingerprint
+        assert corpus_of(tokens(tmp_path, f"data.{change}")).fingerprint == first.fingerprint
     for key, path in named.items():
-        assert corpus(tokens(tmp_path, f"data.{key}={path}")).fingerprint != first.fingerprint
+        assert corpus_of(tokens(tmp_path, f"data.{key}={path}")).fingerprint != first.fingerprint
     np.save(moved, np.load(moved)[::-1])
-    assert corpus(tokens(tmp_path, f"data.path={moved}")).fingerprint != first.fingerprint
+    assert corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint != first.fingerprint
 
 
 def test_one_order_meets_many_initialisations(tmp_path):
     shuffled = ("data.shuffle=true", "data.order_seed=5")
     contexts = [tokens(tmp_path, *shuffled, f"seed={seed}") for seed in (0, 1)]
-    rows = corpus(contexts[0])
+    rows = corpus_of(contexts[0])
     orders = [stream(c.config, rows) for c in contexts]
     assert np.array_equal(*orders)
     assert np.array_equal(orders[0], stream_order(rows, 5))
@@ -91,7 +91,7 @@ def test_one_order_meets_many_initialisations(tmp_path):
 
 def test_without_an_order_seed_the_run_s_seed_orders_the_stream(tmp_path):
     contexts = [tokens(tmp_path, "data.shuffle=true", f"seed={seed}") for seed in (0, 1)]
-    rows = corpus(contexts[0])
+    rows = corpus_of(contexts[0])
     first, second = (stream(c.config, rows) for c in contexts)
     assert np.array_equal(first, stream_order(rows, 0))
     assert np.array_equal(second, stream_order(rows, 1))
@@ -100,7 +100,7 @@ def test_without_an_order_seed_the_run_s_seed_orders_the_stream(tmp_path):
 
 def test_an_edit_replaces_by_what_follows_in_the_same_order(tmp_path):
     shuffled = tokens(tmp_path, "data.shuffle=true", "data.order_seed=5", "seed=1")
-    rows = corpus(shuffled)
+    rows = corpus_of(shuffled)
     assert np.array_equal(following(shuffled.config, rows, 3), stream_order(rows, 5)[12:])
 
 
@@ -129,8 +129,8 @@ def test_local_texts_become_a_corpus_streamed_or_not(tmp_path, tokenizer_json, m
     (tmp_path / "texts.jsonl").write_text("".join(lines))
     given = ("data=hf", f"data.dataset={tmp_path / 'texts.jsonl'}", "data.seq_len=16")
     given += (f"data.tokenizer={tokenizer_json}", "data.vocab_size=300", "data.held_out=4")
-    first = corpus(context(tmp_path, *given))
-    again = corpus(context(tmp_path, *given, "data.streaming=true"))
+    first = corpus_of(context(tmp_path, *given))
+    again = corpus_of(context(tmp_path, *given, "data.streaming=true"))
     assert again.fingerprint == first.fingerprint
     ids = first.rows(np.arange(len(first.tokens))).numpy()
     assert words.decode(ids[0].tolist()) == sentence(0, 30)[: len(words.decode(ids[0].tolist()))]
@@ -149,11 +149,11 @@ def test_a_tiny_pile_is_fetched_ahead_and_the_store_leaves_the_rows_alone(tmp_pa
     given += ("data.held_out=4", "data.rows_per_request=4")
     with serving(folder) as server:
         remote = context(tmp_path, *given, f"data.source={server.url}")
-        found = corpus(remote)
+        found = corpus_of(remote)
         plan = base_schedule(remote.config, found)
         fetch(remote, found, plan.sample_ids)
         assert server.sent == (4 + 16) * 34
     assert found.rows(plan.sample_ids).tolist() == rows[:16].tolist(), "the server is gone"
-    local = corpus(context(tmp_path, *given, f"data.source={folder}"))
+    local = corpus_of(context(tmp_path, *given, f"data.source={folder}"))
     assert local.fingerprint == found.fingerprint, "a mirror of the same shards"
     assert Store(tmp_path / "store").unreadable() == []

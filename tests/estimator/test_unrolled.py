@@ -73,7 +73,7 @@ def window():
 @pytest.fixture(scope="module")
 def start(window):
     """Ten updates into the training, so that the moments are not zero."""
-    before = replace(window, plan=plan_of(0, START))
+    before = replace(window, schedule=plan_of(0, START))
     weights = torch.cat([p.detach().flatten() for p in scratch(SHAPE, 0).double().parameters()])
     zeros = torch.zeros_like(weights)
     return {START: replay(before, TrainingState(0, weights, zeros, zeros), range(START))[START]}
@@ -107,7 +107,7 @@ def retrain(window, start, weights):
     clipped = []
     for i in range(STEPS):
         here = slice(i * BATCH, (i + 1) * BATCH)
-        tokens = TOKENS[window.plan.sample_ids[here]]
+        tokens = TOKENS[window.schedule.sample_ids[here]]
         loss = 0.0
         for row, weight in zip(tokens, weights[here], strict=True):
             logits = model(input_ids=row[None, :-1]).logits[0]
@@ -138,7 +138,7 @@ def test_score_is_the_finite_difference_of_retraining(window, start, scores, n):
     """Fourth-order central difference in one sample's weight; float32 anywhere would miss it."""
     h, difference = 1e-3, np.zeros(len(MEASUREMENTS))
     for factor, at in ((1, -2), (-8, -1), (8, 1), (-1, 2)):
-        weights = window.plan.weights.copy()
+        weights = window.schedule.weights.copy()
         weights[n] += at * h
         values, clipped = retrain(window, start, weights)
         difference += factor * values / (12 * h)
@@ -162,7 +162,7 @@ def test_recomputed_states_give_the_same_scores_bit_for_bit(window, start, score
 @pytest.mark.parametrize("steps", [[12, 25], [29], range(START, START + STEPS + 2)])
 def test_known_states_change_nothing(window, start, scores, segment, steps):
     """Some beyond the window too, as a run's checkpoints are."""
-    longer = replace(window, plan=plan_of(START, START + STEPS + 2))
+    longer = replace(window, schedule=plan_of(START, START + STEPS + 2))
     replayed = replay(longer, start[START], range(START, START + STEPS + 2))
     known = start | {step: replayed[step] for step in steps}
     values = last(unrolled_influence(window, known, MEASUREMENTS, segment=segment)).values_NU
@@ -182,7 +182,7 @@ def test_micro_batches_give_the_same_scores_up_to_rounding(window, start, scores
 
 def test_a_step_without_samples_is_one_whose_samples_weigh_nothing(window, start):
     """Its update moves the weights all the same, by momentum."""
-    plan, gone = window.plan, slice(5 * BATCH, 6 * BATCH)
+    plan, gone = window.schedule, slice(5 * BATCH, 6 * BATCH)
     weightless = plan.weights.copy()
     weightless[gone] = 0
     offsets = plan.offsets - BATCH * (np.arange(STEPS + 1) > 5)
@@ -193,7 +193,7 @@ def test_a_step_without_samples_is_one_whose_samples_weigh_nothing(window, start
         weights=np.delete(plan.weights, gone),
     )
     with_zeros, without = (
-        last(unrolled_influence(replace(window, plan=p), start, MEASUREMENTS)).values_NU
+        last(unrolled_influence(replace(window, schedule=p), start, MEASUREMENTS)).values_NU
         for p in (replace(plan, weights=weightless), dropped)
     )
     kept = torch.from_numpy(np.delete(np.arange(STEPS * BATCH), gone))
@@ -248,7 +248,7 @@ def test_the_planted_sample_has_the_highest_score(window, start):
         return -F.cross_entropy(logits, TOKENS[77][1:])
 
     values = last(unrolled_influence(window, start, [likelihood])).values_NU[:, 0]
-    assert window.plan.sample_ids[values.argmax()] == 77
+    assert window.schedule.sample_ids[values.argmax()] == 77
     assert values.max() > 3 * values.sort().values[-2] > 0
 
 

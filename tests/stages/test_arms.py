@@ -84,7 +84,7 @@ def test_inserted_rows_are_trained_on(arm, tmp_path):
     found = arm(*insert, f"intervention.rows={tmp_path / 'rows.npy'}")
     ids, _ = found.edited.schedule.at(20)
     assert len(ids) == 4 + 4
-    assert found.edited.rows.rows(ids[-4:]).tolist() == rows[:4].tolist()
+    assert found.edited.corpus.rows(ids[-4:]).tolist() == rows[:4].tolist()
 
 
 def test_curvature_is_shared_between_units_and_dampings(arm):
