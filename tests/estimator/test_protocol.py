@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from in_memory import InMemoryWork, materials
+from plain_gradients import block_gradients
 
 from mda.estimator.ekfac import Labels, fit_curvature, fit_subset
 from mda.estimator.estimator import Estimator, step_of
@@ -14,6 +15,7 @@ from mda.schema import (
     OPTIONS,
     ConfigError,
     EkfacConfig,
+    ExactConfig,
     HeadConfig,
     ModuleConfig,
     NeuronConfig,
@@ -29,8 +31,9 @@ from mda.unit.module import Modules
 
 PROBE = ProbeConfig(n_sequences=2, length=4, distribution="uniform")
 KEPT, WINDOW = [0, 3, 8], Window(2, 9, 4, "")
-SUMS = {"ekfac", "tracin", "repetition"}  # what tokens add to the score is known
-LOSSES = {"ekfac", "tracin", "loss", "gradient_norm"}
+SUMS = {"ekfac", "exact", "tracin", "repetition"}  # what tokens add to the score is known
+LOSSES = {"ekfac", "exact", "tracin", "loss", "gradient_norm"}
+AT_CHECKPOINTS = [name for name in OPTIONS["estimator"] if name != "unrolled"]  # see test_unrolled
 KINDS = {
     "heads": (AttentionHeads, HeadConfig(biases=True, probe=PROBE)),
     "previous token": (
@@ -70,7 +73,9 @@ def test_every_estimator_of_the_schema_can_be_loaded(name):
         asked = list(inspect.signature(getattr(type(estimator), method)).parameters)
         assert asked == answers(method)
     steps = estimator.steps(KEPT, WINDOW)
-    assert isinstance(steps, tuple) and set(steps) <= set(KEPT)
+    assert isinstance(steps, tuple)
+    made = {WINDOW.start} if name == "unrolled" else set()  # by training on from the one before
+    assert set(steps) <= {*KEPT, *made}
 
 
 def settings_of(name):
@@ -79,7 +84,7 @@ def settings_of(name):
     return OPTIONS["estimator"][name]()
 
 
-@pytest.mark.parametrize("name", OPTIONS["estimator"])
+@pytest.mark.parametrize("name", AT_CHECKPOINTS)
 def test_scores_and_what_tokens_add_to_them(work, name):
     estimator = estimator_of(settings_of(name))
     steps = estimator.steps(KEPT, WINDOW)
@@ -98,7 +103,7 @@ def test_scores_and_what_tokens_add_to_them(work, name):
         torch.testing.assert_close(
             tokens.sum(1), expected, rtol=1e-5 if name == "repetition" else 1e-7, atol=1e-9
         )
-    if name in {"ekfac", "tracin"}:
+    if name in {"ekfac", "exact", "tracin"}:
         assert found.values_NU.abs().sum(0).all() and tokens.any()
 
 
@@ -118,6 +123,26 @@ def test_ekfac_takes_its_damping_labels_seed_and_subset_from_its_settings(work):
     torch.testing.assert_close(found, by_hand())
     for other in ({"damping": 0.1}, {"seed": 4}, {"n": 6}, {"labels": "empirical"}):
         assert (by_hand(**other) - found).norm() > 1e-3 * found.norm()
+
+
+def test_exact_is_the_explicit_damped_fisher_of_every_owner(work):
+    """Made of gradients by autograd, one owner after the other."""
+    work = InMemoryWork(**(vars(work) | {"steps": [3]}))
+    found = estimator_of(ExactConfig(labels="empirical", damping=0.2)).score(work).values_NU
+    model, gradients = work.model(3), work.gradients(work.model(3))
+    rows = [
+        block_gradients(model, list(gradients), row) for row in work.corpus.rows(work.sample_ids)
+    ]
+    expected = torch.zeros_like(found)
+    for u, unit in enumerate(work.units):
+        for block, owner in unit.parts:
+            if block not in gradients:
+                continue
+            own = torch.stack([row[block][owner].flatten() for row in rows])
+            fisher = own.T @ own / len(own)
+            damped = fisher + 0.2 * fisher.diagonal().mean() * torch.eye(len(fisher)).double()
+            expected[:, u] -= own @ torch.linalg.solve(damped, gradients[block][owner].flatten())
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_steps_name_means_the_nearest_checkpoint():
