@@ -114,6 +114,7 @@ def unembedding(model: PreTrainedModel) -> Tensor:
     Raises ValueError if it has a bias, which none of the supported families has.
     """
     head = model.get_output_embeddings()
+    assert head is not None  # a language model has one
     if getattr(head, "bias", None) is not None:
         raise ValueError(f"the unembedding {head} has a bias; accepted: one without")
     return head.weight.detach()
@@ -131,7 +132,7 @@ def rotary_tables(model: PreTrainedModel, length: int) -> tuple[Tensor, Tensor]:
     R is the number of rotated dimensions of a head.
     """
     weight = model.get_input_embeddings().weight
-    positions = torch.arange(length, device=weight.device).unsqueeze(0)
+    positions = torch.arange(length, device=model.device).unsqueeze(0)
     cos, sin = model.base_model.rotary_emb(weight, position_ids=positions)  # type: ignore[operator]
     return cos[0], sin[0]
 
