@@ -14,11 +14,12 @@ from mda.stages.preview import fingerprints
 STAGES = ("corpus", "base", "scores", "arm")
 
 NOTHING = "nothing"
+
 CHANGES = {  # setting -> overrides that change it, and the first stage they touch
     "seed": ("seed=1", "base"),
     "name": ("name=other", NOTHING),
     # data
-    "data.seq_len": ("data.seq_len=31", "corpus"),
+    "data.seq_len": ("data.seq_len=40", "corpus"),
     "data.vocab_size": ("data.vocab_size=290", "corpus"),
     "data.held_out": ("data.held_out=30", "corpus"),
     "data.n_sequences": ("data.n_sequences=1900", "corpus"),
@@ -112,6 +113,10 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "intervention.band": ("intervention.select=band intervention.band=[0.1,0.2]", "arm"),
     "intervention.seed": ("intervention.seed=2 intervention.match=label", "maybe arm"),
     "intervention.match": ("intervention.match=label", "arm"),
+    "intervention.match_targeted": (
+        "intervention.match_targeted=allow intervention.match=label",
+        "arm",
+    ),
 }
 ELSEWHERE = ("report.", "logger.", "study.", "sae.", "output_dir")
 """Settings that no stage of this experiment reads; `sae` has tests of its own."""
@@ -123,7 +128,7 @@ OTHER_OPTIONS = {  # settings of other options than those of the experiment
         "estimator=tracin estimator.adam_preconditioning=true", "estimator=tracin",
     ),
     "unit.layers": ("unit=mlp_neuron unit.layers=[1]", "unit=mlp_neuron"),
-    "unit.label": ("unit=mlp_neuron unit.label=generated_log", "unit=mlp_neuron"),
+    "unit.label": ("unit=mlp_neuron unit.label=generated_json", "unit=mlp_neuron"),
     "unit.parts": ("unit=module unit.parts=[mlp]", "unit=module"),
 }  # fmt: skip
 

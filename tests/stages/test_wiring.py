@@ -165,7 +165,8 @@ def test_a_mechanism_is_measured_together_and_owns_its_heads(traced):
     patterns = model.base_model(tokens, output_attentions=True).attentions
     mean = torch.stack([p.diagonal(-1, 2, 3).mean((0, 2)) for p in patterns]).mean()
     mean.backward()
-    gradients = {b: gather(b, {n: p.grad for n, p in names.items()}) for b in blocks}
+    own = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in names.items()}
+    gradients = {b: gather(b, own) for b in blocks}
     model.set_attn_implementation("sdpa")
     expected = np.zeros(len(trace.traced.scores.sample_ids))
     for n, own in enumerate(sample_gradients(trace, model, blocks)):
