@@ -211,3 +211,58 @@ def test_another_kind_of_unit_is_followed_like_a_head(context_of, unit):
     model = model_at(arm, 60)
     ranked = arm.unit.kind.ranking(model)
     assert max(ranked, key=lambda n: ranked[n]) == arm.unit.name
+
+
+def test_unrolled_scores_are_what_one_more_weight_does_to_the_units_metric(traced):
+    """The whole window is trained again here, plainly, with one sample's weight changed."""
+    trace, context = traced("estimator=unrolled", "estimator.segment=7")
+    assert trace.traced.steps == (20, 32, 40)  # the window's start, and what is known inside it
+    scores, name = trace.traced.scores, trace.unit.name
+    others = [unit.name for unit in trace.unit.units if unit.name != name]
+    assert all(np.isnan(scores.of(other)).all() for other in others)
+    ours, kind = scores.of(name), heads_of(trace, context, model_at(trace, 20))
+    metric = kind.differentiable(name, [name])
+    chosen = np.argsort(-np.abs(ours))[:3]
+    for row in chosen:
+        ends = {}
+        for weight in (0.9, 1.1):
+            weights = np.ones(len(ours))
+            weights[row] = weight
+            ends[weight] = metric(retrained_plainly(trace, context, weights)).item()
+        numeric = (ends[1.1] - ends[0.9]) / 0.2
+        assert ours[row] == pytest.approx(numeric, rel=0.02)
+
+
+def retrained_plainly(trace, context, weights):
+    """The window from its start in float64: AdamW, clipping and rates written out once more."""
+    settings = context.config.training
+    model = model_at(trace, 20).double()
+    optimizer = load_file(trace.base.folder / "checkpoints/step_20/optimizer.safetensors")
+    states = {
+        n: [optimizer[f"{n}/{key}"].double() for key in ("exp_avg", "exp_avg_sq")]
+        for n, _ in model.named_parameters()
+    }
+    ids, size = trace.traced.scores.sample_ids, settings.batch_size
+    for step in range(20, 60):
+        here = slice((step - 20) * size, (step - 19) * size)
+        rows = trace.corpus.rows(ids[here])
+        logits = model(rows[:, :-1]).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), rows[:, 1:], reduction="none"
+        ).mean(1)
+        loss = (torch.from_numpy(weights[here]) * losses).sum() / size
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norm = torch.stack([g.norm() for g in gradients]).norm()
+        clip = min(1.0, settings.grad_clip / (norm.item() + 1e-6))
+        done = (step - settings.warmup_steps) / (settings.total_steps - settings.warmup_steps)
+        floor = settings.min_lr_ratio
+        rate = settings.peak_lr * (floor + (1 - floor) * (1 + np.cos(np.pi * done)) / 2)
+        with torch.no_grad():
+            for (name, p), g in zip(model.named_parameters(), gradients, strict=True):
+                first, second = states[name]
+                first.lerp_(g * clip, 1 - settings.beta1)
+                second.mul_(settings.beta2).add_((g * clip) ** 2, alpha=1 - settings.beta2)
+                p.mul_(1 - rate * settings.weight_decay * (p.ndim >= 2))
+                hat = (second / (1 - settings.beta2 ** (step + 1))).sqrt() + settings.eps
+                p.sub_(rate / (1 - settings.beta1 ** (step + 1)) * first / hat)
+    return model
