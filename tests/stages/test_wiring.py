@@ -84,11 +84,14 @@ def test_the_named_checkpoint_is_the_one_that_is_scored(traced, checkpoint, step
 HEAD0 = "gpt_neox.layers.0.attention.dense"
 
 
-@pytest.mark.parametrize("labels", ["sampled", "empirical"])
-def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labels):
+@pytest.mark.parametrize(
+    ("labels", "step"), [("sampled", MIDDLE), ("empirical", MIDDLE), ("sampled", 32)]
+)
+def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labels, step):
     """A, S, their eigenvectors, Lambda with the SAME labels, damping, solve, minus the product."""
-    trace, context = traced(f"estimator.labels={labels}", "estimator.seed=5")
-    model = model_at(trace, MIDDLE).double()
+    overrides = (f"estimator.labels={labels}", "estimator.seed=5", f"estimator.checkpoint={step}")
+    trace, context = traced(*overrides)
+    model = model_at(trace, step).double()
     ids = trace.traced.scores.sample_ids
     rows = trace.corpus.rows(ids)
     uniforms = label_uniforms(5, ids, rows.shape[1] - 1) if labels == "sampled" else None
