@@ -114,7 +114,7 @@ class NeuronConfig(UnitConfig):
 
     name: str = setting("mlp_neuron", "kind of unit", one_of=("mlp_neuron",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
-    threshold: float = setting(0.8, "ROC AUC from which it counts as there", above=0.5, below=1)
+    threshold: float = setting(0.65, "ROC AUC from which it counts as there", above=0.5, below=1)
     label: str = setting("???", "class of text that it must tell from the others")
     layers: list[int] | None = setting(None, "layers that are searched, null: all", low=0)
     biases: bool = setting(True, "count the bias of its input weights as its own")
