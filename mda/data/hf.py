@@ -210,7 +210,8 @@ def _token_lists(config: HfConfig, values: Any) -> list[np.ndarray]:
     if not hasattr(kind, "value_type") or not pa.types.is_integer(kind.value_type):
         raise DataError(f"data.tokens={config.tokens}: a column of {kind}, no lists of integers")
     flat = values.flatten().to_numpy(zero_copy_only=False)
-    ends = np.cumsum(pc.list_value_length(values).to_numpy(zero_copy_only=False))
+    lengths = pc.list_value_length(values)  # type: ignore[attr-defined]
+    ends = np.cumsum(lengths.to_numpy(zero_copy_only=False))
     return np.split(flat, ends[:-1])
 
 

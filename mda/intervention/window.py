@@ -17,6 +17,7 @@ def auto_window(
     """The window around the base run's onset, before any arm has been trained.
 
     start = the last checkpoint at or before onset - before (steps), so the unit is not there yet;
+            step 0 where the unit came within `before` steps;
     end   = onset + after, rounded up to a whole step, or `last_step` where the run ends earlier.
 
     `onset` is the base run's own, in steps, None where the unit never came. The rule takes no
@@ -29,11 +30,12 @@ def auto_window(
             f"the unit did not emerge in the base run's {last_step} steps, so there is no window "
             "around its onset; train longer or give the window's start and end"
         )
-    early = [step for step in checkpoints if step <= onset - before]
+    latest = max(onset - before, 0)
+    early = [step for step in checkpoints if step <= latest]
     if not early:
         first = min(checkpoints, default=None)
         raise ValueError(
-            f"no checkpoint at or before step {onset - before:g} (onset {onset:g} - {before}); the "
+            f"no checkpoint at or before step {latest:g} (onset {onset:g} - {before}); the "
             f"first is {first}. Save checkpoints earlier or choose a smaller margin"
         )
     start, end = max(early), min(-int(-(onset + after) // 1), last_step)
@@ -44,7 +46,8 @@ def auto_window(
         )
     cut = f", cut to the run's end (step {last_step})" if end == last_step < onset + after else ""
     rule = (
-        f"last checkpoint at or before the base run's onset ({onset:.1f}) - {before} steps, to "
+        f"last checkpoint at or before the base run's onset ({onset:.1f}) - {before} steps"
+        f"{' (the first step)' if onset < before else ''}, to "
         f"onset + {after} steps{cut}: [{start}, {end})"
     )
     return Window(start=start, end=end, onset=float(onset), rule=rule)

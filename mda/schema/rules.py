@@ -12,11 +12,12 @@ from mda.schema.unit import HeadConfig
 
 
 def _data_fits_model(c: Config) -> None:
-    if c.data.vocab_size > c.model.vocab_size:
-        limit = f"at most model.vocab_size={c.model.vocab_size}"
+    sizes: Any = c.model  # of a model from scratch its settings, else its checkpoint's
+    if c.data.vocab_size > sizes.vocab_size:
+        limit = f"at most model.vocab_size={sizes.vocab_size}"
         raise refuse("data.vocab_size", c.data.vocab_size, limit)
-    if c.data.seq_len > c.model.max_seq_len:
-        limit = f"at most model.max_seq_len={c.model.max_seq_len}"
+    if c.data.seq_len > sizes.max_seq_len:
+        limit = f"at most model.max_seq_len={sizes.max_seq_len}"
         raise refuse("data.seq_len", c.data.seq_len, limit)
 
 
@@ -47,8 +48,9 @@ def _icl_positions_exist(c: Config) -> None:
 
 
 def _metric_probe_fits_context(c: Config) -> None:
-    if 2 * c.emergence.length > c.model.max_seq_len:
-        limit = f"at most {c.model.max_seq_len // 2}, half of model.max_seq_len"
+    sizes: Any = c.model
+    if 2 * c.emergence.length > sizes.max_seq_len:
+        limit = f"at most {sizes.max_seq_len // 2}, half of model.max_seq_len"
         raise refuse("emergence.length", c.emergence.length, limit)
 
 

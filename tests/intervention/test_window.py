@@ -11,7 +11,13 @@ CHECKPOINTS = [0, 500, 1000, 1500, 2000, 4000]
 
 @pytest.mark.parametrize(
     ("onset", "expected"),
-    [(1800.0, (1000, 2800)), (1500.0, (1000, 2500)), (1499.9, (500, 2500)), (3200.5, (2000, 4000))],
+    [
+        (1800.0, (1000, 2800)),
+        (1500.0, (1000, 2500)),
+        (1499.9, (500, 2500)),
+        (300.0, (0, 1300)),
+        (3200.5, (2000, 4000)),
+    ],
 )
 def test_window_by_hand(onset, expected):
     window = auto_window(onset, CHECKPOINTS, last_step=4000, before=500, after=1000)
@@ -30,7 +36,7 @@ def test_the_rule_sees_nothing_but_the_base_run():
     ("arguments", "message"),
     [
         ({"onset": None}, "did not emerge in the base run's 4000 steps"),
-        ({"onset": 300.0}, "no checkpoint at or before step -200"),
+        ({"onset": 300.0, "checkpoints": [100, 500]}, "no checkpoint at or before step 0"),
         ({"onset": 1800.0, "checkpoints": []}, "the first is None"),
         ({"onset": 4000.0}, "where the base run ends"),
         ({"onset": 1800.0, "after": 0}, "after=0"),

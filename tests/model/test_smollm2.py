@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from smollm2 import load
 
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import score_samples
@@ -12,7 +13,6 @@ from mda.model.architecture import architecture
 from mda.model.build import eager_attention
 from mda.unit.blocks import Directions, gather
 from mda.unit.metrics import HEAD_METRICS
-from tests.model.smollm2 import load
 
 pytestmark = pytest.mark.slow
 N = 2 if os.environ.get("MDA_CI") else 64
