@@ -250,9 +250,6 @@ def test_settings_that_cannot_be_met_are_refused(tmp_path, monkeypatch, settings
 def test_a_worker_of_joblib_can_harvest_too():
     """Sweeps side by side build the corpus in such a worker."""
     joblib = pytest.importorskip("joblib")
-    (found,) = joblib.Parallel(n_jobs=2, backend="loky")([(_harvested, (), {})])
-    assert found == _harvested()
-
-
-def _harvested() -> list[str]:
-    return [document.text for document in embedded.harvest(["mpmath"], workers=2)]
+    job = (embedded.harvest, (["mpmath"],), {"workers": 2})
+    (found,) = joblib.Parallel(n_jobs=2, backend="loky")([job])
+    assert found == embedded.harvest(["mpmath"], workers=2)

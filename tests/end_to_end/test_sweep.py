@@ -54,7 +54,8 @@ def report(out: Path, name: str) -> dict[str, list[dict[str, str]]]:
 
 
 def built(out: Path, kind: str) -> list[str]:
-    return sorted(path.parent.name for path in out.glob(f"store/{kind}/*/manifest.json"))
+    found = out.glob(f"store/{kind}/*/manifest.json")
+    return sorted(path.parent.name for path in found if not path.parent.suffix)
 
 
 @pytest.fixture(scope="module")

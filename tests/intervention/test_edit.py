@@ -205,7 +205,7 @@ def test_a_file_that_is_no_plan_is_refused_by_name(tmp_path):
     path = tmp_path / "plan.csv"
     for text in ("id,step\n1,2\n", "# action=burn start=1 end=2\nsample_id\n", "# action=mask\n"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"plan\.csv is no edit plan"):
+        with pytest.raises(ValueError, match=r"plan\.csv is not an edit plan"):
             load_plan(path)
 
 

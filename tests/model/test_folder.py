@@ -312,7 +312,7 @@ def test_folders_that_are_no_checkpoints_are_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "model.safetensors")
     for content, says in (
         ("[]", "a JSON object"),
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         (json.dumps({"model_type": "llama", "hidden_size": 4}), "says no num_hidden_layers"),
     ):
         (tmp_path / "config.json").write_text(content)

@@ -165,7 +165,7 @@ def test_damage_gives_one_clear_error(damage, tmp_path):
 def test_nothing_to_compare_is_said_plainly(tmp_path):
     with pytest.raises(ValueError, match="no finished arm"):
         read_runs([tmp_path])
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="does not exist"):
         read_runs([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="no 'fingerprints'"):
         folder = write_runs(tmp_path, [0])[0]

@@ -46,7 +46,7 @@ def test_the_page_has_the_traces_samples_and_the_command(called):
 
 @pytest.mark.parametrize(
     ("runs", "message"),
-    [("[]", "report.runs="), ("[nowhere]", "nowhere is no folder"), ("[runs/run]", "no control")],
+    [("[]", "report.runs="), ("[nowhere]", "nowhere does not exist"), ("[runs/run]", "no control")],
 )
 def test_nothing_to_compare_is_one_sentence(tmp_path, runs, message):
     write_runs(tmp_path / "runs" / "run", [0], STANDARD[1:2])
