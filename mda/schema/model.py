@@ -126,7 +126,7 @@ class PublishedModelConfig(ModelConfig):
 
 
 def supported_config(path: Path, key: str) -> dict[str, Any]:
-    """A config.json of a supported family that says all sizes; else a ConfigError that names `key`."""
+    """A config.json that names a supported family and all sizes; else a ConfigError with `key`."""
     config = read_config(path)
     kind = config.get("model_type")
     if kind not in FAMILIES:

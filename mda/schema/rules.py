@@ -143,10 +143,8 @@ def _model_is_known(c: Config) -> None:
 
 def _published_within_schedule(c: Config) -> None:
     if isinstance(c.base, PublishedConfig) and c.base.steps[-1] > c.training.total_steps:
-        limit = (
-            f"steps of the learning-rate schedule, training.total_steps={c.training.total_steps}"
-        )
-        raise refuse("base.steps", c.base.steps, limit)
+        total = f"training.total_steps={c.training.total_steps}"
+        raise refuse("base.steps", c.base.steps, f"steps of the learning-rate schedule, {total}")
 
 
 def _state_is_published(c: Config) -> None:

@@ -33,7 +33,7 @@ from mda.stages.plugin import module_of
 from mda.stages.runs import NOT_INPUTS, Run, base_run, device_of
 from mda.store import Artifact
 from mda.training.checkpoint import checkpoint_folder
-from mda.training.table import CsvTable, read_rows
+from mda.training.table import CsvTable
 
 VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -199,13 +199,11 @@ def _refuse_different(settings: PublishedConfig, revisions: Sequence[Revision]) 
     first = without(revisions[0].config, *NOT_THE_FUNCTION)
     for one in revisions[1:]:
         other = without(one.config, *NOT_THE_FUNCTION)
-        if changed := sorted(
-            k for k in first.keys() | other.keys() if first.get(k) != other.get(k)
-        ):
+        if changed := [k for k in {*first, *other} if first.get(k) != other.get(k)]:
+            here, there = (settings.revision_of(r.step) for r in (one, revisions[0]))
             raise ConfigError(
-                f"{settings.source}, revision {settings.revision_of(one.step)}: {changed[0]} of its "
-                f"config.json is not that of {settings.revision_of(revisions[0].step)}; accepted: "
-                "revisions of one model"
+                f"{settings.source}, revision {here}: {min(changed)} of its config.json is not "
+                f"that of {there}; accepted: revisions of one model"
             )
 
 
