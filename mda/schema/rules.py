@@ -10,7 +10,7 @@ from typing import Any
 from mda.schema.base import PublishedConfig
 from mda.schema.model import SIZES, PublishedModelConfig
 from mda.schema.root import Config
-from mda.schema.setting import refuse
+from mda.schema.setting import refuse, show
 from mda.schema.unit import HeadConfig
 
 
@@ -156,7 +156,7 @@ def _state_is_published(c: Config) -> None:
 def _window_starts_at_revision(c: Config) -> None:
     window = c.intervention.steps
     if isinstance(c.base, PublishedConfig) and window and window[0] not in c.base.steps:
-        accepted = f"a start that is one of base.steps={c.base.steps}"
+        accepted = f"a start that is one of base.steps={show(c.base.steps)}"
         raise refuse("intervention.window", c.intervention.window, accepted)
 
 
@@ -193,17 +193,19 @@ def validate(config: Config, groups: Iterable[str] | None = None) -> None:
             rule(config)
 
 
-def validate_sizes(config: Config, content: Mapping[str, Any], groups: Iterable[str]) -> None:
+def validate_sizes(
+    config: Config, content: Mapping[str, Any], groups: Iterable[str], where: str
+) -> None:
     """The rules between groups that need the model's sizes, once a config.json says them.
 
-    Where `model` has sizes of its own, as a preset has, they must be the same. Raises ConfigError.
+    Where `model` has sizes of its own, as a preset has, they must be the same. Raises ConfigError,
+    which names `where` the config.json comes from.
     """
-    assert isinstance(config.base, PublishedConfig)
     sizes = {ours: content[theirs] for ours, theirs in SIZES.items()}
     if not isinstance(config.model, PublishedModelConfig):
         for name, size in sizes.items():
             if (given := getattr(config.model, name)) != size:
-                limit = f"{size}, as {config.base.source} has; or model=published"
+                limit = f"{size}, as {where} has; or model=published"
                 raise refuse(f"model.{name}", given, limit)
     model: Any = SimpleNamespace(**sizes)
     validate(replace(config, model=model), groups)

@@ -1,8 +1,8 @@
 """A revision of a repository on a hub, brought to a folder file by file; every file is verified.
 
 The client is huggingface_hub: HF_ENDPOINT and HF_TOKEN count as everywhere, and the token goes
-nowhere but to the hub. A start after a failure goes on with the files, and the parts of files, that
-lie in the folder.
+nowhere but to the hub. A start after a failure goes on with the files that lie in the folder; a
+connection that is cut is taken up by the client itself, a few times, where the file was cut.
 """
 
 from __future__ import annotations

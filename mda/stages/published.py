@@ -27,6 +27,7 @@ from mda.emergence.measure import make_probes, measure
 from mda.model.build import CONFIG_FILE, NOT_THE_FUNCTION, from_folder, read_model, saved_config
 from mda.schema import ConfigError, PublishedConfig, validate_sizes
 from mda.schema.model import FAMILIES, supported_config
+from mda.schema.setting import show
 from mda.stages.context import Context, without
 from mda.stages.hub import fetch_revision, weight_files
 from mda.stages.plugin import module_of
@@ -127,7 +128,7 @@ def _revision(
     key = f"{settings.source}, revision {name}"
 
     def check(path: Path) -> None:
-        validate_sizes(context.config, supported_config(path, key), groups)
+        validate_sizes(context.config, supported_config(path, key), groups, key)
 
     inputs: dict[str, object] = {"version": VERSION, "repo": settings.repo, "revision": name}
     if settings.repo is None:
@@ -149,7 +150,7 @@ def _revision(
 
     artifact = context.store.get_or_build("weights", inputs, build)
     revision = Revision(step, artifact)
-    validate_sizes(context.config, revision.config, groups)
+    validate_sizes(context.config, revision.config, groups, key)
     return revision
 
 
@@ -261,7 +262,7 @@ def _states(settings: PublishedConfig) -> dict[int, Path]:
     if not found:
         raise ConfigError(
             f"base.state={settings.state} is refused; accepted: a folder with "
-            f"step_<n>/{OPTIMIZER_FILE}, n one of base.steps={settings.steps}"
+            f"step_<n>/{OPTIMIZER_FILE}, n one of base.steps={show(settings.steps)}"
         )
     return found
 
