@@ -17,7 +17,7 @@ from mda.config import compose, cores, main, overrides_of, prepared
 from mda.schema import Config
 
 NEEDS = (
-    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "study",
+    "base", "data", "model", "training", "emergence", "unit", "estimator", "intervention", "study",
     "report", "logger",
 )  # fmt: skip
 REMOVE_RANDOM = ("intervention=remove", "estimator=random")

@@ -14,7 +14,7 @@ from mda.config import main
 from mda.schema import Config
 
 NEEDS = (
-    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "report",
+    "base", "data", "model", "training", "emergence", "unit", "estimator", "intervention", "report",
     "logger",
 )  # fmt: skip
 

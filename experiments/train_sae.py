@@ -13,7 +13,7 @@ from pathlib import Path
 from mda.config import main
 from mda.schema import Config
 
-NEEDS = ("data", "model", "training", "emergence", "sae", "logger")
+NEEDS = ("base", "data", "model", "training", "emergence", "sae", "logger")
 FILES = {"history.csv": "explained variance and share of dead features in the course of training"}
 
 
@@ -26,7 +26,7 @@ def train_sae(config: Config, folder: Path) -> None:
 
     start = time.perf_counter()
     with job_log(config, folder, settings=asdict(config), job_type="sae", arm="SAE") as log:
-        corpus, base = pipeline.train(Context.of(config))
+        corpus, base = pipeline.train(Context.of(config), (*pipeline.BASE, "sae"))
         found = trained_sae(Context.of(config, log.row), config.sae, corpus, base)
         results = {"hookpoint": str(found.hook), "step": found.step, **asdict(found.quality)}
         log.summary(results)

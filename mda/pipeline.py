@@ -6,6 +6,7 @@ sees the ones before it and the configuration; nothing flows back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mda.data.stream import Corpus
@@ -14,7 +15,12 @@ from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
 from mda.stages.editing import Edited, check_inserted, plan_edit
 from mda.stages.locating import Located, locate
-from mda.stages.runs import Run, base_run, retrained
+from mda.stages.published import base_of
+from mda.stages.runs import Run, retrained
+
+BASE = ("base", "data", "model", "training", "emergence")
+UNIT = (*BASE, "unit", "estimator", "intervention")
+"""Groups that a pipeline reads: rules between them are checked once a published model is known."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,15 @@ class Arm:
     run: Run
 
 
-def train(context: Context) -> tuple[Corpus, Run]:
+def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
     """Corpus and base run."""
     corpus = corpus_of(context)
-    return corpus, base_run(context, corpus)
+    return corpus, base_of(context, corpus, groups)
 
 
 def trace(context: Context) -> Trace:
     """Corpus, base run, unit and scores of the window."""
-    corpus, base = train(context)
+    corpus, base = train(context, UNIT)
     unit = locate(context, corpus, base)
     return Trace(corpus, base, unit, score(context, corpus, base, unit))
 
@@ -59,7 +65,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     """
     corpus = corpus_of(base_context or context)
     check_inserted(context, corpus)
-    base = base_run(base_context or context, corpus)
+    base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
     edits = context.config.intervention.name != "control"
     traced = score(context, corpus, base, unit) if edits else None

@@ -26,7 +26,7 @@ from mda.schema.setting import show
 LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
 PATHS = (
     *("data.path", "data.labels", "data.tokenizer", "data.source", "data.dataset"),
-    *("model.source", "intervention.rows"),
+    *("base.folder", "base.state", "model.source", "intervention.rows"),
 )
 
 

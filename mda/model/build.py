@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from mda.model.architecture import family
 from mda.schema import CheckpointConfig, ConfigError, ModelConfig, ScratchConfig
+from mda.schema.model import supported_config
 
 DROPOUTS = ("attention_dropout", "hidden_dropout")
 CONFIG_FILE = "model_config.json"
@@ -36,7 +37,7 @@ NOT_THE_FUNCTION = (  # keys of a config.json that do not change what the model 
 def initial_model(settings: ModelConfig, seed: int) -> PreTrainedModel:
     """The model a run starts from: a checkpoint's, or drawn from the seed alone."""
     if isinstance(settings, CheckpointConfig):
-        return from_folder(settings)
+        return from_folder(Path(settings.source), f"model.source={settings.source}")
     assert isinstance(settings, ScratchConfig)
     return scratch(settings, seed)
 
@@ -56,14 +57,14 @@ def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
     return model
 
 
-def from_folder(settings: CheckpointConfig) -> PreTrainedModel:
+def from_folder(folder: Path, key: str) -> PreTrainedModel:
     """A local checkpoint folder as a float32 model, built from its own config.json.
 
     Dropout is off, whatever the file says, and said. Raises ConfigError, before anything is
     allocated, where the folder's family or one of its features is not supported, and afterwards
-    for weights that are missing, unknown or of another shape.
+    for weights that are missing, unknown or of another shape; `key` names the folder in it.
     """
-    raw, folder, key = settings.checked(), Path(settings.source), f"model.source={settings.source}"
+    raw = supported_config(folder / "config.json", key)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, StrictDataclassError, TypeError, ValueError) as error:

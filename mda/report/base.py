@@ -21,12 +21,15 @@ FILES = {
     "previous_token.png": "emergence of the previous-token heads",
     "heads.png": "both metrics of every head at the end",
 }
+REVISIONS = "revisions.csv"  # of a published base run: what was read, with its hashes
 
 
 def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dict[str, Any]:
     """Write `FILES` into `folder`, print the table, return the results for the summary."""
     for name in ("curve.csv", "train.csv"):
         shutil.copyfile(source / name, folder / name)
+    if (source / REVISIONS).exists():
+        shutil.copyfile(source / REVISIONS, folder / REVISIONS)
     thresholds = asdict(config.emergence.onset)
     for metric, name in (("prefix_matching", "curves"), ("previous_token", "previous_token")):
         plot_curves(curve, metric, thresholds[metric], folder / f"{name}.png")

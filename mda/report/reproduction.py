@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-TABLES = ("curve.csv", "train.csv", "scores.csv", "plan.csv")
+TABLES = ("curve.csv", "train.csv", "scores.csv", "plan.csv", "revisions.csv")
 
 
 @dataclass(frozen=True)

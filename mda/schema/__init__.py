@@ -15,6 +15,7 @@ from mda.schema.attribution import (
     InterventionConfig,
     RemoveConfig,
 )
+from mda.schema.base import BaseConfig, PublishedConfig
 from mda.schema.data import (
     DataConfig,
     EmbeddedConfig,
@@ -36,9 +37,14 @@ from mda.schema.estimator import (
     TracinConfig,
     UnrolledConfig,
 )
-from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
+from mda.schema.model import (
+    CheckpointConfig,
+    ModelConfig,
+    PublishedModelConfig,
+    ScratchConfig,
+)
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
-from mda.schema.rules import validate
+from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, refuse
@@ -58,6 +64,7 @@ __all__ = [
     "ArmConfig",
     "AtCheckpoint",
     "AugmentConfig",
+    "BaseConfig",
     "CheckpointConfig",
     "ClaimConfig",
     "Config",
@@ -83,6 +90,8 @@ __all__ = [
     "OnsetConfig",
     "PileConfig",
     "ProbeConfig",
+    "PublishedConfig",
+    "PublishedModelConfig",
     "RandomConfig",
     "RemoveConfig",
     "RepetitionConfig",
@@ -101,4 +110,5 @@ __all__ = [
     "WandbConfig",
     "refuse",
     "validate",
+    "validate_sizes",
 ]

@@ -21,6 +21,11 @@ class EstimatorConfig(Group):
 
     name: str = setting("???", "kind of estimator, set by estimator=...")
 
+    @property
+    def needs_state(self) -> tuple[str, object] | None:
+        """The setting, and its value, that needs an optimizer's state; None where none does."""
+        return None
+
 
 @dataclass
 class AtCheckpoint(EstimatorConfig):
@@ -85,6 +90,11 @@ class TracinConfig(EstimatorConfig):
         if self.checkpoints is not None and not self.checkpoints:
             raise self._refuse("checkpoints", "at least one step, or null")
 
+    @property
+    def needs_state(self) -> tuple[str, object] | None:
+        used = self.adam_preconditioning
+        return ("estimator.adam_preconditioning", True) if used else None
+
 
 @dataclass
 class ExactConfig(AtCheckpoint):
@@ -121,6 +131,10 @@ class UnrolledConfig(EstimatorConfig):
         0.01, "noise in a perturbed start's weights, as a share of each parameter's spread", above=0
     )
     seed: int = setting(0, "seed of the perturbations", **SEED)
+
+    @property
+    def needs_state(self) -> tuple[str, object]:
+        return "estimator", self.name
 
 
 @dataclass

@@ -109,24 +109,34 @@ class CheckpointConfig(ModelConfig):
             (folder / name).is_file() for name in weights
         ):
             raise self._refuse("source", f"a folder with config.json and {' or '.join(weights)}")
-        config = read_config(folder / "config.json")
-        kind = config.get("model_type")
-        if kind not in FAMILIES:
-            accepted = ", ".join(FAMILIES)
-            raise ConfigError(
-                f"model.source={self.source}: its model_type is {kind}; accepted: {accepted}"
-            )
-        if missing := [name for name in SIZES.values() if not isinstance(config.get(name), int)]:
-            raise ConfigError(
-                f"model.source={self.source}: config.json says no {missing[0]}; accepted: whole "
-                f"numbers for {', '.join(SIZES.values())}"
-            )
-        return config
+        return supported_config(folder / "config.json", f"model.source={self.source}")
 
     def __getattr__(self, name: str) -> int:
         if name in SIZES:
             return self.checked()[SIZES[name]]
         raise AttributeError(name)
+
+
+@dataclass
+class PublishedModelConfig(ModelConfig):
+    """The model of a published base run: its config.json, and with it the sizes, come later."""
+
+    name: str = setting("published", "name, for tables and figures", one_of=("published",))
+    peak_lr: float = setting(1e-3, "learning rate it was trained with", above=0)
+
+
+def supported_config(path: Path, key: str) -> dict[str, Any]:
+    """A config.json that names a supported family and all sizes; else a ConfigError with `key`."""
+    config = read_config(path)
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise ConfigError(f"{key}: its model_type is {kind}; accepted: {', '.join(FAMILIES)}")
+    if missing := [name for name in SIZES.values() if not isinstance(config.get(name), int)]:
+        raise ConfigError(
+            f"{key}: config.json says no {missing[0]}; accepted: whole numbers for "
+            f"{', '.join(SIZES.values())}"
+        )
+    return config
 
 
 def read_config(path: Path) -> dict[str, Any]:

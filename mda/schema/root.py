@@ -12,6 +12,7 @@ from mda.schema.attribution import (
     InterventionConfig,
     RemoveConfig,
 )
+from mda.schema.base import BaseConfig, PublishedConfig
 from mda.schema.data import (
     DataConfig,
     EmbeddedConfig,
@@ -31,7 +32,12 @@ from mda.schema.estimator import (
     TracinConfig,
     UnrolledConfig,
 )
-from mda.schema.model import CheckpointConfig, ModelConfig, ScratchConfig
+from mda.schema.model import (
+    CheckpointConfig,
+    ModelConfig,
+    PublishedModelConfig,
+    ScratchConfig,
+)
 from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
@@ -91,6 +97,7 @@ class Config(Group):
     )
     name: str = setting("run", "folder of the run under outputs/runs/<program>/")
     output_dir: str = setting("outputs", "folder of store/, runs/ and reports/")
+    base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=EmbeddedConfig)
     model: ModelConfig = field(default_factory=ScratchConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -110,6 +117,7 @@ class Config(Group):
 
 
 OPTIONS: dict[str, dict[str, type[Group]]] = {
+    "base": {"train": BaseConfig, "published": PublishedConfig},
     "data": {
         "embedded": EmbeddedConfig,
         "synthetic": SyntheticConfig,
@@ -134,7 +142,11 @@ OPTIONS: dict[str, dict[str, type[Group]]] = {
         "gradient_norm": GradientNormConfig,
     },
     "intervention": {"remove": RemoveConfig, "augment": AugmentConfig, "control": ControlConfig},
-    "model": {"scratch": ScratchConfig, "checkpoint": CheckpointConfig},
+    "model": {
+        "scratch": ScratchConfig,
+        "checkpoint": CheckpointConfig,
+        "published": PublishedModelConfig,
+    },
     "logger": {"csv": LoggerConfig, "wandb": WandbConfig},
 }
 """Groups whose options differ in kind, and the class of each."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from types import SimpleNamespace
 from typing import Any
 
+from mda.schema.base import PublishedConfig
+from mda.schema.model import SIZES, PublishedModelConfig
 from mda.schema.root import Config
-from mda.schema.setting import refuse
+from mda.schema.setting import refuse, show
 from mda.schema.unit import HeadConfig
+
+
+def last_step(c: Config) -> int:
+    """The step at which the base run ends."""
+    return c.base.steps[-1] if isinstance(c.base, PublishedConfig) else c.training.last_step
 
 
 def _data_fits_model(c: Config) -> None:
@@ -23,12 +31,12 @@ def _data_fits_model(c: Config) -> None:
 
 def _data_lasts(c: Config) -> None:
     total = getattr(c.data, "n_sequences", None)
-    needed = c.training.last_step * c.training.batch_size + c.data.held_out
+    needed = last_step(c) * c.training.batch_size + c.data.held_out
     if total is not None and total < needed:
         raise refuse(
             "data.n_sequences",
             total,
-            f"at least {needed}: {c.training.last_step} steps x training.batch_size="
+            f"at least {needed}: {last_step(c)} steps x training.batch_size="
             f"{c.training.batch_size} + data.held_out={c.data.held_out}",
         )
 
@@ -55,8 +63,8 @@ def _metric_probe_fits_context(c: Config) -> None:
 
 
 def _measured_in_time(c: Config) -> None:
-    if c.emergence.every > c.training.last_step:
-        limit = f"at most the run's {c.training.last_step} steps"
+    if c.emergence.every > last_step(c):
+        limit = f"at most the run's {last_step(c)} steps"
         raise refuse("emergence.every", c.emergence.every, limit)
 
 
@@ -67,7 +75,7 @@ def _sae_layer_exists(c: Config) -> None:
 
 
 def _sae_checkpoint_in_run(c: Config) -> None:
-    last = c.training.last_step
+    last = last_step(c)
     if c.sae.checkpoint is not None and c.sae.checkpoint > last:
         raise refuse("sae.checkpoint", c.sae.checkpoint, f"a step of the run, 0 to {last}, or null")
 
@@ -100,7 +108,7 @@ def _unit_probe_fits_context(c: Config) -> None:
 
 
 def _scored_steps_exist(c: Config) -> None:
-    last = c.training.last_step
+    last = last_step(c)
     step = getattr(c.estimator, "checkpoint", None)
     if isinstance(step, int) and step > last:
         raise refuse("estimator.checkpoint", step, f"a step of the run, 0 to {last}")
@@ -110,7 +118,7 @@ def _scored_steps_exist(c: Config) -> None:
 
 
 def _window_in_run(c: Config) -> None:
-    last = c.training.last_step
+    last = last_step(c)
     if c.intervention.steps and c.intervention.steps[1] > last:
         raise refuse("intervention.window", c.intervention.window, f"steps within [0,{last}]")
     step = getattr(c.intervention, "at_step", None)
@@ -128,7 +136,35 @@ def _enough_to_edit(c: Config) -> None:
             raise refuse("intervention.count", count, limit)
 
 
+def _model_is_known(c: Config) -> None:
+    if isinstance(c.model, PublishedModelConfig) and not isinstance(c.base, PublishedConfig):
+        raise refuse("model", c.model.name, "a model with sizes or weights, or base=published")
+
+
+def _published_within_schedule(c: Config) -> None:
+    if isinstance(c.base, PublishedConfig) and c.base.steps[-1] > c.training.total_steps:
+        total = f"training.total_steps={c.training.total_steps}"
+        raise refuse("base.steps", c.base.steps, f"steps of the learning-rate schedule, {total}")
+
+
+def _state_is_published(c: Config) -> None:
+    if isinstance(c.base, PublishedConfig) and c.estimator.needs_state is not None:
+        name, value = c.estimator.needs_state
+        raise refuse(name, value, "what needs no optimizer state, which base=published lacks")
+
+
+def _window_starts_at_revision(c: Config) -> None:
+    window = c.intervention.steps
+    if isinstance(c.base, PublishedConfig) and window and window[0] not in c.base.steps:
+        accepted = f"a start that is one of base.steps={show(c.base.steps)}"
+        raise refuse("intervention.window", c.intervention.window, accepted)
+
+
 RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
+    (("base", "model"), _model_is_known),
+    (("base", "training"), _published_within_schedule),
+    (("base", "estimator"), _state_is_published),
+    (("base", "intervention"), _window_starts_at_revision),
     (("data", "model"), _data_fits_model),
     (("data", "training"), _data_lasts),
     (("data", "emergence"), _held_out_exists),
@@ -152,5 +188,24 @@ def validate(config: Config, groups: Iterable[str] | None = None) -> None:
     """
     used = set(groups) if groups is not None else {item.name for item in fields(Config)}
     for needed, rule in RULES:
-        if used.issuperset(needed):
+        unknown = isinstance(config.model, PublishedModelConfig) and "model" in needed
+        if used.issuperset(needed) and not (unknown and "base" not in needed):
             rule(config)
+
+
+def validate_sizes(
+    config: Config, content: Mapping[str, Any], groups: Iterable[str], where: str
+) -> None:
+    """The rules between groups that need the model's sizes, once a config.json says them.
+
+    Where `model` has sizes of its own, as a preset has, they must be the same. Raises ConfigError,
+    which names `where` the config.json comes from.
+    """
+    sizes = {ours: content[theirs] for ours, theirs in SIZES.items()}
+    if not isinstance(config.model, PublishedModelConfig):
+        for name, size in sizes.items():
+            if (given := getattr(config.model, name)) != size:
+                limit = f"{size}, as {where} has; or model=published"
+                raise refuse(f"model.{name}", given, limit)
+    model: Any = SimpleNamespace(**sizes)
+    validate(replace(config, model=model), groups)

@@ -16,12 +16,15 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from mda.schema import Config, ConfigError
+from mda.schema import Config, ConfigError, PublishedConfig, PublishedModelConfig
 from mda.stages.context import Context
 from mda.stages.runs import model_inputs
 from mda.store import Artifact, Store, fingerprint, make_key
 
-STAGES = ("corpus", "base", "sae", "ranking", "emergence", "curvature", "scores", "state", "arm")
+STAGES = (
+    "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
+    "state", "arm",
+)  # fmt: skip
 WINDOW = ("window", "before_onset", "after_onset")
 
 Pipeline = Callable[[Context], Any]
@@ -131,12 +134,13 @@ class Rates:
 
     def __init__(self, store: Store) -> None:
         self.artifacts = [one for one in store.artifacts() if not one.manifest["resumed"]]
-        self.bases = {one.fingerprint: one for one in self.artifacts if one.kind == "base"}
+        trained = [one for one in self._of("base") if "model" in one.manifest["inputs"]]
+        self.bases = {one.fingerprint: one for one in trained}
 
     def seconds(self, config: Config, kind: str) -> float | None:
         """Median over earlier builds; training is scaled by its steps. None without any."""
-        if kind == "corpus":
-            return _median(one.manifest["wall_s"] for one in self._of("corpus"))
+        if kind in ("corpus", "weights", "curve"):
+            return _median(one.manifest["wall_s"] for one in self._of(kind))
         same = [b for b in self.bases.values() if self._same_size(b, config)]
         if kind in ("base", "arm"):
             per_step = _median(b.manifest["wall_s"] / _steps(b) for b in same)
@@ -156,21 +160,28 @@ class Rates:
     def _same_size(self, base: Artifact, config: Config) -> bool:
         inputs = base.manifest["inputs"]
         batch = inputs["training"]["batch_size"]
-        return inputs["model"] == model_inputs(config) and batch == config.training.batch_size
+        return _model_of(config) == inputs["model"] and batch == config.training.batch_size
+
+
+def _model_of(config: Config) -> dict[str, object] | None:
+    """What enters of a model; None for a published one, which is not known before it is there."""
+    return None if isinstance(config.model, PublishedModelConfig) else model_inputs(config)
 
 
 def _stages(config: Config, last: str) -> list[str]:
     # Built within the scores or the arm, and their time is part of those.
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
+    if not isinstance(config.base, PublishedConfig):
+        left_out |= {"weights", "curve"}
     if last == "arm" and config.intervention.name == "control":
         left_out.add("scores")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
 
 
 def _key(config: Config, kind: str) -> str:
-    groups = ["data"]
-    if kind != "corpus":
-        groups += ["seed", "model", "training", "emergence"]
+    groups = ["base"] if kind == "weights" else ["data"]
+    if kind not in ("corpus", "weights"):
+        groups += ["base", "seed", "model", "training", "emergence"]
     if kind in ("scores", "arm") or (kind == "base" and config.intervention.steps):
         groups += ["window"]  # a base run keeps a checkpoint where a given window starts
     if kind in ("scores", "arm"):

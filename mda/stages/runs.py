@@ -70,6 +70,11 @@ class Run:
         return read_model(self.folder / CONFIG_FILE, weights).to(self.device)  # type: ignore[arg-type]
 
     @cached_property
+    def model_type(self) -> str:
+        """The family of its model, as its config.json names it."""
+        return store.read_json(self.folder / CONFIG_FILE)["model_type"]
+
+    @cached_property
     def architecture(self) -> Architecture:
         """The layout of its model."""
         return architecture(on_meta(self.folder / CONFIG_FILE))
@@ -93,10 +98,11 @@ def base_run(context: Context, corpus: Corpus) -> Run:
     }
 
     def build(part: Path) -> None:
-        _train(context, corpus, schedule, part, keep, None, "base run")
+        model = initial_model(config.model, config.seed)
+        _train(context, corpus, model, schedule, part, keep, None, "base run")
 
-    device = device_of(config)
-    artifact = context.store.get_or_build("base", inputs, build, code_of(config), device)
+    device, family = device_of(config), str(function_of(config.model)["model_type"])
+    artifact = context.store.get_or_build("base", inputs, build, code_of(family), device)
     return _finished(artifact, context.log, device)
 
 
@@ -125,10 +131,11 @@ def retrained(
     start_from = state_at(context, corpus, base, schedule.start)
 
     def build(part: Path) -> None:
-        _train(context, corpus, schedule, part, [schedule.end], start_from, "arm", follow)
+        model = _model_in(base, start_from)
+        _train(context, corpus, model, schedule, part, [schedule.end], start_from, "arm", follow)
 
     artifact = context.store.get_or_build(
-        "arm", inputs, build, code_of(context.config), base.device
+        "arm", inputs, build, code_of(base.model_type), base.device
     )
     return _finished(artifact, context.log, base.device)
 
@@ -145,18 +152,19 @@ def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Path:
 
     def build(part: Path) -> None:
         start = base.checkpoint(earlier)
-        _train(context, corpus, schedule, part, [step], start, f"to step {step}")
+        model = _model_in(base, start)
+        _train(context, corpus, model, schedule, part, [step], start, f"to step {step}")
 
     inputs = {"base": base.fingerprint, "step": step}
     artifact = context.store.get_or_build(
-        "state", inputs, build, code_of(context.config), base.device
+        "state", inputs, build, code_of(base.model_type), base.device
     )
     return checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
 
 
-def code_of(config: Config) -> tuple[str, ...]:
+def code_of(family: str) -> tuple[str, ...]:
     """The modules that train: this one, with what it imports, and the family's adapter."""
-    return "mda.stages.runs", module_of(FAMILIES[str(function_of(config.model)["model_type"])])
+    return "mda.stages.runs", module_of(FAMILIES[family])
 
 
 def device_of(config: Config) -> torch.device:
@@ -165,9 +173,15 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:
+    """The model of one of a run's checkpoints, or of one that it was trained on to."""
+    return read_model(base.folder / CONFIG_FILE, checkpoint_folder / "model.safetensors")
+
+
 def _train(
     context: Context,
     corpus: Corpus,
+    model: PreTrainedModel,
     schedule: Schedule,
     part: Path,
     keep: Sequence[int],
@@ -177,7 +191,6 @@ def _train(
 ) -> None:
     config = context.config
     fetch(context, corpus, schedule.sample_ids)
-    model = initial_model(config.model, config.seed)
     store.write_json(part / CONFIG_FILE, saved_config(model))
     curve = EmergenceCurve(
         part / "curve.csv",

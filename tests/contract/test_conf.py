@@ -16,6 +16,8 @@ FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 GROUPS = sorted({path.parts[0] for path in FILES if len(path.parts) > 1} - {"hydra", "experiment"})
 
 ALSO = {
+    "base/published.yaml": ["base.repo=a/b", "base.steps=[0,6000]"],
+    "model/published.yaml": ["base=published", "base.repo=a/b", "base.steps=[0,6000]"],
     "data/tokens.yaml": ["data.path=rows.npy"],
     "data/hf.yaml": ["data.dataset=texts.jsonl", "data.tokenizer=tokenizer.json"],
     "experiment/pythia.yaml": ["data.path=rows.npy"],

@@ -1,0 +1,134 @@
+"""A revision of a repository on a hub, brought to a folder file by file; every file is verified.
+
+The client is huggingface_hub: HF_ENDPOINT and HF_TOKEN count as everywhere, and the token goes
+nowhere but to the hub. A start after a failure goes on with the files that lie in the folder; a
+connection that is cut is taken up by the client itself, a few times, where the file was cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mda.schema import ConfigError
+
+WEIGHTS = (  # the first that a revision has is read; an index names its shards
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+AGAIN = "start again to go on with what was fetched"
+
+
+def fetch_revision(
+    repo: str, revision: str, folder: Path, check: Callable[[Path], None]
+) -> tuple[str, list[Path]]:
+    """Fetch config.json and the weights; the commit of the revision, and the files.
+
+    `check` sees config.json before any weights are fetched. Raises ConfigError, one sentence with
+    repository and revision, for what is not there, may not be read, or arrives damaged.
+    """
+    from huggingface_hub import HfApi  # it takes a moment, and most runs need none of it
+
+    key = f"base.repo={repo}, revision {revision}"
+    with _explained(key):
+        info = HfApi().model_info(repo, revision=revision)
+    commit, names = str(info.sha), {item.rfilename for item in info.siblings or []}
+
+    def get(name: str) -> Path:
+        return _verified(repo, commit, name, folder, key)
+
+    files = [get("config.json")]
+    check(files[0])
+    files += weight_files(key, lambda name: get(name) if name in names else None)
+    return commit, files
+
+
+def weight_files(key: str, get: Callable[[str], Path | None]) -> list[Path]:
+    """The files with a model's weights, and the index of its shards; `get` has None for no file."""
+    for name in WEIGHTS:
+        if (path := get(name)) is None:
+            continue
+        return [path, *_shards(key, path, get)] if name.endswith(".index.json") else [path]
+    raise ConfigError(f"{key}: has no weights; accepted: one of {', '.join(WEIGHTS)}")
+
+
+def _shards(key: str, index: Path, get: Callable[[str], Path | None]) -> Iterator[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{key}: {index.name} is no index of shards") from error
+    for name in names:
+        # A name is not a path: it could lead out of the folder.
+        path = get(name) if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) else None
+        if path is None:
+            raise ConfigError(f"{key}: {index.name} names {name}, which is not there")
+        yield path
+
+
+def _verified(repo: str, commit: str, name: str, folder: Path, key: str) -> Path:
+    """One file of a commit, fetched unless it is there. Its size and hash are what the hub says."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    with _explained(key, name):
+        said = get_hf_file_metadata(hf_hub_url(repo, name, revision=commit))
+        path = Path(hf_hub_download(repo, name, revision=commit, local_dir=folder))
+    if problem := _damage(path, said.etag or "", said.size):
+        path.unlink()
+        raise ConfigError(f"{key}: {name} arrived damaged: {problem}; {AGAIN}")
+    return path
+
+
+def _damage(path: Path, etag: str, size: int | None) -> str:
+    """How a file differs from what the hub says: SHA-256 of large files, git's SHA-1 of others."""
+    found = path.stat().st_size
+    if size is not None and found != size:
+        return f"{found:,} bytes instead of {size:,}"
+    digest = hashlib.sha1(b"blob %d\0" % found) if len(etag) == 40 else hashlib.sha256()
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag):
+        return ""  # a mirror that names no hash
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return "" if digest.hexdigest() == etag else f"its hash is {digest.hexdigest()}, not {etag}"
+
+
+@contextmanager
+def _explained(key: str, name: str = "") -> Iterator[None]:
+    """Errors of the hub's client as ConfigError: no address, no header and no token in them."""
+    try:
+        yield
+    except Exception as error:  # the client's transport, and with it its errors, has changed twice
+        disk = isinstance(error, OSError) and error.errno is not None
+        if disk and not isinstance(error, ConnectionError | TimeoutError):
+            raise
+        file = f"{name}: " if name else ""
+        raise ConfigError(f"{key}: {file}{_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "there is no such revision; accepted: base.steps that were published"
+    if isinstance(error, errors.EntryNotFoundError) and status == 404:
+        return "the revision has no such file"
+    if status in (401, 403):
+        return f"may not be read ({status}); accepted: a repository that HF_TOKEN may read"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository; accepted: owner/name of a public one"
+    if status == 429:
+        return f"the hub answers too many requests (429); wait, then {AGAIN}"
+    if status is not None:
+        return f"the hub answers {status}; {AGAIN}"
+    if "Consistency check failed" in str(error):
+        return f"arrived damaged: not of the size that the hub says; {AGAIN}"
+    if isinstance(error, errors.HFValidationError):
+        return "is no name of a repository; accepted: owner/name"
+    return f"the connection failed ({type(error).__name__}); {AGAIN}"

@@ -1,0 +1,117 @@
+"""A hub on 127.0.0.1, as much of one as its clients ask for; it fails as it is told to."""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/?]+)")
+FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves `root/<owner>/<name>/<revision>/<file>`; `requests` are (method, path, byte range).
+
+    `faults` says what goes wrong with a file: "429", "cut" (the body ends in its middle, and any
+    rest of it is empty), "flipped" (one byte is another), "short" (fewer bytes, and said so). With
+    a `token` the repositories are private.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, root: Path):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.root, self.token = root, ""
+        self.requests: list[tuple[str, str, str]] = []
+        self.faults: dict[str, str] = {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def fetched(self, method: str = "GET") -> list[str]:
+        """`revision/file` of every body that was asked for."""
+        found = [FILE.fullmatch(path) for verb, path, _ in self.requests if verb == method]
+        return [f"{bytes.fromhex(m['revision']).decode().strip()}/{m['name']}" for m in found if m]
+
+
+def commit_of(revision: str) -> str:
+    """A commit that tells its revision: 40 hex digits."""
+    return revision.encode().ljust(20).hex()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = unquote(self.path)
+        self.server.requests.append((self.command, path, self.headers.get("Range", "")))
+        if self.server.token not in self.headers.get("Authorization", ""):
+            return self.answer(401)
+        if found := API.match(path):
+            return self.describe(found["repo"], found["revision"])
+        if found := FILE.fullmatch(path):
+            revision = bytes.fromhex(found["revision"]).decode().strip()
+            return self.send(self.server.root / found["repo"] / revision / found["name"])
+        self.answer(404)
+
+    do_HEAD = do_GET
+
+    def describe(self, repo: str, revision: str):
+        folder = self.server.root / repo
+        if not folder.is_dir():
+            return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        if not (folder / revision).is_dir():
+            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        files = [{"rfilename": path.name} for path in sorted((folder / revision).iterdir())]
+        said = {"id": repo, "sha": commit_of(revision), "siblings": files}
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(said).encode())
+
+    def send(self, path: Path):
+        fault = self.server.faults.get(f"{path.parent.name}/{path.name}", "")
+        if not path.is_file():
+            return self.answer(404, {"X-Error-Code": "EntryNotFound"})
+        if fault == "429":
+            return self.answer(429)
+        body = path.read_bytes()
+        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        headers["X-Repo-Commit"] = commit_of(path.parent.name)
+        if fault == "flipped":
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if fault == "short":
+            body = body[: len(body) // 2]
+        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(begin[1]) if begin else 0
+        if begin:
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        self.answer(206 if begin else 200, headers, body[start:], fault == "cut")
+
+    def answer(self, status: int, headers: dict = {}, body: bytes = b"", cut: bool = False):  # noqa: B006
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            resumed = "Range" in self.headers
+            self.wfile.write((b"" if resumed else body[: len(body) // 2]) if cut else body)
+        self.close_connection = cut
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[Hub]:
+    hub = Hub(root)
+    thread = threading.Thread(target=hub.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        hub.server_close()
+        thread.join()

@@ -1,0 +1,493 @@
+"""A base run that was published goes through the whole main job, by the real programs and clients.
+
+What is published was trained here, so that everything about it is known: its curve, its updates.
+"""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from hub import Hub, commit_of, serving
+from programs import ROOT, command, summary
+from publications import STEPS, old_style, publish, sharded
+from safetensors.torch import load_file, save_file
+
+from mda import pipeline
+from mda.config import compose
+from mda.data.stream import open_corpus
+from mda.model.build import read_model
+from mda.schema import ConfigError
+from mda.stages.context import Context
+from mda.stages.corpus import base_schedule
+from mda.training.optimizer import adamw, learning_rate
+
+TOKEN = "hf_thisisnottobewritten"
+STEP_LIST = "base.steps=[0,20,40,60]"
+LLAMA = ("model=nano-llama", "model.n_key_value_heads=1")
+WINDOW = "intervention.window=[20,40]"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A repository `me/tiny` with four revisions of float32, its hub's root, and the run itself."""
+    root = tmp_path_factory.mktemp("trained")
+    base = publish(root / "own", root / "hub/me/tiny")
+    return root / "hub", base
+
+
+@pytest.fixture
+def hub(trained, tmp_path):
+    """A hub with a copy of the repository, to be spoilt."""
+    shutil.copytree(trained[0], tmp_path / "hub")
+    with serving(tmp_path / "hub") as server:
+        yield server
+
+
+def start(hub: Hub, program: str, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A program with `base=published`, in a home of its own."""
+    home = {"HF_HOME": str(out / "hf"), "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+    args = command(program, out, "base=published", *overrides)
+    return subprocess.run(
+        args, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **home}, timeout=300
+    )
+
+
+def finished(done: subprocess.CompletedProcess[str]) -> Path:
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one sentence with which a program refused."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(errors)) == (2, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    return errors[0]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def artifact(out: Path, folder: Path, kind: str) -> Path:
+    return out / "store" / kind / summary(folder)["fingerprints"][kind]
+
+
+@pytest.fixture(scope="module")
+def finished_runs(trained, tmp_path_factory):
+    """The main job on the repository: curve, trace, removal, control, comparison."""
+    out = tmp_path_factory.mktemp("out")
+    with serving(trained[0]) as hub:
+        hub.token = TOKEN  # private: the client must send it
+        where = ("base.repo=me/tiny", STEP_LIST)
+        runs = {
+            "train": finished(start(hub, "train", out, *where)),
+            "trace": finished(start(hub, "trace", out, *where, "estimator=tracin")),
+            "remove": finished(
+                start(hub, "run", out, *where, "estimator=tracin", "intervention.fraction=0.25")
+            ),
+            "control": finished(start(hub, "run", out, *where, "intervention=control")),
+        }
+        asked = hub.fetched()
+    args = command("compare", out, f"report.runs=[{out / 'runs/run'}]")
+    runs["compare"] = finished(
+        subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    )
+    return out, runs, asked
+
+
+def test_its_curve_is_the_one_that_was_measured_in_training(trained, finished_runs):
+    """Bit for bit: the same weights, probes and code, once in a callback and once in a stage."""
+    _, base = trained
+    _, runs, _ = finished_runs
+    of_training = [row for row in rows_of(base / "curve.csv") if int(row["step"]) in STEPS]
+    assert rows_of(runs["train"] / "curve.csv") == of_training
+
+
+def test_every_file_is_fetched_once_and_the_token_is_written_nowhere(finished_runs):
+    out, _, asked = finished_runs
+    wanted = [f"step{s}/{name}" for s in STEPS for name in ("config.json", "model.safetensors")]
+    assert sorted(asked) == sorted(wanted)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) > 40
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
+
+
+def test_an_arm_is_trained_on_by_a_fresh_adamw_at_that_step_s_learning_rate(trained, finished_runs):
+    """The control arm against a loop of plain PyTorch from the published weights."""
+    _, base = trained
+    out, runs, _ = finished_runs
+    config = compose(["experiment=smoke", "base=published", "base.repo=me/tiny", STEP_LIST])
+    (folder,) = [path for path in (out / "store/corpus").iterdir() if path.is_dir()]
+    corpus = open_corpus(folder, folder.name)
+    torch.set_num_threads(1)
+    model = read_model(
+        base / "model_config.json", base / "checkpoints/step_20/model.safetensors"
+    ).train()
+    optimizer = adamw(model, config.training)
+    plan = base_schedule(config, corpus, 20, 40)
+    for step in range(20, 40):
+        ids, _ = plan.at(step)
+        tokens = corpus.rows(ids)
+        logits = model(tokens[:, :-1]).logits
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config.training)
+        optimizer.step()
+    arm = load_file(artifact(out, runs["control"], "arm") / "checkpoints/step_40/model.safetensors")
+    start = load_file(base / "checkpoints/step_20/model.safetensors")
+    for name, value in model.named_parameters():
+        moved = (arm[name] - start[name]).norm()
+        assert (arm[name] - value).norm() <= 1e-3 * moved, name
+
+
+def test_the_arms_differ_and_are_compared(finished_runs):
+    _, runs, _ = finished_runs
+    ends = {name: rows_of(runs[name] / "curve.csv") for name in ("remove", "control")}
+    assert ends["remove"][0] == ends["control"][0]  # both start from the published weights
+    assert ends["remove"][-1] != ends["control"][-1]
+    plan = [line for line in (runs["remove"] / "plan.csv").read_text().splitlines() if line]
+    assert len(plan) == 2 + 20  # of 80 samples a quarter
+    assert (runs["compare"] / "report.html").stat().st_size > 0
+
+
+def test_the_manifest_has_commit_and_hash_of_every_file(trained, finished_runs):
+    root, _ = trained
+    _, runs, _ = finished_runs
+    rows = rows_of(runs["train"] / "revisions.csv")
+    assert len(rows) == 2 * len(STEPS)
+    for row in rows:
+        content = (root / "me/tiny" / row["revision"] / row["file"]).read_bytes()
+        assert row["sha256"] == sha256(content).hexdigest()
+        assert row["commit"] == commit_of(f"step{row['step']}")
+
+
+def test_a_reproduction_compares_what_was_published(trained, finished_runs, tmp_path):
+    """The same again is equal; weights that have changed since are not."""
+    out, runs, _ = finished_runs
+    (tmp_path / "hub").mkdir()
+    shutil.copytree(trained[0] / "me", tmp_path / "hub/me")
+    with serving(tmp_path / "hub") as hub:
+        home = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
+        base = [str(ROOT / "experiments/reproduce.py"), str(runs["train"]), f"--outputs={out}"]
+
+        def reproduce(*more: str) -> subprocess.CompletedProcess[str]:
+            args = [command("train", out)[0], *base, *more]
+            env = {**os.environ, **home}
+            return subprocess.run(args, capture_output=True, text=True, env=env, timeout=300)
+
+        done = reproduce()
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert hub.requests == []  # its weights were in the store
+        path = tmp_path / "hub/me/tiny/step40/model.safetensors"
+        weights = load_file(path)
+        weights["gpt_neox.final_layer_norm.bias"] += 1e-3
+        save_file(weights, path, {"format": "pt"})
+        done = reproduce("--from-scratch")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "revisions.csv" in done.stdout and "sha256" in done.stdout
+
+
+@pytest.mark.parametrize("estimator", ["ekfac", "exact", "random", "loss"])
+def test_all_estimators_that_need_no_state_work_on_it(trained, finished_runs, estimator):
+    out, _, _ = finished_runs
+    with serving(trained[0]) as hub:
+        where = ("base.repo=me/tiny", STEP_LIST, f"estimator={estimator}")
+        folder = finished(start(hub, "trace", out, *where))
+        assert hub.requests == []
+    assert len(rows_of(folder / "scores.csv")) == 80
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("estimator=unrolled", "estimator=unrolled is refused"),
+        ("estimator=tracin estimator.adam_preconditioning=true", "adam_preconditioning=true is re"),
+        ("intervention.window=[10,40]", "a start that is one of base.steps=[0,20,40,60]"),
+        ("unit.locate=L7H0", "unit.locate=L7H0"),
+        ("base.steps=[0,20,20]", "two or more rising steps"),
+        ("base.steps=[20,0]", "two or more rising steps"),
+        ("base.steps=[0,70]", "steps of the learning-rate schedule, training.total_steps=60"),
+        ("base.repo=tiny", "base.repo=tiny is refused; accepted: owner/name"),
+        ("base.folder=.", "one of the two"),
+        ("base.repo=EleutherAI/pythia-2.8b", "pythia/issues/205"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_work_starts(choice, says):
+    where = ["experiment=smoke", "base=published", "base.repo=me/tiny", STEP_LIST]
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        compose([*where, *choice.split()])
+
+
+def test_a_revision_known_to_be_bad_is_used_when_told_so():
+    where = ["experiment=smoke", "base=published", "base.repo=EleutherAI/pythia-12b"]
+    where += ["training.total_steps=143000", "data.n_sequences=1000000"]
+    where += ["intervention.window=auto"]
+    config = compose([*where, "base.steps=[49000,50000]", "base.allow_bad=true"])
+    assert config.base.steps == [49_000, 50_000]  # type: ignore[attr-defined]
+
+
+def test_sizes_that_are_not_the_repository_s_are_refused_before_weights_are_fetched(hub, tmp_path):
+    done = start(hub, "train", tmp_path, "base.repo=me/tiny", STEP_LIST, "model.n_layers=3")
+    assert (
+        "model.n_layers=3 is refused; accepted: 2, as base.repo=me/tiny, revision step0 has"
+        in refused(done)
+    )
+    assert hub.fetched() == ["step0/config.json"]
+
+
+TRAIN = ("base.repo=me/tiny", STEP_LIST)
+FAULTS = {  # file, what goes wrong with it, what is said
+    "429": ("step20/model.safetensors", "429", "too many requests"),
+    "cut": ("step20/model.safetensors", "cut", "the connection failed"),
+    "flipped": ("step20/model.safetensors", "flipped", "arrived damaged: its hash is"),
+    "short": ("step20/model.safetensors", "short", "arrived damaged"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, tmp_path, fault):
+    file, kind, says = FAULTS[fault]
+    hub.faults = {file: kind}
+    error = refused(start(hub, "train", tmp_path, *TRAIN))
+    assert error.startswith("error: base.repo=me/tiny, revision step20: model.safetensors")
+    assert says in error and "start again" in error
+    if fault == "cut":  # the client tries to go on in the middle of the file
+        size = (hub.root / "me/tiny/step20/model.safetensors").stat().st_size
+        assert {part for *_, part in hub.requests if part} == {f"bytes={size // 2}-"}
+    hub.faults, hub.requests[:] = {}, []
+    finished(start(hub, "train", tmp_path, *TRAIN))
+    again = hub.fetched()
+    assert not [name for name in again if name.startswith("step0/")]
+    assert again[0] == "step20/model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ("repository", "base.repo=me/none, revision step0: there is no such repository"),
+        ("revision", "revision step30: there is no such revision"),
+        ("weights", "revision step20: has no weights; accepted: one of model.safetensors"),
+        ("token", "revision step0: may not be read (401)"),
+        ("server", "revision step0: the connection failed"),
+    ],
+)
+def test_what_is_not_there_is_named(hub, tmp_path, spoil, says):
+    where = {"base.repo": "me/tiny", "base.steps": "[0,20,40,60]"}
+    if spoil == "repository":
+        where["base.repo"] = "me/none"
+    if spoil == "revision":
+        where["base.steps"] = "[0,20,30]"
+    if spoil == "weights":
+        (hub.root / "me/tiny/step20/model.safetensors").unlink()
+    if spoil == "token":
+        hub.token = "hf_another"
+    if spoil == "server":
+        hub.url = "http://127.0.0.1:9"
+    overrides = [f"{key}={value}" for key, value in where.items()]
+    done = start(hub, "train", tmp_path, *overrides, WINDOW)
+    assert says in refused(done)
+    assert TOKEN not in done.stdout + done.stderr
+
+
+# Local folders.
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A folder of Llama revisions: one plain, one in shards of bf16, one of fp16."""
+    root = tmp_path_factory.mktemp("llama")
+    base = publish(root / "own", root / "revisions", *LLAMA)
+    sharded(root / "revisions/step20", torch.bfloat16)
+    sharded(root / "revisions/step40", torch.float16)
+    return root / "revisions", base
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """No hub: what is local asks none."""
+    (tmp_path / "empty").mkdir()
+    with serving(tmp_path / "empty") as server:
+        yield server
+    assert server.requests == []
+
+
+def test_llama_weights_of_a_local_folder_go_all_the_way(llama, nowhere, tmp_path):
+    folder, base = llama
+    where = (f"base.folder={folder}", STEP_LIST, *LLAMA)
+    done = [
+        start(nowhere, "trace", tmp_path, *where, "unit=mlp_neuron", "estimator=tracin"),
+        start(nowhere, "run", tmp_path, *where, "intervention.fraction=0.25"),
+        start(nowhere, "run", tmp_path, *where, "intervention=control"),
+    ]
+    runs = [finished(one) for one in done]
+    kept = artifact(tmp_path, runs[1], "base") / "checkpoints"
+    for step, dtype in ((0, torch.float32), (20, torch.bfloat16), (40, torch.float16)):
+        published = load_file(base / f"checkpoints/step_{step}/model.safetensors")
+        ours = load_file(kept / f"step_{step}/model.safetensors")
+        assert ours.keys() == published.keys()
+        for name, value in ours.items():
+            assert value.dtype == torch.float32
+            assert torch.equal(value, published[name].to(dtype).float()), name
+    args = command("compare", tmp_path, f"report.runs=[{tmp_path / 'runs/run'}]")
+    finished(subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300))
+
+
+@pytest.fixture
+def revisions(trained, tmp_path):
+    """A local folder with the GPT-NeoX revisions, to be spoilt."""
+    shutil.copytree(trained[0] / "me/tiny", tmp_path / "revisions")
+    return tmp_path / "revisions"
+
+
+def test_a_pickle_and_a_config_of_old_are_read(trained, revisions, nowhere, tmp_path):
+    _, base = trained
+    old_style(revisions / "step20")
+    where = (f"base.folder={revisions}", STEP_LIST)
+    folder = finished(start(nowhere, "train", tmp_path / "out", *where))
+    kept = artifact(tmp_path / "out", folder, "base") / "checkpoints/step_20/model.safetensors"
+    published = load_file(base / "checkpoints/step_20/model.safetensors")
+    ours = load_file(kept)
+    assert ours.keys() == published.keys()
+    assert all(torch.equal(ours[name], published[name].half().float()) for name in ours)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.system, ("touch /tmp/executed-by-a-pickle",))
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_executed(
+    revisions, nowhere, tmp_path
+):
+    (revisions / "step20/model.safetensors").unlink()
+    torch.save({"gpt_neox.embed_in.weight": Malicious()}, revisions / "step20/pytorch_model.bin")
+    done = start(nowhere, "train", tmp_path / "out", f"base.folder={revisions}", STEP_LIST)
+    assert "revision step20: pytorch_model.bin holds more than tensors" in refused(done)
+    assert not Path("/tmp/executed-by-a-pickle").exists()
+
+
+def test_an_optimizer_state_that_is_given_makes_the_control_arm_the_run_itself(
+    trained, nowhere, tmp_path
+):
+    """Published weights and the run's own optimizer: the window repeats bit for bit."""
+    root, base = trained
+    where = (f"base.folder={root / 'me/tiny'}", STEP_LIST, f"base.state={base / 'checkpoints'}")
+    folder = finished(start(nowhere, "run", tmp_path / "out", *where, "intervention=control"))
+    arm = artifact(tmp_path / "out", folder, "arm") / "checkpoints/step_40"
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = load_file(arm / name), load_file(base / "checkpoints/step_40" / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_two_steps_with_the_same_weights_are_refused(revisions, nowhere, tmp_path):
+    shutil.copytree(revisions / "step20", revisions / "step30")
+    done = start(nowhere, "train", tmp_path / "out", f"base.folder={revisions}",
+                 "base.steps=[0,20,30,60]")  # fmt: skip
+    assert "revisions step20 and step30 have the same weights" in refused(done)
+
+
+def test_steps_0_and_1_may_have_the_same_weights_and_it_is_said(revisions, nowhere, tmp_path):
+    shutil.copytree(revisions / "step0", revisions / "step1")
+    done = start(nowhere, "train", tmp_path / "out", f"base.folder={revisions}",
+                 "base.steps=[0,1,60]")  # fmt: skip
+    finished(done)
+    assert "revisions step0 and step1 have the same weights: the first update" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        ("another size", "revision step20 has; or model=published"),
+        ("a missing weight", "revision step20: 1 missing weights"),
+        ("an unknown weight", "revision step20: 1 unexpected weights"),
+        ("another family", "revision step20: its model_type is gpt2"),
+        ("a shard elsewhere", "revision step20: model.safetensors.index.json names ../x"),
+        ("no folder", "revision step20: "),
+    ],
+)
+def test_a_revision_of_another_model_is_refused(revisions, tmp_path, spoil, says):
+    folder = revisions / "step20"
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    if spoil == "another size":
+        config["num_attention_heads"] = 4
+    if spoil == "a missing weight":
+        del weights["gpt_neox.final_layer_norm.bias"]
+    if spoil == "an unknown weight":
+        weights["another"] = torch.ones(2)
+    if spoil == "another family":
+        config["model_type"] = "gpt2"
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    if spoil == "a shard elsewhere":
+        index = {"weight_map": dict.fromkeys(weights, "../x")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / "model.safetensors").unlink()
+    if spoil == "no folder":
+        shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        pipeline.train(local(revisions, tmp_path))
+
+
+def local(revisions: Path, out: Path, *overrides: str) -> Context:
+    """A quiet context for a local folder of revisions."""
+    where = ["experiment=smoke", "base=published", f"base.folder={revisions}", STEP_LIST]
+    config = compose([*where, f"output_dir={out}", *overrides])
+    return replace(Context.of(config), progress=False)
+
+
+SMALL = (
+    "data=synthetic", "data.seq_len=32", "data.vocab_size=300", "data.held_out=32",
+    "data.n_sequences=2000", "training.batch_size=4", "training.total_steps=60",
+    "training.warmup_steps=5", "training.threads=1", "emergence.every=10",
+    "emergence.n_sequences=4", "emergence.length=16", "emergence.held_out=16", WINDOW,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ("unit.locate=L7H0", "unit.locate=L7H0 is refused; accepted: L0H0 to L1H1"),
+        ("data.vocab_size=400", "data.vocab_size=400 is refused; accepted: at most"),
+        ("emergence.length=17", "emergence.length=17 is refused; accepted: at most 16"),
+    ],
+)
+def test_sizes_come_from_config_json_and_rules_hold_before_weights_are_read(
+    revisions, tmp_path, choice, says
+):
+    """With model=published no size is known to the settings."""
+    (revisions / "step0/model.safetensors").write_bytes(b"never read")
+    base = ["base=published", "model=published", f"base.folder={revisions}", STEP_LIST]
+    config = compose([*base, f"output_dir={tmp_path}", *SMALL, choice])
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        pipeline.trace(Context.of(config))
+
+
+def test_a_published_model_needs_no_sizes(revisions, tmp_path):
+    base = ["base=published", "model=published", f"base.folder={revisions}", STEP_LIST]
+    found = pipeline.trace(
+        Context.of(compose([*base, f"output_dir={tmp_path}", *SMALL, "unit.probe.length=8"]))
+    )
+    assert found.base.architecture.n_layers == 2
+    path = revisions / "step20/config.json"
+    path.write_text(
+        path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4')
+    )
+    config = compose([*base, f"output_dir={tmp_path}", *SMALL])
+    with pytest.raises(ConfigError, match="step20: num_attention_heads of its config.json is not"):
+        pipeline.train(Context.of(config))
+    with pytest.raises(ConfigError, match="model=published is refused; accepted: a model with si"):
+        compose(["model=published"])
