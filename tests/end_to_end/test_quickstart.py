@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from programs import ROOT, kill_parent_alone
 
-ARMS = 7
+ARMS = 9
 
 
 def quickstart(out: Path) -> list[str]:
