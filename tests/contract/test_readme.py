@@ -1,15 +1,18 @@
 """Every command of README.md and CONTRIBUTING.md is one that the programs take."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hydra._internal.utils import get_args_parser
 
 from mda.cli import PROGRAMS
@@ -118,3 +121,20 @@ def test_the_readme_names_every_option_of_units_and_estimators():
     for group in ("unit", "estimator"):
         for path in (ROOT / "conf" / group).glob("*.yaml"):
             assert f"`{group}={path.stem}`" in text
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert citation["version"] == version
+    assert newest is not None and newest[1] == version
+
+
+def test_the_workflow_calls_the_script_and_the_hooks_are_installed_tools():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["test"]["steps"]
+    assert steps[-1]["run"] == ".ci/run" and os.access(ROOT / ".ci" / "run", os.X_OK)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]
+    tools = {hook["entry"].split()[0] for hook in hooks["hooks"]}
+    assert tools == {".venv/bin/ruff", ".venv/bin/pyright"}
