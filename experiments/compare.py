@@ -1,48 +1,6 @@
-"""Compare arms: what did the edits do to the unit, and more than random edits did?
+"""`mda compare` for those who clone: what the edits did, and more than random ones?"""
 
-Reads finished arms of run.py (report.runs: folders of arms or of whole sweeps) and writes the
-effects with intervals and permutation tests, a verdict for every claim of the study (study=...,
-conf/study), figures, and one self-contained page that opens without a network. `report.pack`
-keeps the runs as one table, which is read as their folders are.
-"""
-
-import shlex
-import sys
-from pathlib import Path
-
-from mda.config import main
-from mda.schema import Config, ConfigError
-
-NEEDS = ("study", "report")
-
-
-def compare(config: Config, folder: Path) -> None:
-    from mda.report.compare import CompareSettings
-    from mda.report.compare import compare as compare_arms
-    from mda.report.samples import traces_of
-
-    report = config.report
-    settings = CompareSettings(
-        study=config.study,
-        confidence=report.confidence,
-        resamples=report.resamples,
-        dpi=report.dpi,
-        title=report.title,
-        pack=Path(report.pack) if report.pack else None,
-        seed=config.seed,
-    )
-    runs, traces = ([Path(name) for name in names] for names in (report.runs, report.traces))
-    command = shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    try:
-        traces = traces or traces_of(runs, Path(config.output_dir) / "runs")
-        compare_arms(runs, folder, settings, traces, command)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"report.runs={report.runs}: {error}") from error
-    print(f"page: {folder / 'report.html'}")
-    print(folder)
-
+from mda.programs.compare import start
 
 if __name__ == "__main__":
-    main(compare, NEEDS)
+    start()

@@ -1,46 +1,6 @@
-"""Compare arms in a W&B report: curves with error bands, bars, run comparer, verdicts.
+"""`mda wandb_report` for those who clone: the comparison as a W&B report."""
 
-Compares the arms as compare.py does and builds the report of their W&B runs (report.runs: the
-folders of sweeps whose jobs logged to W&B). Offline it is written to wandb_report.json; with
-logger.mode=online it is published, and its address printed.
-"""
-
-from pathlib import Path
-
-from mda.config import main
-from mda.schema import Config, ConfigError, WandbConfig
-
-NEEDS = ("study", "report", "logger")
-
-
-def wandb_report(config: Config, folder: Path) -> None:
-    from compare import compare
-
-    from mda import store
-    from mda.analysis.folders import read_runs
-    from mda.report.wandb_report import build_report, default_entity, spec
-
-    logger = config.logger
-    if not isinstance(logger, WandbConfig):
-        raise ConfigError(f"logger={logger.name} is refused; accepted: wandb")
-    compare(config, folder)
-    runs = read_runs([Path(name) for name in config.report.runs])
-    ids = [str(run.summary.get("wandb_id") or "") for run in runs]
-    if "" in ids:
-        missing = runs[ids.index("")].folder
-        raise ConfigError(f"{missing} has no W&B run; accepted: runs with logger=wandb")
-    online = logger.mode == "online"
-    entity = (logger.entity or default_entity()) if online else ""
-    summary = store.read_json(folder / "summary.json")
-    report = build_report(logger.project, entity, config.report.title, ids, runs[0].metric, summary)
-    store.write_json(folder / "wandb_report.json", spec(report))
-    if online:
-        report.save()
-        print(f"published: {report.url}")
-    else:
-        print("written, not published: logger.mode=online publishes it")
-    print(folder)
-
+from mda.programs.wandb_report import start
 
 if __name__ == "__main__":
-    main(wandb_report, NEEDS)
+    start()

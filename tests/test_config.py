@@ -197,4 +197,4 @@ def test_a_sweep_ends_with_a_table_of_its_jobs(tmp_path):
     text = done.stdout
     assert "job 1 failed" in text and "2 jobs: 1 done, 1 failed" in text
     assert "data.path=a.npy is refused" in text
-    assert "to run job 1 again:  python experiments/program.py seed=13\n" in text
+    assert "to run job 1 again:  mda program seed=13\n" in text

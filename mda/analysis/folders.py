@@ -31,7 +31,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     found = [run for folder in folders for run in _runs_in(folder)]
     if not found:
         raise ValueError(
-            "no finished arm (a folder with summary.json of experiments/run.py) in "
+            "no finished arm (a folder with summary.json of `mda run`) in "
             + ", ".join(str(folder) for folder in folders)
         )
     unique: dict[tuple[int, str, Arm], Run] = {}

@@ -1,6 +1,6 @@
 """From the command line to a checked `mda.schema.Config`: the one place that knows Hydra.
 
-A program of experiments/ hands its function to `main`. The command line is composed and checked
+A program (mda/programs) hands its function to `main`. The command line is composed and checked
 first, for a sweep every job of it, and a mistake ends the program with one sentence and exit code
 2 before anything heavy is imported and anything is written. Then Hydra runs the function, once or
 as a sweep, with the typed configuration and the run's folder.
@@ -9,11 +9,11 @@ as a sweep, with the typed configuration and the run's folder.
 from mda.config.command import check, main, prepared
 from mda.config.composer import compose
 from mda.config.files import conf_dir
-from mda.config.jobs import cores, overrides_of
+from mda.config.jobs import command_of, cores, next_command, overrides_of
 from mda.config.mistakes import explain
 from mda.config.saved import Saved, placed, read_saved, repeating
 
 __all__ = [
-    "Saved", "check", "compose", "conf_dir", "cores", "explain", "main", "overrides_of",
-    "placed", "prepared", "read_saved", "repeating",
+    "Saved", "check", "command_of", "compose", "conf_dir", "cores", "explain", "main",
+    "next_command", "overrides_of", "placed", "prepared", "read_saved", "repeating",
 ]  # fmt: skip

@@ -61,7 +61,8 @@ def main(program: Program, needs: Sequence[str], preview: Preview | None = None)
         _refuse(error)
     if args.help:
         about = sys.modules[program.__module__].__doc__ or ""
-        name = Path(sys.argv[0]).name
+        file = f"python {Path(sys.argv[0]).name}"
+        name = file if program.__module__ == "__main__" else f"mda {program.__name__}"
         known = {group: options(group) for group in groups()}
         print(help_page(name, about, needs, known, preview is not None))
         return
@@ -147,7 +148,7 @@ def prepared(
 def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None]:
     launcher = os.getpid()
 
-    @functools.wraps(program)  # Hydra names the job after the file of the wrapped function
+    @functools.wraps(program)  # Hydra names the job after the module of the wrapped function
     def task(cfg: DictConfig) -> None:
         node = HydraConfig.get()
         folder = Path(node.runtime.output_dir)

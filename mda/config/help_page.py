@@ -19,7 +19,7 @@ def help_page(
 ) -> str:
     """What the program does, the groups it needs and their options, every setting, examples."""
     shown = [name for name in options if name in needs or name in ("experiment", "sweeps")]
-    lines = [about.strip(), "", f"Usage: python {program} [group=option ...] [key=value ...]", ""]
+    lines = [about.strip(), "", f"Usage: {program} [group=option ...] [key=value ...]", ""]
     lines += ["Groups, and the options of each (the default settings below are the schema's; an"]
     lines += ["option sets its own, shown by --cfg job):"]
     lines += [f"  {name:<13} {', '.join(options[name])}" for name in shown]
@@ -32,15 +32,13 @@ def help_page(
     lines += [
         "",
         "Examples:",
-        f"  python {program} seed=1 training.total_steps=8000",
-        f"  python {program} experiment=smoke    everything at its smallest, in seconds",
-        f"  python {program} seed=0,1,2 -m       a sweep: one job for each seed",
-        f"  python {program} --cfg job           show the configuration, run nothing",
+        f"  {program} seed=1 training.total_steps=8000",
+        f"  {program} experiment=smoke    everything at its smallest, in seconds",
+        f"  {program} seed=0,1,2 -m       a sweep: one job for each seed",
+        f"  {program} --cfg job           show the configuration, run nothing",
     ]
     if dry_run:
-        lines += [
-            f"  python {program} --dry-run           what is in the store, what would be built"
-        ]
+        lines += [f"  {program} --dry-run           what is in the store, what would be built"]
     lines += [
         "",
         "Each run gets a folder, outputs/runs/<program>/<name>; its path is printed last.",

@@ -256,7 +256,14 @@ def command_of(program: str, overrides: Sequence[str]) -> str:
     import shlex
 
     kept = [text for text in overrides if not text.startswith(("name=", "hydra."))]
-    return shlex.join(["python", f"experiments/{program}.py", *kept])
+    return shlex.join(["mda", program, *kept])
+
+
+def next_command(program: str, folder: Path, *overrides: str) -> str:
+    """The command of another program with the settings of a folder's run, and some of its own."""
+    own = {word.partition("=")[0] for word in overrides}
+    kept = [word for word in overrides_of(folder) if word.partition("=")[0] not in own]
+    return command_of(program, [*kept, *overrides])
 
 
 def _was_there(folder: Path) -> bool:

@@ -57,7 +57,7 @@ def compare(
 ) -> dict[str, Any]:
     """Compare all arms in and below the folders; write `FILES` and figures into `out`.
 
-    `traces` are folders of experiments/trace.py whose samples the page shows, `command` what
+    `traces` are folders of `mda trace` whose samples the page shows, `command` what
     repeats the comparison. Prints the tables and returns the content of summary.json. With one
     seed there are differences but no tests, and every output says so. Raises ValueError, before
     anything is written, where the folders hold nothing to compare.
@@ -95,7 +95,7 @@ def compare(
         "null_checks": tables.null_rows(checks),
         "has_dose": bool(data["dose"]),
         "has_samples": samples is not None,
-        "command": command or f"python experiments/compare.py {_runs_argument(run_folders)}",
+        "command": command or f"mda compare {_runs_argument(run_folders)}",
         "files": files | _run_files() | ({} if samples is None else _sample_files(samples)),
         "runs": provenance(measured.runs, out),
         "git": store.git_state(),

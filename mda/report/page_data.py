@@ -66,9 +66,7 @@ def provenance(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
             "unit": run.unit,
             "window": f"[{run.start}, {run.end})",
             "folder": relative(run.folder, folder),
-            "command": " ".join(
-                [f"python experiments/{run.summary['program']}.py", *run.overrides]
-            ),
+            "command": " ".join(["mda", run.summary["program"], *run.overrides]),
             "hashes": {key: str(value) for key, value in run.summary["fingerprints"].items()},
         }
         for run in runs

@@ -29,7 +29,7 @@ class TracedSamples:
 
 
 def read_samples(folder: Path) -> TracedSamples:
-    """The samples of a folder of experiments/trace.py. Raises ValueError where there are none."""
+    """The samples of a folder of `mda trace`. Raises ValueError where there are none."""
     try:
         content = store.read_json(folder / FILE)
         summary = store.read_json(folder / "summary.json")

@@ -1,4 +1,4 @@
-"""`summary.json`, which every program of experiments/ leaves in its folder.
+"""`summary.json`, which every program leaves in its folder.
 
 Keys: `program`; `seed`; `config` (the file with the resolved configuration); `fingerprints` of
 the artifacts used; `results`, what the program found; `files`, name -> what it holds; `times` in

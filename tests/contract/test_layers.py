@@ -63,8 +63,14 @@ def _allowed(here: str, there: str) -> bool:
     if here in LAYERS:
         earlier = there in LAYERS and LAYERS.index(there) < LAYERS.index(here)
         return earlier and there not in FORBIDDEN.get(here, set())
-    # stages and pipeline stand above all packages; the rest needs none of them
-    above = {"pipeline": {*LAYERS, "stages"}, "stages": set(LAYERS)}
+    # stages and pipeline stand above all packages, the programs above these
+    stages = {*LAYERS, "stages"}
+    above = {
+        "stages": set(LAYERS),
+        "pipeline": stages,
+        "programs": {*stages, "pipeline", "config"},
+        "cli": {"programs"},
+    }
     return there in above.get(here, set())
 
 
@@ -75,7 +81,7 @@ def test_imports_follow_the_layers(path):
 
 def test_every_package_has_its_place_in_the_order():
     packages = {path.parent.name for path in ROOT.glob("mda/*/__init__.py")}
-    assert packages - FREE - {"stages", "config"} == set(LAYERS)
+    assert packages - FREE - {"stages", "config", "programs"} == set(LAYERS)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +108,9 @@ def test_every_package_has_its_place_in_the_order():
         ("mda/model/pythia.py", "import pytorch_lightning as pl"),
         ("mda/training/loop.py", "import lightning"),
         ("mda/store.py", "from mda.schema import Config"),
+        ("mda/stages/runs.py", "from mda.programs.train import train"),
+        ("mda/pipeline.py", "from mda.cli import main"),
+        ("mda/programs/train.py", "import hydra"),
         ("mda/types.py", "from mda.store import Store"),
     ],
 )
@@ -122,6 +131,8 @@ def test_a_planted_violation_is_found(path, source):
         ("mda/report/page.py", "from mda.analysis.claims import Verdict"),
         ("mda/analysis/claims.py", "from mda.schema import StudyConfig\nimport scipy"),
         ("mda/pipeline.py", "from mda.stages.runs import base_run"),
+        ("mda/programs/train.py", "from mda import pipeline\nfrom mda.config import main"),
+        ("mda/cli.py", "from mda.programs import store"),
         ("experiments/train.py", "import hydra\nfrom mda import pipeline, report"),
     ],
 )

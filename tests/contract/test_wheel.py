@@ -19,7 +19,7 @@ def run(*command: object, cwd: Path) -> str:
     return done.stdout
 
 
-def test_a_wheel_in_a_fresh_environment_composes_the_default_configuration(tmp_path):
+def test_a_wheel_in_a_fresh_environment_has_configuration_sweeps_and_programs(tmp_path):
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=ROOT)
     (wheel,) = tmp_path.glob("mda-*.whl")
     venv.create(tmp_path / "venv")
@@ -41,4 +41,10 @@ print(mda.__file__, config.model.d_model, config.data.name)
     out = run(python, "-c", code, cwd=tmp_path).split()
     assert Path(out[0]).is_relative_to(site)
     assert out[1:] == ["128", "embedded"]
-    assert "store" in run(tmp_path / "venv" / "bin" / "mda", "--help", cwd=tmp_path)
+    mda = tmp_path / "venv" / "bin" / "mda"
+    assert "store" in run(mda, "--help", cwd=tmp_path)
+    planned = run(mda, "plan", "sweeps=smoke", cwd=tmp_path)
+    assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 8 scores." in planned
+    trained = run(mda, "train", "experiment=smoke", "report.dpi=30", cwd=tmp_path).splitlines()
+    assert (tmp_path / trained[-1] / "summary.json").is_file()
+    assert Path(trained[-1]).parent == tmp_path / "outputs" / "runs" / "train"

@@ -487,7 +487,7 @@ def test_a_published_model_needs_no_sizes(revisions, tmp_path):
         path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4')
     )
     config = compose([*base, f"output_dir={tmp_path}", *SMALL])
-    with pytest.raises(ConfigError, match="step20: num_attention_heads of its config.json is not"):
+    with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config.json is not"):
         pipeline.train(Context.of(config))
     with pytest.raises(ConfigError, match="model=published is refused; accepted: a model with si"):
         compose(["model=published"])

@@ -1,7 +1,9 @@
 """The README's first command at smoke size: killed, called again, called once more."""
 
+import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,9 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import ROOT, kill_parent_alone
+from hydra._internal.utils import get_args_parser
+from programs import ROOT, command, kill_parent_alone, kill_when
 
-ARMS = 7
+from mda.config import check, compose
+from mda.programs.quickstart import under_way
+
+ARMS = 9
+JOBS = 72  # of the sweep that the last lines propose
 
 
 def quickstart(out: Path) -> list[str]:
@@ -25,6 +32,15 @@ def finish(out: Path) -> Path:
     folder = Path(done.stdout.strip().splitlines()[-1])
     assert f"page: {folder / 'report.html'}" in done.stdout
     assert "remove mask ekfac top 10 %" in done.stdout
+    assert done.stdout.count("with one seed none of") == 1
+    *_, sentence, figure, page, follows, _ = done.stdout.strip().splitlines()
+    assert sentence == json.loads((folder / "summary.json").read_text())["results"]["headline"]
+    assert "removals by repetition, the trivial baseline, end at" in sentence
+    assert figure == f"figure: {folder / 'curves.png'}" and (folder / "curves.png").is_file()
+    assert page == f"page: {folder / 'report.html'}"
+    words = shlex.split(follows.partition(": ")[2])
+    assert words[:2] == ["mda", "plan"]
+    assert check(get_args_parser().parse_args(words[2:]), None, every=False).jobs == JOBS
     return folder
 
 
@@ -52,6 +68,13 @@ def test_a_setting_that_some_arm_cannot_take_is_refused_before_any_work(tmp_path
     assert done.returncode == 2
     assert done.stderr.startswith("error: intervention.fraction is a setting of intervention=")
     assert not (tmp_path / "store").exists()
+
+
+def test_the_progress_of_an_arm_is_seen_while_it_trains(tmp_path):
+    own = ["intervention=control", "intervention.window=[0,400]", "training.total_steps=400"]
+    config = compose(["experiment=smoke", f"output_dir={tmp_path}", *own])
+    assert under_way(config) == 0
+    kill_when(command("run", tmp_path, *own), lambda: 0.05 < under_way(config) < 1)
 
 
 @pytest.mark.slow

@@ -211,4 +211,4 @@ def test_a_killed_job_leaves_its_configuration_and_says_it_is_unfinished(tmp_pat
     assert job["status"] == "unfinished"
     assert job["config"]["training"]["total_steps"] == 60
     assert set(job["git"]) == {"sha", "dirty"} and job["versions"]["torch"]
-    assert job["command"].startswith("python experiments/train.py experiment=smoke")
+    assert job["command"].startswith("mda train experiment=smoke")

@@ -16,7 +16,7 @@ FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
 def test_without_wandb_everything_works_from_local_files(tmp_path):
     (tmp_path / "wandb.py").write_text("raise ImportError('wandb is not installed')\n")
     args = command("run", tmp_path / "out", "intervention=remove", "logger=csv")
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run(args, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     failed = subprocess.run(

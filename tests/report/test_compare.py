@@ -132,7 +132,7 @@ def test_the_page_shows_the_numbers_of_the_files(compared):
         assert effect["mean"] == pytest.approx(float(row["difference"]), rel=1e-3)
     text = (root / "report" / "report.html").read_text("utf-8")
     assert "python repeat.py" in text and "arm-3-" in text
-    assert "python experiments/run.py intervention=remove estimator=ekfac seed=3" in text
+    assert "mda run intervention=remove estimator=ekfac seed=3" in text
     for name in FILES:
         assert f"<code>{name}</code>" in text
 

@@ -41,7 +41,7 @@ def test_the_page_has_the_traces_samples_and_the_command(called):
     text = (folder / "runs" / "compare" / "c" / "report.html").read_text("utf-8")
     assert "Samples of highest and lowest influence" in text
     assert "../../trace/seed0/top_samples.json" in text
-    assert "python experiments/compare.py" in text and "report.runs=[runs/run]" in text
+    assert "mda compare" in text and "report.runs=[runs/run]" in text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,52 @@
+"""Compare arms: what did the edits do to the unit, and more than random edits did?
+
+Reads finished arms of run.py (report.runs: folders of arms or of whole sweeps) and writes the
+effects with intervals and permutation tests, a verdict for every claim of the study (study=...,
+conf/study), figures, and one self-contained page that opens without a network. `report.pack`
+keeps the runs as one table, which is read as their folders are.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mda.config import command_of, main, overrides_of
+from mda.schema import Config, ConfigError
+
+NEEDS = ("study", "report")
+
+
+def compare(config: Config, folder: Path) -> None:
+    compared(config, folder, command_of("compare", overrides_of(folder)))
+    print(f"page: {folder / 'report.html'}")
+    print(folder)
+
+
+def compared(config: Config, folder: Path, command: str) -> dict[str, Any]:
+    """Compare the arms of report.runs, print the tables, and return what summary.json holds."""
+    from mda.report.compare import CompareSettings
+    from mda.report.compare import compare as compare_arms
+    from mda.report.samples import traces_of
+
+    report = config.report
+    settings = CompareSettings(
+        study=config.study,
+        confidence=report.confidence,
+        resamples=report.resamples,
+        dpi=report.dpi,
+        title=report.title,
+        pack=Path(report.pack) if report.pack else None,
+        seed=config.seed,
+    )
+    runs, traces = ([Path(name) for name in names] for names in (report.runs, report.traces))
+    try:
+        traces = traces or traces_of(runs, Path(config.output_dir) / "runs")
+        return compare_arms(runs, folder, settings, traces, command)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"report.runs={report.runs}: {error}") from error
+
+
+def start() -> None:
+    """Run as the command line says."""
+    main(compare, NEEDS)

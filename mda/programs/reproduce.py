@@ -1,0 +1,117 @@
+"""Run a finished run again and compare every metric it logged, value by value.
+
+    mda reproduce outputs/runs/run/<name>
+
+Reads the run's configuration back through the schema, refuses where it, an input's hash or a
+package's version is no longer what the run had, then repeats the program into a new folder under
+--outputs with a store of its own: the run's last stage is computed again out of inputs that the
+store under --outputs still has (--from-scratch: all of them again). The run may be anybody's:
+nothing is written into it, nor where its configuration says.
+Exit code 0: all equal; 1: something differs; 2: refused.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+
+from mda.config import Saved, placed, read_saved, repeating
+from mda.schema import ConfigError
+
+OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"arm"}}
+"""Program -> kinds of artifacts that a reproduction computes again."""
+
+
+def changes(saved: Saved) -> Iterator[str]:
+    """Everything that is not as it was in the run, a sentence each."""
+    from mda import pipeline, store
+    from mda.stages.preview import fingerprints
+
+    yield from saved.edited
+    for package, now in store.versions().items():
+        then = saved.versions.get(package)
+        if then != now:
+            yield f"{package} is {now} and was {then} in the run"
+    stages = {"train": pipeline.train, "trace": pipeline.trace, "run": pipeline.arm}
+    for kind, now in fingerprints(saved.config, stages[saved.program]).items():
+        if kind in saved.used and saved.used[kind] != now:
+            yield f"the hash of its {kind} is {now} and was {saved.used[kind]} in the run"
+
+
+def note_on_code(saved: Saved) -> None:
+    """Say where the code differs from the run's: results may, and no hash can tell."""
+    from mda import store
+
+    now, then = store.git_state(), saved.git
+    if now != then or now["dirty"]:
+        was, is_now = (
+            f"{s.get('sha')}{' with changes' * bool(s.get('dirty'))}" for s in (then, now)
+        )
+        print(printable(f"note: the code was at {was} and is at {is_now}"), file=sys.stderr)
+
+
+def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> bool:
+    """Repeat a run and print the comparison; True where every value is equal.
+
+    Inputs are found in the store under `outputs`, and everything is written there, whatever the
+    run's own configuration says.
+    """
+    from mda import store
+
+    saved = placed(read_saved(run), outputs)
+    if saved.program not in OWN or not saved.used:
+        raise ConfigError(f"{run} is refused; accepted: a finished run of {', '.join(OWN)}")
+    note_on_code(saved)
+    found = list(changes(saved))
+    for sentence in found:
+        print(printable(f"changed: {sentence}"), file=sys.stderr)
+    if found and not anyway:
+        raise ConfigError(f"{run} is no longer what was run; to go on as things stand: --anyway")
+    name = f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    place = outputs / "runs" / "reproduce" / name
+    if not place.resolve().is_relative_to(outputs.resolve()):
+        raise ConfigError(f"--outputs {outputs} is refused: {place.parent} leads out of it")
+    (place / "store").mkdir(parents=True)
+    for artifact in [] if from_scratch else store.Store(outputs / "store").artifacts():
+        if artifact.kind not in OWN[saved.program]:  # a link each: what is built stays here
+            link = place / "store" / artifact.kind / artifact.fingerprint
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(artifact.path.resolve(), target_is_directory=True)
+    with repeating(saved, place / "run", place) as config:
+        program = import_module(f"mda.programs.{saved.program}")
+        getattr(program, saved.program)(config, place / "run")
+
+    from mda.report.reproduction import agreement, print_agreement
+
+    equal = print_agreement(agreement(run, place / "run"))
+    print(place / "run")
+    return equal
+
+
+def printable(text: str) -> str:
+    """A text without the characters that a terminal takes for commands."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def start() -> None:
+    """Run as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="mda reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--outputs", type=Path, default=Path("outputs"), help="folder of store/ and runs/"
+    )
+    parser.add_argument("--anyway", action="store_true", help="go on in spite of what has changed")
+    parser.add_argument("--from-scratch", action="store_true", help="compute the inputs too")
+    args = parser.parse_args()
+    try:
+        equal = reproduce(args.run, args.outputs, args.anyway, args.from_scratch)
+    except ConfigError as error:
+        print(printable(f"error: {error}"), file=sys.stderr)
+        raise SystemExit(2) from None
+    raise SystemExit(0 if equal else 1)

@@ -1,0 +1,95 @@
+"""Run one arm of the experiment: edit the stream, retrain the window, watch the unit.
+
+Builds what is missing of corpus, base run, scores and plan, or finds it in the store. The arm
+starts from the base run's weights and optimizer at the window's start; everything but the edit is
+unchanged. `intervention=control` retrains the unedited stream and repeats the base run.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from mda.config import command_of, main
+from mda.schema import Config
+
+NEEDS = (
+    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
+    "report", "logger",
+)  # fmt: skip
+
+
+def run(config: Config, folder: Path) -> None:
+    from mda import pipeline
+    from mda.report.arm import FILES, arm_name, report_arm
+    from mda.report.summary import write_summary
+    from mda.report.wandb_logging import job_log
+    from mda.stages.context import Context
+
+    start = time.perf_counter()
+    name, context = arm_name(config), Context.of(config)
+    with job_log(config, folder, settings=asdict(config), job_type="arm", arm=name) as log:
+        arm = pipeline.arm(replace(context, log=log.row), context)
+        results = report_arm(
+            config,
+            arm.unit.members[0],
+            arm.unit.window,
+            arm.edited.plan,
+            arm.unit.curve,
+            arm.run.curve,
+            arm.run.folder,
+            folder,
+        )
+        log.figures([folder / "curves.png", folder / "heads.png"])
+        log.heads(arm.run.curve)
+        log.summary(results)
+    scores = arm.traced
+    stages = {"base": arm.base, "scores": scores, "arm": arm.run}
+    edit = asdict(config.intervention) | {"action": arm.edited.plan.action}
+    edit |= {"n": len(arm.edited.plan.sample_ids)}
+    edit |= {"tokens": edit["n"] * arm.corpus.seq_len}
+    write_summary(
+        folder,
+        "run",
+        seed=config.seed,
+        fingerprints={"corpus": arm.corpus.fingerprint}
+        | {name: stage.fingerprint for name, stage in stages.items() if stage},
+        results=results,
+        files=FILES,
+        times={
+            "total_s": time.perf_counter() - start,
+            **{f"{name}_s": stage.wall_s for name, stage in stages.items() if stage},
+            "built": [name for name, stage in stages.items() if stage and stage.built],
+        },
+        wandb_id=log.id,
+        unit=arm.unit.name,
+        heads=list(arm.unit.members),
+        metric=config.unit.metric,
+        threshold=config.unit.threshold,
+        intervention=edit,
+        estimator=asdict(config.estimator) if scores else {},
+        window=asdict(arm.unit.window),
+        scored_steps=list(scores.steps) if scores else [],
+        batch_size=config.training.batch_size,
+        seq_len=arm.corpus.seq_len,
+        warnings=list(context.store.warnings.values()),
+        curve="curve.csv",
+        plan="plan.csv",
+    )
+    if not any(stage and stage.built for stage in stages.values()):
+        print("nothing to build: this arm was in the store")
+    follows = [f"output_dir={config.output_dir}", f"report.runs=[{folder.parent}]"]
+    print(f"{log.upload}next: {command_of('compare', follows)}")
+    print(folder)
+
+
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    from mda import pipeline
+    from mda.stages.preview import print_preview
+
+    print_preview(configs, pipeline.arm, "arm", side_by_side)
+
+
+def start() -> None:
+    """Run as the command line says."""
+    main(run, NEEDS, preview)

@@ -1,0 +1,90 @@
+"""Trace a unit of a base run back to the training samples that made it.
+
+Finds the unit, scores every sample of the critical window for every head in one pass, and writes
+the scores, the extreme samples with token-level influence, the distribution and the labels that
+are enriched. Stages that are in the store are not done again; a killed pass goes on where it
+stopped. Under `torchrun --nproc-per-node N` the processes share the work.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from mda.config import main, next_command
+from mda.schema import Config
+
+NEEDS = (
+    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
+    "report", "logger",
+)  # fmt: skip
+
+
+def trace(config: Config, folder: Path) -> None:
+    from mda import pipeline
+    from mda.report.summary import write_summary
+    from mda.report.trace import FILES, report_trace, sample_rows
+    from mda.report.wandb_logging import job_log
+    from mda.stages.attribution import token_influence
+    from mda.stages.context import Context, process_group, rank
+
+    start = time.perf_counter()
+    context = Context.of(config)
+    with process_group():
+        found = pipeline.trace(context)
+        first = rank() == 0
+    if not first:
+        return
+    base, unit, traced = found.base, found.unit, found.traced
+    results = report_trace(
+        found.corpus,
+        traced.scores,
+        unit.name,
+        partial(token_influence, context, found.corpus, base, unit, traced),
+        folder,
+        config.report.samples,
+    )
+    name = f"trace {config.estimator.name}"
+    with job_log(config, folder, settings=asdict(config), job_type="trace", arm=name) as log:
+        log.figures([folder / "distribution.png"])
+        log.table("top_samples", sample_rows(folder))
+        files = [folder / name for name in ("scores.csv", "top_samples.json")]
+        log.artifact(f"scores-{traced.fingerprint}", "scores", files)
+        log.summary(results)
+    write_summary(
+        folder,
+        "trace",
+        seed=config.seed,
+        fingerprints={
+            "corpus": found.corpus.fingerprint,
+            "base": base.fingerprint,
+            "scores": traced.fingerprint,
+        },
+        results=results,
+        files=FILES,
+        times={
+            "total_s": time.perf_counter() - start,
+            "scores_s": traced.wall_s,
+            "built": [name for name, stage in (("base", base), ("scores", traced)) if stage.built],
+        },
+        warnings=list(context.store.warnings.values()),
+        unit=unit.name,
+        window=asdict(unit.window),
+    )
+    print(f"scores of all units: {traced.folder}")
+    follows = next_command("run", folder, f"seed={config.seed}", "intervention=remove")
+    print(f"{log.upload}next: {follows}")
+    print(folder)
+
+
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    from mda import pipeline
+    from mda.stages.preview import print_preview
+
+    print_preview(configs, pipeline.trace, "scores", side_by_side)
+
+
+def start() -> None:
+    """Run as the command line says."""
+    main(trace, NEEDS, preview)

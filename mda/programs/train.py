@@ -1,0 +1,62 @@
+"""Train a base run and watch its attention heads emerge.
+
+Builds the corpus (or finds it in the store), trains the model with checkpoints and an emergence
+curve, and writes tables, figures and a W&B run. Killed at any moment, the same command goes on
+where it stopped and ends in the same result, bit for bit on a CPU.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from mda.config import main, next_command
+from mda.schema import Config
+
+NEEDS = ("base", "data", "model", "training", "emergence", "report", "logger")
+
+
+def train(config: Config, folder: Path) -> None:
+    from mda import pipeline
+    from mda.report.base import FILES, report_base
+    from mda.report.summary import write_summary
+    from mda.report.wandb_logging import job_log
+    from mda.stages.context import Context
+
+    start = time.perf_counter()
+    with job_log(config, folder, settings=asdict(config), job_type="base", arm="base run") as log:
+        context = Context.of(config, log.row)
+        corpus, base = pipeline.train(context)
+        results = report_base(config, base.curve, base.folder, folder)
+        log.figures([folder / name for name in FILES if name.endswith(".png")])
+        log.heads(base.curve)
+        log.summary({"heads": results["heads"]})
+    write_summary(
+        folder,
+        "train",
+        seed=config.seed,
+        fingerprints={"corpus": corpus.fingerprint, "base": base.fingerprint},
+        results=results,
+        files=FILES,
+        times={
+            "total_s": time.perf_counter() - start,
+            "base_s": base.wall_s,
+            "built": ["base"] if base.built else [],
+        },
+        warnings=list(context.store.warnings.values()),
+    )
+    print(f"checkpoints: {base.folder / 'checkpoints'}")
+    print(f"{log.upload}next: {next_command('trace', folder, f'seed={config.seed}')}")
+    print(folder)
+
+
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    from mda import pipeline
+    from mda.stages.preview import print_preview
+
+    print_preview(configs, pipeline.train, "base", side_by_side)
+
+
+def start() -> None:
+    """Run as the command line says."""
+    main(train, NEEDS, preview)

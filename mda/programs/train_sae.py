@@ -1,0 +1,66 @@
+"""Train a sparse autoencoder on the activations of a base run.
+
+Trains the base run (or finds it in the store), then a top-k autoencoder on what one layer of its
+last model writes, and says how well it does on held-out text. The autoencoder lies in the store in
+the layout of sparsify; `unit=sae_feature` finds it there.
+"""
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from mda.config import main, next_command
+from mda.schema import Config
+
+NEEDS = ("base", "data", "model", "training", "emergence", "sae", "logger")
+FILES = {"history.csv": "explained variance and share of dead features in the course of training"}
+
+
+def train_sae(config: Config, folder: Path) -> None:
+    from mda import pipeline
+    from mda.report.summary import write_summary
+    from mda.report.wandb_logging import job_log
+    from mda.stages.context import Context
+    from mda.stages.sae import trained_sae
+
+    start = time.perf_counter()
+    with job_log(config, folder, settings=asdict(config), job_type="sae", arm="SAE") as log:
+        corpus, base = pipeline.train(Context.of(config), (*pipeline.BASE, "sae"))
+        found = trained_sae(Context.of(config, log.row), config.sae, corpus, base)
+        results = {"hookpoint": str(found.hook), "step": found.step, **asdict(found.quality)}
+        log.summary(results)
+    for name in FILES:
+        shutil.copyfile(found.folder / name, folder / name)
+    write_summary(
+        folder,
+        "train_sae",
+        seed=config.seed,
+        fingerprints={
+            "corpus": corpus.fingerprint,
+            "base": base.fingerprint,
+            "sae": found.fingerprint,
+        },
+        results=results,
+        files=FILES,
+        times={
+            "total_s": time.perf_counter() - start,
+            "sae_s": found.wall_s,
+            "built": [name for name, stage in (("base", base), ("sae", found)) if stage.built],
+        },
+    )
+    reached = found.quality
+    print(
+        f"{found.hook} at step {found.step:,}: explained variance "
+        f"{reached.explained_variance:.3f}, {reached.l0:.1f} features of a token active, "
+        f"{reached.dead_share:.1%} dead on {reached.tokens:,} held-out tokens"
+    )
+    print(f"autoencoder: {found.folder}")
+    follows = next_command("trace", folder, "unit=sae_feature", f"seed={config.seed}")
+    print(f"{log.upload}next: {follows}")
+    print(folder)
+
+
+def start() -> None:
+    """Run as the command line says."""
+    main(train_sae, NEEDS)

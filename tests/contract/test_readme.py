@@ -1,0 +1,140 @@
+"""Every command of README.md and CONTRIBUTING.md is one that the programs take."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra._internal.utils import get_args_parser
+
+from mda.cli import PROGRAMS
+from mda.config import check
+from mda.model.build import scratch
+from mda.programs import store
+from mda.schema import ConfigError, ScratchConfig
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md")
+FILE = r"experiments/(\w+)\.py\b"
+STARTS = re.compile(rf"(?:\S*python3? {FILE}|torchrun .*?{FILE}|mda(?= |$))")
+
+
+def fenced(text: str) -> list[str]:
+    """The lines of all bash blocks, continued lines joined, without comments."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
+
+
+def inline(text: str) -> list[str]:
+    """What stands in backquotes outside of the blocks."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose)]
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """(program, words after it) for every command of ours in a page."""
+    found = []
+    for line in fenced(text) + inline(text):
+        match = STARTS.match(line)
+        if not match or "PROGRAM" in line:  # `mda PROGRAM` stands for any
+            continue
+        words = shlex.split(line[match.end() :])
+        name = match[1] or match[2] or (words.pop(0) if words else "--help")
+        found.append((name, words))
+    return found
+
+
+def take(name: str, words: list[str]) -> None:
+    """Compose what the command would run; raises ConfigError or SystemExit for a mistake."""
+    if name in ("--help", "-sc") or "--help" in words:
+        return
+    if name == "store":
+        store._parser().parse_args(words)
+        return
+    if name not in PROGRAMS or name == "reproduce":  # results, bench_*: they have no settings
+        command = [sys.executable, ROOT / "experiments" / f"{name}.py", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        return
+    module = import_module(f"mda.programs.{'run' if name == 'plan' else name}")
+    words = [word for word in words if word not in ("--dry-run", "--cfg", "job")]
+    check(get_args_parser().parse_args(words), module.NEEDS, every=False)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A user's folder with the files that the pages speak of."""
+    sizes = ScratchConfig(family="llama", n_layers=3, d_model=8, n_heads=2, n_key_value_heads=1,
+                          d_ff=16, vocab_size=32000, max_seq_len=1024)  # fmt: skip
+    scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
+    (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
+    np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_composes(folder, page):
+    found = commands((ROOT / page).read_text("utf-8"))
+    assert len(found) >= {"README.md": 24, "CONTRIBUTING.md": 2}[page]
+    for name, words in found:
+        try:
+            take(name, words)
+        except (ConfigError, SystemExit) as error:
+            pytest.fail(f"{page}: mda {name} {shlex.join(words)}: {error}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Say `mda train model=nanno`.",
+        "```bash\nmda run 'intervention.fraktion=0.1'   # less\n```",
+        "```bash\na && python experiments/trace.py \\\n    unit=mlp_neurons\n```",
+        "```bash\ntorchrun --nproc-per-node 2 experiments/trace.py estimator=fac\n```",
+        "`mda store lss`",
+    ],
+)
+def test_a_mistake_in_a_page_is_found(folder, text):
+    ((name, words),) = commands(text)
+    with pytest.raises((ConfigError, SystemExit)):
+        take(name, words)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8"))
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert links and missing == []
+
+
+def test_the_readme_names_every_option_of_units_and_estimators():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for group in ("unit", "estimator"):
+        for path in (ROOT / "conf" / group).glob("*.yaml"):
+            assert f"`{group}={path.stem}`" in text
+
+
+def test_the_version_is_the_same_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE)
+    assert citation["version"] == version
+    assert newest is not None and newest[1] == version
+
+
+def test_the_workflow_calls_the_script_and_the_hooks_are_installed_tools():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
+    steps = workflow["jobs"]["test"]["steps"]
+    assert steps[-1]["run"] == ".ci/run" and os.access(ROOT / ".ci" / "run", os.X_OK)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]
+    tools = {hook["entry"].split()[0] for hook in hooks["hooks"]}
+    assert tools == {".venv/bin/ruff", ".venv/bin/pyright"}

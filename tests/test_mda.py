@@ -1,0 +1,102 @@
+"""The `mda` command: every program by its name, the same as experiments/<name>.py."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from mda.cli import PROGRAMS
+
+ROOT = Path(__file__).parents[1]
+OWN_WORDS = ("plan", "store")  # a part of run, and no experiment
+FILES = sorted(set(PROGRAMS) - set(OWN_WORDS))
+
+
+def mda(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mda.cli", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_help_names_every_program_and_its_module_is_there():
+    text = mda("--help").stdout
+    assert mda().stdout == text
+    modules = {path.stem for path in (ROOT / "mda" / "programs").glob("*.py")} - {"__init__"}
+    assert modules == set(PROGRAMS) - {"plan"}
+    for name in PROGRAMS:
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_file_for_those_who_clone_is_the_same_program(name):
+    about = import_module(f"mda.programs.{name}").__doc__.strip()
+    file = [sys.executable, f"experiments/{name}.py", "--help"]
+    cloned = subprocess.run(file, cwd=ROOT, capture_output=True, text=True)
+    done = mda(name, "--help")
+    assert (done.returncode, done.stdout) == (cloned.returncode, cloned.stdout)
+    assert done.returncode == 0 and about.splitlines()[0] in done.stdout
+    assert f"mda {name} " in done.stdout
+
+
+def test_a_run_lies_where_the_file_s_would_and_finds_what_the_file_has_built(tmp_path):
+    overrides = ["experiment=smoke", f"output_dir={tmp_path}", "report.dpi=30"]
+    file = [sys.executable, "experiments/train.py", *overrides, "name=file"]
+    subprocess.run(file, cwd=ROOT, capture_output=True, check=True)
+    done = mda("train", *overrides, "name=own", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "train" / "own"
+    assert done.stdout.splitlines()[-1] == str(folder)
+    assert json.loads((folder / "summary.json").read_text())["times"]["built"] == []
+    follows = f"next: mda trace experiment=smoke output_dir={tmp_path} report.dpi=30 seed=0"
+    assert follows in done.stdout.splitlines()
+
+
+def test_plan_is_the_dry_run_of_run(tmp_path):
+    words = ["experiment=smoke", f"output_dir={tmp_path}"]
+    planned = mda("plan", *words)
+    assert planned.returncode == 0, planned.stderr
+    assert "to build: 1 corpus, 1 base" in planned.stdout
+    assert planned.stdout == mda("run", "--dry-run", *words).stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_program_is_one_sentence():
+    done = mda("trian")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: mda trian is refused; accepted: quickstart, train, ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("mda ", {"train", "trace", "plan", "store"}),
+        ("mda tr", {"train", "trace"}),
+        ("mda trace estimator=", {"estimator=ekfac", "estimator=unrolled"}),
+        ("mda plan inter", {"intervention="}),
+    ],
+)
+def test_the_shell_completes_programs_and_then_their_settings(line, offered):
+    done = mda("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.returncode == 0, done.stderr
+    assert offered <= set(done.stdout.split())
+
+
+def test_bash_takes_the_completion(tmp_path):
+    """The words that bash itself offers after `mda trace unit=`, with the rule installed."""
+    program = tmp_path / "mda"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m mda.cli "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'eval "$(mda -sc install=bash)"\n'
+        'COMP_LINE="mda trace unit=" COMP_POINT=15 COMP_CWORD=2 hydra_bash_completion\n'
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    assert "unit=induction_head" in done.stdout.split(), done.stderr
