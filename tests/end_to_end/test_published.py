@@ -263,9 +263,8 @@ def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, tmp_path, fau
     error = refused(start(hub, "train", tmp_path, *TRAIN))
     assert error.startswith("error: base.repo=me/tiny, revision step20: model.safetensors")
     assert says in error and "start again" in error
-    if fault == "cut":  # the client tries to go on in the middle of the file
-        size = (hub.root / "me/tiny/step20/model.safetensors").stat().st_size
-        assert {part for *_, part in hub.requests if part} == {f"bytes={size // 2}-"}
+    if fault == "cut":  # the client itself tries more than once
+        assert hub.fetched().count(file) > 1
     hub.faults, hub.requests[:] = {}, []
     finished(start(hub, "train", tmp_path, *TRAIN))
     again = hub.fetched()
@@ -487,7 +486,7 @@ def test_a_published_model_needs_no_sizes(revisions, tmp_path):
         path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4')
     )
     config = compose([*base, f"output_dir={tmp_path}", *SMALL])
-    with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config.json is not"):
+    with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config\.json is"):
         pipeline.train(Context.of(config))
     with pytest.raises(ConfigError, match="model=published is refused; accepted: a model with si"):
         compose(["model=published"])
