@@ -18,8 +18,8 @@ class Hub(ThreadingHTTPServer):
     """Serves `root/<owner>/<name>/<revision>/<file>`; `requests` are (method, path, byte range).
 
     `faults` says what goes wrong with a file: "429", "cut" (the body ends in its middle, and any
-    rest of it is empty), "flipped" (one byte is another), "short" (fewer bytes, and said so). With
-    a `token` the repositories are private.
+    rest of it is empty), "flipped" (one byte is another), "short" (fewer bytes, and said so),
+    "gone" (listed and not there). With a `token` the repositories are private.
     """
 
     daemon_threads = True
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send(self, path: Path):
         fault = self.server.faults.get(f"{path.parent.name}/{path.name}", "")
-        if not path.is_file():
+        if fault == "gone" or not path.is_file():
             return self.answer(404, {"X-Error-Code": "EntryNotFound"})
         if fault == "429":
             return self.answer(429)

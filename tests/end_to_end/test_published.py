@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub import Hub, commit_of, serving
+from huggingface_hub import constants
 from programs import ROOT, command, summary
 from publications import STEPS, old_style, publish, sharded
 from safetensors.torch import load_file, save_file
@@ -256,21 +257,46 @@ FAULTS = {  # file, what goes wrong with it, what is said
 }
 
 
+@pytest.fixture
+def attempt(hub, tmp_path, monkeypatch):
+    """Overrides -> `train` on the hub, in this process: a start of the program takes seconds."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    def run(*overrides: str) -> pipeline.Run:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT is read at import
+        where = ["experiment=smoke", "base=published", *TRAIN, f"output_dir={tmp_path / 'out'}"]
+        config = compose([*where, *overrides])
+        return pipeline.train(replace(Context.of(config), progress=False))[1]
+
+    return run
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, tmp_path, fault):
+def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, attempt, fault):
     file, kind, says = FAULTS[fault]
     hub.faults = {file: kind}
+    with pytest.raises(ConfigError) as found:
+        attempt()
+    error = str(found.value)
+    assert error.startswith("base.repo=me/tiny, revision step20: model.safetensors")
+    assert says in error and "start again" in error and "\n" not in error
+    if fault == "cut":  # the client itself tries more than once
+        assert hub.fetched().count(file) > 1
+    hub.faults, hub.requests[:] = {}, []
+    assert attempt().checkpoints == list(STEPS)
+    wanted = [f"step{s}/{name}" for s in (40, 60) for name in ("config.json", "model.safetensors")]
+    assert hub.fetched() == ["step20/model.safetensors", *wanted]
+
+
+def test_the_program_that_failed_is_started_again_and_goes_on(hub, tmp_path):
+    hub.faults = {"step60/model.safetensors": "flipped"}
     error = refused(start(hub, "train", tmp_path, *TRAIN))
-    assert error.startswith("error: base.repo=me/tiny, revision step20: model.safetensors")
-    assert says in error and "start again" in error
-    if fault == "cut":  # the client tries to go on in the middle of the file
-        size = (hub.root / "me/tiny/step20/model.safetensors").stat().st_size
-        assert {part for *_, part in hub.requests if part} == {f"bytes={size // 2}-"}
+    assert error.startswith("error: base.repo=me/tiny, revision step60: model.safetensors arrived")
     hub.faults, hub.requests[:] = {}, []
     finished(start(hub, "train", tmp_path, *TRAIN))
-    again = hub.fetched()
-    assert not [name for name in again if name.startswith("step0/")]
-    assert again[0] == "step20/model.safetensors"
+    assert hub.fetched() == ["step60/model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -278,26 +304,31 @@ def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, tmp_path, fau
     [
         ("repository", "base.repo=me/none, revision step0: there is no such repository"),
         ("revision", "revision step30: there is no such revision"),
+        ("file", "revision step20: model.safetensors: the revision has no such file"),
         ("weights", "revision step20: has no weights; accepted: one of model.safetensors"),
-        ("token", "revision step0: may not be read (401)"),
         ("server", "revision step0: the connection failed"),
     ],
 )
-def test_what_is_not_there_is_named(hub, tmp_path, spoil, says):
-    where = {"base.repo": "me/tiny", "base.steps": "[0,20,40,60]"}
+def test_what_is_not_there_is_named(hub, attempt, spoil, says):
+    overrides = []
     if spoil == "repository":
-        where["base.repo"] = "me/none"
+        overrides = ["base.repo=me/none"]
     if spoil == "revision":
-        where["base.steps"] = "[0,20,30]"
+        overrides = ["base.steps=[20,30]"]
+    if spoil == "file":
+        hub.faults = {"step20/model.safetensors": "gone"}
     if spoil == "weights":
         (hub.root / "me/tiny/step20/model.safetensors").unlink()
-    if spoil == "token":
-        hub.token = "hf_another"
     if spoil == "server":
         hub.url = "http://127.0.0.1:9"
-    overrides = [f"{key}={value}" for key, value in where.items()]
-    done = start(hub, "train", tmp_path, *overrides, WINDOW)
-    assert says in refused(done)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        attempt("intervention.window=auto", *overrides)
+
+
+def test_a_token_that_may_not_read_is_refused_and_not_shown(hub, tmp_path):
+    hub.token = "hf_another"
+    done = start(hub, "train", tmp_path, *TRAIN)
+    assert "revision step0: may not be read (401); accepted: a repository that HF_" in refused(done)
     assert TOKEN not in done.stdout + done.stderr
 
 
@@ -351,31 +382,33 @@ def revisions(trained, tmp_path):
     return tmp_path / "revisions"
 
 
-def test_a_pickle_and_a_config_of_old_are_read(trained, revisions, nowhere, tmp_path):
+def test_a_pickle_and_a_config_of_old_are_read(trained, revisions, tmp_path):
     _, base = trained
     old_style(revisions / "step20")
-    where = (f"base.folder={revisions}", STEP_LIST)
-    folder = finished(start(nowhere, "train", tmp_path / "out", *where))
-    kept = artifact(tmp_path / "out", folder, "base") / "checkpoints/step_20/model.safetensors"
+    _, run = pipeline.train(local(revisions, tmp_path / "out"))
     published = load_file(base / "checkpoints/step_20/model.safetensors")
-    ours = load_file(kept)
+    ours = load_file(run.checkpoint(20) / "model.safetensors")
     assert ours.keys() == published.keys()
     assert all(torch.equal(ours[name], published[name].half().float()) for name in ours)
 
 
 class Malicious:
+    def __init__(self, path: Path):
+        self.path = path
+
     def __reduce__(self):
-        return (os.system, ("touch /tmp/executed-by-a-pickle",))
+        return (os.system, (f"touch {self.path}",))
 
 
-def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_executed(
-    revisions, nowhere, tmp_path
-):
+def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_executed(revisions, tmp_path):
+    trace = tmp_path / "executed"
     (revisions / "step20/model.safetensors").unlink()
-    torch.save({"gpt_neox.embed_in.weight": Malicious()}, revisions / "step20/pytorch_model.bin")
-    done = start(nowhere, "train", tmp_path / "out", f"base.folder={revisions}", STEP_LIST)
-    assert "revision step20: pytorch_model.bin holds more than tensors" in refused(done)
-    assert not Path("/tmp/executed-by-a-pickle").exists()
+    torch.save(
+        {"gpt_neox.embed_in.weight": Malicious(trace)}, revisions / "step20/pytorch_model.bin"
+    )
+    with pytest.raises(ConfigError, match=r"step20: pytorch_model\.bin holds more than tensors"):
+        pipeline.train(local(revisions, tmp_path / "out"))
+    assert not trace.exists()
 
 
 def test_an_optimizer_state_that_is_given_makes_the_control_arm_the_run_itself(
@@ -392,19 +425,26 @@ def test_an_optimizer_state_that_is_given_makes_the_control_arm_the_run_itself(
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_two_steps_with_the_same_weights_are_refused(revisions, nowhere, tmp_path):
+def test_two_steps_with_the_same_weights_are_refused(revisions, tmp_path):
     shutil.copytree(revisions / "step20", revisions / "step30")
-    done = start(nowhere, "train", tmp_path / "out", f"base.folder={revisions}",
-                 "base.steps=[0,20,30,60]")  # fmt: skip
-    assert "revisions step20 and step30 have the same weights" in refused(done)
+    with pytest.raises(ConfigError, match="revisions step20 and step30 have the same weights"):
+        pipeline.train(local(revisions, tmp_path / "out", "base.steps=[0,20,30,60]"))
 
 
-def test_steps_0_and_1_may_have_the_same_weights_and_it_is_said(revisions, nowhere, tmp_path):
+def test_steps_0_and_1_may_have_the_same_weights_and_it_is_said(revisions, tmp_path, capsys):
     shutil.copytree(revisions / "step0", revisions / "step1")
-    done = start(nowhere, "train", tmp_path / "out", f"base.folder={revisions}",
-                 "base.steps=[0,1,60]")  # fmt: skip
-    finished(done)
-    assert "revisions step0 and step1 have the same weights: the first update" in done.stderr
+    context = local(revisions, tmp_path / "out", "base.steps=[0,1,60]", "intervention.window=auto")
+    _, run = pipeline.train(context)
+    assert run.checkpoints == [0, 1, 60]
+    said = "revisions step0 and step1 have the same weights: the first update"
+    assert said in capsys.readouterr().err
+
+
+def test_a_checkpoint_in_the_stream_that_does_not_exist_is_refused(revisions, tmp_path):
+    """The corpus needs no more than the window; where it lacks that, it is said."""
+    context = local(revisions, tmp_path / "out", "data.n_sequences=150")
+    with pytest.raises(ConfigError, match=r"\d+ samples|too short|sequences"):
+        pipeline.trace(context)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +527,7 @@ def test_a_published_model_needs_no_sizes(revisions, tmp_path):
         path.read_text().replace('"num_attention_heads": 2', '"num_attention_heads": 4')
     )
     config = compose([*base, f"output_dir={tmp_path}", *SMALL])
-    with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config.json is not"):
+    with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config\.json is"):
         pipeline.train(Context.of(config))
     with pytest.raises(ConfigError, match="model=published is refused; accepted: a model with si"):
         compose(["model=published"])
