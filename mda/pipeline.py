@@ -19,7 +19,7 @@ from mda.stages.published import base_of
 from mda.stages.runs import Run, retrained
 
 BASE = ("base", "data", "model", "training", "emergence")
-UNIT = (*BASE, "unit", "estimator", "intervention")
+UNIT = (*BASE, "sae", "unit", "estimator", "intervention")
 """Groups that a pipeline reads: rules between them are checked once a published model is known."""
 
 
