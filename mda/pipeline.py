@@ -67,7 +67,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     check_inserted(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
-    edits = context.config.intervention.name != "control"
+    edits = context.config.intervention.edits
     traced = score(context, corpus, base, unit) if edits else None
     edited = plan_edit(context, corpus, unit, traced.scores if traced else None)
     followed = unit.inputs | {"members": list(unit.members)}

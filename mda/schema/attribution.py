@@ -13,6 +13,7 @@ class InterventionConfig(Group):
     """Where the stream is edited; the class is chosen by `intervention=...`."""
 
     key: ClassVar[str] = "intervention"
+    edits: ClassVar[bool] = True
     name: str = setting("???", "kind of edit, set by intervention=...")
     window: Any = setting(
         "auto",
@@ -26,6 +27,11 @@ class InterventionConfig(Group):
         super().__post_init__()
         if self.window != "auto" and not is_range(self.window):
             raise self._refuse("window", "auto, or steps [start,end] with 0 <= start < end")
+
+    @property
+    def inserted(self) -> str | None:
+        """File of rows from outside the corpus, where the edit brings some."""
+        return None
 
     @property
     def steps(self) -> tuple[int, int] | None:
@@ -101,9 +107,15 @@ class AugmentConfig(EditConfig):
         if (self.mode == "insert") != (self.rows is not None):
             raise self._refuse("rows", "a file of token rows with mode=insert, else null")
 
+    @property
+    def inserted(self) -> str | None:
+        return self.rows
+
 
 @dataclass
 class ControlConfig(InterventionConfig):
     """The unedited stream through the same code."""
+
+    edits: ClassVar[bool] = False
 
     name: str = setting("control", "kind of edit", one_of=("control",))

@@ -56,6 +56,7 @@ class BaseConfig(Group):
     """Where the base run comes from; its class is chosen by `base=...`."""
 
     key: ClassVar[str] = "base"
+    published: ClassVar[bool] = False
     name: str = setting("train", "where the base run comes from", one_of=("train",))
 
 
@@ -63,6 +64,7 @@ class BaseConfig(Group):
 class PublishedConfig(BaseConfig):
     """A published training: revisions of a repository on a hub, or folders of this machine."""
 
+    published: ClassVar[bool] = True
     name: str = setting("published", "where the base run comes from", one_of=("published",))
     repo: str | None = setting(
         None, "repository on the hub, as EleutherAI/pythia-14m", accepts="owner/name, or null"

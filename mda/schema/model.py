@@ -35,8 +35,13 @@ class ModelConfig(Group):
     vocab_size and max_seq_len, as settings or as its checkpoint's config.json says."""
 
     key: ClassVar[str] = "model"
+    known: ClassVar[bool] = True  # before anything is fetched
     name: str = setting("nano", "preset, for tables and figures")
     peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
+
+    def weight_files(self) -> list[Path]:
+        """Files that its initial weights come from; none where they are drawn."""
+        return []
 
 
 @dataclass
@@ -98,6 +103,10 @@ class CheckpointConfig(ModelConfig):
         super().__post_init__()
         self.checked()
 
+    def weight_files(self) -> list[Path]:
+        """Its weights, one file or shards."""
+        return sorted(Path(self.source).glob("*.safetensors"))
+
     def checked(self) -> dict[str, Any]:
         """The folder's config.json. Raises ConfigError where the folder cannot be a checkpoint.
 
@@ -121,6 +130,7 @@ class CheckpointConfig(ModelConfig):
 class PublishedModelConfig(ModelConfig):
     """The model of a published base run: its config.json, and with it the sizes, come later."""
 
+    known: ClassVar[bool] = False
     name: str = setting("published", "name, for tables and figures", one_of=("published",))
     peak_lr: float = setting(1e-3, "learning rate it was trained with", above=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
 from mda.intervention.select import choose, in_window, loss_groups, matched_random
-from mda.schema import AugmentConfig, ConfigError, ControlConfig, EditConfig, RemoveConfig
+from mda.schema import AugmentConfig, ConfigError, EditConfig, RemoveConfig
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule, following
 from mda.stages.locating import Located
@@ -33,9 +34,8 @@ class Edited:
 
 def check_inserted(context: Context, corpus: Corpus) -> None:
     """Read the rows that an edit inserts. Raises ConfigError before anything is trained."""
-    intervention = context.config.intervention
-    if isinstance(intervention, AugmentConfig) and intervention.rows is not None:
-        read_inserted(Path(intervention.rows), corpus.seq_len, corpus.vocab_size)
+    if (rows := context.config.intervention.inserted) is not None:
+        read_inserted(Path(rows), corpus.seq_len, corpus.vocab_size)
 
 
 def plan_edit(context: Context, corpus: Corpus, unit: Located, scores: Scores | None) -> Edited:
@@ -45,15 +45,16 @@ def plan_edit(context: Context, corpus: Corpus, unit: Located, scores: Scores | 
     """
     intervention, window = context.config.intervention, unit.window
     base = base_schedule(context.config, corpus, window.start, window.end)
-    if isinstance(intervention, ControlConfig):
+    if not intervention.edits:
         plan = plans.control(window.start, window.end)
         return Edited(plan, edit(plan, base), corpus, None)
-    assert isinstance(intervention, EditConfig)
     try:
-        if isinstance(intervention, AugmentConfig) and intervention.mode == "insert":
-            return _inserted(context, corpus, base, intervention)
+        if intervention.inserted is not None:
+            return _inserted(context, corpus, base, cast(AugmentConfig, intervention))
         assert scores is not None
-        plan = _plan(context, corpus, unit, intervention, scores)
+        plan = _plan(
+            context, corpus, unit, cast(RemoveConfig | AugmentConfig, intervention), scores
+        )
         later = following(context.config, corpus, window.end)
         return Edited(plan, edit(plan, base, later), corpus, None)
     except (ValueError, KeyError) as error:
@@ -61,16 +62,20 @@ def plan_edit(context: Context, corpus: Corpus, unit: Located, scores: Scores | 
 
 
 def _plan(
-    context: Context, corpus: Corpus, unit: Located, config: EditConfig, scores: Scores
+    context: Context,
+    corpus: Corpus,
+    unit: Located,
+    config: RemoveConfig | AugmentConfig,
+    scores: Scores,
 ) -> EditPlan:
     start, end = unit.window.start, unit.window.end
     scores = in_window(scores, start, end)
     chosen = select(corpus, unit.name, config, scores, context.config.seed)
-    if isinstance(config, RemoveConfig):
+    if config.mode in plans.REMOVALS:
         unused = following(context.config, corpus, end)
         return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
-    assert isinstance(config, AugmentConfig)
-    return plans.augment(scores, chosen, start, end, config.mode, config.weight)
+    weight = cast(AugmentConfig, config).weight
+    return plans.augment(scores, chosen, start, end, config.mode, weight)
 
 
 def select(

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from mda.schema import Config, ConfigError, PublishedConfig, PublishedModelConfig
+from mda.schema import Config, ConfigError
 from mda.stages.context import Context
 from mda.stages.runs import model_inputs
 from mda.store import Artifact, Store, fingerprint, make_key
@@ -165,15 +165,15 @@ class Rates:
 
 def _model_of(config: Config) -> dict[str, object] | None:
     """What enters of a model; None for a published one, which is not known before it is there."""
-    return None if isinstance(config.model, PublishedModelConfig) else model_inputs(config)
+    return model_inputs(config) if config.model.known else None
 
 
 def _stages(config: Config, last: str) -> list[str]:
     # Built within the scores or the arm, and their time is part of those.
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
-    if not isinstance(config.base, PublishedConfig):
+    if not config.base.published:
         left_out |= {"weights", "curve"}
-    if last == "arm" and config.intervention.name == "control":
+    if last == "arm" and not config.intervention.edits:
         left_out.add("scores")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
 

@@ -70,7 +70,7 @@ def base_of(context: Context, corpus: Corpus, groups: Iterable[str]) -> Run:
 
     `groups` are those whose rules are checked once a published model's sizes are known.
     """
-    if isinstance(context.config.base, PublishedConfig):
+    if context.config.base.published:
         return published_run(context, corpus, groups)
     return base_run(context, corpus)
 

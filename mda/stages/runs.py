@@ -23,7 +23,7 @@ from mda.model.build import (
     read_model,
     saved_config,
 )
-from mda.schema import CheckpointConfig, Config
+from mda.schema import Config
 from mda.schema.model import FAMILIES
 from mda.stages.context import Context, without
 from mda.stages.corpus import base_schedule, fetch
@@ -226,8 +226,5 @@ def _finished(artifact: Artifact, log: RowLog, device: torch.device) -> Run:
 
 def model_inputs(config: Config, hash_of: Callable[[Path], str] = hash_file) -> dict[str, object]:
     """What enters of the model: all that decides its function, and where its weights come from."""
-    inputs: dict[str, object] = {"config": function_of(config.model)}
-    if not isinstance(config.model, CheckpointConfig):
-        return inputs | {"weights": "scratch"}
-    files = sorted(Path(config.model.source).glob("*.safetensors"))
-    return inputs | {"weights": {path.name: hash_of(path) for path in files}}
+    files = {path.name: hash_of(path) for path in config.model.weight_files()}
+    return {"config": function_of(config.model), "weights": files or "scratch"}
