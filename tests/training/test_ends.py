@@ -178,6 +178,8 @@ def test_a_signal_ends_a_program_with_its_code_and_one_sentence(tmp_path, sent, 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what runs in its background with Ctrl-C ignored, and children inherit it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     table = tmp_path / "small" / "run" / "train.csv"
     deadline = time.monotonic() + 120
