@@ -50,13 +50,10 @@ class AtCheckpoint(EstimatorConfig):
 
 
 @dataclass
-class EkfacConfig(AtCheckpoint):
-    """Influence with EK-FAC curvature at one checkpoint."""
+class WithCurvature(AtCheckpoint):
+    """An estimator that fits the curvature of the loss on samples of the window."""
 
-    estimator: ClassVar[str] = "mda.estimator.influence:Ekfac"
-
-    name: str = setting("ekfac", "kind of estimator", one_of=("ekfac",))
-    damping: float = setting(0.1, "added to the eigenvalues, as a share of their mean", above=0)
+    damping: float = setting(0.1, "added to the curvature, as a share of its mean", above=0)
     fit_sequences: int | None = setting(
         4096, "samples the curvature is fitted on, null: the whole window", low=1
     )
@@ -65,6 +62,15 @@ class EkfacConfig(AtCheckpoint):
         one_of=("sampled", "empirical"),
     )  # fmt: skip
     seed: int = setting(0, "seed of the subset and of sampled labels", **SEED)
+
+
+@dataclass
+class EkfacConfig(WithCurvature):
+    """Influence with EK-FAC curvature at one checkpoint."""
+
+    estimator: ClassVar[str] = "mda.estimator.influence:Ekfac"
+
+    name: str = setting("ekfac", "kind of estimator", one_of=("ekfac",))
 
 
 @dataclass
@@ -97,21 +103,12 @@ class TracinConfig(EstimatorConfig):
 
 
 @dataclass
-class ExactConfig(AtCheckpoint):
+class ExactConfig(WithCurvature):
     """Influence with the damped Gauss-Newton matrix itself, block by block: for small blocks."""
 
     estimator: ClassVar[str] = "mda.estimator.influence:Exact"
 
     name: str = setting("exact", "kind of estimator", one_of=("exact",))
-    damping: float = setting(0.1, "added to the diagonal, as a share of its mean", above=0)
-    fit_sequences: int | None = setting(
-        4096, "samples the matrix is made of, null: the whole window", low=1
-    )
-    labels: str = setting(
-        "sampled", "labels of the Fisher: the model's own, or the data's",
-        one_of=("sampled", "empirical"),
-    )  # fmt: skip
-    seed: int = setting(0, "seed of the subset and of sampled labels", **SEED)
 
 
 @dataclass
