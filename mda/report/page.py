@@ -51,7 +51,7 @@ def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) 
 
 
 def as_script(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a <script> element whatever text it holds."""
+    """JSON that can stand inside a `<script>` element whatever text it holds."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -53,6 +53,7 @@ class FindOnly(Store):
         code: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> Artifact:
+        """The artifact, where it is there; its fingerprint is noted either way."""
         self.found[kind] = make_key(kind, inputs, code, device).fingerprint
         if (artifact := self.find(kind, inputs, code, device)) is None:
             raise NotBuilt(kind, self.found[kind])

@@ -49,4 +49,5 @@ class ScheduleData(pl.LightningDataModule):
         self.dataset = StepDataset(corpus, schedule, first)
 
     def train_dataloader(self) -> DataLoader:
+        """One batch for each update of the schedule that is left."""
         return DataLoader(self.dataset, batch_size=None)
