@@ -22,7 +22,8 @@ from mda.programs import store
 from mda.schema import ConfigError, ScratchConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md")
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ("README.md", "CONTRIBUTING.md", "experiments/README.md")
 FILE = r"experiments/(\w+)\.py\b"
 STARTS = re.compile(rf"(?:\S*python3? {FILE}|torchrun .*?{FILE}|mda(?= |$))")
 
@@ -78,6 +79,10 @@ def folder(tmp_path, monkeypatch):
     scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
+    mine = re.search(r"`(my_conf/\S+\.yaml)`.*?^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert mine is not None
+    (tmp_path / mine[1]).parent.mkdir(parents=True)
+    (tmp_path / mine[1]).write_text(mine[2], "utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -85,7 +90,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_composes(folder, page):
     found = commands((ROOT / page).read_text("utf-8"))
-    assert len(found) >= {"README.md": 24, "CONTRIBUTING.md": 2}[page]
+    assert len(found) >= {"README.md": 20, "CONTRIBUTING.md": 2, "experiments/README.md": 12}[page]
     for name, words in found:
         try:
             take(name, words)
@@ -112,15 +117,15 @@ def test_a_mistake_in_a_page_is_found(folder, text):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8"))
-    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    place = (ROOT / page).parent
+    missing = [link for link in links if "://" not in link and not (place / link).exists()]
     assert links and missing == []
 
 
 def test_the_readme_names_every_option_of_units_and_estimators():
-    text = (ROOT / "README.md").read_text("utf-8")
     for group in ("unit", "estimator"):
         for path in (ROOT / "conf" / group).glob("*.yaml"):
-            assert f"`{group}={path.stem}`" in text
+            assert f"`{group}={path.stem}`" in README
 
 
 def test_the_version_is_the_same_everywhere():
