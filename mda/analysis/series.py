@@ -19,7 +19,11 @@ CURVES = {
 }
 """Curves that are drawn, and their axis."""
 
-SCORES = {"prefix_matching": "induction score", "previous_token": "previous-token score"}
+SCORES = {
+    "prefix_matching": "induction score",
+    "previous_token": "previous-token score",
+    "second_previous_token": "second-previous-token score",
+}
 
 
 @dataclass(frozen=True)

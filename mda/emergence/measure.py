@@ -2,7 +2,7 @@
 
 Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the corpus):
 
-    emergence/prefix_matching/<head>, emergence/previous_token/<head>      mean over sequences
+    emergence/<metric of mda/unit/metrics.py>/<head>                       mean over sequences
     emergence/<metric>/strongest              largest over the heads
     emergence/<metric>_se/<head>              standard error of that mean over the sequences
     emergence/copy_gain      nats; mean log p of the second copy's tokens minus the first copy's

@@ -30,7 +30,7 @@ FILES = {
     "curve.csv": "emergence curve of the arm, from the window's start to its end",
     "train.csv": "loss and learning rate of every update",
     "curves.png": "the arm's unit against the base run's",
-    "heads.png": "both metrics of every head at the window's end",
+    "heads.png": "the metrics of every head at the window's end",
 }
 
 UNNAMED = {  # settings that stand in an arm's name already, or make no other arm

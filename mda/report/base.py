@@ -19,7 +19,7 @@ FILES = {
     "train.csv": "loss and learning rate of every update",
     "curves.png": "emergence of the induction heads, copying and in-context learning",
     "previous_token.png": "emergence of the previous-token heads",
-    "heads.png": "both metrics of every head at the end",
+    "heads.png": "the metrics of every head at the end",
 }
 REVISIONS = "revisions.csv"  # of a published base run: what was read, with its hashes
 

@@ -13,7 +13,7 @@ from mda.analysis.arms import CONTROL, Arm, Run, band_edges, by_arm, relative
 from mda.analysis.claims import Verdict
 from mda.analysis.effects import Comparison
 from mda.analysis.metrics import Measurements, control_of
-from mda.analysis.series import CURVES, arm_curves, head_matrix, same_window, titles
+from mda.analysis.series import CURVES, SCORES, arm_curves, head_matrix, same_window, titles
 from mda.report.style import style, styles
 
 PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
@@ -142,7 +142,7 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
-    return [m for m in ("prefix_matching", "previous_token") if all(r.heads_of(m) for r in runs)]
+    return [m for m in SCORES if all(r.heads_of(m) for r in runs)]
 
 
 def _points(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:

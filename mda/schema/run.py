@@ -72,6 +72,9 @@ class OnsetConfig(Group):
     key: ClassVar[str] = "emergence.onset"
     prefix_matching: float = setting(0.06, "induction score of a head", above=0, below=1)
     previous_token: float = setting(0.3, "previous-token score of a head", above=0, below=1)
+    second_previous_token: float = setting(
+        0.25, "attention of a head to the second token before", above=0, below=1
+    )
 
 
 @dataclass

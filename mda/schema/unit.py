@@ -9,7 +9,8 @@ from typing import ClassVar
 from mda.schema.run import DISTRIBUTIONS
 from mda.schema.setting import Group, nearest, setting
 
-HEAD_METRICS = ("prefix_matching", "previous_token")
+HEAD_METRICS = ("prefix_matching", "previous_token", "second_previous_token")
+BACK = {"previous_token": 1, "second_previous_token": 2}  # how far back a head of its own looks
 HEAD_BLOCKS = ("qk", "v", "o")
 
 
@@ -21,8 +22,8 @@ class ProbeConfig(Group):
     target: str = setting(
         "copy",
         "copy: log p of the token that followed the first time; previous_token: A[t, t-1]; "
-        "label: log p of held-out text of one class",
-        one_of=("copy", "previous_token", "label"),
+        "second_previous_token: A[t, t-2]; label: log p of held-out text of one class",
+        one_of=("copy", *BACK, "label"),
     )
     n_sequences: int = setting(64, "probe sequences", low=1)
     length: int = setting(64, "tokens of a sequence before it repeats", low=2)
@@ -38,6 +39,8 @@ class ProbeConfig(Group):
         super().__post_init__()
         if self.target == "copy" and self.repeats < 2:
             raise self._refuse("repeats", "at least 2 with unit.probe.target=copy")
+        if self.length <= BACK.get(self.target, 0):
+            raise self._refuse("length", f"at least 3 with unit.probe.target={self.target}")
 
 
 @dataclass
@@ -99,9 +102,13 @@ class HeadConfig(UnitConfig):
             known = ", ".join(HEAD_BLOCKS)
             raise self._refuse("blocks", f"each of {known} at most once, one at least")
         if self.probe.target == "label":
-            raise self.probe._refuse("target", "copy or previous_token for attention heads")
-        if self.probe.target == "previous_token" and "qk" not in self.blocks:
-            raise self._refuse("blocks", "qk among them with unit.probe.target=previous_token")
+            raise self.probe._refuse(
+                "target", "copy, previous_token or second_previous_token for heads"
+            )
+        if self.probe.target in BACK and "qk" not in self.blocks:
+            raise self._refuse(
+                "blocks", f"qk among them with unit.probe.target={self.probe.target}"
+            )
 
 
 @dataclass
@@ -145,7 +152,7 @@ class ModuleConfig(UnitConfig):
         super().__post_init__()
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise self._refuse("parts", "attention, mlp or both, each at most once, one at least")
-        if self.probe.target == "previous_token":
+        if self.probe.target in BACK:
             raise self.probe._refuse("target", "copy or label for modules")
         if (self.probe.target == "label") != (self.label is not None):
             raise self._refuse("label", "a class of text with unit.probe.target=label, else null")

@@ -1,9 +1,10 @@
 """Attention heads as units: induction heads, previous-token heads, or several as one mechanism.
 
-Measurements: `copy`, shared by all heads, or `previous_token`: the attention A[t, t-1] of each head
-itself, the MEAN over positions t >= 1 and sequences. It depends on the head's own W_Q and W_K, and
-on what lies below. For heads that are traced together it is the mean over them, and its gradient
-in every head goes through the layers in between.
+Measurements: `copy`, shared by all heads, or the attention of each head itself to what stands k
+tokens back, `previous_token` (k = 1) and `second_previous_token` (k = 2): A[t, t-k], the MEAN over
+positions t >= k and sequences. It depends on the head's own W_Q and W_K, and on what lies below.
+For heads that are traced together it is the mean over them, and its gradient in every head goes
+through the layers in between.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from mda.model.architecture import Architecture, attention_pattern
 from mda.model.plain_attention import PlainAttention
 from mda.schema import HeadConfig
+from mda.schema.unit import BACK
 from mda.types import HeadId, ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
 from mda.unit.capture import Tape, joined, modules_of, record
@@ -26,7 +28,7 @@ from mda.unit.metrics import HEAD_METRICS
 
 
 class AttentionHeads:
-    """The kind of `unit=induction_head` and `unit=previous_token_head`."""
+    """The kind of `unit=induction_head`, `previous_token_head`, `second_previous_token_head`."""
 
     def __init__(self, settings: HeadConfig, materials: Materials) -> None:
         self.settings, self.architecture = settings, materials.architecture
@@ -45,7 +47,7 @@ class AttentionHeads:
             self.measured = copy_objective(probabilities, **shape, seed=probe.seed)
         else:
             tokens = attention_tokens(probabilities, **shape, seed=probe.seed)
-            self.measured = OwnAttention(arch, tokens)
+            self.measured = OwnAttention(arch, tokens, BACK[probe.target])
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
         """Nothing: every curve has the metrics of all heads."""
@@ -113,14 +115,14 @@ def _mechanism(units: Sequence[Unit]) -> list[HeadId]:
 
 
 class OwnAttention:
-    """The attention of each head from each token to the one before, on given tokens [M, T]."""
+    """The attention of each head from each token to one `back` tokens before, on tokens [M, T]."""
 
-    def __init__(self, architecture: Architecture, tokens_MT: Tensor) -> None:
-        self.architecture, self.tokens_MT = architecture, tokens_MT
+    def __init__(self, architecture: Architecture, tokens_MT: Tensor, back: int = 1) -> None:
+        self.architecture, self.tokens_MT, self.back = architecture, tokens_MT, back
 
     @torch.no_grad()
     def values(self, model: PreTrainedModel) -> Tensor:
-        """Mean A[t, t-1] of every head, float64 [L, H]."""
+        """Mean A[t, t-k] of every head, float64 [L, H]."""
         layers = range(self.architecture.n_layers)
         total = torch.zeros(len(layers), self.architecture.n_heads, dtype=torch.float64)
         for tokens in self._chunks(model):
@@ -173,7 +175,7 @@ class OwnAttention:
         """What these sequences add to the means of a layer's heads, [H], on the tape."""
         query, key = self.architecture.queries_and_keys(model, layer, tape.outputs)
         pattern_BHTT = attention_pattern(query, key)
-        return pattern_BHTT.diagonal(-1, 2, 3).mean(2).sum(0) / len(self.tokens_MT)
+        return pattern_BHTT.diagonal(-self.back, 2, 3).mean(2).sum(0) / len(self.tokens_MT)
 
     def _modules(self, layers) -> list[str]:
         return [path for at in layers for path in self.architecture.query_key_modules(at)]

@@ -26,7 +26,13 @@ def previous_token(attention_MHTT: torch.Tensor, length: int) -> torch.Tensor:
     return attention_MHTT.diagonal(-1, 2, 3).mean(-1)
 
 
+def second_previous_token(attention_MHTT: torch.Tensor, length: int) -> torch.Tensor:
+    """Mean over the positions t >= 2 of A[t, t - 2], [M, H]; `length` is not used."""
+    return attention_MHTT.diagonal(-2, 2, 3).mean(-1)
+
+
 HEAD_METRICS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
     "prefix_matching": prefix_matching,
     "previous_token": previous_token,
+    "second_previous_token": second_previous_token,
 }

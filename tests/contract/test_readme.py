@@ -79,7 +79,9 @@ def folder(tmp_path, monkeypatch):
     scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
-    mine = re.search(r"`(my_conf/\S+\.yaml)`.*?^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    mine = re.search(
+        r"`(my_conf/\S+\.yaml)`.*?^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL
+    )
     assert mine is not None
     (tmp_path / mine[1]).parent.mkdir(parents=True)
     (tmp_path / mine[1]).write_text(mine[2], "utf-8")

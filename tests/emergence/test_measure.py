@@ -15,7 +15,7 @@ from mda.emergence.measure import (
 from mda.emergence.onset import crossing, onset
 from mda.model.build import scratch
 from mda.schema import ScratchConfig
-from mda.unit.metrics import prefix_matching, previous_token
+from mda.unit.metrics import prefix_matching, previous_token, second_previous_token
 from mda.unit.tokens import repeated_tokens, token_distribution
 
 P = 16  # length of one copy
@@ -39,6 +39,12 @@ def test_perfect_previous_token_head_scores_one_and_its_shifts_zero():
     assert previous_token(planted(1), P).item() == pytest.approx(1)
     assert previous_token(planted(2), P).item() == pytest.approx(1 / (2 * P - 1))  # t = 1 sees 0
     assert previous_token(planted(0), P).item() == pytest.approx(0)
+
+
+def test_perfect_second_previous_token_head_scores_one_and_its_shifts_zero():
+    assert second_previous_token(planted(2), P).item() == pytest.approx(1)
+    assert second_previous_token(planted(3), P).item() == pytest.approx(1 / (2 * P - 2))  # t = 2
+    assert second_previous_token(planted(1), P).item() == pytest.approx(0)
 
 
 def test_uniform_causal_attention_has_the_closed_form():

@@ -63,6 +63,7 @@ def heads(target, names, together=False):
 UNITS = {
     "copy": heads("copy", ["L2H1"]),
     "previous_token": heads("previous_token", ["L1H3"]),
+    "second_previous_token": heads("second_previous_token", ["L1H3"]),
     "copy together": heads("copy", PAIR, True),
     "previous together": heads("previous_token", PAIR, True),
     "neuron": (MlpNeurons, NeuronConfig(label="short", layers=[1, 2]), ["L2N17"], False),

@@ -10,6 +10,7 @@ from mda.model.build import eager_attention, scratch
 from mda.model.plain_attention import PlainAttention
 from mda.schema import ScratchConfig
 from mda.training.loss import sample_losses
+from mda.unit.metrics import HEAD_METRICS
 
 
 def heads(*shape, seed=0):
@@ -102,7 +103,7 @@ def test_patterns_are_those_of_eager_attention(model):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("metric", ["prefix_matching", "previous_token"])
+@pytest.mark.parametrize("metric", list(HEAD_METRICS))
 def test_a_head_s_metric_is_the_one_that_is_monitored(model, metric):
     repeated = TOKENS[:, :20].repeat(1, 2)
     probes = Probes(repeated, 20, TOKENS, ("a",) * 4, (60, 64), (0, 10))

@@ -77,6 +77,10 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "emergence.icl_early": ("emergence.icl_early=[1,3]", "base"),
     "emergence.onset.prefix_matching": ("emergence.onset.prefix_matching=0.2", NOTHING),
     "emergence.onset.previous_token": ("emergence.onset.previous_token=0.2", NOTHING),
+    "emergence.onset.second_previous_token": (
+        "emergence.onset.second_previous_token=0.2",
+        NOTHING,
+    ),
     # unit
     "unit.name": ("unit.name=other", NOTHING),
     "unit.metric": ("unit.metric=previous_token", "maybe arm"),

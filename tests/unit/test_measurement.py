@@ -148,18 +148,21 @@ def test_gradients_of_token_measurements_equal_finite_differences(case, kind, mo
         assert norm > 1e-6 and numeric == pytest.approx(norm, rel=1e-6), block
 
 
-def head_kind(model, corpus, **settings):
-    probe = ProbeConfig(target="previous_token", n_sequences=3, length=6, repeats=1)
-    settings = HeadConfig(metric="previous_token", probe=probe, **settings)
+def head_kind(model, corpus, target="previous_token", **settings):
+    probe = ProbeConfig(target=target, n_sequences=3, length=6, repeats=1)
+    settings = HeadConfig(metric=target, probe=probe, **settings)
     return AttentionHeads(settings, Materials(corpus, architecture(model)))
 
 
-@pytest.mark.parametrize("case", FAMILIES)
-def test_gradients_of_own_attention_equal_finite_differences(case, corpus, monkeypatch):
+@pytest.mark.parametrize(
+    ("case", "target"),
+    [*((case, "previous_token") for case in FAMILIES), ("neox", "second_previous_token")],
+)
+def test_gradients_of_own_attention_equal_finite_differences(case, target, corpus, monkeypatch):
     """Every head of its own: heads of a group share a key, OLMo-2's heads share norms."""
     monkeypatch.setattr(attention_head, "CHUNK", 2)
     model = make_toy(case)
-    kind = head_kind(model, corpus, biases=True)
+    kind = head_kind(model, corpus, target, biases=True)
     units = kind.units([])
     gradients = kind.gradients(model, units)
     assert sorted(block.name for block in gradients) == ["L0.qk", "L1.qk"]  # nothing else counts
@@ -268,6 +271,8 @@ def test_wrong_settings_are_named():
         copy_of(n=0)
     with pytest.raises(ValueError, match="length=1 with target=previous_token; accepted: 2"):
         attention_tokens(UNIFORM, n=1, length=1, seed=0)
+    with pytest.raises(ConfigError, match=r"unit.probe.length=2 .* at least 3 with"):
+        ProbeConfig(target="second_previous_token", length=2, repeats=1)
     for settings, says in (
         ({"blocks": ["qk", "mlp"]}, r"unit.blocks=\[qk,mlp\] .* qk, v, o"),
         ({"blocks": ["qk", "qk"]}, "at most once"),
@@ -276,7 +281,8 @@ def test_wrong_settings_are_named():
         with pytest.raises(ConfigError, match=says):
             HeadConfig(**settings)
     with pytest.raises(
-        ConfigError, match=r"unit\.probe\.target=paste .* copy, previous_token, label"
+        ConfigError,
+        match=r"unit\.probe\.target=paste .* copy, previous_token, second_previous_token, label",
     ):
         ProbeConfig(target="paste")
     with pytest.raises(ConfigError, match="qk among them"):
