@@ -1,6 +1,8 @@
 """A program's command line: help, one run, a sweep, and mistakes that show up late."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -198,3 +200,21 @@ def test_a_sweep_ends_with_a_table_of_its_jobs(tmp_path):
     assert "job 1 failed" in text and "2 jobs: 1 done, 1 failed" in text
     assert "data.path=a.npy is refused" in text
     assert "to run job 1 again:  mda program seed=13\n" in text
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_folder_of_settings_stays_part_of_printed_commands(tmp_path, sweep, monkeypatch):
+    (tmp_path / "my_conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "my_conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [override /estimator: tracin]\n"
+    )
+    done = run(tmp_path, "--config-dir", "my_conf", "experiment=mine", "name=it", *sweep)
+    assert done.returncode == 0, done.stderr
+    (job,) = (tmp_path / "outputs").rglob("job.json")
+    content = json.loads(job.read_text())
+    assert content["command"] == "mda program --config-dir=my_conf experiment=mine"
+    again = run(tmp_path, *shlex.split(content["command"])[2:], "name=again")
+    assert "TracinConfig" in again.stdout
+    words = [word for word in content["overrides"] if not word.startswith("name=")]
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(compose(words).estimator, TracinConfig)

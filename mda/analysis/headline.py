@@ -73,13 +73,16 @@ def _n(runs: Sequence[Run]) -> int:
 
 
 def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Run]) -> str:
-    sides = []
+    sides, never = [], []
     for side in (runs, controls):
         found = [measured.of(run, target) for run, target in zip(side, runs, strict=True)]
         steps = [value for one in found if (value := one.values["onset_step"]) is not None]
         late = any("onset_step" in one.censored for one in found)
+        never += ["onset_step" in one.censored for one in found]
         after = " or later" if late else ""
         sides.append(f"{np.mean(steps):,.0f}{after}" if steps else "unknown")
+    if all(never):
+        return f"does not reach {short(runs[0].threshold)} in the window, and nor does the control,"
     return f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {sides[1]}"
 
 

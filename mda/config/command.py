@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from mda.config import jobs
-from mda.config.composer import composer, register, search_path, typed, with_hydra
+from mda.config.composer import apart, composer, register, search_path, typed, with_hydra
 from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
@@ -139,8 +139,9 @@ def prepared(
     program: str, overrides: Sequence[str], folder: Path, needs: Sequence[str], at_once: int
 ) -> Iterator[Config]:
     """The configuration of a job that a program runs itself; it leaves what any job leaves."""
+    extra, words = apart(overrides)
     with composer():
-        cfg = hydra.compose("config", list(overrides))
+        cfg = hydra.compose("config", words + extra)
     with _running(cfg, program, overrides, folder, at_once):
         yield typed(cfg, needs)
 
@@ -158,7 +159,7 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
         try:
             with (
                 jobs.output_to(jobs.own_output(node, folder)),
-                _running(cfg, node.job.name, node.overrides.task, folder, at_once),
+                _running(cfg, node.job.name, jobs.words_of(node), folder, at_once),
             ):
                 program(typed(cfg, needs), folder)
         except ConfigError as error:  # from data files and checkpoints, which only now are read

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from mda import schema
 from mda.config.files import SWEEPS, conf_dir
+from mda.config.jobs import CONFIG_DIR
 from mda.config.mistakes import explain, refuse_illegal
 from mda.schema import Config, ConfigError
 from mda.schema.plugins import load_plugins
@@ -28,12 +29,13 @@ def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -
 
     Raises ConfigError, one sentence. Rules between groups concern `needs` only, where given.
     """
+    extra, words = apart(overrides)
     with composer():
         try:
-            refuse_illegal(OverridesParser.create().parse_overrides(list(overrides)))
-            return typed(hydra.compose("config", list(overrides)), needs)
+            refuse_illegal(OverridesParser.create().parse_overrides(words))
+            return typed(hydra.compose("config", words + extra), needs)
         except Exception as error:
-            raise explain(error, overrides) from error
+            raise explain(error, words) from error
 
 
 @contextmanager
@@ -54,6 +56,13 @@ def search_path(folder: str | None) -> list[str]:
     if not Path(folder).is_dir():
         raise ConfigError(f"--config-dir {folder} is refused; accepted: a folder of YAML files")
     return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
+
+
+def apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The search path that `--config-dir=<folder>` among the words stands for, and the others."""
+    folders = [word.removeprefix(CONFIG_DIR) for word in words if word.startswith(CONFIG_DIR)]
+    rest = [word for word in words if not word.startswith(CONFIG_DIR)]
+    return search_path(folders[-1] if folders else None), rest
 
 
 def with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:

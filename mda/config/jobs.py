@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 FILE = "job.json"
+CONFIG_DIR = "--config-dir="
 STYLE = {"done": "green", "skipped": "cyan", "failed": "red", "unfinished": "yellow"}
 
 
@@ -127,6 +128,15 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def words_of(hydra: Any) -> list[str]:
+    """What a job was started with: its overrides, after the folder of `--config-dir` if any."""
+    folders = [Path(source.path) for source in hydra.runtime.config_sources
+               if source.provider == "command-line"]  # fmt: skip
+    here = Path.cwd()
+    near = [path.relative_to(here) if path.is_relative_to(here) else path for path in folders]
+    return [*(f"{CONFIG_DIR}{path}" for path in near), *hydra.overrides.task]
 
 
 def side_by_side(hydra: Any) -> int:

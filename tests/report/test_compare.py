@@ -269,6 +269,15 @@ def test_the_sentence_has_the_curves_numbers(tmp_path):
     assert text.index(said[:40]) < text.index('id="plot-curves"') < text.index('id="verdicts"')
 
 
+def test_the_sentence_says_that_nothing_crossed_the_threshold(tmp_path):
+    for folder in write_runs(tmp_path / "runs", [0], STANDARD):
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"threshold": 0.99}))
+    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    said = "L2H0 does not reach .990 in the window, and nor does the control, and ends at"
+    assert said in summary["results"]["headline"]
+
+
 def test_a_smuggled_targeted_edit_is_called_out(tmp_path):
     folders = write_runs(tmp_path / "runs", range(8), STANDARD[:4])
     for folder in folders:
