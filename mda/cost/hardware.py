@@ -51,7 +51,7 @@ class Rates:
 def rates_of_card(name: str, share: float, half: bool) -> Rates:
     """A share of a card's rate: bf16 in training where `half`, else and in all else float32."""
     card = CARDS[name]
-    rates = {kind: share * card.fp32 for kind in WORK}
+    rates = dict.fromkeys(WORK, share * card.fp32)
     if half:
         rates["update"] = share * card.bf16
     said = f"bf16 in training, {card.bf16 / TERA:,.0f} TFLOP/s, " if half else ""

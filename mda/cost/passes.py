@@ -3,9 +3,9 @@
 A multiplication and an addition are two operations. With N the weights of all linear maps (the
 unembedding included), L layers of width d and sequences of T tokens, a token costs
 
-    forward        2 N + 4 L d T      the second term is attention: query with key, weight with value
-    update         three times that   forward, and backward to weights and to activations
-    capture        twice that         backward to activations alone; the vocabulary's two sweeps
+    forward        2 N + 4 L d T      query with key and weight with value: 2 d T in each layer
+    update         6 N + 12 L d T     forward, and backward to weights and to activations
+    capture        4 N + 12 L d T     forward, and backward to activations alone
 
 as in Kaplan et al. 2020 (arXiv 2001.08361, section 2.1, whose 6 N D is an update without attention)
 and Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). Softmax, norms and activation functions
@@ -67,19 +67,30 @@ class Shape:
 
 def forward_flops(shape: Shape, length: int) -> float:
     """Of one sequence of `length` tokens through the model, vocabulary included."""
-    attention = 4 * shape.n_layers * shape.d_model * length
-    return length * (2 * shape.n_linear + attention)
+    return length * 2 * shape.n_linear + attention_flops(shape, length)
+
+
+def attention_flops(shape: Shape, length: int) -> float:
+    """Of one sequence's attention in a forward pass; the way back costs twice that."""
+    return 4 * shape.n_layers * shape.d_model * length**2
 
 
 def update_flops(shape: Shape, length: int, checkpointing: bool = False) -> float:
-    """Of one sequence's share of an update; activation checkpointing does the layers again."""
-    again = forward_flops(shape, length) - 2 * length * shape.n_unembedding
+    """Of one sequence's share of an update.
+
+    Activation checkpointing does the layers again, each up to the input of its last linear map.
+    """
+    left_out = shape.n_unembedding + shape.n_layers * shape.d_model * shape.d_ff
+    again = forward_flops(shape, length) - 2 * length * left_out
     return 3 * forward_flops(shape, length) + (again if checkpointing else 0)
 
 
 def capture_flops(shape: Shape, length: int) -> float:
-    """Of one sequence's forward pass and its backward pass to the activations."""
-    return 2 * forward_flops(shape, length)
+    """Of one sequence's forward pass and its backward pass to the activations.
+
+    An upper bound: the way back ends in the lowest layer that is captured, not below it.
+    """
+    return 2 * forward_flops(shape, length) + attention_flops(shape, length)
 
 
 def product_flops(rows: Mapping[ParameterBlock, int], length: int) -> float:
@@ -108,9 +119,7 @@ def sites(blocks: Iterable[ParameterBlock]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def update_bytes(
-    shape: Shape, n_sequences: int, length: int, checkpointing: bool = False
-) -> float:
+def update_bytes(shape: Shape, n_sequences: int, length: int, checkpointing: bool = False) -> float:
     """Of an update with so many sequences at a time: weights, gradients, moments, activations."""
     tokens, d = n_sequences * length, shape.d_model
     layer = 10 * d + (4 if shape.gated else 2) * shape.d_ff  # see tests/cost/test_passes.py

@@ -9,7 +9,7 @@ time of anything that is fetched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mda.cost import passes
 from mda.cost.passes import FLOAT, Shape
@@ -22,6 +22,7 @@ from mda.training.loss import LOGITS
 from mda.types import ParameterBlock, Unit
 
 TOKEN_BYTES = 2  # uint16
+PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
 SCORE_COPIES = 4  # of the scores: parts, whole, and a copy in float64
 
 
@@ -83,8 +84,8 @@ def _corpus(job: Job) -> list[Cost]:
         n = (steps[1] - steps[0]) * job.config.training.batch_size + data.held_out
     if n is None:
         return [Cost("corpus", flops=None, memory=None, disk=None)]
-    disk = n * width * TOKEN_BYTES
-    return [Cost("corpus", n * width, None, None, disk)]
+    memory = PACKING_BYTES * n * width if data.name in ("embedded", "synthetic") else 0.0
+    return [Cost("corpus", n * width, None, memory, n * width * TOKEN_BYTES)]
 
 
 def _weights(job: Job) -> list[Cost]:
@@ -101,8 +102,8 @@ def _curve(job: Job) -> list[Cost]:
 
 def _base(job: Job) -> list[Cost]:
     config = job.config
-    if config.base.published:
-        return [Cost("base")]
+    if config.base.published:  # the revisions, under the names of checkpoints
+        return []
     training, end = config.training, _last(config)
     kept = declared_steps(0, end, training.checkpoint_every, training.checkpoint_log_spaced)
     return [_training(job, "base", 0, end, len(kept))]
@@ -166,7 +167,7 @@ def _scores(job: Job) -> list[Cost]:
     found = count(job)
     last = found[-1]
     assert last.memory is not None
-    return [*located, *found[:-1], Cost("scores", last.tokens, last.flops, last.memory + memory, disk)]
+    return [*located, *found[:-1], replace(last, memory=last.memory + memory, disk=disk)]
 
 
 def _located(job: Job) -> list[Cost]:
