@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-WORK = ("update", "measure", "score", "fit")
+WORK: tuple[str, ...] = ("update", "measure", "score", "fit")
 """Kinds of work that differ in speed; a rate is known for each."""
 
 TERA, GB = 1e12, 1e9
