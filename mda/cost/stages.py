@@ -265,5 +265,6 @@ SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {
     "gradient_norm": lambda job: [_passes(job, 1)],
     "loss": _by_loss,
     "random": lambda job: [Cost("scores")],
+    "repetition": lambda job: [Cost("scores")],
 }
-"""Estimators whose cost is known."""
+"""Estimators whose cost is known; one that asks no model counts as nothing."""

@@ -88,7 +88,7 @@ def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
     try:
         pipeline(Context(config, store, progress=False))
     except NotBuilt as stopped:
-        stages = _stages(config, last)
+        stages = stages_of(config, last)
         first = STAGES.index(stopped.kind)
         missing = [kind for kind in stages if STAGES.index(kind) >= first]
         # The last one is known by its hash; of those before it, what they will be made from.
@@ -119,7 +119,7 @@ def print_preview(
         new = [k for k, key in zip(job.missing, job.keys, strict=True) if key not in planned]
         planned.update(job.keys)
         builds += [(job.config, kind) for kind in new]
-        there = [kind for kind in _stages(job.config, last) if kind not in job.missing]
+        there = [kind for kind in stages_of(job.config, last) if kind not in job.missing]
         shared = [f"({kind})" for kind in job.missing if kind not in new]
         table.add_row(*about, " ".join(there) or "-", " ".join(new + shared) or "-")
     console = Console()
@@ -162,8 +162,13 @@ class Estimates:
                 kinds.setdefault(key, {}).update(dict.fromkeys(cost.flops or {}))
         self.rates = {
             key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds))
-            for key, wanted in track(kinds.items(), "measuring this machine", transient=True)
+            for key, wanted in track(
+                kinds.items(), "measuring", transient=True, disable=not self._measured()
+            )
         }
+
+    def _measured(self) -> bool:
+        return any(job.config.plan.hardware == "this" for job in self.jobs.values())
 
     def _rates(self, job: Job, kinds: Sequence[str], limit_s: float) -> Rates:
         plan = job.config.plan
@@ -216,7 +221,8 @@ def _shape(config: Config) -> str:
     return repr((*own, training.threads, getattr(estimator, "batch_size", None), config.plan))
 
 
-def _stages(config: Config, last: str) -> list[str]:
+def stages_of(config: Config, last: str) -> list[str]:
+    """The stages of a job as they are counted, up to the one that its program ends with."""
     # Built within the scores or the arm, and their time is part of those.
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
     if not config.base.published:
