@@ -95,8 +95,11 @@ class Bench:
     def tokens(self, n: int, length: int) -> Tensor:
         return torch.randint(self.job.config.data.vocab_size, (n, length + 1))
 
-    def update(self, n: int, length: int) -> float:
-        """Forward, backward, clipping and step; returns the operations, as the others do."""
+    def update(self, n: int, length: int, at_once: int | None = None) -> float:
+        """Forward, backward, clipping and step; returns the operations, as the others do.
+
+        `at_once` sequences go through the model together: as configured, or else all.
+        """
         training, model = self.job.config.training, self.model.train()
         if training.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -104,7 +107,7 @@ class Bench:
         with torch.autocast(model.device.type, half) if half else nullcontext():
             tokens = self.tokens(n, length).to(model.device)
             weights = torch.ones(n, device=model.device)
-            accumulate_gradients(model, tokens, weights, n, training.micro_batch_size)
+            accumulate_gradients(model, tokens, weights, n, at_once or training.micro_batch_size)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip or 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -120,17 +123,17 @@ class Bench:
         flops = (n + 1) * passes.forward_flops(self.job.shape, length)
         return flops + m * passes.forward_flops(self.job.shape, 2 * half)
 
-    def score(self, n: int, length: int) -> float:
+    def score(self, n: int, length: int, at_once: int | None = None) -> float:
         self.optimizer.zero_grad(set_to_none=True)
         directions = Directions.of(self.job.units, self.blocks)
         rows = self.tokens(n, length)
-        score_samples(self.model, lambda ids: rows[ids], np.arange(n), directions, n)
+        score_samples(self.model, rows.__getitem__, np.arange(n), directions, at_once or n)
         one = passes.capture_flops(self.job.shape, length)
         return n * (one + passes.product_flops(self.job.rows, length))
 
-    def fit(self, n: int, length: int) -> float:
+    def fit(self, n: int, length: int, at_once: int | None = None) -> float:
         rows, ids = self.tokens(n, length), np.arange(n)
-        fit = (self.model, lambda ids: rows[ids], list(self.blocks), Labels(), n)
+        fit = (self.model, rows.__getitem__, list(self.blocks), Labels(), at_once or n)
         sum_moments(*fit, ids)
         basis = {
             site: torch.eye(i, dtype=torch.float64).repeat(g, 1, 1)

@@ -56,12 +56,19 @@ def published(tmp_path_factory):
         yield root, hub, pile
 
 
+def window_of(config) -> tuple[int, int]:
+    steps = config.intervention.steps
+    assert steps is not None
+    return steps
+
+
 def shrunk(size: str, root, pile, out) -> list[str]:
     """The overrides that make a paper's experiment tiny, from its own numbers."""
     paper = compose([f"experiment=paper/{size}"])
     steps = [step // STEP for step in paper.base.steps]
-    start, end = (step // STEP for step in paper.intervention.steps)
-    share = paper.intervention.count / ((paper.intervention.steps[1] - STEP * start) * 1024)
+    first, last = window_of(paper)
+    start, end = first // STEP, last // STEP
+    share = paper.intervention.count / ((last - first) * 1024)
     count = max(1, round(share * (end - start) * BATCH))
     data = [f"data.n_sequences={N}"]
     if paper.data.name == "pile":
@@ -81,7 +88,7 @@ def test_a_miniature_of_the_paper_s_experiment_runs(published, tmp_path, monkeyp
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     config = compose(shrunk(size, root, pile, tmp_path))
-    start, end = config.intervention.steps
+    start, end = window_of(config)
     done = pipeline.arm(replace(Context.of(config), progress=False))
     assert done.base.checkpoints == config.base.steps == [0, 1, 2, 4, 8, 16]
     assert done.traced is not None and done.traced.scores.units == ("L0H0", "L0H1", "L1H0", "L1H1")
