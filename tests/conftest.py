@@ -1,4 +1,4 @@
-"""The tests of every folder can import `families`, which is no test itself."""
+"""The tests of every folder can import `families` and others, which are no tests themselves."""
 
 import sys
 from pathlib import Path

@@ -56,7 +56,7 @@ def test_a_run_lies_where_the_file_s_would_and_finds_what_the_file_has_built(tmp
 
 
 def test_plan_is_the_dry_run_of_run(tmp_path):
-    words = ["experiment=smoke", f"output_dir={tmp_path}"]
+    words = ["experiment=smoke", f"output_dir={tmp_path}", "plan.hardware=h100"]  # not measured
     planned = mda("plan", *words)
     assert planned.returncode == 0, planned.stderr
     assert "to build: 1 corpus, 1 base" in planned.stdout

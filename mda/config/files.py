@@ -24,4 +24,6 @@ def groups() -> list[str]:
 def options(group: str) -> list[str]:
     """Options of a group: its YAML files."""
     home = conf_dir().parent if group == SWEEPS else conf_dir()
-    return sorted(path.stem for path in (home / group).glob("*.yaml"))
+    folder = home / group
+    found = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in found if path.parts[0] != "wandb")

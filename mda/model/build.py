@@ -136,6 +136,13 @@ def on_meta(config_file: Path) -> PreTrainedModel:
         return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
 
 
+def layout_of(settings: ModelConfig) -> PreTrainedModel:
+    """The model that these settings mean without weights: its sizes and names, at no cost."""
+    content = function_of(settings)
+    with torch.device("meta"):
+        return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
+
+
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:
     """What `from_config` needs to build this model again, as plain JSON."""
     unwanted = ("architectures", "_name_or_path")  # the latter is a folder of this machine

@@ -17,7 +17,7 @@ from mda.schema import Config
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "report", "logger",
+    "plan", "report", "logger",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mda.config import main, next_command
 from mda.schema import Config
 
-NEEDS = ("base", "data", "model", "training", "emergence", "report", "logger")
+NEEDS = ("base", "data", "model", "training", "emergence", "plan", "report", "logger")
 
 
 def train(config: Config, folder: Path) -> None:

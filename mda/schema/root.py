@@ -38,6 +38,7 @@ from mda.schema.model import (
     PublishedModelConfig,
     ScratchConfig,
 )
+from mda.schema.plan import PlanConfig
 from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
@@ -107,6 +108,7 @@ class Config(Group):
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=WandbConfig)
 

@@ -1,13 +1,13 @@
-"""What a set of jobs would build, without building any of it: stages, and an estimate of time."""
+"""What a set of jobs would build, without building any of it: stages, and what each takes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from operator import add
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -16,15 +16,20 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from mda.cost.corpus import corpus_seconds
+from mda.cost.hardware import Rates, rates_of_card
+from mda.cost.stages import Cost, Job, costs
+from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context
-from mda.stages.runs import model_inputs
+from mda.stages.measuring import job_of, rates_here
 from mda.store import Artifact, Store, fingerprint, make_key
 
 STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
     "state", "arm",
 )  # fmt: skip
+LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 WINDOW = ("window", "before_onset", "after_onset")
 
 Pipeline = Callable[[Context], Any]
@@ -84,7 +89,7 @@ def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
     try:
         pipeline(Context(config, store, progress=False))
     except NotBuilt as stopped:
-        stages = _stages(config, last)
+        stages = stages_of(config, last)
         first = STAGES.index(stopped.kind)
         missing = [kind for kind in stages if STAGES.index(kind) >= first]
         # The last one is known by its hash; of those before it, what they will be made from.
@@ -99,77 +104,126 @@ def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
 def print_preview(
     configs: Sequence[Config], pipeline: Pipeline, last: str, side_by_side: int = 1
 ) -> None:
-    """Table of what each job finds and builds; each build is counted once, by the first job."""
+    """Tables of what each job finds and builds, and of what the builds of each stage cost.
+
+    Each build is counted once, by the first job that needs it.
+    """
     jobs = [preview_job(c, pipeline, last) for c in track(configs, "looking", transient=True)]
-    rates = Rates(Store(Path(configs[0].output_dir) / "store"))
-    table = Table("job", "seed", "arm", "in the store", "to build", "estimate", box=None)
+    table = Table("job", "seed", "arm", "in the store", "to build", box=None)
     planned: set[str] = set()
-    counts: Counter[str] = Counter()
-    total, unknown = 0.0, False
+    builds: list[tuple[Config, str]] = []
     for number, job in enumerate(jobs):
         about = (str(number), str(job.config.seed), _arm(job.config) if last == "arm" else "")
         if job.refused:
-            table.add_row(*about, "", f"fails: {escape(job.refused)}", "")
+            table.add_row(*about, "", f"fails: {escape(job.refused)}")
             continue
         new = [k for k, key in zip(job.missing, job.keys, strict=True) if key not in planned]
         planned.update(job.keys)
-        counts.update(new)
-        times = [rates.seconds(job.config, kind) for kind in new]
-        known = [time for time in times if time is not None]
-        unknown = unknown or len(known) < len(times)
-        total += sum(known)
-        there = [kind for kind in _stages(job.config, last) if kind not in job.missing]
+        builds += [(job.config, kind) for kind in new]
+        there = [kind for kind in stages_of(job.config, last) if kind not in job.missing]
         shared = [f"({kind})" for kind in job.missing if kind not in new]
-        estimate = _time(sum(known), len(known) == len(times)) if new else ""
-        table.add_row(*about, " ".join(there) or "-", " ".join(new + shared) or "-", estimate)
+        table.add_row(*about, " ".join(there) or "-", " ".join(new + shared) or "-")
     console = Console()
     console.print(table)
+    counts = Counter(kind for _, kind in builds)
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "nothing"
     console.print(f"{len(jobs)} jobs; to build: {said}. In brackets: built by a job above.")
-    if counts:
-        console.print(f"estimate: {_time(total / side_by_side, not unknown)}, {_how(side_by_side)}")
+    if builds:
+        _print_costs(console, Estimates(builds), side_by_side)
 
 
-class Rates:
-    """Seconds that a stage takes, from what this store has built of the same kind and size."""
-
-    def __init__(self, store: Store) -> None:
-        self.artifacts = [one for one in store.artifacts() if not one.manifest["resumed"]]
-        trained = [one for one in self._of("base") if "model" in one.manifest["inputs"]]
-        self.bases = {one.fingerprint: one for one in trained}
-
-    def seconds(self, config: Config, kind: str) -> float | None:
-        """Median over earlier builds; training is scaled by its steps. None without any."""
-        if kind in ("corpus", "weights", "curve"):
-            return _median(one.manifest["wall_s"] for one in self._of(kind))
-        same = [b for b in self.bases.values() if self._same_size(b, config)]
-        if kind in ("base", "arm"):
-            per_step = _median(b.manifest["wall_s"] / _steps(b) for b in same)
-            steps = config.training.last_step if kind == "base" else _window_steps(config)
-            return None if per_step is None else per_step * steps
-        prints = {b.fingerprint for b in same}
-        built = [one for one in self._of(kind) if one.manifest["inputs"]["base"] in prints]
-        if kind == "scores":
-            name = config.estimator.name
-            built = [b for b in built if b.manifest["inputs"]["estimator"]["name"] == name]
-            # Scores of EK-FAC include the fit of their curvature.
-        return _median(one.manifest["wall_s"] for one in built)
-
-    def _of(self, kind: str) -> list[Artifact]:
-        return [one for one in self.artifacts if one.kind == kind]
-
-    def _same_size(self, base: Artifact, config: Config) -> bool:
-        inputs = base.manifest["inputs"]
-        batch = inputs["training"]["batch_size"]
-        return _model_of(config) == inputs["model"] and batch == config.training.batch_size
+def _print_costs(console: Console, estimates: Estimates, side_by_side: int) -> None:
+    totals = estimates.totals()
+    rates = list({rate.source: rate for rate in estimates.rates.values()}.values())
+    console.print(terminal_table(totals, rates[0].memory if rates else None))
+    known = [total.seconds for total in totals if total.seconds is not None]
+    jobs = "one job at a time" if side_by_side == 1 else f"{side_by_side} jobs side by side"
+    time = duration(sum(known) / side_by_side) if sum(known) else "unknown"
+    least = "at least " if sum(known) and len(known) < len(totals) else ""
+    console.print(f"estimate: {least}{time}, {jobs}")
+    for rate in rates:
+        console.print(rate.source, highlight=False, soft_wrap=True)
 
 
-def _model_of(config: Config) -> dict[str, object] | None:
-    """What enters of a model; None for a published one, which is not known before it is there."""
-    return model_inputs(config) if config.model.known else None
+class Estimates:
+    """What builds cost, and how long they take; a shape is measured once."""
+
+    def __init__(self, builds: Sequence[tuple[Config, str]]) -> None:
+        self.costs: list[tuple[Config, Cost]] = []
+        kinds: dict[str, dict[str, None]] = {}  # shape -> kinds of work, in order
+        self.jobs: dict[str, Job] = {}
+        for config, stage in builds:
+            if not config.model.known:
+                self.costs.append((config, Cost(stage, 0, None, None, None)))
+                continue
+            key = _shape(config)
+            job = replace(self.jobs.setdefault(key, job_of(config)), config=config)
+            for cost in costs(job, stage):
+                self.costs.append((config, cost))
+                kinds.setdefault(key, {}).update(dict.fromkeys(cost.flops or {}))
+        self.rates = {
+            key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds))
+            for key, wanted in track(
+                kinds.items(), "measuring", transient=True, disable=not self._measured()
+            )
+        }
+
+    def _measured(self) -> bool:
+        return any(job.config.plan.hardware == "this" for job in self.jobs.values())
+
+    def _rates(self, job: Job, kinds: Sequence[str], limit_s: float) -> Rates:
+        plan = job.config.plan
+        if plan.hardware != "this":
+            half = job.config.training.precision != "32-true"
+            return rates_of_card(plan.hardware, plan.share, half)
+        return rates_here(job, kinds, limit_s)
+
+    def seconds(self, config: Config, cost: Cost) -> float | None:
+        """Time of a cost; None where it is not known."""
+        if cost.stage == "corpus" and config.plan.hardware == "this":
+            return corpus_seconds(config.data)
+        if cost.flops is None:
+            return None
+        return self.rates[_shape(config)].seconds(cost.flops) if cost.flops else 0.0
+
+    def totals(self) -> list[StageTotal]:
+        """Stage by stage, in the order of the work."""
+        found: dict[str, StageTotal] = {}
+        for config, cost in self.costs:
+            rates = self.rates.get(_shape(config))
+            memory = cost.memory
+            if memory is not None and rates is not None:
+                memory += rates.process
+            new = StageTotal(
+                cost.stage, 1, cost.tokens,
+                None if cost.flops is None else sum(cost.flops.values()),
+                self.seconds(config, cost), memory, cost.disk,
+            )  # fmt: skip
+            found[cost.stage] = _added(found[cost.stage], new) if cost.stage in found else new
+        return list(found.values())
 
 
-def _stages(config: Config, last: str) -> list[str]:
+def _added(one: StageTotal, other: StageTotal) -> StageTotal:
+    def over(name: str, combine: Callable[[float, float], float]) -> float | None:
+        a, b = getattr(one, name), getattr(other, name)
+        return None if a is None or b is None else combine(a, b)
+
+    return StageTotal(
+        one.stage, one.times + other.times, one.tokens + other.tokens, over("flops", add),
+        over("seconds", add), over("memory", max), over("disk", add),
+    )  # fmt: skip
+
+
+def _shape(config: Config) -> str:
+    """What decides how fast a job's work is done, besides how much there is."""
+    training, estimator = config.training, config.estimator
+    micro, precision = training.micro_batch_size, training.precision
+    own = (config.model, config.data.seq_len, training.batch_size, micro, precision, config.unit)
+    return repr((*own, training.threads, getattr(estimator, "batch_size", None), config.plan))
+
+
+def stages_of(config: Config, last: str) -> list[str]:
+    """The stages of a job as they are counted, up to the one that its program ends with."""
     # Built within the scores or the arm, and their time is part of those.
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
     if not config.base.published:
@@ -196,33 +250,6 @@ def _key(config: Config, kind: str) -> str:
     return fingerprint(kind, {group: values[group] for group in groups})
 
 
-def _steps(base: Artifact) -> int:
-    training = base.manifest["inputs"]["training"]
-    return training["stop_step"] or training["total_steps"]
-
-
-def _window_steps(config: Config) -> int:
-    edit = config.intervention
-    if edit.steps is not None:
-        return edit.steps[1] - edit.steps[0]
-    return edit.before_onset + edit.after_onset + config.training.checkpoint_every // 2
-
-
 def _arm(config: Config) -> str:
     name = config.intervention.name
     return name if name == "control" else f"{name} {config.estimator.name}"
-
-
-def _median(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return median(found) if found else None
-
-
-def _time(seconds: float, complete: bool) -> str:
-    text = f"{seconds / 60:,.0f} min" if seconds >= 90 else f"{seconds:,.0f} s"
-    return text if complete else f"at least {text}" if seconds else "unknown"
-
-
-def _how(side_by_side: int) -> str:
-    jobs = "one job at a time" if side_by_side == 1 else f"{side_by_side} jobs side by side"
-    return f"{jobs}, by what this store has built of the same size"

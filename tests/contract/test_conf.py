@@ -34,7 +34,8 @@ def test_every_file_becomes_a_checked_configuration(path, tmp_path):
         assert path.name == "config.yaml", "a second primary file: say here what it is for"
         choice = []
     else:
-        choice = [f"{path.parent.as_posix()}={path.stem}"]
+        group, *nested = path.with_suffix("").parts  # experiment/paper/14m is experiment=paper/14m
+        choice = [f"{group}={'/'.join(nested)}"]
     if path.as_posix() == "model/checkpoint.yaml":
         scratch(ScratchConfig(), 0).save_pretrained(tmp_path)
         choice += [f"model.source={tmp_path}"]

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
+from servers import serving
 
 from mda.data import hf
 from mda.data.arrow import ArrowRows, ArrowWriter
@@ -17,7 +18,6 @@ from mda.schema import HfConfig
 from mda.store import hash_file
 
 from .conftest import sentence
-from .servers import serving
 
 WIDTH = 17
 TEXTS = [sentence(n, 5 + 11 * (n % 7)) for n in range(60)]

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
+from servers import serving
 
 from mda.data import pile
 from mda.data.errors import DataError
 from mda.data.shards import Layout
 from mda.data.stream import open_corpus, schedule, stream_order
 from mda.schema import ConfigError, PileConfig
-
-from .servers import serving
 
 WIDTH, N, BATCH = 9, 100, 8
 SHARD = 700  # bytes: no whole number of rows of 18, so that rows straddle

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from servers import serving
 
 from mda.config import compose
 from mda.data.errors import DataError
@@ -17,7 +18,6 @@ from mda.stages.corpus import base_schedule, corpus_of, fetch, following, stream
 from mda.store import Store
 
 from .conftest import sentence
-from .servers import serving
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["training.total_steps=4", "training.warmup_steps=1", "training.batch_size=4"]

@@ -1,0 +1,57 @@
+"""Write sweeps/results/plans.md: what the paper's experiments take, by the formulas of `mda plan`.
+
+Nothing is measured and nothing is fetched: times are a card's by its data sheet, with the share of
+its rate that `plan.share` assumes.
+"""
+
+from pathlib import Path
+
+from mda.config import compose, conf_dir, main
+from mda.schema import Config
+
+NEEDS = ("plan",)
+PAGE = Path(__file__).parents[1] / "sweeps" / "results" / "plans.md"
+HEAD = """# What the paper's experiments take
+
+One arm of each, from nothing to its curve, as `mda plan experiment=paper/14m plan.hardware=h100`
+reckons it. A further arm of the same unit costs one more row `arm`; another estimator one more row
+`scores`. The experiments are files of [conf/experiment/paper](../../conf/experiment/paper). Made by
+`python experiments/plans.py`, from formulas that are tested against counted operations and bytes
+([mda/cost](../../mda/cost/passes.py)); nothing here was run on a card.
+"""
+
+
+def page(hardware: str = "h100") -> str:
+    """The page, for one card."""
+    from mda.report.costs import duration, markdown_table
+    from mda.stages.preview import Estimates, stages_of
+
+    lines = [HEAD]
+    names = [path.stem for path in (conf_dir() / "experiment" / "paper").glob("*.yaml")]
+    for name in sorted(names, key=lambda name: int(name.rstrip("m"))):
+        lines += [f"## experiment=paper/{name}", ""]
+        for precision in ("32-true", "bf16-mixed"):
+            choice = [f"experiment=paper/{name}", f"training.precision={precision}"]
+            config = compose([*choice, f"plan.hardware={hardware}"])
+            estimates = Estimates([(config, stage) for stage in stages_of(config, "arm")])
+            (rates,) = estimates.rates.values()
+            totals = estimates.totals()
+            if precision == "32-true":
+                start, end = config.intervention.steps or (0, 0)
+                window = f"steps {start:,} to {end:,}, {(end - start) * 1024:,} samples"
+                lines += [f"{window}. {rates.source}.", ""]
+                lines += [*markdown_table(totals, rates.memory), ""]
+            else:
+                (arm,) = [total for total in totals if total.stage == "arm"]
+                said = duration(arm.seconds or 0)
+                lines += [f"With `training.precision={precision}` an arm takes {said}.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def plans(config: Config, folder: Path) -> None:
+    PAGE.write_text(page(), "utf-8")
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main(plans, NEEDS)

@@ -1,0 +1,71 @@
+"""How long a corpus takes to build, from a small part of it that is built and thrown away."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from itertools import islice
+
+from mda.benchmark import RELIABLE, Load
+from mda.data import embedded, synthetic
+from mda.data.documents import documents_of, source_files
+from mda.data.packing import CHARS_A_TOKEN, TRAINING_CHARS, pack, train_tokenizer
+from mda.schema import DataConfig, EmbeddedConfig, SyntheticConfig
+
+SHARE = 40  # one of so many source files is read
+TEXTS = 200  # generated texts that are packed
+TRAIN_SHARE = 10  # the tokenizer is trained on one character of so many
+START_S = 3.0  # a worker imports what it needs
+
+
+def corpus_seconds(config: DataConfig) -> float | None:
+    """Seconds on this machine, left alone; None for data that come from elsewhere."""
+    found = SECONDS.get(config.name)
+    return found(config) if found else None
+
+
+def _embedded(config: EmbeddedConfig) -> float:
+    files = [file for package in embedded.PACKAGES for file in source_files(package)]
+    part = files[SHARE // 2 :: SHARE]
+    documents_of(part[0])  # docutils loads its writers
+    documents, seconds = _timed(lambda: [one for file in part for one in documents_of(file)])
+    workers = min(os.cpu_count() or 1, 8)
+    texts = [document.text for document in documents]
+    texts += list(islice(synthetic.texts("repeat", 0), len(texts) // 2))
+    n = config.n_sequences or embedded.N_SEQUENCES
+    return START_S + seconds * len(files) / len(part) / workers + _packing(config, texts, n)
+
+
+def _synthetic(config: SyntheticConfig) -> float:
+    kinds = [name for name, weight in asdict(config.templates).items() if weight]
+    made = [islice(synthetic.texts(kind, 0), TEXTS // len(kinds)) for kind in kinds]
+    texts, seconds = _timed(lambda: [text for source in made for text in source])
+    chars = config.n_sequences * config.seq_len * 2.5  # two passes; a token has 1 to 4 characters
+    each = seconds / sum(map(len, texts))
+    return 2 * chars * each + _packing(config, texts, config.n_sequences)
+
+
+def _packing(config: DataConfig, texts: list[str], n_sequences: int) -> float:
+    """Training the tokenizer and packing, each on a little of the text."""
+    chars = min(TRAINING_CHARS, n_sequences * (config.seq_len + 1) * CHARS_A_TOKEN)
+    some, left = [], chars // TRAIN_SHARE
+    for text in texts:
+        some.append(text[:left])
+        left -= len(some[-1])
+    tokenizer, training = _timed(lambda: train_tokenizer(some, config.vocab_size))
+    seconds = training * chars / sum(map(len, some))
+    rows, packing = _timed(lambda: pack(texts, tokenizer, config.seq_len, n_sequences))
+    return seconds + packing * n_sequences / max(1, len(rows))
+
+
+def _timed(work: Callable) -> tuple:
+    """What some work returns, and its seconds: own CPU time where others take the cores."""
+    load, wall, cpu = Load(), time.perf_counter(), time.process_time()
+    found = work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return found, cpu if (load.others() or 0.0) > RELIABLE else wall
+
+
+SECONDS: Mapping[str, Callable] = {"embedded": _embedded, "synthetic": _synthetic}

@@ -1,0 +1,172 @@
+"""What passes of a model over tokens cost: floating-point operations, and bytes that are alive.
+
+A multiplication and an addition are two operations. With N the weights of all linear maps (the
+unembedding included), L layers of width d and sequences of T tokens, a token costs
+
+    forward        2 N + 4 L d T      query with key and weight with value: 2 d T in each layer
+    update         6 N + 12 L d T     forward, and backward to weights and to activations
+    capture        4 N + 12 L d T     forward, and backward to activations alone
+
+as in Kaplan et al. 2020 (arXiv 2001.08361, section 2.1, whose 6 N D is an update without attention)
+and Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). Softmax, norms and activation functions
+are left out, and so is the causal mask, which could save half of the attention.
+
+Bytes are those of float32 tensors that live at the same time, with attention that never forms its
+pattern (sdpa). Under bf16 they are an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from mda.estimator.ekfac import input_site, output_site
+from mda.training.loss import LOGITS
+from mda.types import ParameterBlock
+
+FLOAT, DOUBLE = 4, 8
+ADAMW = 4  # numbers for each parameter: weight, gradient, two moments
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model, as far as they decide what a pass costs."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_ff: int
+    vocab_size: int
+    gated: bool  # the MLP has a gate, as Llama's
+    n_parameters: int
+    n_linear: int  # weights of linear maps, unembedding included
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Shape:
+        """Counted on a model, which may be on the device `meta`."""
+        config, head = model.config, model.get_output_embeddings()
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        return cls(
+            n_layers=config.num_hidden_layers,
+            n_heads=config.num_attention_heads,
+            d_model=config.hidden_size,
+            d_ff=config.intermediate_size,
+            vocab_size=len(head.weight),  # type: ignore[union-attr]
+            gated=any(name.endswith("gate_proj") for name, _ in model.named_modules()),
+            n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            n_linear=sum(module.weight.numel() for module in linear),
+        )
+
+    @property
+    def n_unembedding(self) -> int:
+        return self.vocab_size * self.d_model
+
+
+def forward_flops(shape: Shape, length: int) -> float:
+    """Of one sequence of `length` tokens through the model, vocabulary included."""
+    return length * 2 * shape.n_linear + attention_flops(shape, length)
+
+
+def attention_flops(shape: Shape, length: int) -> float:
+    """Of one sequence's attention in a forward pass; the way back costs twice that."""
+    return 4 * shape.n_layers * shape.d_model * length**2
+
+
+def update_flops(shape: Shape, length: int, checkpointing: bool = False) -> float:
+    """Of one sequence's share of an update.
+
+    Activation checkpointing does the layers again, each up to the input of its last linear map.
+    """
+    left_out = shape.n_unembedding + shape.n_layers * shape.d_model * shape.d_ff
+    again = forward_flops(shape, length) - 2 * length * left_out
+    return 3 * forward_flops(shape, length) + (again if checkpointing else 0)
+
+
+def capture_flops(shape: Shape, length: int) -> float:
+    """Of one sequence's forward pass and its backward pass to the activations.
+
+    An upper bound: the way back ends in the lowest layer that is captured, not below it.
+    """
+    return 2 * forward_flops(shape, length) + attention_flops(shape, length)
+
+
+def product_flops(rows: Mapping[ParameterBlock, int], length: int) -> float:
+    """Of the products of one sequence with a direction for each row of the blocks, [R, I, J]."""
+    return sum(2 * length * n * b.shape[1] * b.shape[2] for b, n in rows.items())
+
+
+def fit_flops(shape: Shape, blocks: Iterable[ParameterBlock], length: int) -> float:
+    """Of both passes of an EK-FAC fit over one sequence; the eigenvectors are left out."""
+    blocks = list(blocks)
+    moments = sum(2 * length * g * i * i for g, i in sites(blocks).values())
+    squares = 0.0
+    for block in blocks:
+        h, i, j = block.shape
+        squares += 2 * h * i * j * (length + i + j)
+    return 2 * capture_flops(shape, length) + moments + squares
+
+
+def sites(blocks: Iterable[ParameterBlock]) -> dict[str, tuple[int, int]]:
+    """Name -> (G, I) of every place whose second moment [G, I, I] EK-FAC keeps."""
+    found: dict[str, tuple[int, int]] = {}
+    for block in blocks:
+        _, n_in, n_out = block.shape
+        found[input_site(block)] = (block.input.owners, n_in)
+        found[output_site(block)] = (max(tap.owners for tap in block.outputs), n_out)
+    return found
+
+
+def update_bytes(shape: Shape, n_sequences: int, length: int, checkpointing: bool = False) -> float:
+    """Of an update with so many sequences at a time: weights, gradients, moments, activations."""
+    tokens, d = n_sequences * length, shape.d_model
+    layer = 10 * d + (4 if shape.gated else 2) * shape.d_ff  # see tests/cost/test_passes.py
+    kept = shape.n_layers * d + layer if checkpointing else shape.n_layers * layer
+    activations = FLOAT * tokens * (kept + 2 * d)
+    return FLOAT * ADAMW * shape.n_parameters + activations + vocabulary_bytes(shape, tokens)
+
+
+def vocabulary_bytes(shape: Shape, tokens: int) -> float:
+    """Of the loss and its gradient: three times the logits, whole or of a chunk.
+
+    In chunks the gradient of the unembedding is formed beside.
+    """
+    if tokens * shape.vocab_size <= LOGITS:
+        return 3 * FLOAT * tokens * shape.vocab_size
+    return FLOAT * (3 * LOGITS + shape.n_unembedding + 2 * tokens * shape.d_model)
+
+
+def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False) -> float:
+    """Of a capture: weights, the graph, what is captured and its gradients.
+
+    `mlp` says that maps of the MLP are captured too.
+    """
+    d, f = shape.d_model, shape.d_ff
+    layer = 10 * d + (3 if shape.gated else 1) * f + (d + f if mlp else 0)
+    gradients = 4 * d + (d + f if mlp else 0)
+    tokens = n_sequences * length
+    return FLOAT * (shape.n_parameters + shape.n_layers * tokens * (layer + gradients))
+
+
+def curvature_bytes(blocks: Iterable[ParameterBlock]) -> float:
+    """Of EK-FAC's factors on disk, float64: eigenvectors [G, I, I] and Lambda [H, I, J]."""
+    blocks = list(blocks)
+    vectors = sum(g * i * i for g, i in sites(blocks).values())
+    return DOUBLE * (vectors + sum(_size(block) for block in blocks))
+
+
+def fit_bytes(
+    shape: Shape, blocks: Iterable[ParameterBlock], n_sequences: int, length: int, mlp: bool = False
+) -> float:
+    """Of a fit: a capture, the factors three times over, the gradients of the largest block."""
+    blocks = list(blocks)
+    gradients = 3 * FLOAT * n_sequences * max(_size(block) for block in blocks)
+    capture = capture_bytes(shape, n_sequences, length, mlp)
+    return capture + 3 * curvature_bytes(blocks) + gradients
+
+
+def _size(block: ParameterBlock) -> int:
+    h, i, j = block.shape
+    return h * i * j

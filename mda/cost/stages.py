@@ -1,0 +1,270 @@
+"""What each stage of a job costs, from its settings alone: nothing is built and nothing is asked.
+
+`tokens` are those that go through the model, of a corpus those that are written; `memory` is
+without what the process itself takes; `disk` is what stays when the stage is done. A stage whose
+work cannot be told from the settings has None there: `unrolled` and `exact`, autoencoders, and the
+time of anything that is fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from mda.cost import passes
+from mda.cost.passes import FLOAT, Shape
+from mda.emergence.callback import curve_steps
+from mda.emergence.measure import TOKENS
+from mda.schema import Config, PublishedConfig
+from mda.schema.unit import HEAD_METRICS
+from mda.training.checkpoint import declared_steps
+from mda.training.loss import LOGITS
+from mda.types import ParameterBlock, Unit
+
+TOKEN_BYTES = 2  # uint16
+PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
+SCORE_COPIES = 4  # of the scores: parts, whole, and a copy in float64
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage takes."""
+
+    stage: str
+    tokens: float = 0.0
+    flops: Mapping[str, float] | None = field(default_factory=dict)  # kind of work -> operations
+    memory: float | None = 0.0  # bytes
+    disk: float | None = 0.0  # bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's settings with what follows from them: the model's shape, and what is scored."""
+
+    config: Config
+    shape: Shape
+    units: Sequence[Unit]
+
+    @property
+    def rows(self) -> dict[ParameterBlock, int]:
+        """How many directions [I, J] each block is multiplied with."""
+        found: dict[ParameterBlock, set[int]] = {}
+        for unit in self.units:
+            for block, row in unit.parts:
+                found.setdefault(block, set()).add(row)
+        return {block: len(rows) for block, rows in found.items()}
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Steps of the arm, as given, or as many as an automatic window has at most."""
+        edit, last = self.config.intervention, _last(self.config)
+        if edit.steps is not None:
+            return edit.steps
+        length = edit.before_onset + edit.after_onset + self.config.training.checkpoint_every // 2
+        return max(0, last - length), last
+
+    @property
+    def samples(self) -> int:
+        """Samples of the window."""
+        return (self.window[1] - self.window[0]) * self.config.training.batch_size
+
+
+def costs(job: Job, stage: str) -> list[Cost]:
+    """The costs of a stage as `mda plan` counts them, in the order of the work."""
+    return COSTS[stage](job)
+
+
+def _corpus(job: Job) -> list[Cost]:
+    data, width = job.config.data, job.config.data.seq_len + 1
+    n = getattr(data, "n_sequences", None)
+    if data.name == "tokens":  # the user's own file, mapped
+        return [Cost("corpus", flops=None, memory=None)]
+    if data.name == "pile":  # rows come as they are used; all of them are counted here
+        steps = job.window if job.config.base.published else (0, _last(job.config))
+        n = (steps[1] - steps[0]) * job.config.training.batch_size + data.held_out
+    if n is None:
+        return [Cost("corpus", flops=None, memory=None, disk=None)]
+    memory = PACKING_BYTES * n * width if data.name in ("embedded", "synthetic") else 0.0
+    return [Cost("corpus", n * width, None, memory, n * width * TOKEN_BYTES)]
+
+
+def _weights(job: Job) -> list[Cost]:
+    one, n = FLOAT * job.shape.n_parameters, len(_published(job.config).steps)
+    return [Cost("weights", 0, None, 2 * one, n * one)]
+
+
+def _curve(job: Job) -> list[Cost]:
+    n, weights = len(_published(job.config).steps), FLOAT * job.shape.n_parameters
+    tokens, flops = _measurement(job)
+    memory = weights + _measurement_bytes(job)
+    return [Cost("curve", n * tokens, {"measure": n * flops}, memory)]
+
+
+def _base(job: Job) -> list[Cost]:
+    config = job.config
+    if config.base.published:  # the revisions, under the names of checkpoints
+        return []
+    training, end = config.training, _last(config)
+    kept = declared_steps(0, end, training.checkpoint_every, training.checkpoint_log_spaced)
+    return [_training(job, "base", 0, end, len(kept))]
+
+
+def _arm(job: Job) -> list[Cost]:
+    return [_training(job, "arm", *job.window, 1)]
+
+
+def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
+    training, length = job.config.training, job.config.data.seq_len
+    n = (end - start) * training.batch_size
+    share = training.batch_size // training.devices
+    at_once = min(share, training.micro_batch_size or share)
+    tokens, flops = _measurement(job)
+    measured = len(curve_steps(start, end, job.config.emergence.every))
+    again = training.activation_checkpointing
+    states = FLOAT * passes.ADAMW * job.shape.n_parameters
+    memory = max(
+        passes.update_bytes(job.shape, at_once, length, again), states + _measurement_bytes(job)
+    )
+    work = {
+        "update": n * passes.update_flops(job.shape, length, again),
+        "measure": measured * flops,
+    }
+    checkpoint = FLOAT * 3 * job.shape.n_parameters  # weights and two moments
+    return Cost(stage, n * length + measured * tokens, work, memory, kept * checkpoint)
+
+
+def _measurement(job: Job) -> tuple[float, float]:
+    """Tokens and operations of one point of an emergence curve."""
+    settings, length = job.config.emergence, job.config.data.seq_len
+    held_out = job.config.data.held_out
+    held_out = held_out if settings.held_out is None else min(held_out, settings.held_out)
+    repeated = 2 * settings.length
+    flops = settings.n_sequences * passes.forward_flops(job.shape, repeated)
+    flops += held_out * passes.forward_flops(job.shape, length)
+    return settings.n_sequences * repeated + held_out * length, flops
+
+
+def _measurement_bytes(job: Job) -> float:
+    """A part of the tokens on its way through one layer, its logits, and every layer's patterns."""
+    shape, settings = job.shape, job.config.emergence
+    tokens = max(TOKENS, job.config.data.seq_len)
+    hidden = tokens * (8 * shape.d_model + 2 * shape.d_ff)
+    logits = 2 * min(tokens * shape.vocab_size, LOGITS)
+    rows, size = min(settings.n_sequences, TOKENS // (2 * settings.length)), 2 * settings.length
+    patterns = (shape.n_layers + 2) * rows * shape.n_heads * size**2
+    return FLOAT * max(hidden + logits, hidden // 2 + patterns)
+
+
+def _scores(job: Job) -> list[Cost]:
+    config = job.config
+    estimator, n_units, n = config.estimator, len(job.units), job.samples
+    located = _located(job)
+    disk = n * (FLOAT * n_units + 20)  # ids, steps and losses besides
+    memory = SCORE_COPIES * FLOAT * n * n_units
+    count = SCORED.get(estimator.name)
+    if count is None or config.unit.reads_sae:
+        return [*located, Cost("scores", 0, None, None, disk)]
+    found = count(job)
+    last = found[-1]
+    assert last.memory is not None
+    return [*located, *found[:-1], replace(last, memory=last.memory + memory, disk=disk)]
+
+
+def _located(job: Job) -> list[Cost]:
+    """Units other than heads are ranked on held-out text, one forward pass, or one each."""
+    unit, data = job.config.unit, job.config.data
+    if unit.metric in HEAD_METRICS:  # every curve has the metrics of all heads
+        return []
+    if unit.reads_sae:
+        return [Cost("locate", 0, None, None)]
+    probe = getattr(unit, "probe", None)
+    label = getattr(unit, "label", None)
+    n, length = (data.held_out // 2, data.seq_len)
+    if probe is not None and label is None:
+        n, length = probe.n_sequences, probe.length * probe.repeats
+    times = 1 + len(job.units) if probe is not None else 1  # a module is ablated by itself
+    checkpoints = len(_kept(job.config))
+    passes_made = times + checkpoints * (2 if probe is not None else 1)
+    flops = passes_made * n * passes.forward_flops(job.shape, length)
+    memory = FLOAT * job.shape.n_parameters + _measurement_bytes(job)
+    return [Cost("locate", passes_made * n * length, {"measure": flops}, memory)]
+
+
+def _by_ekfac(job: Job) -> list[Cost]:
+    settings, length = job.config.estimator, job.config.data.seq_len
+    n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
+    batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
+    fit = {"fit": n * passes.fit_flops(job.shape, job.rows, length)}
+    memory = passes.fit_bytes(job.shape, job.rows, batch, length, _mlp(job))
+    disk = passes.curvature_bytes(job.rows)
+    return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
+
+
+def _by_tracin(job: Job) -> list[Cost]:
+    settings = job.config.estimator
+    given, n = (getattr(settings, name) for name in ("checkpoints", "n_checkpoints"))
+    start, end = job.window
+    inside = [step for step in _kept(job.config) if start <= step <= end]
+    return [_passes(job, len(given or inside[:n]))]
+
+
+def _by_loss(job: Job) -> list[Cost]:
+    length, n = job.config.data.seq_len, job.samples
+    batch = job.config.estimator.batch_size  # type: ignore[attr-defined]
+    memory = passes.capture_bytes(job.shape, min(n, batch), length)
+    return [
+        Cost("scores", n * length, {"measure": n * passes.forward_flops(job.shape, length)}, memory)
+    ]
+
+
+def _passes(job: Job, times: int) -> Cost:
+    """So many captures of the window, with the products of every direction."""
+    length, n = job.config.data.seq_len, job.samples
+    batch = min(n, job.config.estimator.batch_size)  # type: ignore[attr-defined]
+    one = passes.capture_flops(job.shape, length) + passes.product_flops(job.rows, length)
+    directions = sum(rows * b.shape[1] * b.shape[2] for b, rows in job.rows.items())
+    memory = passes.capture_bytes(job.shape, batch, length, _mlp(job))
+    memory += (passes.DOUBLE + FLOAT) * directions
+    return Cost("scores", times * n * length, {"score": times * n * one}, memory)
+
+
+def _mlp(job: Job) -> bool:
+    return job.config.unit.metric not in HEAD_METRICS
+
+
+def _last(config: Config) -> int:
+    base = config.base
+    return base.steps[-1] if isinstance(base, PublishedConfig) else config.training.last_step
+
+
+def _kept(config: Config) -> list[int]:
+    """Steps whose checkpoint there is."""
+    if isinstance(config.base, PublishedConfig):
+        return config.base.steps
+    training = config.training
+    every, log_spaced = training.checkpoint_every, training.checkpoint_log_spaced
+    return declared_steps(0, training.last_step, every, log_spaced)
+
+
+def _published(config: Config) -> PublishedConfig:
+    assert isinstance(config.base, PublishedConfig)
+    return config.base
+
+
+COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
+    "corpus": _corpus,
+    "weights": _weights,
+    "curve": _curve,
+    "base": _base,
+    "scores": _scores,
+    "arm": _arm,
+}
+SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {
+    "ekfac": _by_ekfac,
+    "tracin": _by_tracin,
+    "gradient_norm": lambda job: [_passes(job, 1)],
+    "loss": _by_loss,
+    "random": lambda job: [Cost("scores")],
+    "repetition": lambda job: [Cost("scores")],
+}
+"""Estimators whose cost is known; one that asks no model counts as nothing."""

@@ -1,0 +1,24 @@
+"""The group `plan`: what `--dry-run` and `mda plan` reckon with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from mda.schema.setting import Group, setting
+
+HARDWARE = ("this", "a100", "h100", "h200", "l40s")
+
+
+@dataclass
+class PlanConfig(Group):
+    """Whose time is estimated: of this machine, measured, or of a card by its data sheet."""
+
+    key: ClassVar[str] = "plan"
+    hardware: str = setting(
+        "this", "this: this machine, measured for half a minute at most; or a card",
+        one_of=HARDWARE,
+    )  # fmt: skip
+    share: float = setting(
+        0.3, "share of a card's rate that is reached: an assumption", above=0, high=1
+    )

@@ -1,0 +1,207 @@
+"""How fast this machine does the work of the stages: each kind once, on a little of it.
+
+The model has random weights and reads random tokens, which take as long as any. First a few tokens
+are tried; then as many sequences of full length as half a minute allows, or, where one is too much,
+a shorter one, whose time is scaled by its operations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.benchmark import RELIABLE, Clock, Load
+from mda.cost import passes
+from mda.cost.hardware import Rates
+from mda.cost.stages import Job
+from mda.data.stream import Corpus
+from mda.emergence.measure import Probes, measure
+from mda.estimator.ekfac import Labels, sum_moments, sum_squares
+from mda.estimator.score import score_samples
+from mda.model.architecture import architecture
+from mda.model.build import initial_model, layout_of
+from mda.schema import Config
+from mda.stages.plugin import kind_of
+from mda.stages.runs import device_of
+from mda.training.loss import accumulate_gradients
+from mda.training.optimizer import adamw
+from mda.types import ParameterBlock
+from mda.unit.blocks import Directions
+from mda.unit.kind import Materials
+
+FIRST_TOKENS = 64
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def job_of(config: Config) -> Job:
+    """A job with its model's shape and its units, found without weights and without a corpus."""
+    model = layout_of(config.model)
+    units = ()
+    if not config.unit.reads_sae:
+        kind = kind_of(config.unit, Materials(stand_in(config), architecture(model)))
+        names = [unit.name for unit in kind.units([])]
+        together = config.unit.locate == "mechanism"
+        units = tuple(kind.units(names[: getattr(config.unit, "k", 1)], together))
+    return Job(config, passes.Shape.of(model), units)
+
+
+def stand_in(config: Config, n: int = 8) -> Corpus:
+    """A few random rows in place of a corpus that is not there yet."""
+    data = config.data
+    generator = np.random.default_rng(0)
+    label = str(getattr(config.unit, "label", None))
+    return Corpus(
+        tokens=generator.integers(0, data.vocab_size, (n, data.seq_len + 1)),
+        labels=np.arange(n) // 2 % 2,
+        label_names=("other", label),
+        vocab_size=data.vocab_size,
+        special_ids=(),
+        counts=np.ones(data.vocab_size, dtype=np.int64),
+        tokenizer=None,
+        held_out=np.arange(n),
+        fingerprint="",
+    )
+
+
+@dataclass
+class Bench:
+    """A job's model, and its four kinds of work on so many sequences of some length."""
+
+    job: Job
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return initial_model(self.job.config.model, 0).to(device_of(self.job.config))  # type: ignore[arg-type]
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return adamw(self.model, self.job.config.training)
+
+    @cached_property
+    def blocks(self) -> dict[ParameterBlock, Tensor]:
+        """A random direction for each row, [R, I, J]."""
+        rows = self.job.rows.items()
+        return {b: torch.randn(n, *b.shape[1:], dtype=torch.float64) for b, n in rows}
+
+    def tokens(self, n: int, length: int) -> Tensor:
+        return torch.randint(self.job.config.data.vocab_size, (n, length + 1))
+
+    def update(self, n: int, length: int, at_once: int | None = None) -> float:
+        """Forward, backward, clipping and step; returns the operations, as the others do.
+
+        `at_once` sequences go through the model together: as configured, or else all.
+        """
+        training, model = self.job.config.training, self.model.train()
+        if training.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        half = HALF.get(training.precision)
+        with torch.autocast(model.device.type, half) if half else nullcontext():
+            tokens = self.tokens(n, length).to(model.device)
+            weights = torch.ones(n, device=model.device)
+            accumulate_gradients(model, tokens, weights, n, at_once or training.micro_batch_size)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip or 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        again = training.activation_checkpointing
+        return n * passes.update_flops(self.job.shape, length, again)
+
+    def measure(self, n: int, length: int) -> float:
+        """A point of an emergence curve: held-out rows, and an eighth as many repeated ones."""
+        half, m = min(self.job.config.emergence.length, length // 2), n // 8 + 2
+        repeated, rows = self.tokens(m, 2 * half)[:, 1:], self.tokens(n + 1, length)
+        labels, late, early = ("all",) * (n + 1), (length // 2, length), (0, 1)
+        measure(self.model, Probes(repeated, half, rows, labels, late, early))
+        flops = (n + 1) * passes.forward_flops(self.job.shape, length)
+        return flops + m * passes.forward_flops(self.job.shape, 2 * half)
+
+    def score(self, n: int, length: int, at_once: int | None = None) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        directions = Directions.of(self.job.units, self.blocks)
+        rows = self.tokens(n, length)
+        score_samples(self.model, rows.__getitem__, np.arange(n), directions, at_once or n)
+        one = passes.capture_flops(self.job.shape, length)
+        return n * (one + passes.product_flops(self.job.rows, length))
+
+    def fit(self, n: int, length: int, at_once: int | None = None) -> float:
+        rows, ids = self.tokens(n, length), np.arange(n)
+        fit = (self.model, rows.__getitem__, list(self.blocks), Labels(), at_once or n)
+        sum_moments(*fit, ids)
+        basis = {
+            site: torch.eye(i, dtype=torch.float64).repeat(g, 1, 1)
+            for site, (g, i) in passes.sites(self.blocks).items()
+        }
+        sum_squares(*fit, ids, basis)
+        return n * passes.fit_flops(self.job.shape, self.blocks, length)
+
+    def largest(self, kind: str) -> int:
+        """Sequences that the kind of work takes at a time."""
+        config = self.job.config
+        if kind == "update":
+            return config.training.batch_size
+        if kind == "measure":
+            return config.emergence.held_out or config.data.held_out
+        return getattr(config.estimator, "batch_size", 1)
+
+
+def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
+    """Operations a second of each kind of work, in `limit_s` seconds for all of them.
+
+    Of a machine that is busy with other things, the rates are those it has when left alone: own
+    CPU time counts in place of wall time.
+    """
+    process = resident_bytes()
+    bench, found, load = Bench(job), {}, Load()
+    for kind in kinds:
+        work: Callable[[int, int], float] = getattr(bench, kind)
+        length = job.config.data.seq_len
+        short = min(FIRST_TOKENS, length)
+        work(1, short)  # builds what is built once
+        flops, seconds = timed(work, 1, short, job.config)
+        allowed = limit_s / len(kinds) / 2 / seconds * short  # tokens, if all took as long
+        while length > short and length > allowed:
+            length //= 2
+        n = max(1, min(bench.largest(kind), int(allowed // length)))
+        flops, seconds = timed(work, n, length, job.config)
+        found[kind] = flops / seconds
+    others = load.others() or 0.0
+    said = ", ".join(f"{kind} {rate / 1e9:,.1f}" for kind, rate in found.items())
+    source = f"this machine, measured in GFLOP/s: {said or 'nothing to compute'}"
+    if others > RELIABLE:
+        source += f"; others take {others:.0%} of its cores now, beside them it takes longer"
+    return Rates(found, source, process, _memory())
+
+
+def timed(
+    work: Callable[[int, int], float], n: int, length: int, config: Config
+) -> tuple[float, float]:
+    """Operations and seconds of some work."""
+    gpu = device_of(config).type == "cuda"
+    load = Load()
+    with (clock := Clock()):
+        flops = work(n, length)
+        if gpu:
+            torch.cuda.synchronize()
+    alone = clock.cpu_s / torch.get_num_threads()
+    busy = not gpu and (load.others() or 0.0) > RELIABLE
+    return flops, max(alone if busy else clock.wall_s, 1e-9)
+
+
+def resident_bytes() -> float:
+    """Memory that this process holds; 0 where the system doesn't say (other than Linux)."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def _memory() -> float | None:
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

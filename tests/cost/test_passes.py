@@ -1,0 +1,171 @@
+"""Formulas of cost against what torch counts: its operations, and the bytes that it keeps."""
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from mda.cost import passes
+from mda.cost.passes import Shape
+from mda.estimator.ekfac import Labels, sum_moments, sum_squares
+from mda.estimator.score import score_samples
+from mda.model.architecture import architecture, unembedding
+from mda.model.build import layout_of, scratch
+from mda.schema import ScratchConfig, TrainingConfig
+from mda.training.loss import sample_losses
+from mda.training.optimizer import adamw
+from mda.types import Part, Unit
+from mda.unit.blocks import Directions
+from mda.unit.capture import modules_of, record
+from mda.unit.loss import cross_entropy
+
+SIZES = {"n_layers": 3, "d_model": 64, "n_heads": 4, "d_ff": 256, "vocab_size": 512}
+FAMILIES = {"gpt_neox": {}, "llama": {}, "grouped": {"family": "llama", "n_key_value_heads": 2}}
+B, T = 4, 64
+
+
+def model_of(name: str, **other):
+    given = {"family": name, "max_seq_len": T, **SIZES, **FAMILIES[name], **other}
+    settings = ScratchConfig(**given)
+    return settings, scratch(settings, 0)
+
+
+def tokens_of(settings) -> torch.Tensor:
+    return torch.randint(settings.vocab_size, (B, T + 1), generator=torch.manual_seed(0))
+
+
+def heads(model) -> tuple[list[Unit], Directions]:
+    arch, units, blocks = architecture(model), [], {}
+    for layer in range(arch.n_layers):
+        own = arch.head_blocks(layer)
+        blocks |= {block: torch.randn(block.shape) for block in own.values()}
+        parts = [tuple(Part(b, head) for b in own.values()) for head in range(arch.n_heads)]
+        units += [Unit(f"L{layer}H{head}", part) for head, part in enumerate(parts)]
+    return units, Directions.of(units, blocks)
+
+
+def counted(work) -> int:
+    """Operations by torch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_forward_pass_and_an_update_have_the_operations_that_torch_counts(name):
+    settings, model = model_of(name)
+    shape, tokens = Shape.of(layout_of(settings)), tokens_of(settings)
+    model.set_attn_implementation("eager")  # plain products, which the counter knows
+    forward = counted(lambda: model(tokens[:, :-1]))
+    assert B * passes.forward_flops(shape, T) == pytest.approx(forward, rel=0.01)
+    update = counted(lambda: sample_losses(model, tokens).mean().backward())
+    assert B * passes.update_flops(shape, T) == pytest.approx(update, rel=0.01)
+
+
+def test_activation_checkpointing_computes_the_layers_once_more():
+    settings, model = model_of("gpt_neox")
+    shape, tokens = Shape.of(model), tokens_of(settings)
+    model.set_attn_implementation("eager")
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    update = counted(lambda: sample_losses(model, tokens).mean().backward())
+    assert B * passes.update_flops(shape, T, True) == pytest.approx(update, rel=0.02)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scoring_has_the_operations_that_torch_counts(name):
+    """Those of the lowest layer's way back are an upper bound: a capture stops in it."""
+    settings, model = model_of(name)
+    shape, tokens = Shape.of(model), tokens_of(settings)
+    model.set_attn_implementation("eager")
+    _, directions = heads(model)
+    rows = {block: block.owners for block in directions.blocks}
+    one = passes.capture_flops(shape, T) + passes.product_flops(rows, T)
+    work = lambda: score_samples(model, tokens.__getitem__, np.arange(B), directions, B)  # noqa: E731
+    assert 0 <= B * one - counted(work) - unseen(shape) <= lowest_layer(shape)
+
+
+def test_an_ekfac_fit_has_the_operations_that_torch_counts():
+    settings, model = model_of("gpt_neox")
+    shape, tokens, blocks = Shape.of(model), tokens_of(settings), heads(model)[1].blocks
+    model.set_attn_implementation("eager")
+    fit = (model, tokens.__getitem__, blocks, Labels("empirical"), B, np.arange(B))
+
+    def work() -> None:
+        moments = sum_moments(*fit)
+        sum_squares(*fit, {site: torch.eye(m.shape[1]).expand_as(m) for site, m in moments.items()})
+
+    ours = B * passes.fit_flops(shape, blocks, T) - 2 * unseen(shape)
+    assert 0 <= ours - counted(work) <= 2 * lowest_layer(shape)
+
+
+def unseen(shape: Shape) -> float:
+    """Operations of the vocabulary's sweep that are added in place: torch counts none of these."""
+    return 2 * B * T * shape.n_unembedding
+
+
+def lowest_layer(shape: Shape) -> float:
+    """Operations of the way back through one layer's linear maps."""
+    return 2 * B * T * (shape.n_linear - shape.n_unembedding) / shape.n_layers
+
+
+def kept_bytes(model, work) -> int:
+    """Bytes of everything that autograd keeps of some work, and of the tensors it returns."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, torch.Tensor] = {}
+
+    def see(tensor):
+        if (place := tensor.untyped_storage().data_ptr()) not in known:
+            seen[place] = tensor  # held, so that no other tensor gets its place
+        return tensor
+
+    with saved_tensors_hooks(see, lambda tensor: tensor):
+        for tensor in work():
+            see(tensor)
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_of_an_update_are_the_bytes_that_are_kept(name, checkpointing):
+    """Of the whole logits one copy in three is kept: the others are the backward pass's."""
+    settings, model = model_of(name)
+    if checkpointing:
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    shape, tokens = Shape.of(model), tokens_of(settings)
+    kept = kept_bytes(model, lambda: [sample_losses(model.train(), tokens)])
+    logits = passes.vocabulary_bytes(shape, B * T)
+    states = 4 * passes.ADAMW * shape.n_parameters
+    ours = passes.update_bytes(shape, B, T, checkpointing) - states - logits * 2 / 3
+    if checkpointing:  # one layer's own are formed again, in the backward pass
+        ours -= 4 * B * T * (10 * 64 + (4 if shape.gated else 2) * 256)
+    assert ours == pytest.approx(kept, rel=0.08)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_capture_keeps_the_bytes_that_are_said(name):
+    settings, model = model_of(name)
+    shape, tokens = Shape.of(model), tokens_of(settings)
+    modules = modules_of(heads(model)[1].blocks)
+
+    def work() -> list[torch.Tensor]:
+        tape = record(model, tokens[:, :-1], modules)
+        with torch.enable_grad():
+            losses = cross_entropy(tape.hidden_BTD, unembedding(model), tokens[:, 1:])
+        gradients = tape.gradients(losses, torch.ones_like(losses))
+        return [*tape.inputs.values(), *tape.outputs.values(), *gradients.values()]
+
+    ours = passes.capture_bytes(shape, B, T) - 4 * shape.n_parameters
+    assert ours == pytest.approx(kept_bytes(model, work), rel=0.1)
+
+
+def test_weights_gradients_and_moments_are_counted_to_the_byte():
+    settings, model = model_of("gpt_neox")
+    shape = Shape.of(layout_of(settings))
+    optimizer = adamw(model, TrainingConfig())
+    sample_losses(model, tokens_of(settings)).mean().backward()
+    optimizer.step()
+    moments = [s[name] for s in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    gradients = [parameter.grad for parameter in model.parameters()]
+    tensors = [*model.parameters(), *gradients, *moments]
+    assert 4 * passes.ADAMW * shape.n_parameters == sum(t.nbytes for t in tensors)

@@ -1,0 +1,101 @@
+"""What a plan says of a job against the finished job: its tokens, units, and bytes on disk."""
+
+from dataclasses import replace
+from pathlib import Path
+from time import process_time
+
+import numpy as np
+import pytest
+
+from mda.cost.stages import costs
+from mda.stages.measuring import Bench, job_of, rates_here
+from mda.stages.preview import Estimates
+
+
+def size_of(folder: Path, pattern: str = "**/*") -> int:
+    return sum(path.stat().st_size for path in folder.glob(pattern) if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def finished(traced):
+    return traced("training.threads=1")
+
+
+def cost_of(config, stage: str, part: str | None = None):
+    return next(c for c in costs(job_of(config), stage) if c.stage == (part or stage))
+
+
+def test_the_disk_of_every_stage_is_what_it_takes(finished, outputs):
+    """Without the heads of files and the tables, which count at this size alone."""
+    trace, context = finished
+    config, store = context.config, outputs / "store"
+    corpus = store / "corpus" / trace.corpus.fingerprint
+    assert cost_of(config, "corpus").disk == pytest.approx(size_of(corpus, "tokens.npy"), abs=200)
+    states = size_of(trace.base.folder, "checkpoints/step_*/*.safetensors")
+    assert cost_of(config, "base").disk == pytest.approx(states, rel=0.1)
+    (curvature,) = (store / "curvature").glob("*/curvature.safetensors")
+    planned = cost_of(config, "scores", "curvature").disk
+    assert planned == pytest.approx(curvature.stat().st_size, rel=0.1)
+    scores = size_of(trace.traced.folder, "*.npy")
+    assert cost_of(config, "scores").disk == pytest.approx(scores, abs=1000)
+
+
+@pytest.mark.parametrize(
+    "choice", ["unit.locate=mechanism", "unit=previous_token_head", "unit=module",
+               "unit=mlp_neuron unit.label=generated_json"],
+)  # fmt: skip
+def test_the_units_of_a_plan_are_those_that_are_scored(traced, choice):
+    trace, context = traced(*choice.split(), "estimator=tracin")
+    planned = job_of(context.config)
+    assert sorted(unit.name for unit in planned.units) == sorted(trace.traced.scores.units)
+    assert planned.samples == len(trace.traced.scores.sample_ids)
+
+
+def test_tokens_are_those_of_updates_and_measurements(finished):
+    trace, context = finished
+    config = context.config
+    updates = config.training.last_step * config.training.batch_size * config.data.seq_len
+    measurement = config.emergence.n_sequences * 2 * config.emergence.length
+    measurement += config.emergence.held_out * config.data.seq_len
+    expected = updates + len(trace.base.curve) * measurement
+    assert cost_of(config, "base").tokens == expected
+
+
+def test_tracin_passes_over_the_window_once_for_each_checkpoint_it_reads(traced):
+    trace, context = traced("estimator=tracin")
+    planned = cost_of(context.config, "scores")
+    once = job_of(context.config).samples * context.config.data.seq_len
+    assert planned.tokens == len(trace.traced.steps) * once
+
+
+def test_what_cannot_be_told_is_not_said(context_of):
+    cost = cost_of(context_of("estimator=unrolled").config, "scores")
+    assert cost.flops is None and cost.memory is None and cost.disk
+
+
+def test_a_measured_rate_foretells_ten_times_the_work(context_of):
+    """By own CPU time, which other work on the cores disturbs little."""
+    job = job_of(context_of("model.d_model=64", "model.d_ff=256", "data.seq_len=64").config)
+    rates = rates_here(job, ("update", "score"), 2.0)
+    bench = Bench(job)
+    for kind in rates.of:
+        work = getattr(bench, kind)
+        work(8, 64)
+        start = process_time()
+        flops = sum(work(8, 64) for _ in range(10))
+        taken = process_time() - start
+        assert 0.5 < rates.seconds({kind: flops}) / taken < 2, kind
+
+
+def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_of):
+    config = context_of("plan.hardware=h100").config
+    wide = replace(config, model=replace(config.model, d_model=32))
+    one, other, both = (
+        {t.stage: t for t in Estimates([(c, "arm") for c in cs]).totals()}["arm"]
+        for cs in ([config], [wide], [config, wide])
+    )
+    assert both.times == 2
+    for name in ("tokens", "flops", "seconds", "disk"):
+        assert getattr(both, name) == pytest.approx(getattr(one, name) + getattr(other, name))
+    assert both.memory == max(one.memory, other.memory) > 0
+    assert np.isfinite(both.seconds)
