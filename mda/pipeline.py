@@ -17,6 +17,7 @@ from mda.stages.editing import Edited, check_inserted, plan_edit
 from mda.stages.locating import Located, locate
 from mda.stages.published import base_of
 from mda.stages.runs import Run, retrained
+from mda.stages.tokens import TracedTokens, score_tokens
 
 BASE = ("base", "data", "model", "training", "emergence")
 UNIT = (*BASE, "sae", "unit", "estimator", "intervention")
@@ -41,6 +42,7 @@ class Arm:
     base: Run
     unit: Located
     traced: Traced | None  # a control arm needs no scores
+    tokens: TracedTokens | None  # only an edit of scored tokens needs theirs
     edited: Edited
     run: Run
 
@@ -67,11 +69,14 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     check_inserted(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
-    edits = context.config.intervention.edits
-    traced = score(context, corpus, base, unit) if edits else None
-    edited = plan_edit(context, corpus, unit, traced.scores if traced else None)
+    edit = context.config.intervention
+    traced = score(context, corpus, base, unit) if edit.edits else None
+    tokens = None
+    if traced and edit.scores_tokens:
+        tokens = score_tokens(context, corpus, base, unit, traced)
+    edited = plan_edit(context, corpus, unit, traced and traced.scores, tokens and tokens.scores)
     followed = unit.inputs | {"members": list(unit.members)}
     run = retrained(
         context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed
     )
-    return Arm(corpus, base, unit, traced, edited, run)
+    return Arm(corpus, base, unit, traced, tokens, edited, run)

@@ -85,15 +85,18 @@ def control_of(run: Run, runs: Sequence[Run]) -> Run:
     )
 
 
-def references_of(run: Run, runs: Sequence[Run], reference: str) -> list[Run]:
+def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[Run]:
     """Runs of the same seed and window that an arm's run is compared with.
 
+    A reference that is an arm means its runs, whatever they have edited and how much. Else
     `reference` is one of `REFERENCES` or any estimator's name. But for control they are edits of
     the same kind and size (and label, where the arm is restricted to one): drawn freely, matched
     to the very set that the arm edits, or selected in the same way from another estimator's scores.
     """
     if reference == "control":
         return [control_of(run, runs)]
+    if isinstance(reference, Arm):
+        return [other for other in runs if _pairs(other, run) and other.arm.same_as(reference)]
     return [
         other
         for other in runs

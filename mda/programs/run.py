@@ -44,10 +44,9 @@ def run(config: Config, folder: Path) -> None:
         log.heads(arm.run.curve)
         log.summary(results)
     scores = arm.traced
-    stages = {"base": arm.base, "scores": scores, "arm": arm.run}
+    stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run}
     edit = asdict(config.intervention) | {"action": arm.edited.plan.action}
-    edit |= {"n": len(arm.edited.plan.sample_ids)}
-    edit |= {"tokens": edit["n"] * arm.corpus.seq_len}
+    edit |= {"n": arm.edited.plan.n_samples, "tokens": arm.edited.n_tokens}
     write_summary(
         folder,
         "run",

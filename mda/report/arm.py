@@ -26,7 +26,7 @@ from mda.types import EditPlan
 from mda.unit.metrics import HEAD_METRICS
 
 FILES = {
-    "plan.csv": "the edit: sample, step, loss weight, replacement",
+    "plan.csv": "the edit: sample, step, loss weight, replacement; position and token, if of one",
     "curve.csv": "emergence curve of the arm, from the window's start to its end",
     "train.csv": "loss and learning rate of every update",
     "curves.png": "the arm's unit against the base run's",
@@ -35,7 +35,7 @@ FILES = {
 
 UNNAMED = {  # settings that stand in an arm's name already, or make no other arm
     "name", "seed", "batch_size", "mode", "select", "fraction", "count", "band", "match", "label",
-    "match_targeted",
+    "match_targeted", "within", "spans",
 }  # fmt: skip
 
 
@@ -83,8 +83,11 @@ def report_arm(
     onset = unit_onset(curve, metric, head, config.unit.threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(f"window: {window.rule}")
+    edited = f"{plan.n_samples:,} samples"
+    if plan.by_token:
+        edited = f"{len(plan.sample_ids):,} tokens of {edited}"
     print(
-        f"{arm}: {len(plan.sample_ids):,} samples edited in steps [{window.start}, {window.end}); "
+        f"{arm}: {edited} edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
     built = store.read_json(source / "manifest.json")

@@ -23,7 +23,7 @@ from mda.store import Artifact, Store, fingerprint, make_key
 
 STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
-    "state", "arm",
+    "tokens", "state", "arm",
 )  # fmt: skip
 WINDOW = ("window", "before_onset", "after_onset")
 
@@ -175,6 +175,8 @@ def _stages(config: Config, last: str) -> list[str]:
         left_out |= {"weights", "curve"}
     if last == "arm" and not config.intervention.edits:
         left_out.add("scores")
+    if not config.intervention.scores_tokens:
+        left_out.add("tokens")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
 
 
@@ -182,11 +184,11 @@ def _key(config: Config, kind: str) -> str:
     groups = ["base"] if kind == "weights" else ["data"]
     if kind not in ("corpus", "weights"):
         groups += ["base", "seed", "model", "training", "emergence"]
-    if kind in ("scores", "arm") or (kind == "base" and config.intervention.steps):
+    if kind in ("scores", "tokens", "arm") or (kind == "base" and config.intervention.steps):
         groups += ["window"]  # a base run keeps a checkpoint where a given window starts
-    if kind in ("scores", "arm"):
+    if kind in ("scores", "tokens", "arm"):
         groups += ["unit"]
-    if kind == "scores" or (kind == "arm" and config.intervention.name != "control"):
+    if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.name != "control"):
         groups += ["estimator"]
     if kind == "arm":
         groups += ["intervention"]

@@ -136,6 +136,23 @@ class Directions:
         """The blocks that have to be captured, each once."""
         return list(dict.fromkeys(block for _, tensors in self.groups for block in tensors))
 
+    def tangents(self, unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The unit's direction as a change of the model's parameters, by their names.
+
+        `weights` are the parameters; those that the unit owns nothing of are left out.
+        """
+        found: dict[str, Tensor] = {}
+        for units, tensors in self.groups:
+            for block, row in unit.parts if unit in units else ():
+                if block not in tensors:
+                    continue
+                for output in block.outputs:
+                    for end in ("weight", *(["bias"] * block.bias)):
+                        name = f"{output.module}.{end}"
+                        found.setdefault(name, torch.zeros_like(weights[name]))
+                add_to(block, row, found, tensors[block][row].to(weights[name]))
+        return found
+
     def sequence_influence(self, captured: Capture) -> Tensor:
         """-<P_u, grad L(z)> for every sequence and unit, [B, U]."""
         return self._combine(captured, sequence_products)
