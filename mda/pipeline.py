@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mda.data.stream import Corpus
 from mda.stages.attribution import Traced, score
+from mda.stages.behaviour import Behaviour, behaviour_of
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
 from mda.stages.editing import Edited, check_inserted, plan_edit
@@ -36,7 +37,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Arm:
-    """A retrained arm: everything from the corpus to its emergence curve."""
+    """A retrained arm: everything from the corpus to its emergence curve and what it can do."""
 
     corpus: Corpus
     base: Run
@@ -45,6 +46,7 @@ class Arm:
     tokens: TracedTokens | None  # only an edit of scored tokens needs theirs
     edited: Edited
     run: Run
+    behaviour: Behaviour  # of the model at the window's end
 
 
 def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
@@ -79,4 +81,5 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     run = retrained(
         context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed
     )
-    return Arm(corpus, base, unit, traced, tokens, edited, run)
+    able = behaviour_of(context, corpus, run)
+    return Arm(corpus, base, unit, traced, tokens, edited, run, able)

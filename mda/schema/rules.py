@@ -140,6 +140,13 @@ def _enough_to_edit(c: Config) -> None:
             raise refuse("intervention.count", count, limit)
 
 
+def _tasks_fit_context(c: Config) -> None:
+    if c.behaviour.shortest > c.data.seq_len:
+        name = "span" if 2 * c.behaviour.span > c.behaviour.snippet else "snippet"
+        limit = f"so few that an example and a question fit into data.seq_len={c.data.seq_len}"
+        raise refuse(f"behaviour.{name}", getattr(c.behaviour, name), limit)
+
+
 def _tokens_are_scored(c: Config) -> None:
     if getattr(c.intervention, "scores_tokens", False) and not c.estimator.tells_tokens:
         known = sorted(name for name, cls in OPTIONS["estimator"].items()
@@ -181,6 +188,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "training"), _data_lasts),
     (("data", "emergence"), _held_out_exists),
     (("data", "emergence"), _icl_positions_exist),
+    (("data", "behaviour"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),
     (("training", "emergence"), _measured_in_time),
     (("model", "sae"), _sae_layer_exists),

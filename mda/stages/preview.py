@@ -23,7 +23,7 @@ from mda.store import Artifact, Store, fingerprint, make_key
 
 STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
-    "tokens", "state", "arm",
+    "tokens", "state", "arm", "behaviour",
 )  # fmt: skip
 WINDOW = ("window", "before_onset", "after_onset")
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mda.types import ParameterBlock, Unit
+from mda.types import ParameterBlock, Tap, Unit
 from mda.unit.capture import Capture
 
 BlockTensors = Mapping[ParameterBlock, Tensor]  # each [R, I, J]; R is the block's H, or above 1
@@ -47,16 +47,17 @@ def add_to(
 ) -> None:
     """Adds to one owner's parameters in place; shared ones change for all that share them."""
     n_in, place = block.input.size, 0
-    inputs = _features(block.input, owner)
+    inputs = features(block.input, owner)
     for output in block.outputs:
-        rows, part = _features(output, owner), delta_IJ[:, place : place + output.size]
+        rows, part = features(output, owner), delta_IJ[:, place : place + output.size]
         tensors[f"{output.module}.weight"][rows, inputs] += part[:n_in].T
         if block.bias:
             tensors[f"{output.module}.bias"][rows] += part[n_in]
         place += output.size
 
 
-def _features(tap, owner: int) -> slice:
+def features(tap: Tap, owner: int) -> slice:
+    """Where one owner's features lie among those of the tap's module."""
     start = tap.start + (owner // tap.repeat % tap.groups) * tap.stride
     return slice(start, start + tap.size)
 
