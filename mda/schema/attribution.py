@@ -114,7 +114,7 @@ class RemoveConfig(EditConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.by_token and self.select not in ("top", "bottom", "random"):
-            raise self._refuse("select", f"top, bottom or random with mode={self.mode}")
+            raise self._refuse("select", f"top, bottom, random with mode={self.mode}")
         if self.by_token and self.match not in ("none", "sample"):
             raise self._refuse("match", f"none{', sample' * (self.mode == 'mask_tokens')}")
         if self.within is not None and self.mode != "mask_tokens":
