@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 from mda.data.stream import Corpus
 from mda.stages.attribution import Traced, score
+from mda.stages.behaviour import Behaviour, behaviour_of
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
 from mda.stages.editing import Edited, check_inserted, plan_edit
 from mda.stages.locating import Located, locate
 from mda.stages.published import base_of
 from mda.stages.runs import Run, retrained
+from mda.stages.tokens import TracedTokens, score_tokens
 
 BASE = ("base", "data", "model", "training", "emergence")
 UNIT = (*BASE, "sae", "unit", "estimator", "intervention")
@@ -35,14 +37,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class Arm:
-    """A retrained arm: everything from the corpus to its emergence curve."""
+    """A retrained arm: everything from the corpus to its emergence curve and what it can do."""
 
     corpus: Corpus
     base: Run
     unit: Located
     traced: Traced | None  # a control arm needs no scores
+    tokens: TracedTokens | None  # only an edit of scored tokens needs theirs
     edited: Edited
     run: Run
+    behaviour: Behaviour  # of the model at the window's end
 
 
 def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
@@ -67,11 +71,15 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     check_inserted(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
-    edits = context.config.intervention.edits
-    traced = score(context, corpus, base, unit) if edits else None
-    edited = plan_edit(context, corpus, unit, traced.scores if traced else None)
+    edit = context.config.intervention
+    traced = score(context, corpus, base, unit) if edit.edits else None
+    tokens = None
+    if traced and edit.scores_tokens:
+        tokens = score_tokens(context, corpus, base, unit, traced)
+    edited = plan_edit(context, corpus, unit, traced and traced.scores, tokens and tokens.scores)
     followed = unit.inputs | {"members": list(unit.members)}
     run = retrained(
         context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed
     )
-    return Arm(corpus, base, unit, traced, edited, run)
+    able = behaviour_of(context, corpus, run)
+    return Arm(corpus, base, unit, traced, tokens, edited, run, able)

@@ -16,7 +16,8 @@ A *sample* is one row of the token stream, T + 1 tokens; its id is its row numbe
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -137,7 +138,9 @@ class Schedule:
     Step `start + i` trains on rows `offsets[i]:offsets[i + 1]` of `sample_ids` and `weights`.
     Its loss is sum_j w_j * l_j / batch_size, with l_j the mean token loss of sample j in nats and
     `batch_size` that of the unedited stream: a weight of 0 takes a sample out and leaves the
-    others' gradients as they were, a second copy is the same as a weight of 2.
+    others' gradients as they were, a second copy is the same as a weight of 2. `masked` lists
+    single tokens whose loss does not count, as pairs of a row and a position, sorted; l_j is then
+    the sum of the other tokens' losses, divided by T as before.
     """
 
     start: int
@@ -145,6 +148,7 @@ class Schedule:
     offsets: np.ndarray  # int64 [steps + 1]
     sample_ids: np.ndarray  # int64 [rows]
     weights: np.ndarray  # float32 [rows]
+    masked: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # [m, 2]
 
     @property
     def end(self) -> int:
@@ -152,10 +156,19 @@ class Schedule:
 
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Sample ids and weights of one step. Raises IndexError outside [start, end)."""
+        rows = self._rows(step)
+        return self.sample_ids[rows], self.weights[rows]
+
+    def masked_at(self, step: int) -> np.ndarray:
+        """Tokens of one step whose loss does not count: row of the batch and position, [m, 2]."""
+        rows = self._rows(step)
+        first, last = np.searchsorted(self.masked[:, 0], [rows.start, rows.stop])
+        return self.masked[first:last] - [rows.start, 0]
+
+    def _rows(self, step: int) -> slice:
         if not self.start <= step < self.end:
             raise IndexError(f"step {step} is outside [{self.start}, {self.end})")
-        rows = slice(*self.offsets[step - self.start : step - self.start + 2])
-        return self.sample_ids[rows], self.weights[rows]
+        return slice(*self.offsets[step - self.start : step - self.start + 2])
 
 
 @dataclass(frozen=True)
@@ -181,6 +194,18 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class TokenScores:
+    """What the loss of every token of a window adds to the score of one unit.
+
+    Position t is that of the loss, whose target is token t + 1; a row's sum is the sample's score.
+    """
+
+    sample_ids: np.ndarray  # int64 [N], in stream order
+    steps: np.ndarray  # int64 [N]
+    parts: Callable[[], Iterator[np.ndarray]]  # float32 [n, T] in turn, in the order of the ids
+
+
+@dataclass(frozen=True)
 class Window:
     """Steps [start, end) of an arm, with the base run's onset and the rule in words."""
 
@@ -194,9 +219,11 @@ class Window:
 class EditPlan:
     """What an arm does to the stream inside the window [start, end): inspectable, saved as CSV.
 
-    `action` is `none`, `mask`, `drop`, `replace`, `duplicate`, `upweight` or `insert`; the other
-    columns are parallel: the sample, the step it concerns, its loss weight afterwards, and, for
-    `replace`, the sample that takes its place (-1 otherwise).
+    `action` is `none`, `mask`, `drop`, `replace`, `duplicate`, `upweight`, `insert`, `mask_tokens`
+    or `spans`; the other columns are parallel: the sample, the step it concerns, its loss weight
+    afterwards, and, for `replace`, the sample that takes its place (-1 otherwise). The last two
+    edit single tokens, a row of the plan for each: `mask_tokens` takes the loss at `positions` out
+    (that of predicting token t + 1), `spans` puts `tokens` in place of the tokens at `positions`.
     """
 
     action: str
@@ -206,3 +233,15 @@ class EditPlan:
     steps: np.ndarray  # int64 [n]
     weights: np.ndarray  # float32 [n]
     replacements: np.ndarray  # int64 [n]
+    positions: np.ndarray  # int64 [n], -1 for a whole sample
+    tokens: np.ndarray  # int64 [n], -1 where none is replaced
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples it edits."""
+        return len(np.unique(self.sample_ids)) if self.by_token else len(self.sample_ids)
+
+    @property
+    def by_token(self) -> bool:
+        """Whether it edits single tokens."""
+        return self.action in ("mask_tokens", "spans")

@@ -10,7 +10,10 @@ from mda.config import main
 from mda.schema import ConfigError
 
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "datasets", "matplotlib", "numpy")
-NEEDS = ("data", "model", "training", "emergence", "unit", "estimator", "intervention", "logger")
+NEEDS = (
+    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "behaviour",
+    "logger",
+)  # fmt: skip
 
 
 def program(config, folder):

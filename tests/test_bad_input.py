@@ -10,7 +10,10 @@ from hydra.errors import MissingConfigException
 from mda.config import explain, main
 
 PROGRAM = Path(__file__).with_name("program.py")
-NEEDS = ("data", "model", "training", "emergence", "unit", "estimator", "intervention", "logger")
+NEEDS = (
+    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "behaviour",
+    "logger",
+)  # fmt: skip
 
 # The sentences below name these values; the defaults may change.
 GIVEN = [
@@ -56,7 +59,36 @@ BAD_CONFIG = {
     ),
     "unknown choice": (
         "intervention.mode=maks",
-        "intervention.mode=maks is refused; accepted: one of mask, drop, replace (did you mean ma",
+        "intervention.mode=maks is refused; accepted: one of mask, drop, replace, mask_tokens, sp",
+    ),
+    "tokens of an estimator that scores none": (
+        "intervention.mode=mask_tokens estimator=loss",
+        "estimator=loss is refused; accepted: ekfac, exact, random, repetition, tracin with inter",
+    ),
+    "tokens by a list of samples": (
+        "intervention.mode=mask_tokens intervention.select=band intervention.band=[0,0.1]",
+        "intervention.select=band is refused; accepted: top, bottom, random with mode=mask_tokens",
+    ),
+    "tokens matched by label": (
+        "intervention.mode=mask_tokens intervention.match=label",
+        "intervention.match=label is refused; accepted: none, sample",
+    ),
+    "samples matched by sample": (
+        "intervention.match=sample",
+        "intervention.match=sample is refused; accepted: none, label or loss; sample where mode=m",
+    ),
+    "samples within samples": (
+        "intervention.within=0.5",
+        "intervention.within=0.5 is refused; accepted: null, or intervention.mode=mask_tokens",
+    ),
+    "more tokens than the window has": (
+        "intervention.mode=mask_tokens intervention.fraction=null intervention.count=99999 "
+        "intervention.window=[1000,1050]",
+        "intervention.count=99999 is refused; accepted: at most the window's 51200 tokens",
+    ),
+    "spans too long for the context": (
+        "behaviour.span=40",
+        "behaviour.span=40 is refused; accepted: so few that an example and a question fit into",
     ),
     "unknown choice in a list": (
         "unit.blocks=[qk,w]",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mda import store
+from mda.intervention.plan import BY_TOKEN
 from mda.schema import ArmConfig
 from mda.types import HeadId
 
@@ -27,12 +28,12 @@ class Arm:
     """What identifies an arm, over all seeds; `name` is how tables and figures call it."""
 
     intervention: str  # remove, augment or control
-    mode: str = ""  # mask, drop, replace, duplicate, upweight, insert
+    mode: str = ""  # mask, drop, replace, duplicate, upweight, insert, mask_tokens, spans fresh
     estimator: str = ""  # ekfac, tracin, random; random too where select=random
     select: str = ""  # top, bottom, band 0.1-0.2, random, ids
-    amount: str = ""  # "10 %", or a number of samples
+    amount: str = ""  # "10 %", a number of samples, or "1 % of tokens"
     label: str = ""  # class that the selection was restricted to
-    match: str = ""  # label or loss: a random set with this distribution of the selected one
+    match: str = ""  # label, loss or sample: a random set with this distribution of the chosen one
     match_targeted: str = ""  # exclude or allow: whether that set may hold selected samples
     extra: tuple[str, ...] = ()  # settings that differ between otherwise equal arms
 
@@ -45,7 +46,8 @@ class Arm:
             words.insert(2, "random, as")
             words.append(f"by {self.match},")
             allowed = self.match_targeted == "allow"
-            words.append("its samples allowed" if allowed else "without its samples")
+            whose = "its tokens" if self.match == "sample" else "its samples"
+            words.append(f"{whose} allowed" if allowed else f"without {whose}")
         return " ".join([word for word in (*words, *self.extra) if word])
 
     def same_as(self, other: Arm) -> bool:
@@ -217,6 +219,13 @@ def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
         amount = f"{edit['n']} samples"
     else:
         amount = f"{100 * edit['fraction']:g} %"
+    mode = str(edit.get("mode") or edit.get("action") or "")
+    if mode in BY_TOKEN:
+        share = edit.get("fraction")
+        amount = f"{edit['count']} tokens" if share is None else f"{amount} of tokens"
+        if within := edit.get("within"):
+            amount += f" within {100 * within:g} % of samples"
+        mode = f"{mode} {edit['spans']}" if mode == "spans" else mode
     name = "random" if select == "random" else str(estimator.get("name") or "")
     if name == "random" and select in ("top", "bottom"):
         select = "random"  # random scores have no top: every selection from them is a random set
@@ -224,7 +233,7 @@ def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
         match = ""
     return Arm(
         intervention=str(edit["name"]),
-        mode=str(edit.get("mode") or edit.get("action") or ""),
+        mode=mode,
         estimator=name,
         select=select,
         amount=amount,

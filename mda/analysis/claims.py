@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mda.analysis.arms import Run, arm_as, by_arm
+from mda.analysis.arms import Arm, Run, arm_as, by_arm
 from mda.analysis.effects import pair
 from mda.analysis.metrics import Measurements, metrics_of
 from mda.analysis.statistics import (
@@ -37,7 +37,7 @@ from mda.analysis.statistics import (
     label_p,
     paired_effect,
 )
-from mda.schema import ClaimConfig, StudyConfig, refuse
+from mda.schema import REFERENCES, ClaimConfig, StudyConfig, refuse
 
 VERDICTS = ("replicated", "not replicated", "undecided")
 
@@ -219,7 +219,10 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
     runs = by_arm(measured.runs)[arms[0]]
     left_out = tuple(f"seed {s}: not of the study" for s in sorted(runs) if not _listed(study, s))
     judged = {s: found for s, found in runs.items() if _listed(study, s)}
-    row = pair(measured, arms[0], judged, claim.reference, claim.metric)
+    reference: str | Arm = claim.reference
+    if reference in study.arms and reference not in REFERENCES:
+        reference = arm_as(study.arms[claim.reference])
+    row = pair(measured, arms[0], judged, reference, claim.metric)
     missing = tuple(f"seed {s}: not run" for s in study.seeds if s not in runs)
     problem = ""
     if not row.seeds and row.dropped:

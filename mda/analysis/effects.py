@@ -85,10 +85,12 @@ def pair(
     measured: Measurements,
     arm: Arm,
     seeds: Mapping[int, Sequence[Run]],
-    reference: str,
+    reference: str | Arm,
     metric: str,
 ) -> Comparison:
     """The values of one arm and its reference in each seed, before any test."""
+    named = reference.name if isinstance(reference, Arm) else reference
+    kind = "" if isinstance(reference, Arm) else " of this kind and size"
     used: dict[int, Seed] = {}
     dropped, censored = [], 0
     for seed, runs in sorted(seeds.items()):
@@ -103,14 +105,14 @@ def pair(
             used[seed] = Seed(a, b)
             censored += sum(metric in one.censored for one in mine)
         elif not others:
-            dropped.append(f"seed {seed}: no {reference} run of this kind and size")
+            dropped.append(f"seed {seed}: no {named} run{kind}")
         else:
-            whose = "the arm" if not a else reference
+            whose = "the arm" if not a else named
             dropped.append(f"seed {seed}: {metric} is missing in {whose}")
     means = np.array([[np.mean(one.arm), np.mean(one.reference)] for one in used.values()])
     return Comparison(
         arm=arm,
-        reference=reference,
+        reference=named,
         metric=metric,
         seeds=tuple(used),
         labelled=tuple(used.values()),

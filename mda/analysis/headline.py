@@ -14,6 +14,13 @@ NAMES = {"ekfac": "EK-FAC", "tracin": "TracIn", "gradient_norm": "gradient norm"
 DONE = {"remove": ("Without", "removals"), "augment": ("With a second copy of", "augmentations")}
 
 
+TOKENS_DONE = {
+    "mask_tokens": ("Without the loss of", "removals"),
+    "spans fresh": ("With fresh tokens in the place of", "replacements"),
+    "spans renamed": ("With other names for", "replacements"),
+}
+
+
 def main_arm(measured: Measurements, study: StudyConfig) -> Arm | None:
     """The arm that the sentence is about: of the study's first claim that was run with it.
 
@@ -45,10 +52,12 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     seeds = by_arm(measured.runs)[arm]
     runs = [run for found in seeds.values() for run in found]
     controls = [control_of(run, measured.runs) for run in runs]
-    done, noun = DONE[arm.intervention]
+    done, noun = TOKENS_DONE.get(arm.mode, DONE[arm.intervention])
     whose = NAMES.get(arm.estimator, arm.estimator)
     of_all = f"{arm.amount} of the window's samples" if "%" in arm.amount else arm.amount
     amount = f"{_n(runs):,} samples" if len(seeds) == 1 else of_all
+    if "tokens" in arm.amount:
+        amount = arm.amount.replace("of tokens", "of the window's tokens")
     unit = runs[0].unit if len({run.unit for run in runs}) == 1 else "the unit"
     crossing = _crossing(measured, runs, controls)
     ends = f"ends at {_mean(measured, runs, runs)} instead of {_mean(measured, controls, runs)}"

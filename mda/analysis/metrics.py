@@ -25,6 +25,16 @@ METRICS = {
     "copy_gain": "log-prob gain on the second copy, nats",
     "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
     "val/loss": "held-out loss, nats; val/loss/<label> for one class",
+    "behaviour/real_loss": "loss on held-out text that was not generated, nats",
+    "behaviour/icl_score": "loss late minus loss early in that text, nats",
+    "behaviour/copy_gain": "few-shot copying of that text: loss of a span minus its copy's, nats",
+    "behaviour/copy_accuracy": "the same, share of the copy's tokens that are predicted",
+    "behaviour/label_margin": (
+        "few-shot labels of held-out text: log-prob of the right label minus the wrong one, nats"
+    ),
+    "behaviour/label_accuracy": "the same, share of right answers; chance is .5",
+    "behaviour/<any>/top_heads": "what mean ablation of the strongest heads changes of it",
+    "behaviour/<any>/random_heads": "what mean ablation of as many random heads changes of it",
     "heads/induction": (
         "mean mu of the OTHER heads that reach the threshold in the base run, measured after the "
         "window: not chosen on the control that they are compared with"
@@ -85,15 +95,18 @@ def control_of(run: Run, runs: Sequence[Run]) -> Run:
     )
 
 
-def references_of(run: Run, runs: Sequence[Run], reference: str) -> list[Run]:
+def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[Run]:
     """Runs of the same seed and window that an arm's run is compared with.
 
+    A reference that is an arm means its runs, whatever they have edited and how much. Else
     `reference` is one of `REFERENCES` or any estimator's name. But for control they are edits of
     the same kind and size (and label, where the arm is restricted to one): drawn freely, matched
     to the very set that the arm edits, or selected in the same way from another estimator's scores.
     """
     if reference == "control":
         return [control_of(run, runs)]
+    if isinstance(reference, Arm):
+        return [other for other in runs if _pairs(other, run) and other.arm.same_as(reference)]
     return [
         other
         for other in runs
@@ -170,7 +183,8 @@ def _measure(run: Run, control: Run, target: Run) -> Measured:
         values[names[1]] = None if step is None else step * run.tokens_per_step
     for name in ("copy_gain", "icl_score"):
         values[name] = run.at_end(f"emergence/{name}")
-    values |= {name: run.at_end(name) for name in run.curve if name.startswith("val/loss")}
+    shown = ("val/loss", "behaviour/")
+    values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
     values |= _head_means(run, control, target)
     known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
     return Measured(run, target.unit, known, frozenset(censored))

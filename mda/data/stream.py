@@ -169,4 +169,5 @@ def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedu
 def schedule_hash(one: Schedule) -> str:
     """Hash of everything a schedule says; equal schedules train equal models."""
     head = np.array([one.start, one.batch_size], dtype=np.int64)
-    return store.hash_arrays(head, one.offsets, one.sample_ids, one.weights)
+    masked = [one.masked] if len(one.masked) else []
+    return store.hash_arrays(head, one.offsets, one.sample_ids, one.weights, *masked)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mda.estimator.estimator import Work, step_of
+from mda.estimator.estimator import TokenScorer, Work, step_of
 from mda.estimator.kfac_math import sequence_gradients
 from mda.estimator.score import Rows, SampleScores, batches
 from mda.schema import GradientNormConfig, LossConfig, RandomConfig, RepetitionConfig
@@ -41,6 +41,10 @@ class Random:
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
         return None
 
+    def target_influence(self, work: Work) -> TokenScorer:
+        seed, length = mixed_seed(work.seed, self.settings.seed, 1), work.corpus.seq_len
+        return lambda ids: random_scores(ids, length, seed).double()
+
 
 def mixed_seed(*seeds: int) -> int:
     """One seed from several, so that no two combinations draw the same; 64 bits."""
@@ -48,7 +52,7 @@ def mixed_seed(*seeds: int) -> int:
 
 
 def random_scores(sample_ids: np.ndarray, n_units: int, seed: int) -> Tensor:
-    """Independent standard normal scores, float32 [N, U].
+    """Independent standard normal scores, float32 [N, U]; of a sample's tokens with U = T.
 
     A sample's scores depend on seed and sample id only, so that they are the same in every window
     and on any number of processes.
@@ -78,6 +82,11 @@ class Repetition:
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
         found = repetition(work.corpus.rows(sample_ids).numpy(), work.corpus.counts)
         return torch.from_numpy(found)[..., None].expand(-1, -1, len(work.units))
+
+    def target_influence(self, work: Work) -> TokenScorer:
+        """Position t counts what a copier knows of token t + 1."""
+        rows, counts = work.corpus.rows, work.corpus.counts
+        return lambda ids: torch.from_numpy(repetition(rows(ids).numpy(), counts))
 
 
 def repetition(tokens_BS: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
@@ -128,6 +137,9 @@ class Loss:
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
         return None
 
+    def target_influence(self, work: Work) -> None:
+        return None
+
 
 class GradientNorm:
     """The norm of the sample's gradient in each unit's own parameters."""
@@ -147,6 +159,9 @@ class GradientNorm:
         )
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
+        return None
+
+    def target_influence(self, work: Work) -> None:
         return None
 
 

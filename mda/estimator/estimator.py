@@ -20,6 +20,9 @@ from mda.unit.kind import Measurement
 
 Item = TypeVar("Item")
 
+TokenScorer = Callable[[np.ndarray], Tensor]
+"""Sample ids -> what the loss at each position adds to the samples' scores, float64 [n, T]."""
+
 
 class Work(Protocol):
     """What there is to score, and the means: models of checkpoints, curvature, resumable passes."""
@@ -102,6 +105,13 @@ class Estimator(Protocol):
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor | None:
         """What each token adds to the scores of some samples, [n, T, U]; None if it can't tell."""
+        ...
+
+    def target_influence(self, work: Work) -> TokenScorer | None:
+        """What gives the scores of single losses for the unit that was found; None if it can't.
+
+        Only asked where the settings say `tells_tokens`.
+        """
         ...
 
 

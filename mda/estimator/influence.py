@@ -20,9 +20,22 @@ from transformers import PreTrainedModel
 
 from mda.estimator import exact
 from mda.estimator.ekfac import Labels, fit_subset
-from mda.estimator.estimator import DirectionEstimator, Work, kept_step, step_of
+from mda.estimator.estimator import (
+    DirectionEstimator,
+    TokenScorer,
+    Work,
+    kept_step,
+    step_of,
+)
 from mda.estimator.kfac_math import sequence_gradients
-from mda.estimator.score import Rows, SampleScores, batches, score_samples, token_influence
+from mda.estimator.score import (
+    Rows,
+    SampleScores,
+    batches,
+    score_samples,
+    target_influence,
+    token_influence,
+)
 from mda.schema import EkfacConfig, ExactConfig, TracinConfig
 from mda.types import ParameterBlock, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
@@ -58,6 +71,9 @@ class Ekfac:
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
         return tokens_over_steps(self, work, sample_ids)
 
+    def target_influence(self, work: Work) -> TokenScorer:
+        return targets_over_steps(self, work, self.settings.batch_size)
+
 
 class Tracin:
     """Gradient dot products along the checkpoints of the run itself."""
@@ -86,6 +102,9 @@ class Tracin:
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
         return tokens_over_steps(self, work, sample_ids)
+
+    def target_influence(self, work: Work) -> TokenScorer:
+        return targets_over_steps(self, work, self.settings.batch_size)
 
 
 class Exact:
@@ -121,6 +140,9 @@ class Exact:
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
         return tokens_over_steps(self, work, sample_ids)
+
+    def target_influence(self, work: Work) -> TokenScorer:
+        return targets_over_steps(self, work, self.settings.batch_size)
 
 
 def sequence_gradients_of(
@@ -167,6 +189,30 @@ def tokens_over_steps(estimator: DirectionEstimator, work: Work, sample_ids: np.
         found = token_influence(model, work.corpus.rows(sample_ids), directions)
         parts.append(found.cpu().double())
     return torch.stack(parts).sum(0)
+
+
+def targets_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -> TokenScorer:
+    """Influence of every loss of some samples, [n, T] float64, summed over checkpoints.
+
+    The checkpoints' models are in memory together.
+    """
+    (name,) = work.found
+    unit = next(unit for unit in work.units if unit.name == name)
+    moves = []
+    for step in work.steps:
+        model, directions = estimator.directions(work, step)
+        moves.append((model, directions.tangents(unit, dict(model.named_parameters()))))
+
+    def influence(ids: np.ndarray) -> Tensor:
+        return sum(
+            torch.cat([
+                target_influence(model, work.corpus.rows(part), move).cpu().double()
+                for part in batches(ids, batch_size)
+            ])
+            for model, move in moves
+        )  # type: ignore[return-value]  # at least one checkpoint  # fmt: skip
+
+    return influence
 
 
 def adam_step_sizes(

@@ -8,16 +8,21 @@ of z is -<P, grad L(z)>: score > 0 means that up-weighting the sample raises the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.autograd.forward_ad as forward
 from torch import Tensor
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from mda.model.architecture import unembedding
+from mda.model.plain_attention import PlainAttention
 from mda.unit.blocks import Directions
-from mda.unit.capture import capture, modules_of
+from mda.unit.capture import capture, frozen, modules_of
+from mda.unit.loss import cross_entropy
 
 Rows = Callable[[np.ndarray], Tensor]
 """Sample ids -> their tokens, int64 [B, T + 1]; for a corpus, its method `rows`."""
@@ -67,3 +72,33 @@ def token_influence(model: PreTrainedModel, tokens_BS: Tensor, directions: Direc
     are read there, and the output that is written there.
     """
     return directions.token_influence(capture(model, tokens_BS, modules_of(directions.blocks)))
+
+
+def target_influence(
+    model: PreTrainedModel, tokens_BS: Tensor, tangents: Mapping[str, Tensor]
+) -> Tensor:
+    """What the loss of every token adds to the score of one unit, [B, T]; its sum is the score.
+
+    With l_t the loss at position t, that of predicting token t + 1, it is -<P, grad l_t> / T, where
+    `tangents` are the direction P by parameter (`Directions.tangents`): what is lost, to first
+    order, when this token's loss is masked. `token_influence` divides the same sum by where the
+    unit acts, which may lie long before the loss that it acts on.
+
+    All tokens' derivatives along P come out of one forward pass that carries the change of every
+    activation (forward-mode differentiation). It ends at the last hidden state h_t, since
+    <P, grad l_t> = <dh_t / dP, grad_h l_t>.
+    """
+    tokens_BS = tokens_BS.to(model.device)
+    with torch.no_grad(), frozen(model), forward.dual_level(), PlainAttention():
+        weights = dict(model.named_parameters())
+        moved = {name: forward.make_dual(weights[name], t) for name, t in tangents.items()}
+        prefix = f"{model.base_model_prefix}."
+        moved = {name.removeprefix(prefix): dual for name, dual in moved.items()}
+        out = functional_call(model.base_model, moved, (tokens_BS[:, :-1],), {"use_cache": False})
+        hidden_BTD, change_BTD = forward.unpack_dual(out.last_hidden_state)
+        if change_BTD is None:  # the direction is empty
+            change_BTD = torch.zeros_like(hidden_BTD)
+    hidden_BTD = hidden_BTD.detach().requires_grad_()
+    losses_BT = cross_entropy(hidden_BTD, unembedding(model), tokens_BS[:, 1:])
+    (slope_BTD,) = torch.autograd.grad(losses_BT.sum(), hidden_BTD)
+    return -(change_BTD * slope_BTD).sum(-1) / losses_BT.shape[1]

@@ -64,3 +64,6 @@ class Unrolled:
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
         return None
+
+    def target_influence(self, work: Work) -> None:
+        return None

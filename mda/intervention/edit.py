@@ -17,6 +17,8 @@ def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) ->
     - `replace`: the replacement stands in the sample's place, with the weight of the plan.
     - `drop`: later samples move forward, through the end of `base`; batch sizes stay, and the
       tail is filled from `following`, the sample ids that come next in the stream.
+    - `mask_tokens`: the sample keeps its place and weight; the plan's tokens lose theirs.
+    - `spans`: the sample's rewritten row stands in its place.
     - `duplicate`, `insert`: extra rows at the end of the step's batch, so that the base's rows
       keep their places. The batch grows; `batch_size`, by which the loss is divided, does not.
 
@@ -31,11 +33,13 @@ def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) ->
         if plan.action == "duplicate":
             _rows_of(plan, base)
         return _with_extra(plan, base)
+    if plan.action == "mask_tokens":
+        return _without_tokens(plan, base)
     rows = _rows_of(plan, base)
     if plan.action == "drop":
         return _closed_up(plan, base, rows, following)
     sample_ids, weights = base.sample_ids.copy(), base.weights.copy()
-    if plan.action == "replace":
+    if plan.action in ("replace", "spans"):
         _check_replacements(plan, base)
         sample_ids[rows] = plan.replacements
     elif plan.action not in ("mask", "upweight"):
@@ -61,8 +65,17 @@ def _row_steps(base: Schedule) -> np.ndarray:
     return np.repeat(np.arange(base.start, base.end), np.diff(base.offsets))
 
 
+def _without_tokens(plan: EditPlan, base: Schedule) -> Schedule:
+    masked = np.stack([_rows_of(plan, base), plan.positions], 1)
+    order = np.lexsort((masked[:, 1], masked[:, 0]))
+    return replace(base, masked=masked[order])
+
+
 def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
-    """Row of the schedule at which each (step, sample) of the plan stands, int64 [n]."""
+    """Row of the schedule at which each (step, sample) of the plan stands, int64 [n].
+
+    Each of them is named once, but where the plan edits single tokens: then each token once.
+    """
     there = {
         pair: row
         for row, pair in enumerate(
@@ -73,9 +86,14 @@ def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
     for step, sample in wanted:
         if (step, sample) not in there:
             raise ValueError(f"sample {sample} is not in the schedule's step {step}")
-    if len(set(wanted)) < len(wanted):
-        step, sample = next(pair for pair in wanted if wanted.count(pair) > 1)
-        raise ValueError(f"the plan lists sample {sample} at step {step} twice")
+    named = np.stack([plan.steps, plan.sample_ids, plan.positions], 1)
+    values, counts = np.unique(named, axis=0, return_counts=True)
+    if (counts > 1).any():
+        step, sample, position = values[counts > 1][0]
+        token = f"position {position} of " if plan.by_token else ""
+        raise ValueError(f"the plan lists {token}sample {sample} at step {step} twice")
+    if plan.by_token and (plan.positions < 0).any():
+        raise ValueError(f"the plan names no position of sample {plan.sample_ids[0]}")
     return np.array([there[pair] for pair in wanted], dtype=np.int64)
 
 
@@ -85,7 +103,8 @@ def _check_replacements(plan: EditPlan, base: Schedule) -> None:
         raise ValueError(f"the plan names no replacement for sample {sample}")
     if len(used := np.intersect1d(plan.replacements, base.sample_ids)):
         raise ValueError(f"replacement {used[0]} is already in the schedule")
-    if len(np.unique(plan.replacements)) < len(plan.replacements):
+    pairs = np.unique(np.stack([plan.sample_ids, plan.replacements], 1), axis=0)
+    if len(np.unique(plan.replacements)) < len(pairs):
         raise ValueError("a sample replaces two others")
 
 

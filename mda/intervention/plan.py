@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from mda.types import EditPlan, Scores
 
 REMOVALS = ("mask", "drop", "replace")
 AUGMENTATIONS = ("duplicate", "upweight")
-ACTIONS = ("none", *REMOVALS, *AUGMENTATIONS, "insert")
-_COLUMNS = ("sample_id", "step", "weight", "replacement")
+BY_TOKEN = ("mask_tokens", "spans")
+ACTIONS = ("none", *REMOVALS, *AUGMENTATIONS, "insert", *BY_TOKEN)
+_COLUMNS = ("sample_id", "step", "weight", "replacement", "position", "token")
 
 
 def control(start: int, end: int) -> EditPlan:
@@ -93,6 +95,47 @@ def insert(
     return _plan("insert", start, end, sample_ids, steps, 1.0)
 
 
+def mask_tokens(
+    sample_ids: np.ndarray, steps: np.ndarray, positions: np.ndarray, start: int, end: int
+) -> EditPlan:
+    """Take single tokens' losses out of the window's training; all else stays as it is.
+
+    Position t is that of predicting token t + 1. The arrays are parallel, a token each.
+    """
+    return _plan("mask_tokens", start, end, sample_ids, steps, 0.0, positions=positions)
+
+
+def spans(
+    sample_ids: np.ndarray,
+    steps: np.ndarray,
+    positions: np.ndarray,
+    tokens: np.ndarray,
+    start: int,
+    end: int,
+    first_id: int,
+) -> EditPlan:
+    """Put other tokens in the place of those at `positions`, an array entry for each.
+
+    The samples so changed are new rows, which take the samples' places under the ids `first_id`,
+    `first_id` + 1, ..., in the order in which the samples are first named; see `rewritten`.
+    """
+    _, first, inverse = np.unique(sample_ids, return_index=True, return_inverse=True)
+    replacements = first_id + np.argsort(np.argsort(first))[inverse]
+    return _plan("spans", start, end, sample_ids, steps, 1.0, replacements, positions, tokens)
+
+
+def rewritten(plan: EditPlan, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The rows that a plan of spans puts into the stream, in the order of their ids, [n, T + 1].
+
+    `rows` gives the tokens of samples by their ids.
+    """
+    new_ids, first, place = np.unique(plan.replacements, return_index=True, return_inverse=True)
+    found = np.array(rows(plan.sample_ids[first]))
+    found[place, plan.positions] = plan.tokens
+    assert len(found) == len(new_ids)
+    return found
+
+
 def save_plan(plan: EditPlan, path: Path) -> None:
     """Write a plan as CSV under one comment line with its action and window; atomic.
 
@@ -103,7 +146,8 @@ def save_plan(plan: EditPlan, path: Path) -> None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_COLUMNS)
     weights = (repr(float(w)) for w in plan.weights)
-    rows.writerows(zip(plan.sample_ids, plan.steps, weights, plan.replacements, strict=True))
+    rest = (plan.replacements, plan.positions, plan.tokens)
+    rows.writerows(zip(plan.sample_ids, plan.steps, weights, *rest, strict=True))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text.getvalue(), encoding="utf-8")
@@ -121,11 +165,11 @@ def load_plan(path: Path) -> EditPlan:
         if tuple(names) != _COLUMNS:
             raise ValueError(f"its columns are {names}")
         columns = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
-        sample_ids, steps, replacements = (np.array(columns[i], np.int64) for i in (0, 1, 3))
+        sample_ids, steps, *rest = (np.array(columns[i], np.int64) for i in (0, 1, 3, 4, 5))
         weights = np.array([float(w) for w in columns[2]], np.float32)
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is not an edit plan: {error}") from error
-    return EditPlan(action, start, end, sample_ids, steps, weights, replacements)
+    return EditPlan(action, start, end, sample_ids, steps, weights, *rest)
 
 
 def _plan(
@@ -136,10 +180,16 @@ def _plan(
     steps: np.ndarray,
     weight: float,
     replacements: np.ndarray | None = None,
+    positions: np.ndarray | None = None,
+    tokens: np.ndarray | None = None,
 ) -> EditPlan:
     if not 0 <= start < end:
         raise ValueError(f"the window [{start}, {end}) is empty; it needs 0 <= start < end")
     n = len(sample_ids)
+
+    def column(values: np.ndarray | None) -> np.ndarray:
+        return np.full(n, -1, np.int64) if values is None else np.asarray(values, np.int64)
+
     return EditPlan(
         action=action,
         start=start,
@@ -147,7 +197,9 @@ def _plan(
         sample_ids=np.asarray(sample_ids, dtype=np.int64),
         steps=np.asarray(steps, dtype=np.int64),
         weights=np.full(n, weight, dtype=np.float32),
-        replacements=np.full(n, -1, dtype=np.int64) if replacements is None else replacements,
+        replacements=column(replacements),
+        positions=column(positions),
+        tokens=column(tokens),
     )
 
 

@@ -35,11 +35,13 @@ def in_window(scores: Scores, start: int, end: int) -> Scores:
     )
 
 
-def amount(n: int, fraction: float | None = None, count: int | None = None) -> int:
+def amount(
+    n: int, fraction: float | None = None, count: int | None = None, of: str = "samples"
+) -> int:
     """How many of `n` samples `fraction` or `count` means; exactly one of the two is given.
 
-    A fraction is rounded to the nearest whole number, halves up. Raises ValueError for an amount
-    below one sample or above n.
+    `of` says in errors what is counted. A fraction is rounded to the nearest whole number, halves
+    up. Raises ValueError for an amount below one sample or above n.
     """
     if (fraction is None) == (count is None):
         raise ValueError(f"give a fraction or a count, not fraction={fraction} and count={count}")
@@ -48,7 +50,7 @@ def amount(n: int, fraction: float | None = None, count: int | None = None) -> i
     wanted = int(fraction * n + 0.5) if fraction is not None else int(count or 0)
     if not 1 <= wanted <= n:
         given = f"fraction={fraction}" if fraction is not None else f"count={count}"
-        raise ValueError(f"{given} means {wanted} samples; 1 to {n} can be edited")
+        raise ValueError(f"{given} means {wanted} {of}; 1 to {n} can be edited")
     return wanted
 
 
@@ -86,13 +88,7 @@ def choose(
         wanted = amount(len(pool), fraction, count)
         picked = np.random.default_rng(seed).choice(pool, wanted, replace=False)
         return scores.sample_ids[np.sort(picked)]
-    values = scores.of(unit)[pool]
-    if len(pool) > 1 and values.min() == values.max():
-        raise ValueError(
-            f"all {len(pool)} scores of {unit} are {values[0]:g}: there is no {select} of them; "
-            "accepted: scores that differ, or select=random"
-        )
-    ranked = pool[_descending(values, unit)]
+    ranked = pool[_descending(scores.of(unit)[pool], unit, select)]
     if select == "band":
         first, last = _band(len(pool), lower, upper)
         picked = ranked[::-1][first:last]
@@ -100,6 +96,29 @@ def choose(
         wanted = amount(len(pool), fraction, count)
         picked = ranked[:wanted] if select == "top" else ranked[len(ranked) - wanted :]
     return scores.sample_ids[np.sort(picked)]
+
+
+def ranked(
+    scores: Scores,
+    unit: str,
+    select: str = "top",
+    *,
+    label: str | None = None,
+    labels: Sequence[str] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Places of the samples in the order in which `select` takes them, int64.
+
+    `top` and `bottom` begin with the highest and the lowest score, `random` (seeded) looks at
+    none. A `label` restricts them as in `choose`.
+    """
+    pool = _within(scores, label, labels)
+    if select == "random":
+        return np.random.default_rng(seed).permutation(pool)
+    if select not in ("top", "bottom"):
+        raise ValueError(f"select={select!r} is unknown here; choose one of top, bottom, random")
+    order = pool[_descending(scores.of(unit)[pool], unit, select)]
+    return order if select == "top" else order[::-1]
 
 
 def loss_groups(losses: np.ndarray, groups: int = 10) -> np.ndarray:
@@ -160,7 +179,12 @@ def _within(scores: Scores, label: str | None, labels: Sequence[str] | None) -> 
     return pool
 
 
-def _descending(values: np.ndarray, unit: str) -> np.ndarray:
+def _descending(values: np.ndarray, unit: str, select: str) -> np.ndarray:
+    if len(values) > 1 and values.min() == values.max():
+        raise ValueError(
+            f"all {len(values)} scores of {unit} are {values[0]:g}: there is no {select} of them; "
+            "accepted: scores that differ, or select=random"
+        )
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise ValueError(f"{bad} of {len(values)} scores of {unit} are not finite")

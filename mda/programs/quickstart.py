@@ -19,7 +19,7 @@ from mda.schema import Config
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "unit", "estimator", "intervention", "study",
-    "report", "logger",
+    "behaviour", "report", "logger",
 )  # fmt: skip
 REMOVE, AUGMENT = "intervention=remove", "intervention=augment"
 RANDOM, REPETITION = "estimator=random", "estimator=repetition"

@@ -20,7 +20,7 @@ from pathlib import Path
 from mda.config import Saved, placed, read_saved, repeating
 from mda.schema import ConfigError
 
-OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"arm"}}
+OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"arm", "behaviour"}}
 """Program -> kinds of artifacts that a reproduction computes again."""
 
 

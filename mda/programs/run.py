@@ -15,7 +15,7 @@ from mda.schema import Config
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "plan", "report", "logger",
+    "behaviour", "plan", "report", "logger",
 )  # fmt: skip
 
 
@@ -39,15 +39,16 @@ def run(config: Config, folder: Path) -> None:
             arm.run.curve,
             arm.run.folder,
             folder,
+            arm.behaviour.values,
         )
         log.figures([folder / "curves.png", folder / "heads.png"])
         log.heads(arm.run.curve)
         log.summary(results)
     scores = arm.traced
-    stages = {"base": arm.base, "scores": scores, "arm": arm.run}
+    stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run}
+    stages["behaviour"] = arm.behaviour
     edit = asdict(config.intervention) | {"action": arm.edited.plan.action}
-    edit |= {"n": len(arm.edited.plan.sample_ids)}
-    edit |= {"tokens": edit["n"] * arm.corpus.seq_len}
+    edit |= {"n": arm.edited.plan.n_samples, "tokens": arm.edited.n_tokens}
     write_summary(
         folder,
         "run",

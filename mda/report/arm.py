@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,16 +27,24 @@ from mda.types import EditPlan
 from mda.unit.metrics import HEAD_METRICS
 
 FILES = {
-    "plan.csv": "the edit: sample, step, loss weight, replacement",
+    "plan.csv": "the edit: sample, step, loss weight, replacement; position and token, if of one",
     "curve.csv": "emergence curve of the arm, from the window's start to its end",
     "train.csv": "loss and learning rate of every update",
     "curves.png": "the arm's unit against the base run's",
     "heads.png": "the metrics of every head at the window's end",
 }
 
+TOLD = {
+    "real_loss": "loss on real text",
+    "icl_score": "its ICL score",
+    "copy_gain": "gain from a copy",
+    "label_margin": "margin of few-shot labels",
+}
+"""Numbers of the model's behaviour that are printed, in nats."""
+
 UNNAMED = {  # settings that stand in an arm's name already, or make no other arm
     "name", "seed", "batch_size", "mode", "select", "fraction", "count", "band", "match", "label",
-    "match_targeted",
+    "match_targeted", "within", "spans",
 }  # fmt: skip
 
 
@@ -64,13 +73,16 @@ def report_arm(
     curve: Curve,
     source: Path,
     folder: Path,
+    able: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write `FILES` into `folder`, print one line, return the results for the summary.
+    """Write `FILES` into `folder`, print some lines, return the results for the summary.
 
-    `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest.
+    `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest; `able` what
+    the model can do at the end (`mda.emergence.behaviour`), which the curve's last row shows.
     """
-    for name in ("curve.csv", "train.csv"):
-        shutil.copyfile(source / name, folder / name)
+    rows: list[dict[str, float]] = [*map(dict, curve[:-1]), {**curve[-1], **able}]
+    store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
+    shutil.copyfile(source / "train.csv", folder / "train.csv")
     save_plan(plan, folder / "plan.csv")
     plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png")
     metric = config.unit.metric
@@ -83,10 +95,14 @@ def report_arm(
     onset = unit_onset(curve, metric, head, config.unit.threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(f"window: {window.rule}")
+    edited = f"{plan.n_samples:,} samples"
+    if plan.by_token:
+        edited = f"{len(plan.sample_ids):,} tokens of {edited}"
     print(
-        f"{arm}: {len(plan.sample_ids):,} samples edited in steps [{window.start}, {window.end}); "
+        f"{arm}: {edited} edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
+    print(told(able))
     built = store.read_json(source / "manifest.json")
     started = datetime.fromisoformat(built["created"]) - timedelta(seconds=built["wall_s"])
     kept = [
@@ -99,9 +115,24 @@ def report_arm(
         "unit_metric": last[name],
         "onset": onset.step,
         **{key: last[key] for key in kept if key in last},
+        **able,
         "started": started.isoformat(timespec="seconds"),
         "base_heads": base_heads(base_curve, metric, window.end),
     }
+
+
+def told(able: Mapping[str, float]) -> str:
+    """What the model can do, and what its strongest heads bear of it, in one line."""
+    said = []
+    for name, words in TOLD.items():
+        if (key := f"behaviour/{name}") not in able:
+            continue
+        text = f"{words} {able[key]:.3f}"
+        if (top := f"{key}/top_heads") in able:
+            other = able[f"{key}/random_heads"]
+            text += f" ({able[top]:+.3f} without the strongest heads, {other:+.3f} without others)"
+        said.append(text)
+    return "; ".join(said)
 
 
 def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mda import store
+from mda.analysis.bearing import bearing
 from mda.analysis.claims import Verdict, judge
 from mda.analysis.effects import Comparison, compare_arms
 from mda.analysis.folders import read_runs
@@ -75,7 +76,7 @@ def compare(
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, settings.dpi)
     data = page_data(measured, rows, verdicts) | {"samples": samples}
-    notes = notes_on(measured, rows, checks)
+    notes = [*bearing(measured, study), *notes_on(measured, rows, checks)]
     about = study_line(study)
     if settings.pack is not None:
         write_table(measured.runs, settings.pack)

@@ -22,6 +22,7 @@ COLOURS = {
 MORE = ("#56B4E9", "#882255", "#44AA99", "#332288", "#999933")
 CONTROL_COLOUR, RANDOM_COLOUR, MATCHED_COLOUR = "#000000", "#7F7F7F", "#8C6D46"
 DASHES = {"remove": "solid", "augment": "dashed"}
+TOKEN_DASHES = {"mask_tokens": "dotted", "spans fresh": "dashdot", "spans renamed": "dotted"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def style(arm: Arm) -> Style:
     bands on a scale from dark (lowest) to light. The look depends on the arm alone, so it is the
     same in every figure; arms that differ by another setting only look alike and are told by name.
     """
-    dash = DASHES.get(arm.intervention, "dashdot")
+    dash = TOKEN_DASHES.get(arm.mode, DASHES.get(arm.intervention, "dashdot"))
     if arm.intervention == CONTROL:
         return Style(CONTROL_COLOUR, "solid")
     if arm.match:

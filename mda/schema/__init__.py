@@ -16,6 +16,7 @@ from mda.schema.attribution import (
     RemoveConfig,
 )
 from mda.schema.base import BaseConfig, PublishedConfig
+from mda.schema.behaviour import BehaviourConfig
 from mda.schema.data import (
     DataConfig,
     EmbeddedConfig,
@@ -65,6 +66,7 @@ __all__ = [
     "AtCheckpoint",
     "AugmentConfig",
     "BaseConfig",
+    "BehaviourConfig",
     "CheckpointConfig",
     "ClaimConfig",
     "Config",

@@ -29,6 +29,16 @@ class InterventionConfig(Group):
             raise self._refuse("window", "auto, or steps [start,end] with 0 <= start < end")
 
     @property
+    def by_token(self) -> bool:
+        """Whether single tokens are edited: amounts are then of the window's tokens."""
+        return False
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether single tokens are chosen, which takes a score of each."""
+        return False
+
+    @property
     def inserted(self) -> str | None:
         """File of rows from outside the corpus, where the edit brings some."""
         return None
@@ -46,8 +56,10 @@ class EditConfig(InterventionConfig):
     select: str = setting(
         "top", "samples by their score", one_of=("top", "bottom", "band", "random", "ids")
     )
-    fraction: float | None = setting(0.1, "share of the window's samples", above=0, high=1)
-    count: int | None = setting(None, "number of samples, in place of fraction", low=1)
+    fraction: float | None = setting(
+        0.1, "share of the window's samples, or tokens where these are edited", above=0, high=1
+    )
+    count: int | None = setting(None, "number of samples or tokens, in place of fraction", low=1)
     label: str | None = setting(None, "choose among samples of this class only")
     ids: list[int] = setting([], "sample ids, with select=ids", low=0)
     band: list[float] | None = setting(
@@ -55,8 +67,8 @@ class EditConfig(InterventionConfig):
     )
     seed: int = setting(0, "seed of select=random and of match", low=0, high=2**32 - 1)
     match: str = setting(
-        "none", "give a random set the targeted one's distribution",
-        one_of=("none", "label", "loss"),
+        "none", "give a random set the targeted one's distribution; sample: of tokens",
+        one_of=("none", "label", "loss", "sample"),
     )  # fmt: skip
     match_targeted: str = setting(
         "exclude", "whether a matched set may hold targeted samples", one_of=("exclude", "allow")
@@ -70,6 +82,8 @@ class EditConfig(InterventionConfig):
             raise self._refuse("band", "[lower,upper] with intervention.select=band, else null")
         if self.band is not None and (len(self.band) != 2 or self.band[0] >= self.band[1]):
             raise self._refuse("band", "[lower,upper] with lower below upper, from 0 to 1")
+        if self.match == "sample" and not self.scores_tokens:
+            raise self._refuse("match", "none, label or loss; sample where mode=mask_tokens")
         amount = self.select in ("top", "bottom", "random")
         if amount and (self.fraction is None) == (self.count is None):
             raise self._refuse("count", "either a count or intervention.fraction, the other null")
@@ -77,14 +91,42 @@ class EditConfig(InterventionConfig):
 
 @dataclass
 class RemoveConfig(EditConfig):
-    """Take samples out of the window."""
+    """Take samples, single tokens, or repetitions out of the window."""
 
     name: str = setting("remove", "kind of edit", one_of=("remove",))
     mode: str = setting(
         "mask",
-        "mask: loss weight 0 in place; drop: the stream closes up; replace: by unused samples",
-        one_of=("mask", "drop", "replace"),
+        "mask: loss weight 0 in place; drop: the stream closes up; replace: by unused samples; "
+        "mask_tokens: the loss of single tokens; spans: other tokens where a sample repeats itself",
+        one_of=("mask", "drop", "replace", "mask_tokens", "spans"),
     )
+    within: float | None = setting(
+        None, "with mode=mask_tokens, tokens of this share of samples only, null: of all",
+        above=0, high=1,
+    )  # fmt: skip
+    spans: str = setting(
+        "fresh",
+        "with mode=spans, fresh: nothing repeats any more; renamed: all repeats, in other words",
+        one_of=("fresh", "renamed"),
+    )
+    ngram: int = setting(3, "with mode=spans, so many tokens in a row that occur twice", low=2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by_token and self.select not in ("top", "bottom", "random"):
+            raise self._refuse("select", f"top, bottom, random with mode={self.mode}")
+        if self.by_token and self.match not in ("none", "sample"):
+            raise self._refuse("match", f"none{', sample' * (self.mode == 'mask_tokens')}")
+        if self.within is not None and self.mode != "mask_tokens":
+            raise self._refuse("within", "null, or intervention.mode=mask_tokens")
+
+    @property
+    def by_token(self) -> bool:
+        return self.mode in ("mask_tokens", "spans")
+
+    @property
+    def scores_tokens(self) -> bool:
+        return self.mode == "mask_tokens" and self.select != "random"
 
 
 @dataclass

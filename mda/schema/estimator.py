@@ -18,6 +18,7 @@ class EstimatorConfig(Group):
     key: ClassVar[str] = "estimator"
     estimator: ClassVar[str] = ""  # `module:class` that carries it out
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
+    tells_tokens: ClassVar[bool] = False  # whether it scores the loss of single tokens
 
     name: str = setting("???", "kind of estimator, set by estimator=...")
 
@@ -53,6 +54,8 @@ class AtCheckpoint(EstimatorConfig):
 class WithCurvature(AtCheckpoint):
     """An estimator that fits the curvature of the loss on samples of the window."""
 
+    tells_tokens: ClassVar[bool] = True
+
     damping: float = setting(0.1, "added to the curvature, as a share of its mean", above=0)
     fit_sequences: int | None = setting(
         4096, "samples the curvature is fitted on, null: the whole window", low=1
@@ -78,6 +81,7 @@ class TracinConfig(EstimatorConfig):
     """Gradient dot products summed over checkpoints."""
 
     estimator: ClassVar[str] = "mda.estimator.influence:Tracin"
+    tells_tokens: ClassVar[bool] = True
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoints", "n_checkpoints")
 
     name: str = setting("tracin", "kind of estimator", one_of=("tracin",))
@@ -139,6 +143,7 @@ class RandomConfig(EstimatorConfig):
     """Scores drawn from a seeded generator: the baseline of equal size."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Random"
+    tells_tokens: ClassVar[bool] = True
 
     name: str = setting("random", "kind of estimator", one_of=("random",))
     seed: int = setting(0, "seed of the scores, beside the run's own", **SEED)
@@ -149,6 +154,7 @@ class RepetitionConfig(EstimatorConfig):
     """A count of repetitions in the sample's tokens: the baseline that influence must beat."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Repetition"
+    tells_tokens: ClassVar[bool] = True
 
     name: str = setting("repetition", "kind of estimator", one_of=("repetition",))
 

@@ -13,6 +13,7 @@ from mda.schema.attribution import (
     RemoveConfig,
 )
 from mda.schema.base import BaseConfig, PublishedConfig
+from mda.schema.behaviour import BehaviourConfig
 from mda.schema.data import (
     DataConfig,
     EmbeddedConfig,
@@ -107,6 +108,7 @@ class Config(Group):
     unit: UnitConfig = field(default_factory=HeadConfig)
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

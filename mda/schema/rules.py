@@ -9,7 +9,7 @@ from typing import Any
 
 from mda.schema.base import PublishedConfig
 from mda.schema.model import SIZES, PublishedModelConfig
-from mda.schema.root import Config
+from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import refuse, show
 from mda.schema.unit import HeadConfig
 
@@ -133,9 +133,26 @@ def _enough_to_edit(c: Config) -> None:
     if c.intervention.steps and count is not None:
         start, end = c.intervention.steps
         samples = (end - start) * c.training.batch_size
-        if count > samples:
-            limit = f"at most the window's {samples} samples"
+        by_token = getattr(c.intervention, "by_token", False)
+        there, what = (samples * c.data.seq_len, "tokens") if by_token else (samples, "samples")
+        if count > there:
+            limit = f"at most the window's {there} {what}"
             raise refuse("intervention.count", count, limit)
+
+
+def _tasks_fit_context(c: Config) -> None:
+    if c.behaviour.shortest > c.data.seq_len:
+        name = "span" if 2 * c.behaviour.span > c.behaviour.snippet else "snippet"
+        limit = f"so few that an example and a question fit into data.seq_len={c.data.seq_len}"
+        raise refuse(f"behaviour.{name}", getattr(c.behaviour, name), limit)
+
+
+def _tokens_are_scored(c: Config) -> None:
+    if getattr(c.intervention, "scores_tokens", False) and not c.estimator.tells_tokens:
+        known = sorted(name for name, cls in OPTIONS["estimator"].items()
+                       if getattr(cls, "tells_tokens", False))  # fmt: skip
+        said = f"{', '.join(known)} with intervention.mode=mask_tokens"
+        raise refuse("estimator", c.estimator.name, said)
 
 
 def _model_is_known(c: Config) -> None:
@@ -171,6 +188,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "training"), _data_lasts),
     (("data", "emergence"), _held_out_exists),
     (("data", "emergence"), _icl_positions_exist),
+    (("data", "behaviour"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),
     (("training", "emergence"), _measured_in_time),
     (("model", "sae"), _sae_layer_exists),
@@ -179,7 +197,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("model", "unit"), _unit_probe_fits_context),
     (("training", "estimator"), _scored_steps_exist),
     (("training", "intervention"), _window_in_run),
-    (("training", "intervention"), _enough_to_edit),
+    (("data", "training", "intervention"), _enough_to_edit),
+    (("estimator", "intervention"), _tokens_are_scored),
 )
 
 

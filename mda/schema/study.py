@@ -36,12 +36,20 @@ class ArmConfig(Group):
 
     key: ClassVar[str] = "study.arms.*"
     intervention: str = setting("???", "kind of edit", one_of=("remove", "augment", "control"))
-    mode: str = setting("", "mask, drop, replace, duplicate, upweight or insert")
+    mode: str = setting(
+        "",
+        "mask, drop, replace, mask_tokens, spans fresh, spans renamed, duplicate, upweight or "
+        "insert",
+    )
     estimator: str = setting("", "what scored the samples, such as ekfac or repetition")
     select: str = setting("", "top, bottom, band 0.1-0.2, random or ids")
-    amount: str = setting("", "share or number of samples, such as 10 % or 500 samples")
+    amount: str = setting(
+        "", "share or number, such as 10 %, 500 samples, 1 % of tokens or 900 tokens"
+    )
     label: str = setting("", "class that the selection was restricted to")
-    match: str = setting("", "random set like the targeted one", one_of=("", "label", "loss"))
+    match: str = setting(
+        "", "random set like the targeted one", one_of=("", "label", "loss", "sample")
+    )
     match_targeted: str = setting(
         "", "whether a matched set may hold targeted samples", one_of=("", "exclude", "allow")
     )
@@ -61,7 +69,9 @@ class ClaimConfig(Group):
     metric: str = setting("unit", "what is compared, see mda/analysis/metrics.py")
     arm: str = setting("???", "name of an arm of the study")
     reference: str = setting(
-        "random", f"what the arm is compared with: {', '.join(REFERENCES)}, or an estimator's name"
+        "random",
+        f"what the arm is compared with: {', '.join(REFERENCES)}, an estimator's name, or an arm "
+        "of the study",
     )
     direction: str = setting("???", "the claimed sign", one_of=("less", "greater", "none"))
     margin: float = setting(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +15,15 @@ from mda.data.token_files import read_inserted
 from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
-from mda.intervention.select import choose, in_window, loss_groups, matched_random
+from mda.intervention.select import amount, choose, in_window, loss_groups, matched_random, ranked
+from mda.intervention.spans import fresh, renamed, within_budget
+from mda.intervention.tokens import matched_tokens, random_tokens, top_tokens
 from mda.schema import AugmentConfig, ConfigError, EditConfig, RemoveConfig
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, following
+from mda.stages.corpus import base_schedule, fetch, following
 from mda.stages.locating import Located
 from mda.store import hash_arrays
-from mda.types import EditPlan, Schedule, Scores
+from mda.types import EditPlan, Schedule, Scores, TokenScores, Window
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class Edited:
     corpus: Corpus
     inserted: str | None  # hash of rows from outside the corpus
 
+    @property
+    def n_tokens(self) -> int:
+        """How many tokens the plan edits."""
+        n = len(self.plan.sample_ids)
+        return n if self.plan.by_token else n * self.corpus.seq_len
+
 
 def check_inserted(context: Context, corpus: Corpus) -> None:
     """Read the rows that an edit inserts. Raises ConfigError before anything is trained."""
@@ -38,10 +48,17 @@ def check_inserted(context: Context, corpus: Corpus) -> None:
         read_inserted(Path(rows), corpus.seq_len, corpus.vocab_size)
 
 
-def plan_edit(context: Context, corpus: Corpus, unit: Located, scores: Scores | None) -> Edited:
-    """Choose the samples, write the plan, carry it out on the unedited schedule.
+def plan_edit(
+    context: Context,
+    corpus: Corpus,
+    unit: Located,
+    scores: Scores | None,
+    tokens: TokenScores | None = None,
+) -> Edited:
+    """Choose samples or tokens, write the plan, carry it out on the unedited schedule.
 
-    `scores` are not needed by a control arm. Raises ConfigError where the edit is impossible.
+    `scores` are not needed by a control arm, `tokens` by edits of scored tokens alone. Raises
+    ConfigError where the edit is impossible.
     """
     intervention, window = context.config.intervention, unit.window
     base = base_schedule(context.config, corpus, window.start, window.end)
@@ -52,6 +69,10 @@ def plan_edit(context: Context, corpus: Corpus, unit: Located, scores: Scores | 
         if intervention.inserted is not None:
             return _inserted(context, corpus, base, cast(AugmentConfig, intervention))
         assert scores is not None
+        if intervention.by_token:
+            return _by_token(
+                context, corpus, unit, cast(RemoveConfig, intervention), scores, tokens
+            )
         plan = _plan(
             context, corpus, unit, cast(RemoveConfig | AugmentConfig, intervention), scores
         )
@@ -88,14 +109,14 @@ def select(
     seed = mixed_seed(run_seed, config.seed)
     labels = corpus.labels_of(scores.sample_ids)
     lower, upper = config.band or (None, None)
-    amount = {"fraction": config.fraction, "count": config.count}
+    how_many = {"fraction": config.fraction, "count": config.count}
     if config.select in ("band", "ids") or config.count is not None:
-        amount["fraction"] = None
+        how_many["fraction"] = None
     chosen = choose(
         scores,
         unit,
         config.select,
-        **amount,
+        **how_many,
         lower=lower,
         upper=upper,
         label=config.label,
@@ -110,6 +131,103 @@ def select(
     groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
     exclude = config.match_targeted == "exclude"
     return matched_random(scores.sample_ids, groups, chosen, seed, exclude)
+
+
+def _by_token(
+    context: Context,
+    corpus: Corpus,
+    unit: Located,
+    config: RemoveConfig,
+    scores: Scores,
+    tokens: TokenScores | None,
+) -> Edited:
+    """An edit of single tokens; amounts are of the window's tokens."""
+    start, end = unit.window.start, unit.window.end
+    base = base_schedule(context.config, corpus, start, end)
+    scores = in_window(scores, start, end)
+    n_tokens = len(scores.sample_ids) * corpus.seq_len
+    fraction = None if config.count is not None else config.fraction
+    n = amount(n_tokens, fraction, config.count, "tokens")
+    seed = mixed_seed(context.config.seed, config.seed)
+    labels = corpus.labels_of(scores.sample_ids) if config.label else None
+    order = partial(ranked, scores, unit.name, label=config.label, labels=labels, seed=seed)
+    if config.mode == "mask_tokens":
+        pool = None if config.label is None else order("random")
+        if config.within is not None:
+            chosen = order(config.select)
+            pool = chosen[: amount(len(chosen), config.within)]
+        parts = None if tokens is None else tokens.parts
+        plan = mask_tokens(scores, config, unit.window, corpus.seq_len, n, pool, parts, seed)
+        return Edited(plan, edit(plan, base), corpus, None)
+    fetch(context, corpus, scores.sample_ids)
+    plan = replace_spans(corpus, scores, config, unit.window, n, order(config.select), seed)
+    extra = plans.rewritten(plan, lambda ids: corpus.rows(ids).numpy())
+    longer = replace(corpus, extra=extra.astype(corpus.tokens.dtype))
+    return Edited(plan, edit(plan, base), longer, hash_arrays(extra))
+
+
+def mask_tokens(
+    scores: Scores,
+    config: RemoveConfig,
+    window: Window,
+    length: int,
+    n: int,
+    pool: np.ndarray | None,
+    parts: Callable[[], Iterable[np.ndarray]] | None,
+    seed: int,
+) -> EditPlan:
+    """The plan that masks n tokens of the window's samples, or of some of them, `pool`.
+
+    `parts` are the tokens' scores; where none is given the tokens are drawn.
+    """
+    if parts is None:
+        chosen = random_tokens(len(scores.sample_ids), length, n, seed, pool)
+    else:
+        chosen = top_tokens(parts(), n, pool, config.select)
+    if config.match == "sample":
+        chosen = matched_tokens(chosen, length, seed, config.match_targeted == "exclude")
+    rows, positions = chosen
+    return plans.mask_tokens(
+        scores.sample_ids[rows], scores.steps[rows], positions, window.start, window.end
+    )
+
+
+def replace_spans(
+    corpus: Corpus,
+    scores: Scores,
+    config: RemoveConfig,
+    window: Window,
+    n: int,
+    order: np.ndarray,
+    seed: int,
+) -> EditPlan:
+    """The plan that replaces the repeated spans of the first samples of `order`, up to n tokens.
+
+    The tokens that take their places have the distribution of those that are replaced. What a
+    sample becomes depends on the seed and its id alone, but for that distribution.
+    """
+    rows = (corpus.rows(scores.sample_ids[[at]])[0].numpy() for at in order)
+    found = within_budget(rows, config.ngram, n, corpus.special_ids)
+    marks = {at: marked for at, marked in zip(order, found, strict=False) if marked.any()}
+    places = np.array(sorted(marks))
+    marked, ids = np.stack([marks[at] for at in places]), scores.sample_ids[places]
+    old = corpus.rows(ids).numpy()
+    counts = np.bincount(old[marked], minlength=corpus.vocab_size)
+    probabilities = counts / counts.sum()
+    draw = {"fresh": fresh, "renamed": renamed}[config.spans]
+    new = np.stack([
+        draw(row, mark, probabilities, config.ngram, _generator(seed, sample))
+        for row, mark, sample in zip(old, marked, ids, strict=True)
+    ])  # fmt: skip
+    at, positions = np.nonzero(marked)
+    return plans.spans(
+        ids[at], scores.steps[places][at], positions, new[at, positions],
+        window.start, window.end, first_id=len(corpus.tokens),
+    )  # fmt: skip
+
+
+def _generator(seed: int, sample_id: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, int(sample_id)]))
 
 
 def _inserted(context: Context, corpus: Corpus, base: Schedule, config: AugmentConfig) -> Edited:

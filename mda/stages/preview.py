@@ -27,7 +27,7 @@ from mda.store import Artifact, Store, fingerprint, make_key
 
 STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
-    "state", "arm",
+    "tokens", "state", "arm", "behaviour",
 )  # fmt: skip
 LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 WINDOW = ("window", "before_onset", "after_onset")
@@ -230,6 +230,8 @@ def stages_of(config: Config, last: str) -> list[str]:
         left_out |= {"weights", "curve"}
     if last == "arm" and not config.intervention.edits:
         left_out.add("scores")
+    if not config.intervention.scores_tokens:
+        left_out.add("tokens")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
 
 
@@ -237,11 +239,11 @@ def _key(config: Config, kind: str) -> str:
     groups = ["base"] if kind == "weights" else ["data"]
     if kind not in ("corpus", "weights"):
         groups += ["base", "seed", "model", "training", "emergence"]
-    if kind in ("scores", "arm") or (kind == "base" and config.intervention.steps):
+    if kind in ("scores", "tokens", "arm") or (kind == "base" and config.intervention.steps):
         groups += ["window"]  # a base run keeps a checkpoint where a given window starts
-    if kind in ("scores", "arm"):
+    if kind in ("scores", "tokens", "arm"):
         groups += ["unit"]
-    if kind == "scores" or (kind == "arm" and config.intervention.name != "control"):
+    if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.name != "control"):
         groups += ["estimator"]
     if kind == "arm":
         groups += ["intervention"]

@@ -33,12 +33,23 @@ class StepDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
         for step in range(self.first, self.schedule.end):
-            sample_ids, weights = self.schedule.at(step)
+            sample_ids, _ = self.schedule.at(step)
             yield {
                 "tokens": self.corpus.rows(sample_ids),
-                "weights": torch.from_numpy(weights),
+                "weights": loss_weights(self.schedule, step, self.corpus.seq_len),
                 "batch_size": self.schedule.batch_size,
             }
+
+
+def loss_weights(schedule: Schedule, step: int, seq_len: int) -> torch.Tensor:
+    """Loss weights of one step: of its samples, [B], or where tokens are masked of each, [B, T]."""
+    weights_B = torch.from_numpy(schedule.at(step)[1])
+    masked = torch.from_numpy(schedule.masked_at(step))
+    if not len(masked):
+        return weights_B
+    weights_BT = weights_B[:, None].repeat(1, seq_len)
+    weights_BT[masked[:, 0], masked[:, 1]] = 0
+    return weights_BT
 
 
 class ScheduleData(pl.LightningDataModule):

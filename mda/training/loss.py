@@ -22,7 +22,22 @@ Backward = Callable[[torch.Tensor, bool], None]
 
 
 def sample_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss of each sample in nats, [B].
+    """Mean next-token loss of each sample in nats, [B]."""
+    return token_losses(model, tokens_BT1).mean(1)
+
+
+def weighted_losses(
+    model: PreTrainedModel, tokens_BT1: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """w_j l_j of each sample, [B]; with a weight for every token, [B, T], mean_t w_jt l_jt."""
+    losses_BT = token_losses(model, tokens_BT1)
+    if weights.ndim == 1:
+        return weights * losses_BT.mean(1)
+    return (weights * losses_BT).mean(1)
+
+
+def token_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
+    """Next-token loss at every position in nats, [B, T].
 
     Above `LOGITS` the logits never exist as a whole. That takes a model whose logits are its
     output embedding times the last hidden state, as those of GPT-NeoX, Llama and OLMo-2 are.
@@ -35,7 +50,7 @@ def sample_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Ten
     else:
         hidden_BTD = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
         losses = vocabulary_losses(hidden_BTD.flatten(0, 1), head, targets)
-    return losses.view(len(tokens_BT1), -1).mean(1)
+    return losses.view(len(tokens_BT1), -1)
 
 
 def vocabulary_losses(
@@ -74,25 +89,26 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def accumulate_gradients(
     model: PreTrainedModel,
     tokens_BT1: torch.Tensor,
-    weights_B: torch.Tensor,
+    weights: torch.Tensor,
     batch_size: int,
     micro_batch_size: int | None = None,
     backward: Backward = lambda loss, last: loss.backward(),
 ) -> torch.Tensor:
     """Add the gradient of sum_j w_j l_j / batch_size to the parameters'; returns that sum.
 
-    `batch_size` is that of the unedited stream: editing one sample leaves the others' share as
-    it is. The sum does not depend on how it is cut into micro-batches (null: not at all), but for
-    the order of its addition.
+    `weights` are those of samples, [B], or of tokens, [B, T], see `weighted_losses`. `batch_size`
+    is that of the unedited stream: editing one sample leaves the others' share as it is. The sum
+    does not depend on how it is cut into micro-batches (null: not at all), but for the order of
+    its addition.
     """
     if not len(tokens_BT1):  # an edit dropped every sample: the gradient is zero, not missing
         tokens_BT1 = tokens_BT1.new_zeros(1, tokens_BT1.shape[1])
-        weights_B = weights_B.new_zeros(1)
+        weights = weights.new_zeros(1)
     size = micro_batch_size or len(tokens_BT1)
-    parts = list(zip(tokens_BT1.split(size), weights_B.split(size), strict=True))
+    parts = list(zip(tokens_BT1.split(size), weights.split(size), strict=True))
     done = []
-    for i, (tokens, weights) in enumerate(parts):
-        loss = (weights * sample_losses(model, tokens)).sum() / batch_size
+    for i, part in enumerate(parts):
+        loss = weighted_losses(model, *part).sum() / batch_size
         backward(loss, i == len(parts) - 1)
         done.append(loss.detach())
     return torch.stack(done).sum()

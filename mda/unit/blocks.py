@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mda.types import ParameterBlock, Unit
+from mda.types import ParameterBlock, Tap, Unit
 from mda.unit.capture import Capture
 
 BlockTensors = Mapping[ParameterBlock, Tensor]  # each [R, I, J]; R is the block's H, or above 1
@@ -47,16 +47,17 @@ def add_to(
 ) -> None:
     """Adds to one owner's parameters in place; shared ones change for all that share them."""
     n_in, place = block.input.size, 0
-    inputs = _features(block.input, owner)
+    inputs = features(block.input, owner)
     for output in block.outputs:
-        rows, part = _features(output, owner), delta_IJ[:, place : place + output.size]
+        rows, part = features(output, owner), delta_IJ[:, place : place + output.size]
         tensors[f"{output.module}.weight"][rows, inputs] += part[:n_in].T
         if block.bias:
             tensors[f"{output.module}.bias"][rows] += part[n_in]
         place += output.size
 
 
-def _features(tap, owner: int) -> slice:
+def features(tap: Tap, owner: int) -> slice:
+    """Where one owner's features lie among those of the tap's module."""
     start = tap.start + (owner // tap.repeat % tap.groups) * tap.stride
     return slice(start, start + tap.size)
 
@@ -135,6 +136,23 @@ class Directions:
     def blocks(self) -> list[ParameterBlock]:
         """The blocks that have to be captured, each once."""
         return list(dict.fromkeys(block for _, tensors in self.groups for block in tensors))
+
+    def tangents(self, unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The unit's direction as a change of the model's parameters, by their names.
+
+        `weights` are the parameters; those that the unit owns nothing of are left out.
+        """
+        found: dict[str, Tensor] = {}
+        for units, tensors in self.groups:
+            for block, row in unit.parts if unit in units else ():
+                if block not in tensors:
+                    continue
+                for output in block.outputs:
+                    for end in ("weight", *(["bias"] * block.bias)):
+                        name = f"{output.module}.{end}"
+                        found.setdefault(name, torch.zeros_like(weights[name]))
+                add_to(block, row, found, tensors[block][row].to(weights[name]))
+        return found
 
     def sequence_influence(self, captured: Capture) -> Tensor:
         """-<P_u, grad L(z)> for every sequence and unit, [B, U]."""

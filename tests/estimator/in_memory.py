@@ -91,6 +91,7 @@ class InMemoryWork:
     seed: int = 0
     rates: Mapping[int, float] = field(default_factory=dict)
     moments: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
+    found: Sequence[str] = ()
 
     def model(self, step: int) -> PreTrainedModel:
         return self.models[step]

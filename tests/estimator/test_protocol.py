@@ -69,7 +69,7 @@ def test_every_estimator_of_the_schema_can_be_loaded(name):
     settings = OPTIONS["estimator"][name]()
     assert settings.name == name
     estimator = estimator_of(settings)
-    for method in ("steps", "score", "token_influence"):
+    for method in ("steps", "score", "token_influence", "target_influence"):
         asked = list(inspect.signature(getattr(type(estimator), method)).parameters)
         assert asked == answers(method)
     steps = estimator.steps(KEPT, WINDOW)

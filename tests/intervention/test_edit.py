@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from mda.intervention.edit import edit
-from mda.intervention.plan import ACTIONS, augment, control, insert, load_plan, remove, save_plan
+from mda.intervention.plan import (
+    ACTIONS,
+    augment,
+    control,
+    insert,
+    load_plan,
+    mask_tokens,
+    remove,
+    save_plan,
+    spans,
+)
 from mda.types import EditPlan, Schedule, Scores
 
 START, STEPS, BATCH = 100, 30, 4
@@ -47,6 +57,13 @@ def make_plan(action: str, base: Schedule, n=17, seed=0) -> EditPlan:
         return remove(scores, chosen, 105, 125, action, unused=UNUSED, seed=seed)
     if action == "insert":
         return insert(UNUSED[:n], 105, 125, first_step=110, per_step=3)
+    if action in ("mask_tokens", "spans"):  # two tokens of each sample
+        at = np.searchsorted(scores.sample_ids, chosen, sorter=np.argsort(scores.sample_ids))
+        steps = scores.steps[np.argsort(scores.sample_ids)[at]]
+        tokens = np.repeat(chosen, 2), np.repeat(steps, 2), np.tile([3, 8], n)
+        if action == "mask_tokens":
+            return mask_tokens(*tokens, 105, 125)
+        return spans(*tokens, rng.integers(50, size=2 * n), 105, 125, first_id=5000)
     return augment(scores, chosen, 105, 125, action, weight=2.5)
 
 
@@ -109,9 +126,12 @@ def test_the_multiset_of_samples_changes_by_the_plan_only(action, seed):
     plan = make_plan(action, base, seed=seed)
     before, after, edited = ids(base), ids(edit(plan, base, FOLLOWING)), Counter()
     edited.update(plan.sample_ids.tolist())
+    named = Counter(set(plan.sample_ids.tolist()))
     expected = {
         "none": before,
         "mask": before,
+        "mask_tokens": before,
+        "spans": before - named + Counter(range(5000, 5017)),
         "upweight": before,
         "duplicate": before + edited,
         "insert": before + edited,
@@ -129,7 +149,8 @@ def test_the_base_schedule_is_left_alone(action):
         assert np.array_equal(getattr(base, name), getattr(copy, name))
 
 
-@pytest.mark.parametrize("action", ["mask", "upweight", "replace", "duplicate", "insert"])
+@pytest.mark.parametrize("action", ["mask", "upweight", "replace", "duplicate", "insert",
+                                    "mask_tokens", "spans"])  # fmt: skip
 def test_unedited_samples_keep_step_place_and_weight(action):
     base = make_base()
     plan = make_plan(action, base)
@@ -195,7 +216,7 @@ def test_plans_survive_their_csv(action, tmp_path):
     save_plan(plan, tmp_path / "plan.csv")
     again = load_plan(tmp_path / "plan.csv")
     assert (again.action, again.start, again.end) == (plan.action, plan.start, plan.end)
-    for name in ("sample_ids", "steps", "weights", "replacements"):
+    for name in ("sample_ids", "steps", "weights", "replacements", "positions", "tokens"):
         ours, theirs = getattr(again, name), getattr(plan, name)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
     assert [p.name for p in tmp_path.iterdir()] == ["plan.csv"]
@@ -240,10 +261,11 @@ def test_a_plan_that_does_not_fit_the_schedule_is_refused():
 
     def plan(action="mask", start=105, end=120, sample_ids=twice, steps=(110, 110), other=-1):
         n = len(sample_ids)
-        weights, others = np.zeros(n, np.float32), np.full(n, other)
+        weights, others, none = np.zeros(n, np.float32), np.full(n, other), np.full(n, -1)
         return EditPlan(
-            action, start, end, np.asarray(sample_ids), np.asarray(steps), weights, others
-        )
+            action, start, end, np.asarray(sample_ids), np.asarray(steps), weights, others, none,
+            none,
+        )  # fmt: skip
 
     cases = [
         (plan(start=90), r"\[90, 120\) is not inside"),

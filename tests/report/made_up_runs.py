@@ -34,6 +34,8 @@ class Edit:
     band: tuple[float, float] | None = None
     match: str = "none"
     match_targeted: str = "exclude"
+    mode: str = ""  # of an edit of tokens; else the usual one
+    able: dict[str, float] | None = None  # what its model can do at the end
 
 
 STANDARD = (
@@ -78,7 +80,9 @@ def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) 
     )
     rng = np.random.default_rng([seed, replicate, *name.encode()])
     unit = _unit(seed)
-    store.write_csv(folder / "curve.csv", list(_curve(seed, edit, rng, noise)))
+    rows = list(_curve(seed, edit, rng, noise))
+    rows[-1] |= {f"behaviour/{name}": value for name, value in (edit.able or {}).items()}
+    store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
     store.write_json(folder / "summary.json", _summary(seed, edit, replicate, unit, folder.name))
     store.write_csv(folder / "plan.csv", [])
     lines = [f"intervention={edit.intervention}", f"estimator={edit.estimator or 'ekfac'}"]
@@ -154,6 +158,8 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
             "tokens": n * SEQ_LEN,
             "band": list(edit.band) if edit.band else None,
         }
+        if edit.mode:
+            intervention |= {"mode": edit.mode, "action": edit.mode, "spans": "fresh"}
     return {
         "program": "run",
         "seed": seed,

@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import BANDS, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.analysis.arms import Arm, by_arm, read_run
+from mda.analysis.arms import Arm, arm_of, by_arm, read_run
 from mda.analysis.folders import read_runs
 
 
@@ -41,6 +41,21 @@ def test_names_say_what_an_arm_is():
     assert Arm("remove", "mask", "ekfac", "band 0.1-0.2", "10 %").name.endswith("band 0.1-0.2")
     within = Arm("remove", "mask", "random", "random", "10 %", "latex")
     assert within.name == "remove mask random latex 10 %"
+
+
+def test_an_edit_of_tokens_says_that_its_amount_is_of_tokens():
+    edit = {"name": "remove", "mode": "mask_tokens", "select": "top", "fraction": 0.01, "n": 7}
+    ekfac = {"name": "ekfac"}
+    assert arm_of(edit, ekfac).name == "remove mask_tokens ekfac top 1 % of tokens"
+    few = edit | {"within": 0.1}
+    assert arm_of(few, ekfac).amount == "1 % of tokens within 10 % of samples"
+    assert arm_of(edit | {"fraction": None, "count": 900}, ekfac).amount == "900 tokens"
+    same = edit | {"match": "sample"}
+    assert arm_of(same, ekfac).name == (
+        "remove mask_tokens random, as ekfac top 1 % of tokens by sample, without its tokens"
+    )
+    spans = edit | {"mode": "spans", "spans": "renamed"}
+    assert arm_of(spans, {"name": "random"}).name == "remove spans renamed random 1 % of tokens"
 
 
 def test_arms_are_grouped_over_seeds_and_replicates(tmp_path):

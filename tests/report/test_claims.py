@@ -153,6 +153,32 @@ def test_matched_random_sets_are_no_targeted_arms():
     assert targeted.same_as(replace(targeted, extra=("damping=1",)))
 
 
+def test_a_claim_can_compare_two_arms_of_another_size_or_kind(tmp_path):
+    """Masking 1 % of the tokens does what masking 10 % of the samples does, as planted."""
+    ekfac = {"strength": 0.6, "delay": 300.0}
+    tokens = Edit("remove", "ekfac", fraction=0.01, mode="mask_tokens", **ekfac)
+    drawn = Edit("remove", "random", fraction=0.01, mode="mask_tokens", select="random")
+    write_runs(tmp_path, range(8), (*STANDARD, tokens, drawn), noise=0.0005)
+    arms = ARMS | {
+        "tokens": ArmConfig("remove", "mask_tokens", "ekfac", "top", "1 % of tokens"),
+        "samples": ARMS["ekfac"],
+    }
+    of_tokens = {"arm": "tokens", "metric": "unit"}
+    claims = {
+        "same": claim("none", margin=0.01, reference="samples", **of_tokens),
+        "less": claim("less", reference="random", **of_tokens),
+        "more": claim("greater", arm="random", reference="samples"),
+        "unrun": claim("none", margin=0.01, reference="ball", **of_tokens),
+    }
+    one = StudyConfig(name="s", arms=arms, claims=claims)
+    found = {v.name: v for v in judge(one, measure(read_runs([tmp_path])))}
+    words = {name: v.verdict for name, v in found.items()}
+    assert words == {"same": "replicated", "less": "replicated", "more": "replicated",
+                     "unrun": "undecided"}  # fmt: skip
+    assert found["same"].effect.n == found["more"].effect.n == 8
+    assert "no remove mask crystal ball top 10 % run" in " ".join(found["unrun"].dropped)
+
+
 def test_few_seeds_are_undecided(tmp_path):
     write_runs(tmp_path, [0, 1], STANDARD)
     verdict = judge(study(claim()), measure(read_runs([tmp_path])), resamples=99)[0]

@@ -11,7 +11,7 @@ from mda.schema import OPTIONS
 from mda.schema.keys import settings
 from mda.stages.preview import fingerprints
 
-STAGES = ("corpus", "base", "scores", "arm")
+STAGES = ("corpus", "base", "scores", "tokens", "arm", "behaviour")
 
 NOTHING = "nothing"
 
@@ -109,6 +109,18 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "intervention.before_onset": ("intervention.before_onset=9", NOTHING),  # a window is given
     "intervention.after_onset": ("intervention.after_onset=9", NOTHING),
     "intervention.mode": ("intervention.mode=drop", "arm"),
+    "intervention.within": (
+        "intervention.mode=mask_tokens intervention.within=0.5",
+        "tokens",
+    ),
+    "intervention.spans": (
+        "intervention.mode=spans intervention.spans=renamed intervention.fraction=0.03",
+        "arm",
+    ),
+    "intervention.ngram": (
+        "intervention.mode=spans intervention.ngram=4 intervention.fraction=0.03",
+        "arm",
+    ),
     "intervention.select": ("intervention.select=bottom", "arm"),
     "intervention.fraction": ("intervention.fraction=0.2", "arm"),
     "intervention.count": ("intervention.count=5 intervention.fraction=null", "arm"),
@@ -122,6 +134,11 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
         "arm",
     ),
 }
+for name, value in {
+    "held_out": 8, "prompts": 4, "shots": 1, "span": 5, "snippet": 7, "ablation": "false",
+    "heads": 1, "random_sets": 2, "seed": 1,
+}.items():  # fmt: skip
+    CHANGES[f"behaviour.{name}"] = (f"behaviour.{name}={value}", "behaviour")
 ELSEWHERE = ("plan.", "report.", "logger.", "study.", "sae.", "output_dir")
 """Settings that no stage of this experiment reads; `sae` has tests of its own."""
 OTHER_OPTIONS = {  # settings of other options than those of the experiment
@@ -173,7 +190,7 @@ def test_a_setting_of_another_option_changes_the_key_of_its_stage(context_of, ba
 def test_every_setting_is_tried():
     """A new setting has to say here which key it belongs to."""
     kinds = {"data": "synthetic", "model": "scratch", "unit": "head", "estimator": "ekfac"}
-    kinds |= {"intervention": "remove", "training": "", "emergence": ""}
+    kinds |= {"intervention": "remove", "training": "", "emergence": "", "behaviour": ""}
     missing = []
     for key, places in settings().items():
         group = key.partition(".")[0]

@@ -6,15 +6,18 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mda.data.stream import schedule_hash
 from mda.model.build import scratch
 from mda.schema import ScratchConfig
 from mda.training import loss as loss_module
+from mda.training.datamodule import loss_weights
 from mda.training.loss import (
     _in_checkpointed_chunks,
     accumulate_gradients,
     sample_losses,
     vocabulary_losses,
 )
+from mda.types import Schedule
 
 SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 EDITED = [1.0, 0.0, 2.0, 1.0, 0.5, 1.0, 1.0]  # seven rows where the batch size is 5
@@ -164,3 +167,50 @@ def test_activation_checkpointing_gives_the_same_gradient_from_twice_the_work(co
     attention.register_forward_hook(lambda *_: seen.append(1))
     gradient(model, tokens, EDITED, 5)
     assert len(seen) == 2, "a layer is computed again in the backward pass"
+
+
+def test_a_masked_token_has_no_gradient_and_the_others_have_what_they_had(corpus):
+    """By hand: the losses that count, each divided by T, and the gradient at every logit."""
+    model, tokens = neox(torch.float64), corpus.rows(np.arange(3))
+    length = tokens.shape[1] - 1
+    weights = torch.ones(3, length, dtype=torch.float64)
+    weights[1, 2] = weights[1, 5] = weights[2, 0] = 0
+    weights[0] = 2.0
+    seen = []
+
+    def watch(_module, _inputs, logits):
+        logits.register_hook(seen.append)
+
+    hook = model.get_output_embeddings().register_forward_hook(watch)
+    model.zero_grad()
+    loss = accumulate_gradients(model, tokens, weights, 4)
+    hook.remove()
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (seen[0].abs().sum(-1) == 0).nonzero().tolist() == [[1, 2], [1, 5], [2, 0]]
+    model.zero_grad()
+    log_p = model(input_ids=tokens[:, :-1]).logits.log_softmax(-1)
+    total = sum(
+        -weights[j, t] * log_p[j, t, tokens[j, t + 1]] / length / 4
+        for j in range(3)
+        for t in range(length)
+        if weights[j, t]
+    )
+    total.backward()
+    theirs = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-12)
+    _, parts = gradient(model, tokens, weights.tolist(), 4, 2)
+    assert (parts - ours).norm() <= 1e-6 * ours.norm()  # weights of this one are float32
+
+
+def test_a_schedules_masked_tokens_become_weights_of_their_batch_alone(corpus):
+    ids = np.arange(6)
+    masked = np.array([[3, 1], [3, 4], [5, 0]])
+    plan = Schedule(10, 3, np.array([0, 3, 6]), ids, np.full(6, 2, np.float32), masked)
+    assert loss_weights(plan, 10, corpus.seq_len).tolist() == [2, 2, 2]
+    weights = loss_weights(plan, 11, corpus.seq_len)
+    assert weights.shape == (3, corpus.seq_len)
+    assert (weights == 0).nonzero().tolist() == [[0, 1], [0, 4], [2, 0]]
+    assert weights.unique().tolist() == [0, 2]
+    unmasked = Schedule(10, 3, np.array([0, 3, 6]), ids, np.full(6, 2, np.float32))
+    assert schedule_hash(plan) != schedule_hash(unmasked)

@@ -1,7 +1,9 @@
 """The optimiser, the loss and the replay against independent truths, on a model of seconds."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -142,6 +144,22 @@ def test_an_edit_moves_the_weights(corpus, base, tmp_path):
     run(corpus, tmp_path, edited, start_from=folder / "checkpoints" / "step_10")
     with pytest.raises(AssertionError):
         same_files(folder, tmp_path, 24)
+
+
+def test_masking_all_tokens_of_a_sample_is_masking_the_sample(corpus, base, tmp_path):
+    folder, _ = base
+    plan = schedule(stream_order(corpus, 0), 4, 10, 24)
+    start, weights = folder / "checkpoints" / "step_10", plan.weights.copy()
+    weights[[3, 21]] = 0
+    tokens = np.array([[row, t] for row in (3, 21) for t in range(corpus.seq_len)])
+    ends = []
+    for name, edited in {
+        "sample": replace(plan, weights=weights), "tokens": replace(plan, masked=tokens),
+    }.items():  # fmt: skip
+        run(corpus, tmp_path / name, edited, start_from=start)
+        ends.append(load_file(tmp_path / name / "checkpoints/step_24/model.safetensors"))
+    for name, weight in ends[0].items():
+        assert torch.allclose(weight, ends[1][name], rtol=1e-4, atol=1e-6), name
 
 
 def test_a_run_cut_off_after_any_file_resumes_bit_equal(corpus, base, tmp_path):

@@ -1,0 +1,71 @@
+"""Whether the unit is load-bearing, in sentences: what the model can do with and without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mda.analysis.arms import CONTROL, Run, by_arm
+from mda.analysis.headline import main_arm
+from mda.analysis.metrics import Measurements, control_of
+from mda.schema import StudyConfig
+
+ABLE = {
+    "real_loss": "loss on real text",
+    "icl_score": "its ICL score",
+    "copy_gain": "gain from a copy",
+    "label_margin": "margin of few-shot labels",
+}
+
+
+def bearing(measured: Measurements, study: StudyConfig) -> list[str]:
+    """What ablation of the strongest heads costs the control, and what targeted edits do.
+
+    One sentence for the control, and one for the removal and the augmentation by the estimator of
+    the study's main arm. None where no run says what its model can do.
+    """
+    groups = by_arm(measured.runs)
+    runs = {arm: [run for found in seeds.values() for run in found]
+            for arm, seeds in groups.items()}  # fmt: skip
+    said = [_ablation(measured, own) for arm, own in runs.items() if arm.intervention == CONTROL]
+    main = main_arm(measured, study)
+    for arm, own in runs.items():
+        same = main is not None and arm.estimator == main.estimator and arm.select == main.select
+        if same and not (arm.is_random or arm.is_band):
+            said.append(_edit(measured, own, arm.name))
+    return [sentence for sentence in said if sentence]
+
+
+def _ablation(measured: Measurements, runs: Sequence[Run]) -> str:
+    parts = []
+    for name, words in ABLE.items():
+        top = _mean(measured, runs, f"behaviour/{name}/top_heads", runs)
+        others = _mean(measured, runs, f"behaviour/{name}/random_heads", runs)
+        if top is not None and others is not None:
+            parts.append(f"{words} {top:+.3f} ({others:+.3f})")
+    if not parts:
+        return ""
+    return (
+        "Load-bearing? Mean ablation of the control's strongest heads changes, in nats (in "
+        f"brackets: of as many random heads): {', '.join(parts)}."
+    )
+
+
+def _edit(measured: Measurements, runs: Sequence[Run], name: str) -> str:
+    controls = [control_of(run, measured.runs) for run in runs]
+    parts = []
+    for metric, words in {"unit": "unit", **{f"behaviour/{k}": v for k, v in ABLE.items()}}.items():
+        mine, theirs = (_mean(measured, side, metric, runs) for side in (runs, controls))
+        if mine is not None and theirs is not None:
+            parts.append(f"{words} {mine - theirs:+.3f}")
+    return f"Against control, {name}: {', '.join(parts)}." if len(parts) > 1 else ""
+
+
+def _mean(
+    measured: Measurements, runs: Sequence[Run], metric: str, targets: Sequence[Run]
+) -> float | None:
+    pairs = zip(runs, targets, strict=True)
+    found = [measured.of(run, target).values.get(metric) for run, target in pairs]
+    values = [value for value in found if value is not None]
+    return float(np.mean(values)) if len(values) == len(runs) else None

@@ -1,0 +1,177 @@
+"""What a model can do, and what that owes to its strongest heads: is the unit load-bearing?
+
+Names, a public interface:
+
+    behaviour/real_loss       nats; mean token loss on held-out text that was not generated
+    behaviour/icl_score       nats; loss late minus loss early in that text: lower is more learning
+    behaviour/copy_gain       nats; few-shot copying: a span's loss at first minus its copy's
+    behaviour/copy_accuracy   share of the copy's tokens that are the most likely ones
+    behaviour/label_margin    nats; few-shot labels: log p of the right token minus the wrong one
+    behaviour/label_accuracy  share of prompts in which that is above 0; chance is .5
+    behaviour/<any>/top_heads      by how much it changes when the strongest heads are mean-ablated
+    behaviour/<any>/random_heads   the same for as many other heads, mean over random sets
+
+A unit is load-bearing for what changes more with `top_heads` than with `random_heads`. Where a
+corpus has nothing but generated text, that text stands for the real one; where it has no two
+classes, there is no label task. Induction heads that grow on synthetic copies need not bear
+anything (arXiv 2509.22947).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.data.stream import Corpus
+from mda.emergence.measure import GENERATED, TOKENS, icl_scores, token_losses
+from mda.emergence.prompts import CopyPrompts, LabelPrompts, copy_prompts, label_prompts
+from mda.model.architecture import Architecture
+from mda.schema import BehaviourConfig
+from mda.types import HeadId
+from mda.unit.ablation import ablated, mean_outputs
+from mda.unit.tokens import token_distribution
+
+Bands = tuple[tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a model is tried on: real held-out text and the two tasks made of it."""
+
+    text_MT1: Tensor
+    bands: Bands  # late and early positions of the ICL score
+    copying: CopyPrompts
+    labelling: LabelPrompts | None
+
+
+def make_trials(corpus: Corpus, settings: BehaviourConfig, bands: Bands) -> Trials:
+    """Draw them: seeded, the same for every arm. The separator is the most frequent token."""
+    held_out = np.asarray(corpus.held_out)
+    labels = np.array(corpus.labels_of(held_out))
+    real = np.array([not label.startswith(GENERATED) for label in labels])
+    if real.any():
+        held_out, labels = held_out[real], labels[real]
+    rows = corpus.rows(held_out).numpy()
+    chosen = np.random.default_rng([settings.seed, 0]).permutation(len(rows))[: settings.held_out]
+    words = token_distribution(corpus.counts, corpus.special_ids, "unigram_sqrt").numpy()
+    separator = int(words.argmax())
+    words[separator] = 0
+    words /= words.sum()
+    shared = (settings.shots, separator)
+    return Trials(
+        text_MT1=torch.from_numpy(rows[np.sort(chosen)]),
+        bands=bands,
+        copying=copy_prompts(rows, settings.prompts, settings.span, *shared, settings.seed),
+        labelling=label_prompts(
+            rows, labels.tolist(), settings.prompts, settings.snippet, *shared, words, settings.seed
+        ),
+    )
+
+
+@torch.no_grad()
+def try_out(model: PreTrainedModel, trials: Trials) -> dict[str, float]:
+    """The model's numbers on all trials, in evaluation mode; its mode is restored."""
+    training = model.training
+    model.eval()
+    try:
+        row = {**_on_text(model, trials), **_on_copies(model, trials.copying)}
+        if trials.labelling is not None:
+            row |= _on_labels(model, trials.labelling)
+        return {f"behaviour/{name}": value for name, value in row.items()}
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def behaviour(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    trials: Trials,
+    strongest: Sequence[HeadId],
+    settings: BehaviourConfig,
+) -> dict[str, float]:
+    """The model's numbers, and how each changes without the strongest heads and without others.
+
+    `strongest` are the model's heads, strongest first. Means for the ablation are taken on the
+    trials' text.
+    """
+    found = try_out(model, trials)
+    sets = head_sets(strongest, settings)
+    if not settings.ablation or not sets:
+        return found
+    means = mean_outputs(model, architecture, list(_parts(model, trials.text_MT1[:, :-1])))
+    changes = []
+    for heads in sets:
+        with ablated(model, architecture, heads, means):
+            without = try_out(model, trials)
+        changes.append({name: without[name] - value for name, value in found.items()})
+    top, *others = changes
+    for name in list(found):
+        found[f"{name}/top_heads"] = top[name]
+        found[f"{name}/random_heads"] = float(np.mean([one[name] for one in others]))
+    return found
+
+
+def head_sets(strongest: Sequence[HeadId], settings: BehaviourConfig) -> list[list[HeadId]]:
+    """The strongest heads, and random sets of as many others; none for a model of one head."""
+    k = min(settings.heads, len(strongest) // 2)
+    if k == 0:
+        return []
+    rng, others = np.random.default_rng([settings.seed, 3]), strongest[k:]
+    drawn = [rng.choice(len(others), k, replace=False) for _ in range(settings.random_sets)]
+    return [list(strongest[:k]), *([others[i] for i in sorted(one)] for one in drawn)]
+
+
+def _on_text(model: PreTrainedModel, trials: Trials) -> dict[str, float]:
+    loss_MT = torch.cat([_losses(model, part) for part in _parts(model, trials.text_MT1)])
+    late, early = trials.bands
+    score = icl_scores(loss_MT, late, early).mean().item()
+    return {"real_loss": loss_MT.mean().item(), "icl_score": score}
+
+
+def _on_copies(model: PreTrainedModel, task: CopyPrompts) -> dict[str, float]:
+    gains, hits, span = [], [], task.span
+    for tokens_MS in _parts(model, task.tokens_MS):
+        hidden_MTD = _hidden(model, tokens_MS)
+        loss_MT = token_losses(model, hidden_MTD, tokens_MS[:, 1:]).double()
+        first = loss_MT[:, -2 * span - 1 : -span - 1]
+        gains.append((first - loss_MT[:, -span:]).mean(1))
+        best = model.get_output_embeddings()(hidden_MTD[:, -span:]).argmax(-1)  # type: ignore
+        hits.append((best == tokens_MS[:, -span:]).double().mean(1))
+    return {
+        "copy_gain": torch.cat(gains).mean().item(),
+        "copy_accuracy": torch.cat(hits).mean().item(),
+    }
+
+
+def _on_labels(model: PreTrainedModel, task: LabelPrompts) -> dict[str, float]:
+    margins = []
+    wrong = _parts(model, task.wrong_M[:, None].expand(task.tokens_MS.shape))
+    for tokens_MS, wrong_MS in zip(_parts(model, task.tokens_MS), wrong, strict=True):
+        last_MD = _hidden(model, tokens_MS)[:, -1]
+        logits_MV = model.get_output_embeddings()(last_MD).double()  # type: ignore
+        right_M = logits_MV.gather(1, tokens_MS[:, -1:])
+        margins.append((right_M - logits_MV.gather(1, wrong_MS[:, :1]))[:, 0])
+    margin_M = torch.cat(margins)
+    return {
+        "label_margin": margin_M.mean().item(),
+        "label_accuracy": (margin_M > 0).double().mean().item(),
+    }
+
+
+def _hidden(model: PreTrainedModel, tokens_MS: Tensor) -> Tensor:
+    return model.base_model(tokens_MS[:, :-1], use_cache=False).last_hidden_state
+
+
+def _losses(model: PreTrainedModel, tokens_MS: Tensor) -> Tensor:
+    return token_losses(model, _hidden(model, tokens_MS), tokens_MS[:, 1:]).double()
+
+
+def _parts(model: PreTrainedModel, tokens_MS: Tensor) -> Iterator[Tensor]:
+    """Rows on the model's device, not more than `TOKENS` tokens at a time."""
+    yield from tokens_MS.to(model.device).split(max(1, TOKENS // tokens_MS.shape[1]))

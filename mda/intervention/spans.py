@@ -1,0 +1,115 @@
+"""Repeated spans of a sample, and what to put in their place: pure functions of its tokens.
+
+A token is repeated where it is part of an n-gram that the sample holds more than once, at its
+first occurrence too; a span is a run of such tokens. Two edits of the same tokens tell "these
+samples" from "these repetitions":
+
+fresh      every repeated token becomes a draw of its own: nothing repeats any more
+renamed    every repeated token becomes another one, the same wherever it stands: the sample
+           repeats itself exactly as often and in the same places, with other words
+
+Both draw from one distribution, that of the tokens that are replaced in all samples together, so
+that the edited stream has each token as often as before, in expectation. (`renamed` draws without
+repetition in a sample, so that different tokens stay different.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+TRIES = 1000  # draws before a sample is given up
+
+
+def repeated(tokens_S: np.ndarray, n: int) -> np.ndarray:
+    """Which tokens of a row are part of an n-gram that it holds more than once, bool [S]."""
+    if len(tokens_S) < n:
+        return np.zeros(len(tokens_S), dtype=bool)
+    grams = sliding_window_view(np.asarray(tokens_S), n)
+    _, which, counts = np.unique(grams, axis=0, return_inverse=True, return_counts=True)
+    return _covered(counts[which.reshape(-1)] > 1, n)
+
+
+def fresh(
+    tokens_S: np.ndarray,
+    replaced_S: np.ndarray,
+    probabilities_V: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The row with independent draws at the marked places, [S]: no n-gram there occurs twice.
+
+    Draws that bring a repetition about are drawn again. Raises ValueError where that does not end.
+    """
+    row, again = np.array(tokens_S), np.array(replaced_S)
+    for _ in range(TRIES):
+        row[again] = rng.choice(len(probabilities_V), int(again.sum()), p=probabilities_V)
+        again = repeated(row, n) & replaced_S
+        if not again.any():
+            return row
+    raise ValueError(_hopeless(replaced_S, probabilities_V, n))
+
+
+def renamed(
+    tokens_S: np.ndarray,
+    replaced_S: np.ndarray,
+    probabilities_V: np.ndarray,
+    n: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The row with its marked tokens renamed, [S]: the same n-grams are equal as before.
+
+    Different tokens get different names. Names that bring about a repetition that was not there
+    are drawn again. Raises ValueError where that does not end.
+    """
+    names = np.unique(tokens_S[replaced_S])
+    before = repeated(tokens_S, n)
+    for _ in range(TRIES):
+        row, new = np.array(tokens_S), np.arange(len(probabilities_V))
+        new[names] = rng.choice(len(new), len(names), replace=False, p=probabilities_V)
+        row[replaced_S] = new[tokens_S[replaced_S]]
+        if np.array_equal(repeated(row, n), before):
+            return row
+    raise ValueError(_hopeless(replaced_S, probabilities_V, n))
+
+
+def within_budget(
+    samples: Iterable[np.ndarray], n: int, budget: int, kept: Iterable[int] = ()
+) -> list[np.ndarray]:
+    """Repeated tokens of the first samples that have no more than `budget` of them together.
+
+    `kept` are tokens that stay where they are, such as the ends of documents. The samples are read
+    up to the first that does not fit. Raises ValueError where none of them has a repeated token
+    within the budget, or all together have fewer than the budget.
+    """
+    found, total, keep = [], 0, np.fromiter(kept, np.int64)
+    for tokens_S in samples:
+        marked = repeated(tokens_S, n) & ~np.isin(tokens_S, keep)
+        if total + marked.sum() > budget:
+            break
+        found.append(marked)
+        total += int(marked.sum())
+    else:
+        if total < budget:
+            raise ValueError(f"{budget} tokens are to be replaced; the samples repeat {total}")
+    if not total:
+        raise ValueError(f"{budget} tokens are too few: the first sample that repeats has more")
+    return found
+
+
+def _covered(starts: np.ndarray, n: int) -> np.ndarray:
+    """Which tokens the n-grams that begin at the marked places cover."""
+    covered = np.zeros(len(starts) + n - 1, dtype=bool)
+    for shift in range(n):
+        covered[shift : shift + len(starts)] |= starts
+    return covered
+
+
+def _hopeless(replaced_S: np.ndarray, probabilities_V: np.ndarray, n: int) -> str:
+    kinds = int((probabilities_V > 0).sum())
+    return (
+        f"{int(replaced_S.sum())} tokens of a sample can't be drawn from {kinds} kinds of tokens "
+        f"without other repetitions of {n} tokens; accepted: a larger intervention.ngram"
+    )

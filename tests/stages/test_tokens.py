@@ -1,0 +1,128 @@
+"""Edits of single tokens through the pipeline: from the tokens' scores to what is trained on."""
+
+import numpy as np
+import pytest
+import torch
+
+from mda import pipeline
+from mda.intervention.spans import repeated
+from mda.schema import ConfigError
+from mda.stages.tokens import packed, unpacked
+
+MASK = ("intervention.mode=mask_tokens", "intervention.fraction=0.01")
+SPANS = ("intervention.mode=spans", "intervention.fraction=0.03")
+BUDGET = {"mask": 51, "spans": 154}  # of 160 samples of 32 tokens
+
+
+@pytest.fixture(scope="module")
+def arm(context_of):
+    return lambda *overrides: pipeline.arm(context_of(*overrides))
+
+
+def token_scores(found) -> np.ndarray:
+    return np.concatenate(list(found.tokens.scores.parts()))
+
+
+def masked(found) -> set[tuple[int, int]]:
+    plan = found.edited.plan
+    return set(zip(plan.sample_ids.tolist(), plan.positions.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("estimator", ["ekfac", "tracin", "repetition"])
+def test_stored_token_scores_sum_to_their_samples_scores_and_choose_the_plan(arm, estimator):
+    found = arm(*MASK, f"estimator={estimator}")
+    values, scores = token_scores(found), found.traced.scores
+    assert np.array_equal(found.tokens.scores.sample_ids, scores.sample_ids)
+    rounding = np.abs(values).sum(1) * 2.0**-10 + 1e-6 * np.abs(scores.of(found.unit.name)).max()
+    assert (np.abs(values.sum(1) - scores.of(found.unit.name)) <= rounding).all()
+    best = np.argsort(-values.ravel(), kind="stable")[: BUDGET["mask"]]
+    expected = {(int(scores.sample_ids[i // 32]), int(i % 32)) for i in best}
+    assert masked(found) == expected
+    assert found.edited.n_tokens == len(found.edited.schedule.masked) == BUDGET["mask"]
+
+
+def test_tokens_can_be_chosen_within_the_highest_samples_or_one_class(arm):
+    within = arm(*MASK, "intervention.within=0.1")
+    scores = within.traced.scores
+    top = scores.sample_ids[np.argsort(-scores.of(within.unit.name), kind="stable")[:16]]
+    assert {sample for sample, _ in masked(within)} <= set(top.tolist())
+    label = arm(*MASK, "intervention.label=generated_xml")
+    ids = np.unique(label.edited.plan.sample_ids)
+    assert set(label.corpus.labels_of(ids)) == {"generated_xml"}
+    assert len(masked(within)) == len(masked(label)) == BUDGET["mask"]
+
+
+def test_random_controls_have_the_budget_of_the_targeted_edit(arm):
+    targeted = arm(*MASK)
+    free, drawn = arm(*MASK, "estimator=random"), arm(*MASK, "intervention.select=random")
+    same = arm(*MASK, "intervention.match=sample")
+    for other in (free, drawn, same):
+        assert len(masked(other)) == BUDGET["mask"]
+        assert len(masked(other) & masked(targeted)) < 10
+    assert np.array_equal(same.edited.plan.sample_ids, targeted.edited.plan.sample_ids)
+    assert not masked(same) & masked(targeted)
+    assert drawn.tokens is None and masked(drawn) != masked(free)
+    assert len({found.run.fingerprint for found in (targeted, free, drawn, same)}) == 4
+
+
+def test_what_is_masked_is_what_is_trained_without(arm):
+    """The first update of the arm against plain torch: loss of the tokens that are left."""
+    found = arm(*MASK, "intervention.window=[20,21]", "intervention.fraction=0.2")
+    ids, _ = found.edited.schedule.at(20)
+    left = torch.ones(4, 32, dtype=torch.float64)
+    for row, position in found.edited.schedule.masked_at(20).tolist():
+        left[row, position] = 0
+    model = found.base.model(20).double()
+    rows = found.corpus.rows(ids)
+    losses = torch.nn.functional.cross_entropy(
+        model(rows[:, :-1]).logits.transpose(1, 2), rows[:, 1:], reduction="none"
+    )
+    expected = (losses * left).sum().item() / (4 * 32)
+    assert 0.7 < left.mean() < 0.9
+    logged = (found.run.folder / "train.csv").read_text().splitlines()
+    row = dict(zip(logged[0].split(","), logged[-1].split(","), strict=True))
+    assert float(row["train/loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["fresh", "renamed"])
+def test_repeated_spans_become_others_and_all_else_stays(arm, kind):
+    found = arm(*SPANS, f"intervention.spans={kind}")
+    plan, corpus, base = found.edited.plan, found.edited.corpus, found.corpus
+    assert BUDGET["spans"] - 32 < len(plan.sample_ids) <= BUDGET["spans"]
+    ids, first = np.unique(plan.sample_ids, return_index=True)
+    old, new = base.rows(ids).numpy(), corpus.rows(plan.replacements[first]).numpy()
+    marks = np.stack([repeated(row, 3) for row in old])
+    assert marks.sum() == len(plan.sample_ids)
+    assert np.array_equal(old[~marks], new[~marks])
+    for row, mark in zip(new, marks, strict=True):
+        again = repeated(row, 3)
+        assert np.array_equal(again, mark) if kind == "renamed" else not again.any()
+    trained, kept = found.edited.schedule.sample_ids, found.traced.scores.sample_ids
+    changed = trained != kept
+    assert sorted(kept[changed].tolist()) == ids.tolist()
+    assert set(trained[changed].tolist()) == set(plan.replacements.tolist())
+
+
+def test_both_kinds_of_spans_replace_the_same_tokens_and_a_random_control_as_many(arm):
+    one, other = (arm(*SPANS, f"intervention.spans={kind}") for kind in ("fresh", "renamed"))
+    assert masked(one) == masked(other)
+    assert not np.array_equal(one.edited.plan.tokens, other.edited.plan.tokens)
+    drawn = arm(*SPANS, "estimator=random")
+    assert BUDGET["spans"] - 32 < len(drawn.edited.plan.sample_ids) <= BUDGET["spans"]
+    assert masked(drawn) != masked(one)
+
+
+def test_a_budget_that_can_not_be_met_is_refused(arm):
+    with pytest.raises(ConfigError, match=r"4096 tokens are to be replaced; the samples repeat"):
+        arm("intervention.mode=spans", "intervention.fraction=0.8")
+
+
+def test_float16_keeps_each_samples_values_to_eleven_bits():
+    values = torch.randn(50, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values *= 10.0 ** torch.linspace(-12, 6, 50, dtype=torch.float64)[:, None]
+    values[7] = 0
+    tensors = packed(values)
+    assert tensors["values"].dtype == torch.float16
+    error = np.abs(unpacked(tensors) - values.numpy())
+    small = values.abs().amax(1, keepdim=True).numpy() * 2.0**-29  # float16's smallest step
+    assert (error <= np.maximum(np.abs(values.numpy()) * 2.0**-11, small) * 1.001).all()
