@@ -40,7 +40,7 @@ class Arm:
     corpus: Corpus
     base: Run
     unit: Located
-    traced: Traced | None  # a control arm needs no scores
+    traced: Traced | None  # a control needs no scores, and neither do rows from outside
     edited: Edited
     run: Run
 
@@ -67,8 +67,8 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     check_inserted(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
-    edits = context.config.intervention.edits
-    traced = score(context, corpus, base, unit) if edits else None
+    chooses = context.config.intervention.chooses
+    traced = score(context, corpus, base, unit) if chooses else None
     edited = plan_edit(context, corpus, unit, traced.scores if traced else None)
     followed = unit.inputs | {"members": list(unit.members)}
     run = retrained(

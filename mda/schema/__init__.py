@@ -43,7 +43,15 @@ from mda.schema.model import (
     PublishedModelConfig,
     ScratchConfig,
 )
-from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
+from mda.schema.root import (
+    OPTIONS,
+    Config,
+    LoggerConfig,
+    MotifsConfig,
+    ReportConfig,
+    SynthesisConfig,
+    WandbConfig,
+)
 from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
@@ -86,6 +94,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "ModuleConfig",
+    "MotifsConfig",
     "NeuronConfig",
     "OnsetConfig",
     "PileConfig",
@@ -100,6 +109,7 @@ __all__ = [
     "SaeFeatureConfig",
     "ScratchConfig",
     "StudyConfig",
+    "SynthesisConfig",
     "SyntheticConfig",
     "TemplateWeights",
     "TokensConfig",

@@ -37,9 +37,13 @@ class ArmConfig(Group):
     key: ClassVar[str] = "study.arms.*"
     intervention: str = setting("???", "kind of edit", one_of=("remove", "augment", "control"))
     mode: str = setting("", "mask, drop, replace, duplicate, upweight or insert")
-    estimator: str = setting("", "what scored the samples, such as ekfac or repetition")
+    estimator: str = setting(
+        "", "what scored the samples, such as ekfac or repetition; of mode=insert the rows' name"
+    )
     select: str = setting("", "top, bottom, band 0.1-0.2, random or ids")
-    amount: str = setting("", "share or number of samples, such as 10 % or 500 samples")
+    amount: str = setting(
+        "", "share or number of samples, such as 10 %, 500 samples or, with mode=insert, 800 rows"
+    )
     label: str = setting("", "class that the selection was restricted to")
     match: str = setting("", "random set like the targeted one", one_of=("", "label", "loss"))
     match_targeted: str = setting(

@@ -173,7 +173,7 @@ def _stages(config: Config, last: str) -> list[str]:
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
     if not config.base.published:
         left_out |= {"weights", "curve"}
-    if last == "arm" and not config.intervention.edits:
+    if last == "arm" and not config.intervention.chooses:
         left_out.add("scores")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
 
@@ -186,7 +186,7 @@ def _key(config: Config, kind: str) -> str:
         groups += ["window"]  # a base run keeps a checkpoint where a given window starts
     if kind in ("scores", "arm"):
         groups += ["unit"]
-    if kind == "scores" or (kind == "arm" and config.intervention.name != "control"):
+    if kind == "scores" or (kind == "arm" and config.intervention.chooses):
         groups += ["estimator"]
     if kind == "arm":
         groups += ["intervention"]
