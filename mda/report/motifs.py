@@ -44,7 +44,7 @@ def as_text(motif: Motif) -> str:
         for slot in motif.slots
     ]
     parts = (f"{{{kinds[p]}}}" if isinstance(p, int) else p for p in motif.skeleton)
-    return repr("".join(parts))[1:-1]
+    return "".join(parts).replace("\n", "\\n")
 
 
 def results_of(mined: Mined) -> dict[str, Any]:
