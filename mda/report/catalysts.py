@@ -13,11 +13,13 @@ from mda import store
 from mda.analysis.catalysts import SAMPLES, Catalysts, catalysts
 from mda.data.stream import Corpus
 from mda.estimator.baselines import repetition
+from mda.report.page import DASH, MINUS
 from mda.report.samples import TracedSamples
 from mda.types import Scores
 
 FILE = "catalysts.json"
 BATCH = 4096
+WIDEST = 92  # of a cell, in per cent: a bar ends before the next column
 
 
 def catalysts_of(corpus: Corpus, scores: Scores, unit: str) -> Catalysts | None:
@@ -50,7 +52,9 @@ def print_catalysts(found: Catalysts) -> None:
 
 
 def _signed(partial: float | None, name: str) -> str:
-    return "-" if partial is None else f"{partial:.2f}" if name == "label" else f"{partial:+.2f}"
+    if partial is None:
+        return DASH
+    return f"{partial:.2f}" if name == "label" else f"{partial:+.2f}".replace("-", MINUS)
 
 
 def catalyst_rows(traced: Sequence[TracedSamples]) -> list[dict[str, Any]]:
@@ -64,7 +68,13 @@ def catalyst_rows(traced: Sequence[TracedSamples]) -> list[dict[str, Any]]:
         found = store.read_json(path) if path.exists() else None
         if found is not None:
             name = f"{one.unit}, {one.estimator}, seed {one.seed}"
-            rows.append({"name": name, **found, "deciles": _with_bars(found["deciles"])})
+            causes = [
+                {**c, "alone": f"{c['alone']:.2f}", "partial": _signed(c["partial"], c["name"])}
+                for c in found["causes"]
+            ]
+            together = f"{found['together']:.2f}"
+            shown = {"name": name, "together": together, "causes": causes}
+            rows.append({**found, **shown, "deciles": _with_bars(found["deciles"])})
     return rows
 
 
@@ -77,7 +87,7 @@ def _with_bars(deciles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         {
             **one,
             "number": number,
-            **{f"{key}_bar": round(100 * (one[key] or 0) / largest[key]) for key in largest},
+            **{f"{key}_bar": round(WIDEST * (one[key] or 0) / largest[key]) for key in largest},
         }
         for number, one in enumerate(deciles, 1)
     ]

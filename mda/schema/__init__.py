@@ -43,15 +43,8 @@ from mda.schema.model import (
     PublishedModelConfig,
     ScratchConfig,
 )
-from mda.schema.root import (
-    OPTIONS,
-    Config,
-    LoggerConfig,
-    MotifsConfig,
-    ReportConfig,
-    SynthesisConfig,
-    WandbConfig,
-)
+from mda.schema.motifs import MotifsConfig, SynthesisConfig
+from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
 from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
