@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,8 @@ def _readable(content: Any, indent: str = "") -> str:
 
 def _motif(content: Mapping[str, Any]) -> Motif:
     name = content["name"]
+    if wrong := sorted({item.name for item in fields(Motif)} ^ set(content)):
+        raise ValueError(f"{name}: missing or unknown: {', '.join(wrong)}")
     slots = tuple(Slot(**{**one, "distinct": _range(name, one)}) for one in content["slots"])
     skeleton = tuple(content["skeleton"])
     places = [part for part in skeleton if isinstance(part, int)]

@@ -38,7 +38,7 @@ def synthesize(config: Config, folder: Path) -> None:
         tokenizer_of(corpus)
     made = make(settings.kind, corpus, motifs, settings.rows, settings.seed)
     chosen = about.get("select", "top") if settings.from_motifs else "top"
-    name = settings.name or (settings.kind if chosen == "top" else f"{chosen}_{settings.kind}")
+    name = settings.arm or (settings.kind if chosen == "top" else f"{chosen}_{settings.kind}")
     rows = folder / f"{name}.npy"
     store.write_npy(rows, made.tokens)
     store.write_npy(folder / "labels.npy", made.labels)

@@ -38,14 +38,14 @@ class SynthesisConfig(Group):
     motifs: str | None = setting(None, "motif file of `mda motifs`, for motif and shuffled")
     rows: int = setting(800, "rows of data.seq_len + 1 tokens", low=1)
     seed: int = setting(0, "seed of the rows", low=0, high=2**32 - 1)
-    name: str | None = setting(
+    arm: str | None = setting(
         None, "name of the file and so of the arm, null: the kind, random_motif for random samples'"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name is not None and not re.fullmatch(r"\w[\w-]*", self.name):
-            raise self._refuse("name", "letters, digits, _ and -, or null")
+        if self.arm is not None and not re.fullmatch(r"\w[\w-]*", self.arm):
+            raise self._refuse("arm", "letters, digits, _ and -, or null")
 
     @property
     def from_motifs(self) -> bool:

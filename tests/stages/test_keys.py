@@ -118,7 +118,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
         "arm",
     ),
 }
-ELSEWHERE = ("report.", "logger.", "study.", "sae.", "output_dir")
+ELSEWHERE = ("report.", "logger.", "study.", "sae.", "motifs.", "synthesis.", "output_dir")
 """Settings that no stage of this experiment reads; `sae` has tests of its own."""
 OTHER_OPTIONS = {  # settings of other options than those of the experiment
     "estimator.checkpoints": ("estimator=tracin estimator.checkpoints=[20]", "estimator=tracin"),
