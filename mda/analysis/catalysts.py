@@ -57,7 +57,7 @@ class Catalysts:
 
 
 def catalysts(
-    scores: np.ndarray, repetition: np.ndarray, losses: np.ndarray, labels: Sequence[str]
+    scores: np.ndarray, repetition: np.ndarray, losses: np.ndarray, labels: list[str]
 ) -> Catalysts:
     """Explain the scores [N] of some samples. What is the same for all, or not known, is left out.
 
@@ -126,7 +126,7 @@ def _decile(
     scores: np.ndarray,
     repetition: np.ndarray,
     losses: np.ndarray,
-    labels: Sequence[str],
+    labels: list[str],
 ) -> Decile:
     here, everywhere = Counter(labels[i] for i in at), Counter(labels)
     ratios = {name: here[name] / everywhere[name] for name in sorted(here)}

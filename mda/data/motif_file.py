@@ -104,12 +104,11 @@ def _motif(content: Mapping[str, Any]) -> Motif:
     places = [part for part in skeleton if isinstance(part, int)]
     if sorted(places) != list(range(len(slots))) or not slots:
         raise ValueError(f"{name}: the skeleton must name each of its {len(slots)} slots once")
+    origins = [number for number, slot in enumerate(slots) if slot.kind != "repeat"]
     for number, slot in enumerate(slots):
         if slot.kind not in KINDS:
             raise ValueError(f"{name}: kind {slot.kind!r}; accepted: {', '.join(KINDS)}")
-        if slot.kind == "repeat" and (
-            slot.repeat_of not in range(len(slots)) or slots[slot.repeat_of].kind == "repeat"
-        ):
+        if (slot.kind == "repeat") != (slot.repeat_of in origins):
             raise ValueError(f"{name}: slot {number} must repeat one that is no repeat itself")
         if slot.kind != "repeat" and not all(slot.values or [""]):
             raise ValueError(f"{name}: slot {number} needs values that are not empty")

@@ -61,8 +61,9 @@ def test_a_cause_that_works_through_another_one_has_no_partial_correlation():
     losses = -repetition + 0.5 * rng.normal(size=20_000)
     scores = repetition + 0.5 * rng.normal(size=20_000)
     found = {one.name: one for one in catalysts(scores, repetition, losses, ["a"] * 20_000).causes}
-    assert found["loss"].alone > 0.5 and abs(found["loss"].partial) < 0.05
-    assert found["repetition"].partial > 0.6
+    loss, repeats = found["loss"], found["repetition"]
+    assert loss.partial is not None and repeats.partial is not None
+    assert loss.alone > 0.5 and abs(loss.partial) < 0.05 and repeats.partial > 0.6
 
 
 def test_what_is_unknown_or_the_same_for_all_is_left_out():
