@@ -14,6 +14,8 @@ PROGRAMS = {
     "trace": "find a unit and score the samples of its window",
     "run": "one arm: edit the stream, retrain the window, watch the unit",
     "plan": "what a `run` with the same words would build, and how long it would take",
+    "motifs": "what the samples of highest influence have in common, as a file to edit",
+    "synthesize": "token rows made from motifs, and the rows to compare them with",
     "compare": "arms against control and random edits: effects, tests, verdicts, one page",
     "reproduce": "a finished run again, every value compared",
     "wandb_report": "the comparison as a W&B report",

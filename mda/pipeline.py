@@ -42,7 +42,7 @@ class Arm:
     corpus: Corpus
     base: Run
     unit: Located
-    traced: Traced | None  # a control arm needs no scores
+    traced: Traced | None  # a control needs no scores, and neither do rows from outside
     tokens: TracedTokens | None  # only an edit of scored tokens needs theirs
     edited: Edited
     run: Run
@@ -72,7 +72,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
     edit = context.config.intervention
-    traced = score(context, corpus, base, unit) if edit.edits else None
+    traced = score(context, corpus, base, unit) if edit.chooses else None
     tokens = None
     if traced and edit.scores_tokens:
         tokens = score_tokens(context, corpus, base, unit, traced)

@@ -29,7 +29,7 @@ class Arm:
 
     intervention: str  # remove, augment or control
     mode: str = ""  # mask, drop, replace, duplicate, upweight, insert, mask_tokens, spans fresh
-    estimator: str = ""  # ekfac, tracin, random; random too where select=random
+    estimator: str = ""  # ekfac, tracin, random (also where select=random); what rows are inserted
     select: str = ""  # top, bottom, band 0.1-0.2, random, ids
     amount: str = ""  # "10 %", a number of samples, or "1 % of tokens"
     label: str = ""  # class that the selection was restricted to
@@ -211,6 +211,9 @@ def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
     """The arm that settings of intervention and estimator mean; `edit` has the number n too."""
     if edit["name"] == CONTROL:
         return Arm(CONTROL)
+    if edit.get("mode") == "insert":  # what its rows are stands where others name an estimator
+        amount = f"{edit['n']} rows" if edit.get("n") else ""
+        return Arm("augment", "insert", Path(str(edit["rows"])).stem, amount=amount)
     select, match = str(edit.get("select") or ""), str(edit.get("match") or "none")
     if band := edit.get("band"):
         select = f"band {band[0]:g}-{band[1]:g}"

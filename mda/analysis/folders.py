@@ -15,7 +15,7 @@ from mda.analysis.table import RUNS, read_table
 _NUISANCE = {"name", "seed", "batch_size", "n", "tokens", "window", "before_onset", "after_onset"}
 _IN_NAME = {
     "mode", "action", "select", "fraction", "count", "band", "match",
-    "match_targeted", "label", "within", "spans",
+    "match_targeted", "label", "within", "spans", "rows",
 }  # fmt: skip
 
 

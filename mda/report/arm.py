@@ -44,7 +44,7 @@ TOLD = {
 
 UNNAMED = {  # settings that stand in an arm's name already, or make no other arm
     "name", "seed", "batch_size", "mode", "select", "fraction", "count", "band", "match", "label",
-    "match_targeted", "within", "spans",
+    "match_targeted", "within", "spans", "rows",
 }  # fmt: skip
 
 
@@ -54,7 +54,8 @@ def arm_name(config: Config) -> str:
     With it stand the settings of the estimator and of the window that are not the default.
     """
     edit, estimator, arm = config.intervention, config.estimator, _arm(config)
-    shown = [edit] if arm.intervention == "control" or arm.is_random else [edit, estimator]
+    unscored = arm.intervention == "control" or arm.is_random or edit.inserted is not None
+    shown = [edit] if unscored else [edit, estimator]
     extra = tuple(
         f"{item.name}={value}"
         for group in shown

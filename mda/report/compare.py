@@ -18,6 +18,7 @@ from mda.analysis.metrics import METRICS, Measurements, measure, random_values
 from mda.analysis.null import NullCheck, null_check
 from mda.analysis.table import write_table
 from mda.report import tables
+from mda.report.catalysts import catalyst_rows
 from mda.report.figures import draw_all
 from mda.report.page import write_page
 from mda.report.page_data import page_data, provenance
@@ -71,7 +72,8 @@ def compare(
     verdicts = judge(study, measured, *shared)
     sentence = headline(measured, study)
     checks = null_checks(measured, settings)
-    samples = pack_samples([read_samples(folder) for folder in traces], out)
+    traced = [read_samples(folder) for folder in traces]
+    samples = pack_samples(traced, out)
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, settings.dpi)
@@ -96,6 +98,7 @@ def compare(
         "null_checks": tables.null_rows(checks),
         "has_dose": bool(data["dose"]),
         "has_samples": samples is not None,
+        "catalysts": catalyst_rows(traced),
         "command": command or f"mda compare {_runs_argument(run_folders)}",
         "files": files | _run_files() | ({} if samples is None else _sample_files(samples)),
         "runs": provenance(measured.runs, out),

@@ -19,6 +19,8 @@ from rich.table import Table
 from mda import store
 from mda.analysis.enrichment import Enrichment, heavy_tail, label_enrichment
 from mda.data.stream import Corpus
+from mda.report.catalysts import FILE as CATALYSTS
+from mda.report.catalysts import catalysts_of, print_catalysts
 from mda.types import Scores
 
 FILES = {
@@ -27,6 +29,7 @@ FILES = {
     "top_samples.json": "the same as data: tokens and their influence",
     "distribution.png": "distribution of the scores and share of influence of the top samples",
     "enrichment.csv": "share of each label in the top and bottom decile, with p-values",
+    "catalysts.json": "how much of the scores repetition, loss and label explain, and by decile",
 }
 TAIL = (0.01, 0.05, 0.1, 0.2, 0.5)
 
@@ -208,6 +211,10 @@ def report_trace(
     store.write_json(folder / "top_samples.json", {"unit": unit, "samples": records})
     write_samples_page(folder / "top_samples.html", unit, records)
     print_enrichment(found)
+    causes = catalysts_of(corpus, scores, unit)
+    if causes is not None:
+        print_catalysts(causes)
+    store.write_json(folder / CATALYSTS, None if causes is None else asdict(causes))
     tail = heavy_tail(values, TAIL)
     print(
         f"{len(values):,} samples scored for {unit}; the top 10 % carry "
@@ -217,5 +224,6 @@ def report_trace(
         "unit": unit,
         "samples": len(values),
         "cumulative_influence": dict(zip(map(str, TAIL), tail.tolist(), strict=True)),
+        "catalysts": None if causes is None else asdict(causes),
         "enrichment": {d: [asdict(e) for e in rows] for d, rows in found.items()},
     }

@@ -44,6 +44,7 @@ from mda.schema.model import (
     PublishedModelConfig,
     ScratchConfig,
 )
+from mda.schema.motifs import MotifsConfig, SynthesisConfig
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
 from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
@@ -88,6 +89,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "ModuleConfig",
+    "MotifsConfig",
     "NeuronConfig",
     "OnsetConfig",
     "PileConfig",
@@ -102,6 +104,7 @@ __all__ = [
     "SaeFeatureConfig",
     "ScratchConfig",
     "StudyConfig",
+    "SynthesisConfig",
     "SyntheticConfig",
     "TemplateWeights",
     "TokensConfig",

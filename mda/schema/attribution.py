@@ -44,6 +44,11 @@ class InterventionConfig(Group):
         return None
 
     @property
+    def chooses(self) -> bool:
+        """Whether samples are chosen by their scores."""
+        return self.edits and self.inserted is None
+
+    @property
     def steps(self) -> tuple[int, int] | None:
         """The window where it is given in steps, None for auto."""
         return None if self.window == "auto" else (self.window[0], self.window[1])

@@ -39,6 +39,7 @@ from mda.schema.model import (
     PublishedModelConfig,
     ScratchConfig,
 )
+from mda.schema.motifs import MotifsConfig, SynthesisConfig
 from mda.schema.plan import PlanConfig
 from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
@@ -110,6 +111,8 @@ class Config(Group):
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    motifs: MotifsConfig = field(default_factory=MotifsConfig)
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=WandbConfig)

@@ -41,10 +41,14 @@ class ArmConfig(Group):
         "mask, drop, replace, mask_tokens, spans fresh, spans renamed, duplicate, upweight or "
         "insert",
     )
-    estimator: str = setting("", "what scored the samples, such as ekfac or repetition")
+    estimator: str = setting(
+        "", "what scored the samples, such as ekfac or repetition; of mode=insert the rows' name"
+    )
     select: str = setting("", "top, bottom, band 0.1-0.2, random or ids")
     amount: str = setting(
-        "", "share or number, such as 10 %, 500 samples, 1 % of tokens or 900 tokens"
+        "",
+        "share or number, such as 10 %, 500 samples, 1 % of tokens, 900 tokens or, with "
+        "mode=insert, 800 rows",
     )
     label: str = setting("", "class that the selection was restricted to")
     match: str = setting(

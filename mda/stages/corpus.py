@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
 from mda.data.shards import ShardRows
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
-from mda.schema import Config
+from mda.schema import Config, refuse
 from mda.stages.context import Context, without
 from mda.types import Schedule
 
@@ -40,6 +41,13 @@ def corpus_of(context: Context) -> Corpus:
     if hasattr(source, "open_rows"):
         rows = source.open_rows(artifact.path, data, downloads)
     return open_corpus(artifact.path, artifact.fingerprint, rows)
+
+
+def tokenizer_of(corpus: Corpus) -> Path:
+    """The corpus' tokenizer. Raises ConfigError where it has none, and so no text."""
+    if corpus.tokenizer is None:
+        raise refuse("data.tokenizer", None, "a tokenizer: motifs are found in text")
+    return corpus.tokenizer
 
 
 def stream(config: Config, corpus: Corpus) -> np.ndarray:

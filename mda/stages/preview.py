@@ -228,7 +228,7 @@ def stages_of(config: Config, last: str) -> list[str]:
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
     if not config.base.published:
         left_out |= {"weights", "curve"}
-    if last == "arm" and not config.intervention.edits:
+    if last == "arm" and not config.intervention.chooses:
         left_out.add("scores")
     if not config.intervention.scores_tokens:
         left_out.add("tokens")
@@ -243,7 +243,7 @@ def _key(config: Config, kind: str) -> str:
         groups += ["window"]  # a base run keeps a checkpoint where a given window starts
     if kind in ("scores", "tokens", "arm"):
         groups += ["unit"]
-    if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.name != "control"):
+    if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.chooses):
         groups += ["estimator"]
     if kind == "arm":
         groups += ["intervention"]

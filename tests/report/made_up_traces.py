@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from mda import store
+from mda.analysis.catalysts import catalysts
 
 WORDS = (
     "def ", "self", "\n", "    ", "<b>", "</script>", "&amp;", "x", "(", ")", "\\frac", "{", "é"
@@ -32,6 +34,11 @@ def write_trace(folder: Path, n: int = 12, seed: int = 0, length: int = 128) -> 
             for i in range(n)
         ]
     store.write_json(folder / "top_samples.json", {"unit": f"L2H{seed}", "samples": groups})
+    scores, labels = rng.normal(size=400), [LABELS[i % len(LABELS)] for i in range(400)]
+    repetition, losses = scores + rng.normal(size=400) + 5, rng.gamma(3, size=400)
+    store.write_json(
+        folder / "catalysts.json", asdict(catalysts(scores, repetition, losses, labels))
+    )
     store.write_json(
         folder / "summary.json",
         {

@@ -1,14 +1,18 @@
 """Run folders become arms: what is one arm, what is told apart, what is refused."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from made_up_runs import BANDS, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.analysis.arms import Arm, arm_of, by_arm, read_run
+from mda.analysis.arms import Arm, arm_as, arm_of, by_arm, read_run
 from mda.analysis.folders import read_runs
+from mda.analysis.metrics import references_of
+from mda.config import compose, conf_dir
 
 
 def change(folder, **parts):
@@ -189,3 +193,35 @@ def test_nothing_to_compare_is_said_plainly(tmp_path):
             folder / "summary.json", {k: v for k, v in summary.items() if k != "fingerprints"}
         )
         read_run(folder)
+
+
+def inserting(rows: str) -> Arm:
+    return arm_of(
+        {"name": "augment", "mode": "insert", "rows": rows, "n": 800, "fraction": 0.1}, {}
+    )
+
+
+def test_arms_that_insert_rows_bear_the_name_of_their_file():
+    assert inserting("a/motif.npy").name == "augment insert motif 800 rows"
+    assert not inserting("a/random_motif.npy").is_random and inserting("b/random.npy").is_random
+
+
+def test_the_arms_of_the_study_of_scales_are_those_of_its_sweeps():
+    study = compose(["study=scales"]).study
+    sweeps = [
+        conf_dir().parent / "sweeps" / f"{name}.yaml" for name in ("scales", "scales_control")
+    ]
+    params = [yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"] for path in sweeps]
+    ran = {inserting(rows.strip()) for rows in params[0]["intervention.rows"].split(",")}
+    assert {arm_as(arm) for arm in study.arms.values()} == {*ran, Arm("control")}
+    assert {one["seed"] for one in params} == {f"range({study.seeds[0]},{study.seeds[-1] + 1})"}
+
+
+def test_inserted_rows_are_compared_with_as_many_rows_of_another_kind(tmp_path):
+    runs = read_runs(write_runs(tmp_path, range(1), (Edit("control"), Edit("augment", "ekfac"))))
+    kinds = ("motif", "shuffled", "random", "repetition")
+    made = [replace(runs[1], arm=inserting(f"{kind}.npy")) for kind in kinds]
+    few = replace(made[1], arm=replace(made[1].arm, amount="400 rows"))
+    everything = [*runs, *made, few]
+    for reference, other in zip(kinds[1:], made[1:], strict=True):
+        assert references_of(made[0], everything, reference) == [other]

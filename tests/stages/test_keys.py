@@ -139,7 +139,7 @@ for name, value in {
     "heads": 1, "random_sets": 2, "seed": 1,
 }.items():  # fmt: skip
     CHANGES[f"behaviour.{name}"] = (f"behaviour.{name}={value}", "behaviour")
-ELSEWHERE = ("plan.", "report.", "logger.", "study.", "sae.", "output_dir")
+ELSEWHERE = ("plan.", "report.", "logger.", "study.", "sae.", "motifs.", "synthesis.", "output_dir")
 """Settings that no stage of this experiment reads; `sae` has tests of its own."""
 OTHER_OPTIONS = {  # settings of other options than those of the experiment
     "estimator.checkpoints": ("estimator=tracin estimator.checkpoints=[20]", "estimator=tracin"),
