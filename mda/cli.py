@@ -15,6 +15,7 @@ PROGRAMS = {
     "run": "one arm: edit the stream, retrain the window, watch the unit",
     "plan": "what a `run` with the same words would build, and how long it would take",
     "compare": "arms against control and random edits: effects, tests, verdicts, one page",
+    "truth": "how well estimators predict what retraining does to a unit: a leaderboard",
     "reproduce": "a finished run again, every value compared",
     "wandb_report": "the comparison as a W&B report",
     "store": "what has been computed: list it, check it, clean it up",

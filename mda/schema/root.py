@@ -42,6 +42,7 @@ from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
 from mda.schema.study import StudyConfig
+from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
     HeadConfig,
     ModuleConfig,
@@ -107,6 +108,7 @@ class Config(Group):
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    truth: TruthConfig = field(default_factory=TruthConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     logger: LoggerConfig = field(default_factory=WandbConfig)
 
