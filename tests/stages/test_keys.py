@@ -98,6 +98,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "estimator.fit_sequences": ("estimator.fit_sequences=20", "scores"),
     "estimator.labels": ("estimator.labels=empirical", "scores"),
     "estimator.seed": ("estimator.seed=4", "scores"),
+    "estimator.adam_damping": ("estimator.adam_damping=true", "scores"),
     "estimator.batch_size": ("estimator.batch_size=8", NOTHING),
     # intervention
     "intervention.name": ("intervention=augment", "arm"),
@@ -118,8 +119,8 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
         "arm",
     ),
 }
-ELSEWHERE = ("report.", "logger.", "study.", "sae.", "output_dir")
-"""Settings that no stage of this experiment reads; `sae` has tests of its own."""
+ELSEWHERE = ("report.", "logger.", "study.", "truth.", "sae.", "output_dir")
+"""Settings that no stage of this experiment reads; `sae` and `truth` have tests of their own."""
 OTHER_OPTIONS = {  # settings of other options than those of the experiment
     "estimator.checkpoints": ("estimator=tracin estimator.checkpoints=[20]", "estimator=tracin"),
     "estimator.n_checkpoints": ("estimator=tracin estimator.n_checkpoints=1", "estimator=tracin"),
