@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mda import store
 from mda.analysis.leaderboard import (
+    ABOUT,
     CEILING,
     SIDE_BY_SIDE,
     Row,
@@ -23,6 +24,7 @@ from mda.analysis.leaderboard import (
     comparisons,
     groups_of,
     leaderboard,
+    read_tables,
     write_tables,
 )
 from mda.report.page import DASH, number
@@ -41,6 +43,7 @@ FILES = {
     "about.json": "settings, window, units, and how much of the whole was done",
     "lds.png": "predicted against measured, a point for every set",
 }
+START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
 NAMES = {CEILING: "*rerun: the noise ceiling*"}
 MEANINGS = """\
 LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
@@ -220,6 +223,26 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
     state = "" if is_complete(tables) else " This is a part of the benchmark, and exploratory."
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
     return [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
+
+
+def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
+    """The page of the committed tables in the folders of `results`, and the README with its table.
+
+    Returns what each of the two files has to hold. Raises ValueError for a README without `START`.
+    """
+    tables = read_tables(sorted(path.parent for path in results.glob(f"*/{ABOUT}")))
+    board = leaderboard(tables, "metric", config.confidence, config.resamples)
+    compared = comparisons(tables, "metric", config.confidence, config.resamples)
+    body = page(tables, board, compared) if board else leader_table(tables, board)
+    made = "Made by `python experiments/results.py` from the tables that lie here; do not edit."
+    lines = ["# Leaderboard", "", made, "", *body, ""]
+    text = readme.read_text("utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{readme} has no place for the leaderboard: {START} and {END}")
+    shown = "\n".join(["", *leader_table(tables, board), ""])
+    return {results / "README.md": "\n".join(lines), readme: before + start + shown + end + after}
 
 
 def _sample(row: Row) -> str:
