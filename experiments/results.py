@@ -1,7 +1,9 @@
-"""Regenerate sweeps/results: tables, figures and README.md, out of the curves that lie there.
+"""Regenerate sweeps/results: tables, figures and README.md, out of what lies there.
 
-Every folder of sweeps/results is a study's: it has the name of a file of conf/study, and the runs
-as one table of curves and one of runs. Nothing is trained.
+A folder of sweeps/results is a study's: it has the name of a file of conf/study, and the runs as
+one table of curves and one of runs. In sweeps/results/truth each folder has the tables of one run
+of the benchmark of estimators; its page and the leaderboard of the main README are made from them.
+Nothing is trained.
 """
 
 import shutil
@@ -11,12 +13,14 @@ from mda.config import compose, main
 from mda.schema import Config
 
 NEEDS = ("report",)
-RESULTS = Path(__file__).parents[1] / "sweeps" / "results"
+HOME = Path(__file__).parents[1]
+RESULTS = HOME / "sweeps" / "results"
 
 
 def results(config: Config, folder: Path) -> None:
     from mda.report.compare import CompareSettings, compare
     from mda.report.results import KEPT, results_page
+    from mda.report.truth import leaderboard_pages
 
     report = config.report
     studies = {}
@@ -29,6 +33,8 @@ def results(config: Config, folder: Path) -> None:
                 shutil.copyfile(folder / place.name / name, place / name)
         studies[place] = (study, summary["results"]["headline"])
     (RESULTS / "README.md").write_text(results_page(studies), "utf-8")
+    for path, text in leaderboard_pages(RESULTS / "truth", HOME / "README.md", report).items():
+        path.write_text(text, "utf-8")
     print(RESULTS / "README.md")
     print(folder)
 

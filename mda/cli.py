@@ -17,6 +17,7 @@ PROGRAMS = {
     "motifs": "what the samples of highest influence have in common, as a file to edit",
     "synthesize": "token rows made from motifs, and the rows to compare them with",
     "compare": "arms against control and random edits: effects, tests, verdicts, one page",
+    "truth": "how well estimators predict what retraining does to a unit: a leaderboard",
     "reproduce": "a finished run again, every value compared",
     "wandb_report": "the comparison as a W&B report",
     "store": "what has been computed: list it, check it, clean it up",

@@ -83,11 +83,15 @@ class Curvature:
         """Q_A and Q_S of a block, [G, I, I] and [G', J, J]."""
         return self.eigenvectors[input_site(block)], self.eigenvectors[output_site(block)]
 
-    def inverse_times(self, blocks: BlockTensors, damping: float) -> dict[ParameterBlock, Tensor]:
-        """(H + c mean(Lambda))^-1 V for each block and owner, float64; c = `damping`.
+    def inverse_times(
+        self, blocks: BlockTensors, damping: float, metric: BlockTensors | None = None
+    ) -> dict[ParameterBlock, Tensor]:
+        """(H + c mean(Lambda) D / mean(D))^-1 V for each block and owner, float64; c = `damping`.
 
-        A block with one owner may have any number of rows [R, I, J]. Raises ValueError for a
-        block that was not fitted, or fitted with other biases, and for rows of some owners only.
+        D is the identity, or the diagonal in the eigenbasis of a diagonal `metric` [H, I, J], such
+        as what Adam divides a gradient by. A block with one owner may have any number of rows
+        [R, I, J]. Raises ValueError for a block that was not fitted, or fitted with other biases,
+        and for rows of some owners only.
         """
         result = {}
         for block, v_RIJ in blocks.items():
@@ -96,8 +100,10 @@ class Curvature:
             if values is None or v_RIJ.shape != (n_rows, *values.shape[1:]):
                 fitted = {name: list(e.shape) for name, e in self.eigenvalues.items()}
                 raise ValueError(f"{block} of shape {list(v_RIJ.shape)}; fitted are {fitted}")
-            damped = values + kfac_math.damping(values, damping)
-            result[block] = kfac_math.apply_inverse(v_RIJ.to(values), *self.basis(block), damped)
+            added, basis = kfac_math.damping(values, damping), self.basis(block)
+            if metric is not None:
+                added = added * kfac_math.in_basis(metric[block].to(values), *basis)
+            result[block] = kfac_math.apply_inverse(v_RIJ.to(values), *basis, values + added)
         return result
 
     def save(self, path: Path) -> None:

@@ -27,18 +27,26 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 
-def inverse_times(gradients_NP: Tensor, v_RP: Tensor, damping: float) -> Tensor:
-    """(F + c mean(diag F) I)^-1 v for each row of v, [R, P] float64; c = `damping`.
+def inverse_times(
+    gradients_NP: Tensor, v_RP: Tensor, damping: float, metric_P: Tensor | None = None
+) -> Tensor:
+    """(F + c mean(diag F) D / mean(D))^-1 v for each row of v, [R, P] float64; c = `damping`.
 
-    `gradients_NP` are the gradients of the N fitted sequences. Takes the smaller of the two forms,
-    and min(N, P)^2 + N P numbers of memory. Raises ValueError where c mean(diag F) is not above 0.
+    `gradients_NP` are the gradients of the N fitted sequences. D is the identity, or diagonal with
+    `metric_P`, which is above 0: what Adam divides a gradient by. Takes the smaller of the two
+    forms, and min(N, P)^2 + N P numbers of memory. Raises ValueError where c mean(diag F) is not
+    above 0.
     """
     gradients, v = gradients_NP.double(), v_RP.double()
     n, p = gradients.shape
     added = _damping(gradients.square().sum() / (n * p), damping)
+    root_P = torch.ones(p, dtype=v.dtype, device=v.device)
+    if metric_P is not None:  # (F + d D)^-1 = r (r F r + d I)^-1 r with r = D^-1/2
+        root_P = (metric_P.double().mean() / metric_P.double()).sqrt()
+    gradients, v = gradients * root_P, v * root_P
     if p <= n:
-        return solve(gradients.T @ gradients / n, v, added)
-    return solve_dual(gradients, v, added)
+        return root_P * solve(gradients.T @ gradients / n, v, added)
+    return root_P * solve_dual(gradients, v, added)
 
 
 def solve(fisher_PP: Tensor, v_RP: Tensor, added: float) -> Tensor:

@@ -1,12 +1,17 @@
 """The estimators that multiply a direction with a sample's gradient: EK-FAC, exact, and TracIn.
 
-EK-FAC     score(z) = - <H^-1 grad f, grad L(z)> at one checkpoint, see `ekfac`.
+EK-FAC     score(z) = - <(H + c D)^-1 grad f, grad L(z)> at one checkpoint, see `ekfac`.
 exact      the same with each block's damped Gauss-Newton matrix itself, see `exact`.
 TracIn     score(z) = - sum_k eta_k <M_k grad f(theta_k), grad L(z; theta_k)>
 
 (Pruthi et al. 2020, arXiv 2002.08484, equation 2, the measurement in place of a test loss), with
 the learning rate eta_k or 1, and M_k the identity or Adam's step sizes. With one checkpoint and
 eta = 1 it is the plain gradient dot product.
+
+The damping D is the identity, or with `adam_damping` what Adam divides by, sqrt(v) + eps. Training
+with the steps eta D^-1 for a while answers a gradient g by -(H + D / tau)^-1 g up to the shape of
+the cut-off: directions that are flat in Adam's own metric have not moved yet (for plain gradient
+descent, Bae et al. 2024, arXiv 2405.12186). For large c only D^-1 is left, TracIn's M.
 """
 
 from __future__ import annotations
@@ -52,7 +57,7 @@ class Ekfac:
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """H^-1 grad f."""
+        """(H + c D)^-1 grad f."""
         wanted, model = self.settings, work.model(step)
         gradients = work.gradients(model)
         curvature = work.curvature(
@@ -62,7 +67,8 @@ class Ekfac:
             wanted.fit_sequences,
             wanted.batch_size,
         )
-        blocks = curvature.inverse_times(gradients, wanted.damping)
+        metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
+        blocks = curvature.inverse_times(gradients, wanted.damping, metric)
         return model, Directions.of(work.units, blocks)
 
     def score(self, work: Work) -> SampleScores:
@@ -117,12 +123,14 @@ class Exact:
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """(F + c mean(diag F))^-1 grad f, owner by owner; 0 for one without a gradient."""
+        """(F + c D)^-1 grad f, owner by owner; 0 for one without a gradient."""
         wanted, model = self.settings, work.model(step)
+        gradients = work.gradients(model)
+        metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
         labels = Labels(wanted.labels, wanted.seed)
         ids = fit_subset(work.sample_ids, wanted.fit_sequences, wanted.seed)
         blocks: dict[ParameterBlock, Tensor] = {}
-        for block, v_RIJ in work.gradients(model).items():
+        for block, v_RIJ in gradients.items():
             parts = sequence_gradients_of(
                 model, work.corpus.rows, ids, block, labels, wanted.batch_size
             )
@@ -130,8 +138,10 @@ class Exact:
             for owner in range(block.owners):
                 rows = slice(None) if block.owners == 1 else slice(owner, owner + 1)
                 own_NP = parts[:, owner].flatten(1)
+                own_P = None if metric is None else metric[block][owner].flatten().cpu()
                 if own_NP.any():
-                    found = exact.inverse_times(own_NP, v_RIJ[rows].flatten(1), wanted.damping)
+                    v_RP = v_RIJ[rows].flatten(1)
+                    found = exact.inverse_times(own_NP, v_RP, wanted.damping, own_P)
                     blocks[block][rows] = found.view_as(v_RIJ[rows])
         return model, Directions.of(work.units, blocks)
 
@@ -224,6 +234,14 @@ def adam_step_sizes(
     Raises KeyError naming a parameter that is missing.
     """
     return {block: 1 / (gather(block, second_moments).sqrt() + eps) for block in blocks}
+
+
+def adam_denominators(
+    work: Work, step: int, blocks: Iterable[ParameterBlock]
+) -> dict[ParameterBlock, Tensor]:
+    """D = sqrt(v) + eps of every block, [H, I, J]: what Adam divides a gradient by at a step."""
+    sizes = adam_step_sizes(work.second_moments(step), blocks)
+    return {block: 1 / size for block, size in sizes.items()}
 
 
 def preconditioned(

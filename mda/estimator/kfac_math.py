@@ -82,6 +82,16 @@ def damping(lambda_HIJ: Tensor, relative: float) -> Tensor:
     return torch.where(mean > 0, relative * mean, torch.inf)
 
 
+def in_basis(metric_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor) -> Tensor:
+    """The diagonal of a diagonal matrix in the eigenbasis, relative to its mean, [H, I, J].
+
+    sum_ab Q_A[a, i]^2 D_ab Q_S[b, j]^2 / mean(D): what EK-FAC's Lambda is of the curvature, the
+    best diagonal in this basis, this is of D. Its mean over i and j is 1.
+    """
+    metric = metric_HIJ / metric_HIJ.mean((1, 2), keepdim=True)
+    return q_a_GII.square().transpose(1, 2) @ metric @ q_s_GJJ.square()
+
+
 def apply_inverse(
     v_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor, eigenvalues_HIJ: Tensor
 ) -> Tensor:

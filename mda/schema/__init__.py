@@ -51,6 +51,7 @@ from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, refuse
 from mda.schema.study import REFERENCES, ArmConfig, ClaimConfig, StudyConfig
+from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
     HeadConfig,
     ModuleConfig,
@@ -110,6 +111,7 @@ __all__ = [
     "TokensConfig",
     "TracinConfig",
     "TrainingConfig",
+    "TruthConfig",
     "UnitConfig",
     "UnrolledConfig",
     "WandbConfig",

@@ -65,6 +65,11 @@ class WithCurvature(AtCheckpoint):
         one_of=("sampled", "empirical"),
     )  # fmt: skip
     seed: int = setting(0, "seed of the subset and of sampled labels", **SEED)
+    adam_damping: bool = setting(False, "add what Adam divides by in place of the identity")
+
+    @property
+    def needs_state(self) -> tuple[str, object] | None:
+        return ("estimator.adam_damping", True) if self.adam_damping else None
 
 
 @dataclass

@@ -45,6 +45,7 @@ from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import Group, setting
 from mda.schema.study import StudyConfig
+from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
     HeadConfig,
     ModuleConfig,
@@ -111,6 +112,7 @@ class Config(Group):
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
     behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
+    truth: TruthConfig = field(default_factory=TruthConfig)
     motifs: MotifsConfig = field(default_factory=MotifsConfig)
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -39,6 +39,14 @@ NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
 
 @dataclass(frozen=True)
+class Start:
+    """A state to train from that is not the base run's own: a checkpoint folder, and its key."""
+
+    folder: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished training, a base run or an arm: its checkpoints, and the curve it left."""
 
@@ -114,12 +122,14 @@ def retrained(
     inserted: str | None = None,
     follow: Follow | None = None,
     followed: object = None,
+    start: Start | None = None,
 ) -> Run:
     """Train `schedule` from the base run's state at its start; all else as in the base run.
 
     The fingerprint holds the base run and the edited stream, not how the edit was chosen: arms
     that mean the same training share it. `inserted` is the hash of rows from outside the corpus;
-    `follow` measures a unit besides, and `followed` says which, for the key.
+    `follow` measures a unit besides, and `followed` says which, for the key. `start` takes the
+    place of the base run's state.
     """
     inputs = {
         "base": base.fingerprint,
@@ -128,7 +138,9 @@ def retrained(
     }
     if follow is not None:
         inputs["followed"] = followed
-    start_from = state_at(context, corpus, base, schedule.start)
+    if start is not None:
+        inputs["start"] = start.fingerprint
+    start_from = start.folder if start else state_at(context, corpus, base, schedule.start)
 
     def build(part: Path) -> None:
         model = _model_in(base, start_from)

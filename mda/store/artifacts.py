@@ -269,7 +269,7 @@ class Store:
         if resumed and (reason := torn(part)):
             _start_over(part, key, reason)
             resumed = False
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         entering = {"kind": key.kind, "fingerprint": key.fingerprint, "inputs": dict(key.inputs)}
         if key.code:
             entering["computed"] = key.computed()
@@ -294,6 +294,7 @@ class Store:
             "versions": versions(),
             "git": git_state(),
             "wall_s": round(time.perf_counter() - start, 3),
+            "cpu_s": round(time.process_time() - cpu_start, 3),  # of this process alone
             "resumed": resumed,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from mda import store
+from mda.analysis.leaderboard import ABOUT, TABLES
 from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import CompareSettings, compare
 from mda.report.results import KEPT, results_page
+from mda.report.truth import leaderboard_pages
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "sweeps" / "results"
@@ -52,6 +54,21 @@ def test_the_page_of_results_is_made_from_the_tables(recomputed):
 def test_results_are_few_files(name):
     files = {path.name for path in (RESULTS / name).rglob("*") if path.is_file()}
     assert {CURVES, RUNS} <= files <= {CURVES, RUNS, *KEPT}
+
+
+def test_the_leaderboard_is_made_from_the_committed_tables():
+    for path, text in leaderboard_pages(
+        RESULTS / "truth", ROOT / "README.md", compose().report
+    ).items():
+        assert path.read_text("utf-8") == text
+
+
+def test_a_run_that_was_kept_is_small_and_says_what_it_is():
+    for folder in (path.parent for path in (RESULTS / "truth").glob(f"*/{ABOUT}")):
+        assert {path.name for path in folder.iterdir()} <= {ABOUT, *(f"{t}.csv" for t in TABLES)}
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 300_000
+        about = store.read_json(folder / ABOUT)
+        assert about["planned"].keys() == about["done"].keys()
 
 
 def test_an_edit_smuggled_in_among_the_random_ones_would_be_found():

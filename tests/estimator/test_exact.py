@@ -31,6 +31,15 @@ def test_is_the_dense_damped_fisher(n):
     torch.testing.assert_close(inverse_times(gradients, v, C), dense(gradients, v, C))
 
 
+@pytest.mark.parametrize("n", [3, 60])
+def test_damping_by_a_metric_is_the_dense_sum_and_its_scale_is_none_of_its_business(n):
+    gradients, v, metric = random(n, 12, seed=1), random(4, 12, seed=2), random(12, seed=3).abs()
+    fisher = sum(torch.outer(g, g) for g in gradients) / n
+    added = C * fisher.diagonal().mean() * torch.diag(metric / metric.mean())
+    found = inverse_times(gradients, v, C, 7 * metric)
+    torch.testing.assert_close(found, torch.linalg.solve(fisher + added, v.T).T)
+
+
 @pytest.mark.parametrize("n", [5, 40])
 @pytest.mark.parametrize("added", [1e-3, 1e2])
 def test_both_forms_agree(n, added):

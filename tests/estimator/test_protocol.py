@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from in_memory import InMemoryWork, materials
-from plain_gradients import block_gradients
+from plain_gradients import block_gradients, own
 
 from mda.estimator.ekfac import Labels, fit_curvature, fit_subset
 from mda.estimator.estimator import Estimator, step_of
@@ -23,7 +23,7 @@ from mda.schema import (
     TracinConfig,
 )
 from mda.stages.plugin import estimator_of
-from mda.types import Window
+from mda.types import Unit, Window
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import Directions
 from mda.unit.mlp_neuron import MlpNeurons
@@ -125,10 +125,18 @@ def test_ekfac_takes_its_damping_labels_seed_and_subset_from_its_settings(work):
         assert (by_hand(**other) - found).norm() > 1e-3 * found.norm()
 
 
-def test_exact_is_the_explicit_damped_fisher_of_every_owner(work):
+def adam_divides_by(model, block, owner):
+    """sqrt(v) + eps of one owner, [P], where v of a weight is its square."""
+    roots = {name: p.detach().abs() + 1e-8 for name, p in model.named_parameters()}
+    return own(model, block, owner, roots).flatten()
+
+
+@pytest.mark.parametrize("adam", [False, True])
+def test_exact_is_the_explicit_damped_fisher_of_every_owner(work, adam):
     """Made of gradients by autograd, one owner after the other."""
     work = InMemoryWork(**(vars(work) | {"steps": [3]}))
-    found = estimator_of(ExactConfig(labels="empirical", damping=0.2)).score(work).values_NU
+    wanted = ExactConfig(labels="empirical", damping=0.2, adam_damping=adam)
+    found = estimator_of(wanted).score(work).values_NU
     model, gradients = work.model(3), work.gradients(work.model(3))
     rows = [
         block_gradients(model, list(gradients), row) for row in work.corpus.rows(work.sample_ids)
@@ -138,11 +146,50 @@ def test_exact_is_the_explicit_damped_fisher_of_every_owner(work):
         for block, owner in unit.parts:
             if block not in gradients:
                 continue
-            own = torch.stack([row[block][owner].flatten() for row in rows])
-            fisher = own.T @ own / len(own)
-            damped = fisher + 0.2 * fisher.diagonal().mean() * torch.eye(len(fisher)).double()
-            expected[:, u] -= own @ torch.linalg.solve(damped, gradients[block][owner].flatten())
+            g = torch.stack([row[block][owner].flatten() for row in rows])
+            fisher, metric = g.T @ g / len(g), torch.ones(g.shape[1]).double()
+            if adam:
+                metric = adam_divides_by(model, block, owner)
+            damped = fisher + 0.2 * fisher.diagonal().mean() * (metric / metric.mean()).diag()
+            expected[:, u] -= g @ torch.linalg.solve(damped, gradients[block][owner].flatten())
     torch.testing.assert_close(found, expected)
+
+
+def test_ekfac_adds_the_diagonal_of_adams_metric_in_its_basis(work):
+    """Explicit matrices: H = K Lambda K^T, and D by its diagonal in K, for every owner."""
+    work = InMemoryWork(**(vars(work) | {"steps": [3]}))
+    wanted = EkfacConfig(damping=0.2, labels="empirical", adam_damping=True)
+    found = estimator_of(wanted).score(work).values_NU
+    model, gradients = work.model(3), work.gradients(work.model(3))
+    fitted = work.curvature(3, list(gradients), Labels("empirical", 0), None, 4)
+    rows = [
+        block_gradients(model, list(gradients), row) for row in work.corpus.rows(work.sample_ids)
+    ]
+    expected = torch.zeros_like(found)
+    for u, unit in enumerate(work.units):
+        for block, owner in unit.parts:
+            if block not in gradients:
+                continue
+            q_a, q_s = (q[owner if len(q) > 1 else 0] for q in fitted.basis(block))
+            k, values = torch.kron(q_a, q_s), fitted.eigenvalues[block.name][owner].flatten()
+            metric = adam_divides_by(model, block, owner)
+            inside = (k.T @ (metric / metric.mean()).diag() @ k).diagonal()
+            damped = k @ (values + 0.2 * values.mean() * inside).diag() @ k.T
+            g = torch.stack([row[block][owner].flatten() for row in rows])
+            expected[:, u] -= g @ torch.linalg.solve(damped, gradients[block][owner].flatten())
+    torch.testing.assert_close(found, expected)
+
+
+def test_with_much_damping_by_adam_only_its_step_sizes_are_left(work):
+    """A unit's blocks are scaled each by its own mean: one block, and the ranking of TracIn."""
+    unit = next(unit for unit in work.units if len(unit.parts) >= 1)
+    one = Unit(unit.name, unit.parts[:1])
+    work = InMemoryWork(**(vars(work) | {"steps": [3], "units": [one]}))
+    much = ExactConfig(labels="empirical", damping=1e9, adam_damping=True)
+    exact = estimator_of(much).score(work).values_NU[:, 0]
+    plain = TracinConfig(adam_preconditioning=True, lr_weights=False)
+    tracin = estimator_of(plain).score(work).values_NU[:, 0]
+    torch.testing.assert_close(exact / exact.norm(), tracin / tracin.norm(), rtol=1e-5, atol=1e-7)
 
 
 def test_a_steps_name_means_the_nearest_checkpoint():

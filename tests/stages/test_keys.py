@@ -102,6 +102,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "estimator.fit_sequences": ("estimator.fit_sequences=20", "scores"),
     "estimator.labels": ("estimator.labels=empirical", "scores"),
     "estimator.seed": ("estimator.seed=4", "scores"),
+    "estimator.adam_damping": ("estimator.adam_damping=true", "scores"),
     "estimator.batch_size": ("estimator.batch_size=8", NOTHING),
     # intervention
     "intervention.name": ("intervention=augment", "arm"),
@@ -139,8 +140,10 @@ for name, value in {
     "heads": 1, "random_sets": 2, "seed": 1,
 }.items():  # fmt: skip
     CHANGES[f"behaviour.{name}"] = (f"behaviour.{name}={value}", "behaviour")
-ELSEWHERE = ("plan.", "report.", "logger.", "study.", "sae.", "motifs.", "synthesis.", "output_dir")
-"""Settings that no stage of this experiment reads; `sae` has tests of its own."""
+ELSEWHERE = (
+    "plan.", "report.", "logger.", "study.", "truth.", "sae.", "motifs.", "synthesis.", "output_dir"
+)  # fmt: skip
+"""Settings that no stage of this experiment reads; `sae` and `truth` have tests of their own."""
 OTHER_OPTIONS = {  # settings of other options than those of the experiment
     "estimator.checkpoints": ("estimator=tracin estimator.checkpoints=[20]", "estimator=tracin"),
     "estimator.n_checkpoints": ("estimator=tracin estimator.n_checkpoints=1", "estimator=tracin"),

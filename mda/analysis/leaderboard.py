@@ -1,0 +1,208 @@
+"""The benchmark's tables, read back from files, and the leaderboard that follows from them.
+
+A folder of tables is one run of the benchmark: a seed, its window and units. The leaderboard is
+made of any number of them, so that seeds measured on other days or machines count together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mda import store
+from mda.analysis.statistics import bootstrap_interval
+from mda.analysis.truth import Correlation, Group, rank_correlation, rank_correlation_gain
+
+Row = dict[str, Any]
+TABLES = ("subsets", "edits", "planted", "estimators", "tops", "labels")
+TEXTS = {"unit", "located", "estimator", "draw", "edit", "label", "text"}
+"""Columns that are words; the others are numbers."""
+ABOUT = "about.json"
+CEILING = "rerun"
+"""The row of an estimator that knows what a training of the same set from a perturbed start did."""
+TOP, OTHERS = "unrolled", ("ekfac", "repetition")
+SIDE_BY_SIDE = (TOP, "ekfac")
+"""Estimators whose highest samples are shown as text."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All rows of some runs of the benchmark."""
+
+    rows: dict[str, list[Row]]  # by table
+    about: list[dict[str, Any]]  # of each run
+
+
+def write_tables(tables: Tables, folder: Path) -> None:
+    """Write the tables of one run, CSV each, and what they are about."""
+    (about,) = tables.about
+    for name, rows in tables.rows.items():
+        if rows:
+            columns = list(dict.fromkeys(key for row in rows for key in row))
+            store.write_csv(folder / f"{name}.csv", rows, columns)
+    store.write_json(folder / ABOUT, about)
+
+
+def read_tables(folders: Iterable[Path]) -> Tables:
+    """The tables of some folders as one."""
+    rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+    about = []
+    for folder in folders:
+        about.append(store.read_json(folder / ABOUT))
+        for name in TABLES:
+            if (path := folder / f"{name}.csv").exists():
+                rows[name] += [
+                    {key: text if key in TEXTS else _number(text) for key, text in row.items()}
+                    for row in store.read_csv(path)
+                ]
+    return Tables(rows, about)
+
+
+def leaderboard(
+    tables: Tables, outcome: str = "metric", confidence: float = 0.95, resamples: int = 9999
+) -> list[Row]:
+    """A row for each unit and estimator, and one for the noise ceiling of each unit.
+
+    `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone;
+    effects are the unit's `outcome` after the edit minus that of the control, in its own units,
+    mean over runs; `transfer/` is a removal in runs from other initial weights; `cost` is in
+    trainings of the window. None for what was not measured.
+    """
+    rows, found = tables.rows, []
+    shares = sorted({row["fraction"] for row in rows["subsets"]})
+    for unit, name in _pairs(tables):
+        one: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
+        for key, wanted in {"lds": shares, **{f"lds/{share}": [share] for share in shares}}.items():
+            groups = groups_of(rows["subsets"], unit, name, wanted, outcome)
+            said = rank_correlation(groups, confidence, resamples)
+            one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
+                    f"{key}/n": said.n}  # fmt: skip
+        for key, values in effects_of(rows["edits"], unit, name, outcome).items():
+            one |= {key: float(np.mean(list(values.values()))), f"{key}/n": len(values)}
+        for column in ("roc_auc", "recall_at_k"):
+            one[column] = _mean(rows["planted"], unit, name, column)
+        one["cost"] = _mean(rows["estimators"], unit, name, "cost")
+        found.append(one)
+    columns = list(dict.fromkeys(key for row in found for key in row))
+    return [{key: row.get(key) for key in columns} for row in found]
+
+
+def groups_of(
+    rows: Sequence[Row], unit: str, name: str, shares: Sequence[float], outcome: str = "metric"
+) -> list[Group]:
+    """Predictions and measured values: a group for each run and share of the window.
+
+    The prediction of an estimator is minus the scores that were removed; that of the noise ceiling
+    is what was measured from a perturbed start.
+    """
+
+    def predicted(row: Row) -> float | None:
+        if name == CEILING:
+            return row.get(f"rerun_{outcome}")
+        removed = row.get(f"removed/{name}")
+        return None if removed is None else -removed
+
+    groups = []
+    for seed in sorted({row["seed"] for row in rows}):
+        for share in shares:
+            wanted = (seed, unit, share)
+            of_group = [r for r in rows if (r["seed"], r["unit"], r["fraction"]) == wanted]
+            own = [(predicted(row), row[outcome]) for row in of_group]
+            own = [pair for pair in own if pair[0] is not None]
+            if own:
+                x, y = np.array(own, dtype=np.float64).T
+                groups.append((x, y))
+    return groups
+
+
+def effects_of(
+    rows: Sequence[Row], unit: str, name: str, outcome: str = "metric"
+) -> dict[str, dict[tuple[int, int], float]]:
+    """`remove/0.1`, `augment/0.1`, `transfer/0.1` -> (seed, seed of the run that was edited) ->
+    the unit after the edit minus after none."""
+    found: dict[str, dict[tuple[int, int], float]] = {}
+    for row in rows:
+        if (row["unit"], row["estimator"]) == (unit, name):
+            edit = "transfer" if row["to_seed"] != row["seed"] else row["edit"]
+            runs = found.setdefault(f"{edit}/{row['fraction']}", {})
+            runs[row["seed"], row["to_seed"]] = row[outcome] - row[f"control_{outcome}"]
+    return found
+
+
+def comparisons(
+    tables: Tables, outcome: str = "metric", confidence: float = 0.95, resamples: int = 9999
+) -> list[Row]:
+    """Does `unrolled` beat EK-FAC and repetition? A row for each unit, rival and question.
+
+    `lds`: its rank correlation minus theirs over the same sets, mean over runs and shares.
+    `remove/0.1`, `transfer/0.1`: its effect minus theirs, mean over runs; there `better` is less.
+    The interval is a bootstrap over sets or over runs, None for fewer than three runs; `better`
+    is yes or no where the interval leaves out 0, else open.
+    """
+    found = []
+    for unit in dict.fromkeys(unit for unit, _ in _pairs(tables)):
+        for other in OTHERS:
+            for what, said in _differences(tables, unit, other, outcome, confidence, resamples):
+                sign = 1 if what == "lds" else -1
+                found.append({"unit": unit, "one": TOP, "other": other, "what": what,
+                              "difference": said.mean, "low": said.low, "high": said.high,
+                              "n": said.n, "better": _better(said, sign)})  # fmt: skip
+    return found
+
+
+def _differences(
+    tables: Tables, unit: str, other: str, outcome: str, confidence: float, resamples: int
+) -> Iterator[tuple[str, Correlation]]:
+    shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
+    one, two = (groups_of(tables.rows["subsets"], unit, name, shares, outcome)
+                for name in (TOP, other))  # fmt: skip
+    if one and len(one) == len(two):
+        yield "lds", rank_correlation_gain(one, two, confidence, resamples)
+    ours, theirs = (effects_of(tables.rows["edits"], unit, name, outcome) for name in (TOP, other))
+    for what in sorted(set(ours) & set(theirs)):
+        both = sorted(set(ours[what]) & set(theirs[what]))
+        if both and not what.startswith("augment"):
+            values = np.array([ours[what][run] - theirs[what][run] for run in both])
+            low = high = None
+            if len(values) > 2:
+                low, high = bootstrap_interval(values, confidence, resamples)
+            yield what, Correlation(len(values), float(values.mean()), low, high)
+
+
+def _better(said: Correlation, sign: int) -> str:
+    if said.low is None or said.high is None or said.low <= 0 <= said.high:
+        return "open"
+    return "yes" if sign * said.low > 0 else "no"
+
+
+def _pairs(tables: Tables) -> list[tuple[str, str]]:
+    """Units and estimators in the order of the runs' settings, the ceiling of a unit first."""
+    found: dict[tuple[str, str], None] = {}
+    for about in tables.about:
+        for unit in about["units"]:
+            if any(row.get("rerun_metric") is not None for row in tables.rows["subsets"]):
+                found[unit, CEILING] = None
+            found |= {(unit, name): None for name in about["estimators"]}
+    return list(found)
+
+
+def _seeds(tables: Tables, unit: str, name: str) -> int:
+    rows = tables.rows["estimators"]
+    own = {row["seed"] for row in rows if (row["unit"], row["estimator"]) == (unit, name)}
+    return len(own or {row["seed"] for row in tables.rows["subsets"]})
+
+
+def _mean(rows: Sequence[Row], unit: str, name: str, column: str) -> float | None:
+    own = [row[column] for row in rows if (row["unit"], row["estimator"]) == (unit, name)]
+    known = [value for value in own if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _number(text: str) -> float | None:
+    if not text:
+        return None
+    return int(text) if text.lstrip("-").isdigit() else float(text)

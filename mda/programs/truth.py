@@ -1,0 +1,179 @@
+"""How well do estimators predict what retraining does to a unit? Measured, as a leaderboard.
+
+Scores the samples of one window for several units by several estimators, then trains that window
+again and again: without sets of samples (do summed scores rank what happened to the unit?), without
+the samples of highest score or with each of them twice, and the same from other initial weights. In
+a stream with planted causes it counts how many are found. The cost of every estimator stands
+beside, in trainings of the window. All units share the first one's window, so that a retraining
+serves every unit and estimator.
+
+Everything is found again in the store: killed, the same command goes on. With
+truth.finished_only=true nothing is built, and the tables are of what is there.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mda.config import command_of, compose, main, overrides_of
+from mda.schema import Config, ConfigError
+
+NEEDS = (
+    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
+    "truth", "report",
+)  # fmt: skip
+OWN = ("unit", "estimator")  # groups that truth.units and truth.estimators choose
+
+
+def truth(config: Config, folder: Path) -> None:
+    from mda.analysis.leaderboard import write_tables
+    from mda.report.summary import write_summary
+    from mda.report.truth import FILES, report_truth
+
+    start = time.perf_counter()
+    fixed = fixed_words(overrides_of(folder))
+    settings = config.truth
+    units = {words: chosen(fixed, "unit", words) for words in settings.units}
+    estimators = {words: chosen(fixed, "estimator", words) for words in settings.estimators}
+    tables = measured(config, units, estimators)
+    results = report_truth(tables, folder, config.report)
+    if config.report.pack:
+        write_tables(tables, Path(config.report.pack))
+    (about,) = tables.about
+    write_summary(
+        folder,
+        "truth",
+        seed=config.seed,
+        fingerprints=about["fingerprints"],
+        results=results,
+        files={name: what for name, what in FILES.items() if (folder / name).exists()},
+        times={"total_s": time.perf_counter() - start},
+        warnings=about["warnings"],
+    )
+    print(f"page: {folder / 'leaderboard.md'}")
+    kept = [word for word in overrides_of(folder) if not word.startswith("seed=")]
+    print(f"next, another seed: {command_of('truth', [*kept, f'seed={config.seed + 1}'])}")
+    print(folder)
+
+
+def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[str, Config]) -> Any:
+    """All tables of one seed; each configuration of `units` has that unit's settings."""
+    from mda import pipeline
+    from mda.analysis.leaderboard import Tables
+    from mda.stages import truth_tables as make
+    from mda.stages.context import Context
+    from mda.stages.preview import FindOnly, NotBuilt
+    from mda.stages.truth import Bench, other_initialisation
+
+    settings = config.truth
+    context = Context.of(config)
+    if settings.finished_only:
+        context = replace(context, store=FindOnly(context.store.root))
+
+    def bench(own: Mapping[str, Config], window: Any = None) -> Bench:
+        contexts = {name: replace(context, config=one) for name, one in own.items()}
+        first = next(iter(contexts.values()))
+        corpus, base = pipeline.train(first, NEEDS)
+        return Bench.of(contexts, corpus, base, window)
+
+    print("1/4  base run and units")
+    try:
+        here = bench(units)
+        located = {name: one.name for name, one in here.located.items()}
+    except NotBuilt as missing:
+        raise ConfigError(
+            f"truth.finished_only=true: {missing}; accepted: false, or an output_dir with the run"
+        ) from missing
+    print(f"2/4  scores of {', '.join(f'{unit} {name}' for unit, name in located.items())}")
+    traces: dict[str, dict[str, Any]] = {}
+    for unit in settings.units:
+        found = {e: make.finished(lambda u=unit, o=one: here.traced(u, o))
+                 for e, one in estimators.items()}  # fmt: skip
+        traces[unit] = {name: traced for name, traced in found.items() if traced is not None}
+    print("3/4  retrainings of the window")
+    rows: dict[str, list[dict[str, Any]]] = {
+        "subsets": list(make.subset_rows(here, settings, traces)),
+        "edits": list(make.edit_rows(here, settings, traces)),
+    }
+    for seed in settings.transfer:
+        others = {n: other_initialisation(one, here.corpus, seed) for n, one in units.items()}
+        there = make.finished(lambda own=others: _with_units(bench(own, here.window)))
+        if there is not None:
+            rows["edits"] += make.edit_rows(here, settings, traces, ("remove",), there)
+    print("4/4  tables")
+    rows["planted"] = list(make.planted_rows(here, settings, traces))
+    rows["estimators"] = list(make.estimator_rows(here, settings, traces))
+    rows["tops"] = list(make.top_rows(here, settings, traces))
+    rows["labels"] = list(make.label_rows(here, settings, traces))
+    return Tables(rows, [about(here, config, located, rows)])
+
+
+def about(
+    bench: Any, config: Config, located: Mapping[str, str], rows: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """What stands behind the tables of one seed: settings, versions, and how much was done."""
+    from mda import store
+
+    settings, n_units = config.truth, len(config.truth.units)
+    pairs = n_units * len(settings.estimators)
+    own = [row for row in rows["edits"] if row["to_seed"] == row["seed"]]
+    reruns = [row for row in rows["subsets"] if row["rerun_metric"] is not None]
+    return {
+        "seed": config.seed,
+        "units": dict(located),
+        "estimators": list(settings.estimators),
+        "window": [bench.window.start, bench.window.end],
+        "samples": len(bench.schedule.sample_ids),
+        "planned": {
+            "estimators": pairs,
+            "sets": settings.subsets,
+            "sets with reruns": settings.subsets * bool(settings.reruns),
+            "edits": 2 * pairs * len(settings.edits),
+            "edits of other initial weights": pairs * len(settings.edits) * len(settings.transfer),
+        },
+        "done": {
+            "estimators": len(rows["estimators"]),
+            "sets": len(rows["subsets"]) // n_units,
+            "sets with reruns": len(reruns) // n_units,
+            "edits": len(own),
+            "edits of other initial weights": len(rows["edits"]) - len(own),
+        },
+        "settings": asdict(settings),
+        "fingerprints": {"corpus": bench.corpus.fingerprint, "base": bench.base.fingerprint},
+        "warnings": list(bench.context.store.warnings.values()),
+        "versions": store.versions(),
+        "git": store.git_state(),
+    }
+
+
+def fixed_words(words: Sequence[str]) -> list[str]:
+    """The command's words that hold for every unit and estimator. Raises ConfigError for others."""
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if key.partition(".")[0] in OWN:
+            group = key.partition(".")[0]
+            raise ConfigError(f"{word} is refused; accepted: truth.{group}s=[...], a list of them")
+    return [word for word in words if not word.startswith("name=")]
+
+
+def chosen(fixed: Sequence[str], group: str, words: str) -> Config:
+    """The configuration with an option of a group and settings of its own, from one text."""
+    option, *settings = words.split()
+    own = [f"{group}={option}", *(f"{group}.{setting}" for setting in settings)]
+    try:
+        return compose([*fixed, *own], NEEDS)
+    except ConfigError as error:
+        raise ConfigError(f"truth.{group}s={words}: {error}") from error
+
+
+def _with_units(bench: Any) -> Any:
+    """A bench whose units have been found."""
+    assert bench.located
+    return bench
+
+
+def start() -> None:
+    """Run as the command line says."""
+    main(truth, NEEDS)

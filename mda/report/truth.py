@@ -1,0 +1,259 @@
+"""The benchmark of estimators for people: tables, a page in Markdown, and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mda import store
+from mda.analysis.leaderboard import (
+    ABOUT,
+    CEILING,
+    SIDE_BY_SIDE,
+    Row,
+    Tables,
+    comparisons,
+    groups_of,
+    leaderboard,
+    read_tables,
+    write_tables,
+)
+from mda.report.page import DASH, number
+from mda.schema import ReportConfig
+
+FILES = {
+    "leaderboard.csv": "a row for each unit and estimator: LDS, edits, planted causes, cost",
+    "comparisons.csv": "unrolled against EK-FAC and repetition",
+    "leaderboard.md": "the same for people, with the highest samples side by side",
+    "subsets.csv": "every set that was removed: what was predicted, what was measured",
+    "edits.csv": "the unit after each edit of highest scores, and of the control",
+    "planted.csv": "planted causes that each estimator finds",
+    "estimators.csv": "seconds of each estimator, and its rank correlation with the others",
+    "tops.csv": "samples of highest score as text",
+    "labels.csv": "labels of the tenth of highest score",
+    "about.json": "settings, window, units, and how much of the whole was done",
+    "lds.png": "predicted against measured, a point for every set",
+}
+START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
+NAMES = {CEILING: "*rerun: the noise ceiling*"}
+MEANINGS = """\
+LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
+after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
+percentile bootstrap over the sets. Effects: the metric at the window's end after an edit minus that
+of the control. Transfer: the set removed in a run from other initial weights that sees the same
+order, where the unit is that run's own. Rerun: how well a training of the same set from a start
+with a little noise predicts the measurement. Cost: in trainings of the window, by processor time
+where training is on a CPU; a dash where the scores were computed in several pieces."""
+
+
+def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
+    """Write all files, print the leaderboard; returns what summary.json says."""
+    write_tables(tables, folder)
+    board = leaderboard(tables, "metric", config.confidence, config.resamples)
+    compared = comparisons(tables, "metric", config.confidence, config.resamples)
+    for name, rows in (("leaderboard", board), ("comparisons", compared)):
+        if rows:
+            store.write_csv(folder / f"{name}.csv", rows)
+    text = "\n".join(["# Leaderboard", "", *page(tables, board, compared)])
+    (folder / "leaderboard.md").write_text(text, "utf-8")
+    draw(tables, folder / "lds.png", config.dpi)
+    show(board)
+    return {"complete": is_complete(tables), "leaderboard": board, "comparisons": compared}
+
+
+def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
+    """Lines of Markdown: what was done, a table for each unit, comparisons, highest samples."""
+    lines = [MEANINGS, "", *(f"- {said(about)}" for about in tables.about), ""]
+    for unit in dict.fromkeys(row["unit"] for row in board):
+        lines += [f"### {unit}", "", *table([row for row in board if row["unit"] == unit]), ""]
+        lines += [f"- {sentence(row)}" for row in compared if row["unit"] == unit]
+        lines += ["", *side_by_side(tables, unit)]
+    return lines
+
+
+def is_complete(tables: Tables) -> bool:
+    """Whether every run did all that its settings ask for."""
+    return all(about["done"] == about["planned"] for about in tables.about)
+
+
+def said(about: Mapping[str, Any]) -> str:
+    """One run in a sentence."""
+    units = ", ".join(f"{name} {located}" for name, located in about["units"].items())
+    parts = [f"{about['done'][what]} of {n} {what}" for what, n in about["planned"].items() if n]
+    start, end = about["window"]
+    whole = "" if about["done"] == about["planned"] else "; **partial**"
+    return (
+        f"Seed {about['seed']}, window [{start:,}, {end:,}), {about['samples']:,} samples; "
+        f"{units}; {', '.join(parts) or 'nothing retrained'}{whole}."
+    )
+
+
+def columns(board: Sequence[Row]) -> dict[str, str]:
+    """Key -> heading of what the rows have, in order."""
+    headings = {"lds": "LDS"}
+    for key in dict.fromkeys(key for row in board for key in row):
+        kind, _, share = key.partition("/")
+        if "/" in share or not share.replace(".", "").isdigit():
+            continue
+        words = {"lds": "LDS", "remove": "removal", "augment": "doubling", "transfer": "transfer"}
+        headings[key] = f"{words[kind]} {100 * float(share):g} %"
+    headings |= {"roc_auc": "AUC", "recall_at_k": "recall at k", "cost": "cost"}
+    return {k: h for k, h in headings.items() if any(row.get(k) is not None for row in board)}
+
+
+def table(board: Sequence[Row]) -> list[str]:
+    """A Markdown table of one unit's rows."""
+    shown = columns(board)
+    lines = [f"| estimator | {' | '.join(shown.values())} |", "|---" * (len(shown) + 1) + "|"]
+    for row in board:
+        name = NAMES.get(row["estimator"], row["estimator"])
+        lines.append(f"| {name} | {' | '.join(cell(row, key) for key in shown)} |")
+    return lines
+
+
+def cell(row: Row, key: str) -> str:
+    """A number, with its interval where it has one."""
+    if (value := row.get(key)) is None:
+        return DASH
+    low, high = row.get(f"{key}/low"), row.get(f"{key}/high")
+    interval = f" [{_two(low)}, {_two(high)}]" if low is not None and high is not None else ""
+    text = _two(value) if key.startswith(("lds", "roc", "recall")) else number(value)
+    return text + interval
+
+
+def sentence(row: Row) -> str:
+    """A comparison, said plainly whichever way it comes out."""
+    kind, _, share = row["what"].partition("/")
+    what = {
+        "lds": "Rank correlation (LDS)",
+        "remove": f"Removing {100 * float(share or 0):g} %",
+        "transfer": f"Removing {100 * float(share or 0):g} % from other initial weights",
+    }[kind]
+    verdict = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}[
+        row["better"]
+    ]
+    interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
+    counted = "sets" if kind == "lds" else "runs"
+    return (
+        f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
+        f"{row['n']} {counted}: {row['one']} **{verdict}**."
+    )
+
+
+def side_by_side(tables: Tables, unit: str) -> list[str]:
+    """Highest samples of two estimators in one table, and the labels of their highest tenths."""
+    tops = [row for row in tables.rows["tops"] if row["unit"] == unit]
+    labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
+    if {row["estimator"] for row in tops} != set(SIDE_BY_SIDE):
+        return []
+    seed = min(row["seed"] for row in tops)
+    lines = [
+        f"Highest samples, seed {seed}:",
+        "",
+        f"| | {' | '.join(SIDE_BY_SIDE)} |",
+        "|---|---|---|",
+    ]
+    by = {(row["rank"], row["estimator"]): row for row in tops if row["seed"] == seed}
+    for rank in sorted({rank for rank, _ in by}):
+        lines.append(f"| {rank} | {' | '.join(_sample(by[rank, name]) for name in SIDE_BY_SIDE)} |")
+    lines += ["", "Labels of the highest tenth, mean over runs:", "",
+              f"| label | window | {' | '.join(SIDE_BY_SIDE)} |", "|---|---|---|---|"]  # fmt: skip
+    for label in dict.fromkeys(row["label"] for row in labels):
+        own = [row for row in labels if row["label"] == label]
+        shares = [_percent(row["share_of_window"] for row in own)]
+        for name in SIDE_BY_SIDE:
+            shares.append(_percent(r["share_of_top"] for r in own if r["estimator"] == name))
+        lines.append(f"| {label} | {' | '.join(shares)} |")
+    return [*lines, ""]
+
+
+def draw(tables: Tables, path: Path, dpi: int) -> None:
+    """Predicted against measured for every unit (rows) and estimator (columns)."""
+    rows = tables.rows["subsets"]
+    if not rows:
+        return
+    units = list(dict.fromkeys(row["unit"] for row in rows))
+    names = list(dict.fromkeys(key.removeprefix("removed/") for row in rows for key in row
+                               if key.startswith("removed/")))  # fmt: skip
+    shares = sorted({row["fraction"] for row in rows})
+    figure, axes = plt.subplots(
+        len(units), len(names), figsize=(2.2 * len(names), 2.2 * len(units)), squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for unit, line in zip(units, axes, strict=True):
+        for name, ax in zip(names, line, strict=True):
+            for share in shares:
+                for x, y in groups_of(rows, unit, name, [share]):
+                    ax.plot(x, y, "o", ms=3, label=f"{100 * share:g} % removed")
+            ax.set_title(name, fontsize=8)
+            ax.tick_params(labelsize=6)
+        line[0].set_ylabel(f"{unit}, measured", fontsize=7)
+    axes[0][0].legend(fontsize=6)
+    figure.supxlabel("minus the summed scores of the removed set", fontsize=8)
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
+    plt.close(figure)
+
+
+def show(board: Sequence[Row]) -> None:
+    """Print the leaderboard."""
+    for unit in dict.fromkeys(row["unit"] for row in board):
+        own = [row for row in board if row["unit"] == unit]
+        shown = columns(own)
+        printed = Table("estimator", *shown.values(), title=unit, box=None)
+        for row in own:
+            printed.add_row(row["estimator"], *(cell(row, key) for key in shown))
+        Console().print(printed)
+
+
+def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
+    """The README's table: the first unit, and in one sentence how much stands behind it."""
+    if not board:
+        return ["No result has been committed yet."]
+    first = board[0]["unit"]
+    seeds = sorted({about["seed"] for about in tables.about})
+    state = "" if is_complete(tables) else " This is a part of the benchmark, and exploratory."
+    head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+    return [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
+
+
+def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
+    """The page of the committed tables in the folders of `results`, and the README with its table.
+
+    Returns what each of the two files has to hold. Raises ValueError for a README without `START`.
+    """
+    tables = read_tables(sorted(path.parent for path in results.glob(f"*/{ABOUT}")))
+    board = leaderboard(tables, "metric", config.confidence, config.resamples)
+    compared = comparisons(tables, "metric", config.confidence, config.resamples)
+    body = page(tables, board, compared) if board else leader_table(tables, board)
+    made = "Made by `python experiments/results.py` from the tables that lie here; do not edit."
+    lines = ["# Leaderboard", "", made, "", *body, ""]
+    text = readme.read_text("utf-8")
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{readme} has no place for the leaderboard: {START} and {END}")
+    shown = "\n".join(["", *leader_table(tables, board), ""])
+    return {results / "README.md": "\n".join(lines), readme: before + start + shown + end + after}
+
+
+def _sample(row: Row) -> str:
+    text = " ".join(row["text"].split())[:90].replace("|", "\\|").replace("`", "'")
+    return f"{row['label']}, step {row['step']:,}: `{text}`"
+
+
+def _percent(shares: Iterable[float]) -> str:
+    found = list(shares)
+    return f"{100 * np.mean(found):.1f} %" if found else DASH
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

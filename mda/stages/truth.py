@@ -1,0 +1,191 @@
+"""What a benchmark of estimators asks for: scores of every unit, and retrained windows.
+
+All units have one window and one base run, so that a set of samples is retrained once, whichever
+unit and estimator it serves: an arm's key is the base run and the edited stream alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mda import store
+from mda.data.stream import Corpus
+from mda.estimator.replay import TrainingWindow, load_state, perturbed
+from mda.intervention import plan as plans
+from mda.intervention.edit import edit
+from mda.schema import Config, ConfigError
+from mda.stages.attribution import Traced, score
+from mda.stages.context import Context
+from mda.stages.corpus import base_schedule, stream
+from mda.stages.locating import Located, locate
+from mda.stages.runs import Run, Start, retrained, state_at
+from mda.training import checkpoint
+from mda.training.optimizer import adamw
+from mda.types import EditPlan, Schedule, Scores, Window
+
+
+class Outcome(NamedTuple):
+    """A unit at the end of a window: what its curve shows, and what estimators differentiate."""
+
+    metric: float
+    measurement: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base run, a window of it, and the units that every arm is measured by."""
+
+    context: Context
+    corpus: Corpus
+    base: Run
+    units: Mapping[str, Context]  # by the name in the tables; each context has its unit's settings
+    window: Window
+
+    @classmethod
+    def of(
+        cls, contexts: Mapping[str, Context], corpus: Corpus, base: Run, window: Window | None
+    ) -> Bench:
+        """The window is that of the first unit unless it is given."""
+        first = next(iter(contexts.values()))
+        window = window or locate(first, corpus, base).window
+        within = {name: _within(one, window) for name, one in contexts.items()}
+        return cls(_within(first, window), corpus, base, within, window)
+
+    @property
+    def seed(self) -> int:
+        return self.context.config.seed
+
+    @property
+    def last_step(self) -> int:
+        return self.base.checkpoints[-1]
+
+    @cached_property
+    def located(self) -> dict[str, Located]:
+        """Each unit, found by its metric at the end of the base run."""
+        return {name: locate(one, self.corpus, self.base) for name, one in self.units.items()}
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The unedited stream of the window."""
+        return base_schedule(self.context.config, self.corpus, self.window.start, self.window.end)
+
+    def traced(self, unit: str, config: Config) -> Traced:
+        """Scores of one unit by the estimator of `config`."""
+        own = self.units[unit]
+        context = replace(own, config=replace(own.config, estimator=config.estimator))
+        return score(context, self.corpus, self.base, self.located[unit])
+
+    def arm(self, plan: EditPlan | None, start: Start | None = None) -> Run:
+        """The window trained again with an edit carried out; None for the unedited stream."""
+        schedule = self.schedule if plan is None else edit(plan, self.schedule)
+        quiet = replace(self.context, progress=False)  # who retrains many draws a bar of its own
+        return retrained(quiet, self.corpus, self.base, schedule, start=start)
+
+    def removal(self, sample_ids: np.ndarray) -> EditPlan:
+        """Mask some samples: weight 0, all else in place."""
+        window = self.window
+        return plans.remove(self._placed, sample_ids, window.start, window.end, "mask")
+
+    def doubling(self, sample_ids: np.ndarray) -> EditPlan:
+        """One more copy of some samples, in the step that has them."""
+        window = self.window
+        return plans.augment(self._placed, sample_ids, window.start, window.end, "duplicate")
+
+    @cached_property
+    def _placed(self) -> Scores:
+        """Where every sample of the window is seen: what plans read of scores."""
+        ids, rows = self.schedule.sample_ids, np.diff(self.schedule.offsets)
+        steps = np.repeat(np.arange(self.schedule.start, self.schedule.end), rows)
+        empty = np.empty((len(ids), 0), np.float32)
+        return Scores(ids, steps, empty, (), np.full(len(ids), np.nan, np.float32))
+
+    def outcomes(self, run: Run) -> dict[str, Outcome]:
+        """Every unit at the end of an arm."""
+        model = run.model(self.window.end)
+        return {
+            name: Outcome(
+                _metric(self.units[name].config.unit.metric, located, run),
+                float(located.kind.measurements(model, [_unit(located)])[0]),
+            )
+            for name, located in self.located.items()
+        }
+
+    def perturbed_start(self, size: float, seed: int, number: int) -> Start:
+        """The base run's state at the window's start with noise in the weights."""
+        step, training = self.window.start, self.context.config.training
+        inputs = {"base": self.base.fingerprint, "step": step, "noise": [size, seed, number]}
+
+        def build(part: Path) -> None:
+            folder = state_at(self.context, self.corpus, self.base, step)
+            model = self.base.model(self.base.checkpoints[-1])
+            window = TrainingWindow(model, self.schedule, self.corpus.rows, training)
+            state = load_state(folder, model, training)
+            optimizer = adamw(model, training)
+            checkpoint.load(folder, model, optimizer)
+            window.load(perturbed(window, state, size, seed, number).weights_P)
+            checkpoint.save(part / "checkpoints", step, model, optimizer)
+
+        artifact = self.context.store.get_or_build(
+            "state", inputs, build, ("mda.stages.truth",), self.base.device
+        )
+        folder = checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
+        return Start(folder, artifact.fingerprint)
+
+
+def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
+    """The same settings from another seed's weights, on the order of `config`.
+
+    Raises ConfigError for the seed itself.
+    """
+    if seed == config.seed:
+        raise ConfigError(f"truth.transfer={seed} is the seed itself; accepted: other seeds")
+    data = config.data
+    if data.shuffle and data.order_seed is None:
+        data = replace(data, order_seed=config.seed)
+    other = replace(config, seed=seed, data=data)
+    assert np.array_equal(stream(other, corpus), stream(config, corpus))
+    return other
+
+
+def seconds(folder: Path) -> float | None:
+    """What an artifact took to build: processor time on a CPU, else time; None if it was resumed.
+
+    Processor time, because other work on the machine leaves it nearly as it is.
+    """
+    manifest = store.read_json(folder / "manifest.json")
+    if manifest["resumed"]:
+        return None
+    on_cpu = manifest.get("computed", {}).get("device", "cpu") == "cpu"
+    return manifest.get("cpu_s") if on_cpu else manifest["wall_s"]
+
+
+def causes(bench: Bench, unit: str, planted: Sequence[str]) -> np.ndarray:
+    """Which samples of the window have a planted label: the unit's own, where it has one."""
+    own = getattr(bench.units[unit].config.unit, "label", None)
+    labels = np.asarray(bench.corpus.labels_of(bench.schedule.sample_ids))
+    return np.isin(labels, [own] if own else list(planted))
+
+
+def _within(context: Context, window: Window) -> Context:
+    edited = replace(context.config.intervention, window=[window.start, window.end])
+    return replace(context, config=replace(context.config, intervention=edited))
+
+
+def _unit(located: Located):
+    return next(unit for unit in located.units if unit.name == located.name)
+
+
+def _metric(metric: str, located: Located, run: Run) -> float:
+    """Mean over the unit's members: of a head from the arm's own curve."""
+    names = [f"emergence/{metric}/{member}" for member in located.members]
+    values = run.curve[-1]
+    if names[0] not in values:
+        assert located.follow is not None
+        values = located.follow(run.model(int(values["step"])))
+    return float(np.mean([values[name] for name in names]))

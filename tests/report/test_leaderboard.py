@@ -1,0 +1,177 @@
+"""The benchmark's numbers, on worlds whose truth is known, and its tables as files."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mda.analysis import leaderboard as board
+from mda.analysis.leaderboard import Tables, comparisons, groups_of, read_tables, write_tables
+from mda.analysis.truth import (
+    rank_correlation,
+    rank_correlation_gain,
+    recall_at,
+    roc_area,
+    spearman,
+)
+
+UNIT = "induction_head"
+
+
+def world(noise=0.0, sets=24, seeds=(0, 1), lacking=()):
+    """A unit whose metric is the sum of its samples' true scores, and estimators of them."""
+    rows, edits = [], []
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        true = rng.normal(size=400)
+        scores = {
+            "unrolled": true,
+            "ekfac": true + 2 * rng.normal(size=400),
+            "repetition": -true,
+            "random": rng.normal(size=400),
+        }
+        for i in range(sets):
+            share = (0.05, 0.3)[i % 2]
+            gone = rng.choice(400, int(share * 400), replace=False)
+            metric = 10 - true[gone].sum() + noise * rng.normal()
+            rerun = 10 - true[gone].sum() + noise * rng.normal()
+            removed = {f"removed/{name}": values[gone].sum() for name, values in scores.items()}
+            rows.append(
+                {"seed": seed, "unit": UNIT, "subset": i, "fraction": share, "draw": "random",
+                 "metric": metric, "measurement": -metric, "control_metric": 10.0,
+                 "control_measurement": -10.0, "rerun_metric": rerun,
+                 "rerun_measurement": -rerun, **removed}
+            )  # fmt: skip
+        for name, values in scores.items():
+            lost = float(np.sort(values)[-40:].sum() if name == "unrolled" else 1.0)
+            for edit, to in (("remove", seed), ("augment", seed), ("remove", seed + 7)):
+                sign = 1 if edit == "augment" else -1
+                edits.append(
+                    {"seed": seed, "to_seed": to, "unit": UNIT, "located": "L3H1",
+                     "estimator": name, "edit": edit, "fraction": 0.1, "n": 40,
+                     "metric": 10 + sign * lost / (1 if to == seed else 2),
+                     "measurement": 0.0, "control_metric": 10.0, "control_measurement": 0.0}
+                )  # fmt: skip
+    about = [{"seed": s, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
+              "samples": 400, "planned": {"sets": sets}, "done": {"sets": sets - len(lacking)}}
+             for s in seeds]  # fmt: skip
+    tables = dict.fromkeys(board.TABLES, ()) | {"subsets": rows, "edits": edits}
+    return Tables({name: list(rows) for name, rows in tables.items()}, about)
+
+
+def of(rows, name):
+    return next(row for row in rows if row["estimator"] == name)
+
+
+def test_the_rank_correlation_is_scipy_s_ties_included():
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 5, 30).astype(float), rng.normal(size=30)
+    assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    pairs = [(x, y), (y[:20], x[:20])]
+    expected = np.mean([stats.spearmanr(a, b).statistic for a, b in pairs])
+    assert rank_correlation(pairs).mean == pytest.approx(expected)
+    assert np.isnan(spearman(np.ones(4), y[:4]))
+
+
+def test_the_interval_is_that_of_scipy_s_percentile_bootstrap():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=40)
+    y = x + rng.normal(size=40)
+    found = rank_correlation([(x, y)], resamples=4000)
+    other = stats.bootstrap(
+        (x, y), spearman, paired=True, vectorized=False, n_resamples=4000, method="percentile",
+        rng=np.random.default_rng(3),
+    ).confidence_interval  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.03)
+
+
+def test_few_sets_have_no_interval_and_one_or_constant_ones_no_correlation():
+    few = (np.array([1.0, 2, 3]), np.array([1.0, 3, 2]))
+    assert rank_correlation([few]) == (3, pytest.approx(0.5), None, None)
+    assert rank_correlation([(np.ones(9), np.arange(9.0))]).mean is None
+    assert rank_correlation([]).mean is None
+
+
+def test_an_estimator_that_knows_the_truth_has_1_the_opposite_minus_1_and_chance_0():
+    rows = board.leaderboard(world(), resamples=200)
+    assert of(rows, "unrolled")["lds"] == pytest.approx(1)
+    assert of(rows, "repetition")["lds"] == pytest.approx(-1)
+    assert 0.2 < of(rows, "ekfac")["lds"] < 0.8
+    chance = of(rows, "random")
+    assert chance["lds/low"] < 0 < chance["lds/high"] and chance["lds/n"] == 48
+
+
+def test_sets_of_different_sizes_are_never_ranked_together():
+    """Equal scores know how large a set is, and nothing else."""
+    tables = world()
+    for row in tables.rows["subsets"]:
+        row["removed/random"] = 400 * row["fraction"]
+    assert of(board.leaderboard(tables, resamples=99), "random")["lds"] is None
+
+
+def test_the_ceiling_is_what_a_rerun_predicts_and_noise_lowers_it():
+    quiet, loud = (board.leaderboard(world(noise), resamples=99) for noise in (0.0, 10.0))
+    assert of(quiet, board.CEILING)["lds"] == pytest.approx(1)
+    assert 0.2 < of(loud, board.CEILING)["lds"] < 0.8
+    assert of(loud, "unrolled")["lds"] < of(quiet, "unrolled")["lds"]
+
+
+def test_the_measurement_has_a_board_of_its_own():
+    rows = board.leaderboard(world(), "measurement", resamples=99)
+    assert of(rows, "unrolled")["lds"] == pytest.approx(-1)
+
+
+def test_effects_are_differences_to_the_control_and_other_weights_are_kept_apart():
+    tables = world()
+    lost = -np.mean([10 - row["metric"] for row in tables.rows["edits"]
+                     if (row["estimator"], row["edit"]) == ("unrolled", "remove")
+                     and row["to_seed"] == row["seed"]])  # fmt: skip
+    row = of(board.leaderboard(tables, resamples=99), "unrolled")
+    assert row["remove/0.1"] == pytest.approx(lost) and row["remove/0.1/n"] == 2
+    assert row["augment/0.1"] == pytest.approx(-lost)
+    assert row["transfer/0.1"] == pytest.approx(lost / 2)
+
+
+def test_comparisons_say_yes_no_or_open():
+    said = {(r["other"], r["what"]): r for r in comparisons(world(seeds=(0, 1, 2)), resamples=500)}
+    assert said["ekfac", "lds"]["better"] == "yes"
+    assert said["repetition", "remove/0.1"]["better"] == "yes"
+    assert said["repetition", "remove/0.1"]["n"] == 3
+    two = {(r["other"], r["what"]): r for r in comparisons(world(), resamples=99)}
+    assert two["ekfac", "remove/0.1"]["better"] == "open", "two runs give no interval"
+    swapped = world()
+    for row in swapped.rows["subsets"]:
+        row["removed/unrolled"], row["removed/ekfac"] = (
+            row["removed/ekfac"],
+            row["removed/unrolled"],
+        )
+    lost = {(r["other"], r["what"]): r for r in comparisons(swapped, resamples=500)}
+    assert lost["ekfac", "lds"]["better"] == "no"
+
+
+def test_a_gain_is_over_the_same_sets():
+    groups = [
+        groups_of(world().rows["subsets"], UNIT, name, [0.05]) for name in ("unrolled", "ekfac")
+    ]
+    gain = rank_correlation_gain(*groups, resamples=200)
+    parts = [rank_correlation(one, resamples=99).mean for one in groups]
+    assert gain.mean == pytest.approx(parts[0] - parts[1])
+    same = rank_correlation_gain(groups[0], groups[0], resamples=99)
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_planted_causes_are_counted():
+    scores = np.array([5.0, 1, 4, 4, 0, 3])
+    cause = np.array([True, False, True, False, False, True])
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[cause] for b in scores[~cause]]
+    assert roc_area(scores, cause) == pytest.approx(np.mean(pairs))
+    assert [recall_at(scores, cause, k) for k in (1, 3, 4)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert roc_area(scores, ~cause & cause) is None and recall_at(scores, ~cause & cause, 1) is None
+
+
+def test_tables_that_were_written_and_read_make_the_same_board(tmp_path):
+    runs = [world(noise=3.0, seeds=(seed,)) for seed in (0, 1)]
+    for seed, tables in enumerate(runs):
+        write_tables(tables, tmp_path / str(seed))
+    read = read_tables([tmp_path / "0", tmp_path / "1"])
+    assert read.rows["subsets"] == runs[0].rows["subsets"] + runs[1].rows["subsets"]
+    assert board.leaderboard(read, resamples=99) == board.leaderboard(world(3.0), resamples=99)

@@ -1,0 +1,175 @@
+"""Wires of the benchmark: which samples, which start, which unit, which other run."""
+
+import numpy as np
+import pytest
+import torch
+
+from mda import pipeline, store
+from mda.intervention.subsets import AT_RANDOM
+from mda.schema import ConfigError, TruthConfig
+from mda.stages import truth_tables as make
+from mda.stages.preview import FindOnly, NotBuilt
+from mda.stages.truth import Bench, other_initialisation, seconds
+
+HEAD, NEURON = "induction_head", "mlp_neuron"
+SETTINGS = TruthConfig(
+    units=[HEAD, NEURON], estimators=["repetition", "random"], subsets=2, fractions=[0.1],
+    strata_of=["repetition"], strata=2, reruns=1, perturbation=0.02, edits=[0.1], transfer=[1],
+    planted=["generated_repeat"],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def contexts(context_of):
+    window = "intervention.window=[20,40]"
+    neuron = ("unit=mlp_neuron", "unit.label=generated_xml")
+    return {HEAD: context_of(window), NEURON: context_of(window, *neuron)}
+
+
+@pytest.fixture(scope="module")
+def bench(contexts):
+    corpus, base = pipeline.train(contexts[HEAD])
+    return Bench.of(contexts, corpus, base, None)
+
+
+@pytest.fixture(scope="module")
+def traces(bench, context_of):
+    estimators = {name: context_of(f"estimator={name}").config for name in SETTINGS.estimators}
+    return {
+        unit: {name: bench.traced(unit, config) for name, config in estimators.items()}
+        for unit in SETTINGS.units
+    }
+
+
+@pytest.fixture(scope="module")
+def subset_rows(bench, traces):
+    return list(make.subset_rows(bench, SETTINGS, traces))
+
+
+def test_an_arm_is_the_one_that_a_run_of_the_same_edit_makes(bench, traces, context_of):
+    edit = ("intervention=remove", "estimator=repetition", "intervention.window=[20,40]")
+    arm = pipeline.arm(context_of(*edit))
+    assert arm.unit.name == bench.located[HEAD].name
+    again = bench.arm(bench.removal(arm.edited.plan.sample_ids))
+    assert not again.built and again.fingerprint == arm.run.fingerprint
+    doubled = pipeline.arm(context_of("intervention=augment", *edit[1:]))
+    plan = bench.doubling(doubled.edited.plan.sample_ids)
+    assert bench.arm(plan).fingerprint == doubled.run.fingerprint
+    control = pipeline.arm(context_of("intervention=control", "intervention.window=[20,40]"))
+    assert bench.arm(None).fingerprint == control.run.fingerprint
+
+
+def test_units_are_measured_at_the_end_of_the_arm(bench):
+    run = bench.arm(None)
+    found, located = bench.outcomes(run), bench.located
+    metric = f"emergence/prefix_matching/{located[HEAD].name}"
+    assert found[HEAD].metric == run.curve[-1][metric]
+    model, neuron = run.model(40), located[NEURON]
+    assert found[NEURON].metric == neuron.kind.metrics(model, [neuron.name])[neuron.name]
+    values = neuron.kind.measurements(model, neuron.units)
+    at = [unit.name for unit in neuron.units].index(neuron.name)
+    assert found[NEURON].measurement == values[at]
+
+
+def test_a_set_s_row_has_what_its_removal_measured_and_the_sum_of_its_scores(
+    bench, traces, subset_rows
+):
+    subsets = make.subsets_of(bench, SETTINGS, traces)
+    assert [one.draw for one in subsets] == [AT_RANDOM, "repetition 2/2"]
+    assert len(subset_rows) == len(subsets) * len(SETTINGS.units)
+    for row in subset_rows:
+        ids = subsets[row["subset"]].sample_ids
+        scores = traces[row["unit"]]["repetition"].scores
+        values = scores.of(bench.located[row["unit"]].name)
+        wanted = sum(v for i, v in zip(scores.sample_ids, values, strict=True) if i in set(ids))
+        assert row["removed/repetition"] == pytest.approx(wanted)
+        measured = bench.outcomes(bench.arm(bench.removal(ids)))[row["unit"]]
+        assert (row["metric"], row["measurement"]) == measured
+        assert row["rerun_metric"] not in (row["metric"], None)
+        assert row["metric"] != row["control_metric"]
+
+
+def test_a_perturbed_start_has_noise_of_the_size_asked_for_and_the_run_s_moments(bench):
+    start, other = (bench.perturbed_start(0.02, 0, number) for number in (1, 2))
+    plain = bench.base.checkpoint(20)
+    weights, moved, otherwise = (
+        store.read_safetensors(folder / "model.safetensors")
+        for folder in (plain, start.folder, other.folder)
+    )
+    noise = torch.cat([(moved[k] - weights[k]).flatten() / weights[k].std(correction=0)
+                       for k in weights if weights[k].std(correction=0) > 0.001])  # fmt: skip
+    assert noise.std() == pytest.approx(0.02, rel=0.05)
+    assert any(not torch.equal(moved[k], otherwise[k]) for k in moved)
+    names = [folder / "optimizer.safetensors" for folder in (plain, start.folder)]
+    assert names[0].read_bytes() == names[1].read_bytes()
+    run, control = bench.arm(None, start), bench.arm(None)
+    assert run.fingerprint != control.fingerprint != bench.arm(None, other).fingerprint
+    first, plain_first = (one.curve[0]["val/loss"] for one in (run, control))
+    assert first != plain_first and first == pytest.approx(plain_first, abs=0.05)
+
+
+def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces, contexts):
+    others = {n: other_initialisation(c.config, bench.corpus, 1) for n, c in contexts.items()}
+    there = {name: type(c)(others[name], c.store, progress=False) for name, c in contexts.items()}
+    corpus, base = pipeline.train(there[HEAD])
+    to = Bench.of(there, corpus, base, bench.window)
+    assert to.seed == 1 and base.fingerprint != bench.base.fingerprint
+    assert np.array_equal(to.schedule.sample_ids, bench.schedule.sample_ids)
+    own, theirs = (one.base.model(0).state_dict() for one in (bench, to))
+    assert any(not torch.equal(own[k], theirs[k]) for k in own)
+    few = TruthConfig(**{**vars(SETTINGS), "units": [HEAD], "estimators": ["repetition"]})
+    traced = {HEAD: {"repetition": traces[HEAD]["repetition"]}}
+    (row,) = make.edit_rows(bench, few, traced, ("remove",), to)
+    scores = traces[HEAD]["repetition"].scores
+    order = np.argsort(-scores.of(bench.located[HEAD].name), kind="stable")[: row["n"]]
+    chosen = scores.sample_ids[np.sort(order)]
+    assert row["metric"] == to.outcomes(to.arm(to.removal(chosen)))[HEAD].metric
+    assert (row["seed"], row["to_seed"], row["located"]) == (0, 1, to.located[HEAD].name)
+    with pytest.raises(ConfigError, match=r"truth\.transfer=0 is the seed itself"):
+        other_initialisation(contexts[HEAD].config, bench.corpus, 0)
+
+
+def test_planted_causes_are_the_labels_of_the_heads_and_the_neuron_s_own(bench, traces):
+    rows = {(r["unit"], r["estimator"]): r for r in make.planted_rows(bench, SETTINGS, traces)}
+    labels = np.array(bench.corpus.labels_of(bench.schedule.sample_ids))
+    for unit, label in ((HEAD, "generated_repeat"), (NEURON, "generated_xml")):
+        row, cause = rows[unit, "repetition"], labels == label
+        assert row["causes"] == cause.sum() > 0
+        values = traces[unit]["repetition"].scores.of(bench.located[unit].name)
+        pairs = np.sign(values[cause][:, None] - values[~cause])
+        assert row["roc_auc"] == pytest.approx((1 + pairs.mean()) / 2)
+
+
+def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed(
+    bench, traces, subset_rows, tmp_path
+):
+    rows = list(make.estimator_rows(bench, SETTINGS, traces))
+    window_s = store.read_json(bench.arm(None).folder / "manifest.json")["cpu_s"]
+    assert window_s > 0 and {row["window_seconds"] for row in rows} == {window_s}
+    for row in rows:
+        folder = traces[row["unit"]][row["estimator"]].folder
+        spent = store.read_json(folder / "manifest.json")["cpu_s"]
+        assert row["cost"] == pytest.approx(spent / window_s)
+        assert row[f"spearman/{row['estimator']}"] == pytest.approx(1)
+    store.write_json(tmp_path / "manifest.json", {"resumed": True, "wall_s": 1.0, "cpu_s": 1.0})
+    assert seconds(tmp_path) is None
+
+
+def test_a_store_that_only_finds_gives_the_rows_that_are_there(bench, traces, subset_rows):
+    def finding(settings):
+        store_ = FindOnly(bench.context.store.root)
+        contexts = {n: type(c)(c.config, store_, progress=False) for n, c in bench.units.items()}
+        return list(make.subset_rows(
+            Bench.of(contexts, bench.corpus, bench.base, bench.window), settings, traces
+        ))  # fmt: skip
+
+    assert finding(SETTINGS) == subset_rows
+    more = TruthConfig(**{**vars(SETTINGS), "subsets": 6})
+    assert finding(more) == subset_rows
+    with pytest.raises(NotBuilt):
+        bench_of_nothing = FindOnly(bench.context.store.root / "nowhere")
+        pipeline.train(type(bench.context)(bench.context.config, bench_of_nothing, progress=False))
+    unknown = TruthConfig(**{**vars(SETTINGS), "strata_of": ["random"]})
+    lacking = {unit: {"repetition": own["repetition"]} for unit, own in traces.items()}
+    with pytest.raises(ConfigError, match=r"truth\.strata_of: scores of random for induction_head"):
+        make.subsets_of(bench, unknown, lacking)
