@@ -31,6 +31,7 @@ from mda.config.composer import composer, register, search_path, typed, with_hyd
 from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
+from mda.config.words import advice
 from mda.schema import Config, ConfigError
 
 Program = Callable[[Config, Path], None]
@@ -120,7 +121,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
                 if not (args.multirun or node.mode == RunMode.MULTIRUN):
                     raise ConfigError(
                         f"{swept[0].input_line} names several values; accepted: one value, a list "
-                        f"as [a,b], or a sweep over them with -m"
+                        f"as [a,b], or a sweep over them with -m{advice(str(swept[0].input_line))}"
                     )
             params = node.sweeper.get("params") or {}
             given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
@@ -158,7 +159,7 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
         try:
             with (
                 jobs.output_to(jobs.own_output(node, folder)),
-                _running(cfg, node.job.name, node.overrides.task, folder, at_once),
+                _running(cfg, node.job.name, node.overrides.task, folder, at_once, _flags(node)),
             ):
                 program(typed(cfg, needs), folder)
         except ConfigError as error:  # from data files and checkpoints, which only now are read
@@ -174,15 +175,26 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
 
 @contextmanager
 def _running(
-    cfg: DictConfig, program: str, overrides: Sequence[str], folder: Path, at_once: int
+    cfg: DictConfig,
+    program: str,
+    overrides: Sequence[str],
+    folder: Path,
+    at_once: int,
+    flags: Sequence[str] = (),
 ) -> Iterator[None]:
     """What every job leaves in its folder: config.yaml before the block, job.json around it."""
     _fix_threads(cfg, at_once)
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    with jobs.recorded(folder, program, overrides, plain):
+    with jobs.recorded(folder, program, overrides, plain, flags):
         yield
+
+
+def _flags(node: Any) -> list[str]:
+    """The folder of configurations that was given on the command line, as it is given there."""
+    found = [one.path for one in node.runtime.config_sources if one.provider == "command-line"]
+    return [word for path in found for word in ("--config-dir", path)]
 
 
 @contextmanager

@@ -23,6 +23,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mda.schema.setting import printable
+
 FILE = "job.json"
 STYLE = {"done": "green", "skipped": "cyan", "failed": "red", "unfinished": "yellow"}
 
@@ -79,9 +81,16 @@ class Job:
 
 @contextlib.contextmanager
 def recorded(
-    folder: Path, program: str, overrides: Sequence[str], config: dict[str, Any]
+    folder: Path,
+    program: str,
+    overrides: Sequence[str],
+    config: dict[str, Any],
+    flags: Sequence[str] = (),
 ) -> Iterator[None]:
-    """Keep `job.json` in a run's folder, before and after the block, and pass errors on."""
+    """Keep `job.json` in a run's folder, before and after the block, and pass errors on.
+
+    `flags` are words of the command line beside the overrides, such as --config-dir.
+    """
     from mda import store  # numpy takes a moment, and --help needs none of it
 
     start = time.perf_counter()
@@ -89,7 +98,8 @@ def recorded(
     content = {
         "program": program,
         "overrides": list(overrides),
-        "command": command_of(program, overrides),
+        "flags": list(flags),
+        "command": command_of(program, [*flags, *overrides]),
         "seed": config["seed"],
         "config": config,
         "versions": store.versions(),
@@ -117,7 +127,7 @@ def recorded(
             yield
     except BaseException as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
-        write("failed", first)
+        write("failed", printable(first))
         raise
     write("skipped" if _was_there(folder) else "done")
 
@@ -261,9 +271,11 @@ def command_of(program: str, overrides: Sequence[str]) -> str:
 
 def next_command(program: str, folder: Path, *overrides: str) -> str:
     """The command of another program with the settings of a folder's run, and some of its own."""
+    from mda import store
+
     own = {word.partition("=")[0] for word in overrides}
     kept = [word for word in overrides_of(folder) if word.partition("=")[0] not in own]
-    return command_of(program, [*kept, *overrides])
+    return command_of(program, [*store.read_json(folder / FILE)["flags"], *kept, *overrides])
 
 
 def _was_there(folder: Path) -> bool:
