@@ -85,6 +85,22 @@ BAD_CONFIG = {
         "estimator=tracn does not exist (did you mean tracin?); accepted: ekfac, exact, gradient",
     ),
     "no override": ("smoke", "smoke cannot be read; accepted: key=value, such as model.n_heads=4"),
+    "equals sign in a path": (
+        "data=tokens data.path=/a=b.npy",
+        "data.path=/a=b.npy cannot be read; accepted: key=value, such as model.n_heads=4; texts "
+        "with special characters stand in quotes: 'data.path=\"/a=b.npy\"'\n",
+    ),
+    "comma in a path": (
+        "data=tokens data.path=/a,b.npy",
+        "data.path=/a,b.npy names several values; accepted: one value, a list as [a,b], or a sweep "
+        "over them with -m; texts with special characters stand in quotes: "
+        "'data.path=\"/a,b.npy\"'\n",
+    ),
+    "special characters in a list": (
+        "report.runs=[/a=b,/c]",
+        "report.runs=[/a=b,/c] cannot be read; accepted: key=value, such as model.n_heads=4; texts "
+        "with special characters stand in quotes: 'report.runs=[\"/a=b\",/c]'\n",
+    ),
     "option with dashes": ("--batch-size=4", "unrecognized arguments: --batch-size=4; see --help"),
     "setting nobody reads": (
         "+model.dropout=0",
