@@ -227,6 +227,15 @@ BAD_CONFIG = {
         "data=tokens data.path=x.bin data.dtype=uint8",
         "data.dtype=uint8 is refused; accepted: one of uint16, uint32, int32, int64, or null",
     ),
+    "raw tokens of a vocabulary beyond their type": (
+        "data=tokens data.path=x.bin data.vocab_size=128256",
+        "data.dtype=null is refused; accepted: uint32, int32 or int64: uint16 cannot hold data.voc",
+    ),
+    "rows to insert of a vocabulary beyond their type": (
+        "data=tokens data.path=x.npy data.vocab_size=128256 model.vocab_size=128256 "
+        "intervention=augment intervention.mode=insert intervention.rows=x.bin",
+        "intervention.rows=x.bin is refused; accepted: a .npy file: raw uint16 cannot hold data.vo",
+    ),
     "label with a terminal escape": (
         "data=tokens data.path=x.bin data.label_names=['a\x1bc']",
         "data.label_names has 'a\\x1bc'; accepted: names of printable characters",
