@@ -7,10 +7,12 @@ computes again what is there. So both sides are written down here, for every set
 import pytest
 
 from mda import pipeline, store
+from mda.config import compose
 from mda.model.build import saved_config, scratch
 from mda.schema import OPTIONS
 from mda.schema.keys import settings
 from mda.stages.preview import fingerprints
+from mda.stages.runs import model_inputs
 
 STAGES = ("corpus", "base", "scores", "arm")
 
@@ -219,6 +221,17 @@ def test_a_revision_of_a_hub_is_found_by_its_name(context_of, published):
         for more in ((), ("base.revision=v*",))
     }
     assert len(keys) == 2
+
+
+def test_a_folder_of_weights_is_known_by_what_it_holds(published):
+    root, _, _ = published
+
+    def entering(folder: str) -> dict[str, object]:
+        return model_inputs(
+            compose(["model=checkpoint", f"model.source={root / folder}"], ("model",))
+        )
+
+    assert entering("own/step0") == entering("renamed/rev0") != entering("own/step20")
 
 
 def test_every_setting_is_tried():
