@@ -118,11 +118,11 @@ def project_of(logger: WandbConfig) -> str:
 @contextmanager
 def reaching(logger: WandbConfig) -> Iterator[None]:
     """Turn W&B's own errors of the block, as of a missing key, into a ConfigError."""
-    import wandb
+    from wandb.errors import Error
 
     try:
         yield
-    except wandb.errors.Error as error:
+    except Error as error:
         raise ConfigError(
             f"logger.mode={mode_of(logger)}: W&B says: {' '.join(str(error).split())}; accepted: "
             "an account, by `wandb login` or WANDB_API_KEY, or logger.mode=offline"
