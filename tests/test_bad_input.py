@@ -117,6 +117,22 @@ BAD_CONFIG = {
         "estimator=tracn does not exist (did you mean tracin?); accepted: ekfac, exact, gradient",
     ),
     "no override": ("smoke", "smoke cannot be read; accepted: key=value, such as model.n_heads=4"),
+    "equals sign in a path": (
+        "data=tokens data.path=/a=b.npy",
+        "data.path=/a=b.npy cannot be read; accepted: key=value, such as model.n_heads=4; texts "
+        "with special characters stand in quotes: 'data.path=\"/a=b.npy\"'\n",
+    ),
+    "comma in a path": (
+        "data=tokens data.path=/a,b.npy",
+        "data.path=/a,b.npy names several values; accepted: one value, a list as [a,b], or a sweep "
+        "over them with -m; texts with special characters stand in quotes: "
+        "'data.path=\"/a,b.npy\"'\n",
+    ),
+    "special characters in a list": (
+        "report.runs=[/a=b,/c]",
+        "report.runs=[/a=b,/c] cannot be read; accepted: key=value, such as model.n_heads=4; texts "
+        "with special characters stand in quotes: 'report.runs=[\"/a=b\",/c]'\n",
+    ),
     "option with dashes": ("--batch-size=4", "unrecognized arguments: --batch-size=4; see --help"),
     "setting nobody reads": (
         "+model.dropout=0",
@@ -242,6 +258,15 @@ BAD_CONFIG = {
     "type of tokens that there is not": (
         "data=tokens data.path=x.bin data.dtype=uint8",
         "data.dtype=uint8 is refused; accepted: one of uint16, uint32, int32, int64, or null",
+    ),
+    "raw tokens of a vocabulary beyond their type": (
+        "data=tokens data.path=x.bin data.vocab_size=128256",
+        "data.dtype=null is refused; accepted: uint32, int32 or int64: uint16 cannot hold data.voc",
+    ),
+    "rows to insert of a vocabulary beyond their type": (
+        "data=tokens data.path=x.npy data.vocab_size=128256 model.vocab_size=128256 "
+        "intervention=augment intervention.mode=insert intervention.rows=x.bin",
+        "intervention.rows=x.bin is refused; accepted: a .npy file: raw uint16 cannot hold data.vo",
     ),
     "label with a terminal escape": (
         "data=tokens data.path=x.bin data.label_names=['a\x1bc']",

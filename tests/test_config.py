@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mda.config import check, compose
+from mda.config import check, compose, setting_word
 from mda.schema import Config, ConfigError, EkfacConfig, TracinConfig
 
 PROGRAM = Path(__file__).with_name("program.py")
@@ -161,6 +161,32 @@ def test_rules_between_groups_a_program_does_not_need_are_not_its_concern():
     with pytest.raises(ConfigError, match=r"unit\.probe\.length=100"):
         compose(short)
     assert compose(short, needs=("data", "model", "training", "emergence")).seed == 0
+
+
+TEXTS = [
+    *(
+        "a=b",
+        "a,b",
+        "a'b",
+        'a"b',
+        "null",
+        "True",
+        "x\\y",
+        "x\\'y",
+        "ü ~#()[]{}:%$",
+        " a ",
+        "1e3",
+        "",
+    ),
+    "/plain-1.2",
+]
+
+
+def test_words_that_are_printed_are_read_back_as_they_were():
+    words = [setting_word("report.runs", TEXTS), setting_word("report.title", "a=b, 'c'")]
+    assert shlex.split(shlex.join(words)) == words
+    report = compose(words, ("report",)).report
+    assert (report.runs, report.title) == (TEXTS, "a=b, 'c'")
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch):

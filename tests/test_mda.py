@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mda.cli import PROGRAMS
+from mda.config import setting_word
 
 ROOT = Path(__file__).parents[1]
 OWN_WORDS = ("plan", "store")  # a part of run, and no experiment
@@ -43,16 +44,19 @@ def test_the_file_for_those_who_clone_is_the_same_program(name):
 
 
 def test_a_run_lies_where_the_file_s_would_and_finds_what_the_file_has_built(tmp_path):
-    overrides = ["experiment=smoke", f"output_dir={tmp_path}", "report.dpi=30"]
+    out = tmp_path / "a=b, 'c'"
+    overrides = ["experiment=smoke", setting_word("output_dir", str(out)), "report.dpi=30"]
     file = [sys.executable, "experiments/train.py", *overrides, "name=file"]
     subprocess.run(file, cwd=ROOT, capture_output=True, check=True)
     done = mda("train", *overrides, "name=own", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "runs" / "train" / "own"
+    folder = out / "runs" / "train" / "own"
     assert done.stdout.splitlines()[-1] == str(folder)
     assert json.loads((folder / "summary.json").read_text())["times"]["built"] == []
-    follows = f"next: mda trace experiment=smoke output_dir={tmp_path} report.dpi=30 seed=0"
-    assert follows in done.stdout.splitlines()
+    (follows,) = (line for line in done.stdout.splitlines() if line.startswith("next: "))
+    told = subprocess.run(["bash", "-c", f"printf '%s\\n' {follows.removeprefix('next: ')}"],
+                          capture_output=True, text=True)  # fmt: skip
+    assert told.stdout.splitlines() == ["mda", "trace", *overrides, "seed=0"]
 
 
 def test_plan_is_the_dry_run_of_run(tmp_path):

@@ -116,6 +116,7 @@ def read_run(folder: Path) -> Run:
     try:
         summary = store.read_json(folder / "summary.json")
         job = store.read_json(folder / "job.json") if (folder / "job.json").exists() else {}
+        _refuse_changed(folder, summary.get("hashes", {}))
         curve = read_curve(store.read_csv(folder / summary.get("curve", "curve.csv")))
         return run_of(folder, summary, curve, job.get("overrides", ()))
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -244,6 +245,13 @@ def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
         match=match,
         match_targeted=str(edit.get("match_targeted") or "exclude") if match else "",
     )
+
+
+def _refuse_changed(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Raise ValueError where a table that a comparison rests on is not what the run has left."""
+    for name in ("curve.csv", "plan.csv"):
+        if name in hashes and store.hash_file(folder / name) != hashes[name]:
+            raise ValueError(f"{name} has changed since the run left it")
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -12,8 +12,10 @@ from mda.config.files import conf_dir
 from mda.config.jobs import command_of, cores, next_command, overrides_of
 from mda.config.mistakes import explain
 from mda.config.saved import Saved, placed, read_saved, repeating
+from mda.config.words import setting_word
 
 __all__ = [
     "Saved", "check", "command_of", "compose", "conf_dir", "cores", "explain", "main",
     "next_command", "overrides_of", "placed", "prepared", "read_saved", "repeating",
+    "setting_word",
 ]  # fmt: skip

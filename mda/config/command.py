@@ -31,6 +31,7 @@ from mda.config.composer import apart, composer, register, search_path, typed, w
 from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
+from mda.config.words import advice
 from mda.schema import Config, ConfigError
 
 Program = Callable[[Config, Path], None]
@@ -120,7 +121,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
                 if not (args.multirun or node.mode == RunMode.MULTIRUN):
                     raise ConfigError(
                         f"{swept[0].input_line} names several values; accepted: one value, a list "
-                        f"as [a,b], or a sweep over them with -m"
+                        f"as [a,b], or a sweep over them with -m{advice(str(swept[0].input_line))}"
                     )
             params = node.sweeper.get("params") or {}
             given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given

@@ -23,6 +23,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mda.schema.setting import printable
+
 FILE = "job.json"
 CONFIG_DIR = "--config-dir="
 STYLE = {"done": "green", "skipped": "cyan", "failed": "red", "unfinished": "yellow"}
@@ -118,7 +120,7 @@ def recorded(
             yield
     except BaseException as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
-        write("failed", first)
+        write("failed", printable(first))
         raise
     write("skipped" if _was_there(folder) else "done")
 

@@ -16,6 +16,7 @@ from omegaconf.errors import (
 )
 
 from mda.config.files import groups, options
+from mda.config.words import advice
 from mda.schema import ConfigError
 from mda.schema.keys import accepted_at, settings, unknown_key
 from mda.schema.setting import nearest
@@ -68,7 +69,8 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read; accepted: key=value, such as model.n_heads=4"
+        said = f"{error.override} cannot be read; accepted: key=value, such as model.n_heads=4"
+        return said + advice(str(error.override))
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark
         place = f"{mark.name}, line {mark.line + 1}" if mark else "a file"

@@ -16,6 +16,7 @@ from mda.data.errors import DataError
 from mda.data.token_files import count_ids, map_rows
 from mda.data.tokenizer import FILE, read_tokenizer
 from mda.schema import TokensConfig
+from mda.schema.data import untyped
 
 __all__ = ["DataError", "build_tokens", "map_rows"]
 
@@ -34,6 +35,7 @@ def inputs(config: TokensConfig, hash_file: Callable[[Path], str]) -> Mapping[st
     return {
         "files": {name: hash_file(path) for name, path in files.items()},
         "tokenizer": tokenizer_hash(config.tokenizer),
+        **({"dtype": config.dtype or "uint16"} if untyped(config.path) else {}),
     }
 
 

@@ -9,14 +9,14 @@ keeps the runs as one table, which is read as their folders are.
 from pathlib import Path
 from typing import Any
 
-from mda.config import command_of, main, overrides_of
+from mda.config import main, next_command
 from mda.schema import Config, ConfigError
 
 NEEDS = ("study", "report")
 
 
 def compare(config: Config, folder: Path) -> None:
-    compared(config, folder, command_of("compare", overrides_of(folder)))
+    compared(config, folder, next_command("compare", folder))
     print(f"page: {folder / 'report.html'}")
     print(folder)
 

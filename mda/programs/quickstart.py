@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from importlib import import_module
 from pathlib import Path
 
-from mda.config import command_of, compose, cores, main, overrides_of, prepared
+from mda.config import command_of, compose, cores, main, next_command, overrides_of, prepared
 from mda.schema import Config
 
 NEEDS = (
@@ -76,7 +76,7 @@ def quickstart(config: Config, folder: Path) -> None:
     print("3/3  comparison")
     config.report.runs = [str(folder / "arms")]
     config.report.traces = [str(folder / "trace")]
-    summary = compared(config, folder, command_of("quickstart", overrides_of(folder)))
+    summary = compared(config, folder, next_command("quickstart", folder))
     print(f"\n{summary['results']['headline']}")
     print(f"figure: {folder / 'curves.png'}")
     print(f"page: {folder / 'report.html'}")

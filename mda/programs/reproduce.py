@@ -19,6 +19,7 @@ from pathlib import Path
 
 from mda.config import Saved, placed, read_saved, repeating
 from mda.schema import ConfigError
+from mda.schema.setting import printable
 
 OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"arm", "behaviour"}}
 """Program -> kinds of artifacts that a reproduction computes again."""
@@ -59,10 +60,12 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
     run's own configuration says.
     """
     from mda import store
+    from mda.report.reproduction import agreement, print_agreement, read_tables
 
     saved = placed(read_saved(run), outputs)
     if saved.program not in OWN or not saved.used:
         raise ConfigError(f"{run} is refused; accepted: a finished run of {', '.join(OWN)}")
+    logged = read_tables(run)
     note_on_code(saved)
     found = list(changes(saved))
     for sentence in found:
@@ -82,17 +85,9 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
     with repeating(saved, place / "run", place) as config:
         program = import_module(f"mda.programs.{saved.program}")
         getattr(program, saved.program)(config, place / "run")
-
-    from mda.report.reproduction import agreement, print_agreement
-
-    equal = print_agreement(agreement(run, place / "run"))
+    equal = print_agreement(agreement(logged, read_tables(place / "run")))
     print(place / "run")
     return equal
-
-
-def printable(text: str) -> str:
-    """A text without the characters that a terminal takes for commands."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def start() -> None:
@@ -112,6 +107,6 @@ def start() -> None:
     try:
         equal = reproduce(args.run, args.outputs, args.anyway, args.from_scratch)
     except ConfigError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0 if equal else 1)

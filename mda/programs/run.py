@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from mda.config import command_of, main
+from mda.config import command_of, main, setting_word
 from mda.schema import Config
 
 NEEDS = (
@@ -79,7 +79,8 @@ def run(config: Config, folder: Path) -> None:
     )
     if not any(stage and stage.built for stage in stages.values()):
         print("nothing to build: this arm was in the store")
-    follows = [f"output_dir={config.output_dir}", f"report.runs=[{folder.parent}]"]
+    follows = [setting_word("output_dir", config.output_dir)]
+    follows += [setting_word("report.runs", [str(folder.parent)])]
     print(f"{log.upload}next: {command_of('compare', follows)}")
     print(folder)
 

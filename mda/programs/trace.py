@@ -6,8 +6,10 @@ are enriched. Stages that are in the store are not done again; a killed pass goe
 stopped. Under `torchrun --nproc-per-node N` the processes share the work.
 """
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,26 +29,29 @@ def trace(config: Config, folder: Path) -> None:
     from mda.report.trace import FILES, report_trace, sample_rows
     from mda.report.wandb_logging import job_log
     from mda.stages.attribution import token_influence
-    from mda.stages.context import Context, process_group, rank
+    from mda.stages.context import Context, process_group
 
     start = time.perf_counter()
-    context = Context.of(config)
-    with process_group():
-        found = pipeline.trace(context)
-        first = rank() == 0
-    if not first:
-        return
-    base, unit, traced = found.base, found.unit, found.traced
-    results = report_trace(
-        found.corpus,
-        traced.scores,
-        unit.name,
-        partial(token_influence, context, found.corpus, base, unit, traced),
-        folder,
-        config.report.samples,
+    context, name = Context.of(config), f"trace {config.estimator.name}"
+    log_of_job = (
+        job_log(config, folder, settings=asdict(config), job_type="trace", arm=name)
+        if int(os.environ.get("RANK", "0")) == 0  # of torchrun's processes
+        else nullcontext()
     )
-    name = f"trace {config.estimator.name}"
-    with job_log(config, folder, settings=asdict(config), job_type="trace", arm=name) as log:
+    with log_of_job as log:
+        with process_group():
+            found = pipeline.trace(context)
+        if log is None:
+            return
+        base, unit, traced = found.base, found.unit, found.traced
+        results = report_trace(
+            found.corpus,
+            traced.scores,
+            unit.name,
+            partial(token_influence, context, found.corpus, base, unit, traced),
+            folder,
+            config.report.samples,
+        )
         log.figures([folder / "distribution.png"])
         log.table("top_samples", sample_rows(folder))
         files = [folder / name for name in ("scores.csv", "top_samples.json")]
@@ -73,8 +78,8 @@ def trace(config: Config, folder: Path) -> None:
         window=asdict(unit.window),
     )
     print(f"scores of all units: {traced.folder}")
-    follows = next_command("run", folder, f"seed={config.seed}", "intervention=remove")
-    print(f"{log.upload}next: {follows}")
+    edit = [] if config.intervention.edits else ["intervention=remove"]
+    print(f"{log.upload}next: {next_command('run', folder, f'seed={config.seed}', *edit)}")
     print(folder)
 
 

@@ -7,7 +7,7 @@ logger.mode=online it is published, and its address printed.
 
 from pathlib import Path
 
-from mda.config import command_of, main, overrides_of
+from mda.config import main, next_command
 from mda.schema import Config, ConfigError, WandbConfig
 
 NEEDS = ("study", "report", "logger")
@@ -17,24 +17,27 @@ def wandb_report(config: Config, folder: Path) -> None:
     from mda import store
     from mda.analysis.folders import read_runs
     from mda.programs.compare import compared
+    from mda.report.wandb_logging import mode_of, project_of, reaching
     from mda.report.wandb_report import build_report, default_entity, spec
 
     logger = config.logger
     if not isinstance(logger, WandbConfig):
         raise ConfigError(f"logger={logger.name} is refused; accepted: wandb")
-    summary = compared(config, folder, command_of("wandb_report", overrides_of(folder)))
+    summary = compared(config, folder, next_command("wandb_report", folder))
     print(f"page: {folder / 'report.html'}")
     runs = read_runs([Path(name) for name in config.report.runs])
     ids = [str(run.summary.get("wandb_id") or "") for run in runs]
     if "" in ids:
         missing = runs[ids.index("")].folder
         raise ConfigError(f"{missing} has no W&B run; accepted: runs with logger=wandb")
-    online = logger.mode == "online"
-    entity = (logger.entity or default_entity()) if online else ""
-    report = build_report(logger.project, entity, config.report.title, ids, runs[0].metric, summary)
-    store.write_json(folder / "wandb_report.json", spec(report))
+    online, project = mode_of(logger) == "online", project_of(logger)
+    with reaching(logger):
+        entity = (logger.entity or default_entity()) if online else ""
+        report = build_report(project, entity, config.report.title, ids, runs[0].metric, summary)
+        store.write_json(folder / "wandb_report.json", spec(report))
+        if online:
+            report.save()
     if online:
-        report.save()
         print(f"published: {report.url}")
     else:
         print("written, not published: logger.mode=online publishes it")

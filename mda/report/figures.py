@@ -26,6 +26,8 @@ from mda.report.dose import dose_figure
 from mda.report.style import styles
 from mda.types import HeadId
 
+matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names of arms
+
 FOREST = ("unit", "mechanism", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
     "control": (-0.26, "o", True, "arm - control"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from mda.report.terminal import shown
+from mda.schema import ConfigError
+
 TABLES = ("curve.csv", "train.csv", "scores.csv", "plan.csv", "revisions.csv")
+LIMIT = 100_000_000  # bytes of a table: two million scores
+
+Tables = dict[str, dict[str, list[str]]]  # name -> column -> values as they were written
 
 
 @dataclass(frozen=True)
@@ -25,16 +32,25 @@ class Agreement:
     equal: bool
 
 
-def agreement(old: Path, new: Path) -> list[Agreement]:
-    """Every column of every table of `TABLES` that the old run has, against the new run's.
-
-    Values are compared as they were written, which is to the last bit. Raises ValueError where
-    the old run has none of the tables.
-    """
-    tables = [name for name in TABLES if (old / name).exists()]
+def read_tables(run: Path) -> Tables:
+    """Those of `TABLES` that a run has. Raises ConfigError where there is none, or one that is no
+    regular file of at most `LIMIT` bytes with as many values in every row."""
+    tables = {name: _columns(run / name) for name in TABLES if os.path.lexists(run / name)}
     if not tables:
-        raise ValueError(f"{old} has none of {', '.join(TABLES)}: there is nothing to compare")
-    return [row for name in tables for row in _compare(name, old / name, new / name)]
+        raise ConfigError(f"{run} is refused; accepted: a run with one of {', '.join(TABLES)}")
+    return tables
+
+
+def agreement(old: Tables, new: Tables) -> list[Agreement]:
+    """Every column of every table of the old run against the new run's.
+
+    Values are compared as they were written, which is to the last bit.
+    """
+    return [
+        _column(name, column, values, new.get(name, {}).get(column, []))
+        for name, columns in old.items()
+        for column, values in columns.items()
+    ]
 
 
 def print_agreement(found: Sequence[Agreement]) -> bool:
@@ -44,18 +60,12 @@ def print_agreement(found: Sequence[Agreement]) -> bool:
         table = Table("table", "metric", "rows", "largest difference", box=None)
         for row in different:
             largest = "not comparable" if math.isinf(row.largest) else f"{row.largest:.3g}"
-            table.add_row(row.table, row.column, f"{row.rows:,}", largest)
+            table.add_row(row.table, shown(row.column), f"{row.rows:,}", largest)
         Console().print(table)
     numbers = sum(row.rows for row in found)
     told = "all equal, to the last bit" if not different else f"{len(different)} of them differ"
     print(f"{len(found)} logged metrics, {numbers:,} values: {told}")
     return not different
-
-
-def _compare(name: str, old: Path, new: Path) -> list[Agreement]:
-    ours = _columns(old)
-    theirs = _columns(new) if new.exists() else {}
-    return [_column(name, column, a, theirs.get(column, [])) for column, a in ours.items()]
 
 
 def _column(name: str, column: str, a: list[str], b: list[str]) -> Agreement:
@@ -69,6 +79,15 @@ def _column(name: str, column: str, a: list[str], b: list[str]) -> Agreement:
 
 
 def _columns(path: Path) -> dict[str, list[str]]:
-    lines = path.read_text("utf-8").splitlines()
-    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-    return {column: [row[column] for row in rows] for column in (rows[0] if rows else {})}
+    try:
+        if not path.is_file():  # nor a device or a pipe, which never end
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            content = file.read(LIMIT + 1)
+        if len(content) > LIMIT:
+            raise ValueError(f"it has more than {LIMIT:,} bytes")
+        lines = content.decode().splitlines()
+        header, *rows = [*csv.reader(line for line in lines if not line.startswith("#"))] or [[]]
+        return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{path} is refused; accepted: a table of a run ({error})") from error

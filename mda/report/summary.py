@@ -1,9 +1,9 @@
 """`summary.json`, which every program leaves in its folder.
 
 Keys: `program`; `seed`; `config` (the file with the resolved configuration); `fingerprints` of
-the artifacts used; `results`, what the program found; `files`, name -> what it holds; `times` in
-seconds (`built` lists the stages that were computed by this very call); `versions` and `git` of
-the code.
+the artifacts used; `results`, what the program found; `files`, name -> what it holds; `hashes`,
+SHA-256 of the tables among them; `times` in seconds (`built` lists the stages that were computed by
+this very call); `versions` and `git` of the code.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def write_summary(
         "fingerprints": dict(fingerprints),
         "results": dict(results),
         "files": dict(files),
+        "hashes": {name: store.hash_file(folder / name) for name in files if name.endswith(".csv")},
         "times": dict(times),
         "versions": store.versions(),
         "git": store.git_state(),

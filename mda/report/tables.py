@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from mda.analysis.arms import by_arm, relative
@@ -18,6 +17,7 @@ from mda.analysis.effects import Comparison, told
 from mda.analysis.metrics import Measurements, metrics_of
 from mda.analysis.null import NullCheck
 from mda.report.page import number, p_value
+from mda.report.terminal import shown
 from mda.schema import REFERENCES
 
 VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
@@ -203,16 +203,16 @@ def print_comparison(
 ) -> None:
     """The finding in a sentence, effects of all arms but score bands, verdicts, what to know."""
     console = Console()
-    console.print(f"[bold]{escape(headline)}[/bold]\n", highlight=False)
+    console.print(f"[bold]{shown(headline)}[/bold]\n", highlight=False)
     table = Table(title="difference at the window's end, mean over seeds", title_justify="left")
     for name in ("arm", "against", *SHOWN, "seeds"):
         table.add_column(name, justify="left" if name in ("arm", "against") else "right")
-    shown = [row for row in rows if not row.arm.is_band]
-    for arm, reference in dict.fromkeys((row.arm, row.reference) for row in shown):
-        own = {r.metric: r for r in shown if (r.arm, r.reference) == (arm, reference)}
+    plain = [row for row in rows if not row.arm.is_band]
+    for arm, reference in dict.fromkeys((row.arm, row.reference) for row in plain):
+        own = {r.metric: r for r in plain if (r.arm, r.reference) == (arm, reference)}
         cells = [_cell(own[metric]) if metric in own else "" for metric in SHOWN]
         seeds = str(max(r.effect.n for r in own.values()))
-        table.add_row(escape(arm.name), reference, *cells, seeds)
+        table.add_row(shown(arm.name), reference, *cells, seeds)
     console.print(table)
     for one in reference_rows(rows):
         run = "" if one["arms"] else " (not run)"
@@ -226,7 +226,7 @@ def print_comparison(
     elif verdicts:
         _print_verdicts(console, verdicts, study)
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(shown(note), highlight=False)
 
 
 def _print_verdicts(console: Console, verdicts: Sequence[Verdict], study: str) -> None:
@@ -236,11 +236,11 @@ def _print_verdicts(console: Console, verdicts: Sequence[Verdict], study: str) -
     for v in verdicts:
         word = f"[{VERDICT_STYLE[v.verdict]}]{v.verdict}[/]\n{v.status}"
         why = v.reason + (f"\nleft out: {told(v.dropped)}" if v.dropped else "")
-        table.add_row(escape(v.claim.text), escape(v.arm or "-"), word, escape(why))
+        table.add_row(shown(v.claim.text), shown(v.arm or "-"), word, shown(why))
     console.print(table)
     why = dict.fromkeys(f"{v.status}: {v.status_reason}" for v in verdicts)
     for line in why:
-        console.print(line, markup=False, highlight=False)
+        console.print(shown(line), highlight=False)
 
 
 def _cell(row: Comparison) -> str:

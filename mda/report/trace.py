@@ -21,6 +21,7 @@ from mda.analysis.enrichment import Enrichment, heavy_tail, label_enrichment
 from mda.data.stream import Corpus
 from mda.report.catalysts import FILE as CATALYSTS
 from mda.report.catalysts import catalysts_of, print_catalysts
+from mda.report.terminal import shown
 from mda.types import Scores
 
 FILES = {
@@ -166,7 +167,7 @@ def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
         table.add_column(column, justify="left" if column == "label" else "right")
     for e in found["top"]:
         table.add_row(
-            e.label,
+            shown(e.label),
             f"{e.share_all:.1%}",
             f"{e.share_chosen:.1%}",
             f"{e.ratio:.2f}",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mda.schema import Config, WandbConfig
+from mda.schema import Config, ConfigError, WandbConfig
 from mda.types import HeadId
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class JobLog:
         """How to upload an offline run, a line for the terminal; empty where there is none."""
         if self.run is None or not self.run.settings.mode.startswith("offline"):
             return ""
-        return f"to upload:  wandb sync {Path(self.run.dir).parent}\n"
+        return f"to upload:  wandb sync {shlex.quote(str(Path(self.run.dir).parent))}\n"
 
     def row(self, row: Mapping[str, float]) -> None:
         """Log one row of a table; its `step` is the x-axis of all its metrics.
@@ -104,6 +105,30 @@ def group_of(logger: WandbConfig, folder: Path) -> str:
     return logger.group or os.environ.get("WANDB_SWEEP_ID") or alone
 
 
+def mode_of(logger: WandbConfig) -> str:
+    """The mode that is asked for, else that of WANDB_MODE, else offline."""
+    return logger.mode or os.environ.get("WANDB_MODE") or "offline"
+
+
+def project_of(logger: WandbConfig) -> str:
+    """The project that is asked for, else that of WANDB_PROJECT, else mda."""
+    return logger.project or os.environ.get("WANDB_PROJECT") or "mda"
+
+
+@contextmanager
+def reaching(logger: WandbConfig) -> Iterator[None]:
+    """Turn W&B's own errors of the block, as of a missing key, into a ConfigError."""
+    from wandb.errors import Error
+
+    try:
+        yield
+    except Error as error:
+        raise ConfigError(
+            f"logger.mode={mode_of(logger)}: W&B says: {' '.join(str(error).split())}; accepted: "
+            "an account, by `wandb login` or WANDB_API_KEY, or logger.mode=offline"
+        ) from error
+
+
 @contextmanager
 def job_log(
     config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str, arm: str = ""
@@ -114,6 +139,7 @@ def job_log(
 
     Every record is flushed at once, so that a killed job keeps what it logged. Nothing is put
     into the environment, and the run is closed with the block: jobs of a sweep cannot mix.
+    It lies in `folder` unless WANDB_DIR says where. Raises ConfigError where W&B cannot be reached.
     """
     logger = config.logger
     if not isinstance(logger, WandbConfig):
@@ -122,18 +148,20 @@ def job_log(
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
-    with wandb.init(
-        project=logger.project,
-        entity=logger.entity,
-        group=group_of(logger, folder),
-        job_type=job_type,
-        name=f"{arm or job_type} seed {config.seed}",
-        dir=folder,
-        mode="online" if logger.mode == "online" else "offline",
-        config=dict(settings) | {"arm": arm},
-        reinit="finish_previous",
-        settings=wandb.Settings(
-            x_transaction_log_flush_interval=1, silent=True, console="off", x_disable_meta=True
-        ),
-    ) as run:
+    with reaching(logger):
+        run = wandb.init(
+            project=project_of(logger),
+            entity=logger.entity,
+            group=group_of(logger, folder),
+            job_type=job_type,
+            name=f"{arm or job_type} seed {config.seed}",
+            dir=os.environ.get("WANDB_DIR") or folder,
+            mode=mode_of(logger),  # type: ignore[arg-type]  # W&B refuses another WANDB_MODE
+            config=dict(settings) | {"arm": arm},
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                x_transaction_log_flush_interval=1, silent=True, console="off", x_disable_meta=True
+            ),
+        )
+    with run:
         yield JobLog(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar
 
 from mda.schema.setting import ConfigError, Group, refuse, setting
@@ -101,6 +102,9 @@ class TokensConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ids(self, self.special_ids)
+        if self.dtype is None and self.vocab_size > 2**16 and untyped(self.path):
+            limit = f"uint32, int32 or int64: uint16 cannot hold data.vocab_size={self.vocab_size}"
+            raise self._refuse("dtype", limit)
         for label in self.label_names:
             if not label or not label.isprintable():
                 raise ConfigError(
@@ -194,6 +198,11 @@ class PileConfig(DataConfig):
             first = last = ""
         if first == last:
             raise self._refuse("files", "a name with {shard} and, where it is said, {last}")
+
+
+def untyped(path: str) -> bool:
+    """Whether a file of rows does not say its type, as a .npy does, or an .idx beside it."""
+    return Path(path).suffix != ".npy" and not Path(path).with_suffix(".idx").is_file()
 
 
 def _check_ids(config: HfConfig | PileConfig | TokensConfig, ids: list[int]) -> None:

@@ -86,8 +86,12 @@ class WandbConfig(LoggerConfig):
     """Weights & Biases; offline runs are uploaded with `wandb sync`."""
 
     name: str = setting("wandb", "csv: nowhere else; wandb: Weights & Biases", one_of=("wandb",))
-    mode: str = setting("offline", "offline needs no account", one_of=("offline", "online"))
-    project: str = setting("mda", "project, one for each study")
+    mode: str | None = setting(
+        None,
+        "offline needs no account; null: WANDB_MODE, else offline",
+        one_of=("offline", "online"),
+    )
+    project: str | None = setting(None, "one for each study; null: WANDB_PROJECT, else mda")
     entity: str | None = setting(None, "user or team, null: your default")
     group: str | None = setting(None, "group of runs, null: the sweep's or run's name")
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mda.schema.base import PublishedConfig
+from mda.schema.data import untyped
 from mda.schema.model import SIZES, PublishedModelConfig
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import refuse, show
@@ -179,6 +180,13 @@ def _window_starts_at_revision(c: Config) -> None:
         raise refuse("intervention.window", c.intervention.window, accepted)
 
 
+def _inserted_rows_are_typed(c: Config) -> None:
+    rows = c.intervention.inserted
+    if rows is not None and c.data.vocab_size > 2**16 and untyped(rows):
+        limit = f"a .npy file: raw uint16 cannot hold data.vocab_size={c.data.vocab_size}"
+        raise refuse("intervention.rows", rows, limit)
+
+
 RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "model"), _model_is_known),
     (("base", "training"), _published_within_schedule),
@@ -186,6 +194,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "intervention"), _window_starts_at_revision),
     (("data", "model"), _data_fits_model),
     (("data", "training"), _data_lasts),
+    (("data", "intervention"), _inserted_rows_are_typed),
     (("data", "emergence"), _held_out_exists),
     (("data", "emergence"), _icl_positions_exist),
     (("data", "behaviour"), _tasks_fit_context),

@@ -13,6 +13,14 @@ from typing import Any, ClassVar
 class ConfigError(ValueError):
     """Something the user can put right: one sentence with key, value and what is accepted."""
 
+    def __str__(self) -> str:
+        return printable(super().__str__())  # values and labels may be anybody's
+
+
+def printable(text: str) -> str:
+    """A text without the characters that a terminal takes for commands."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
 
 def refuse(key: str, value: object, accepted: str) -> ConfigError:
     """The error for `key=value`, to be raised by the caller."""

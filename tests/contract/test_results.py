@@ -4,10 +4,14 @@ import csv
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mda import store
+from mda.analysis.folders import read_runs
 from mda.analysis.leaderboard import ABOUT, TABLES
+from mda.analysis.metrics import measure
+from mda.analysis.null import null_check
 from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import CompareSettings, compare
@@ -73,12 +77,6 @@ def test_a_run_that_was_kept_is_small_and_says_what_it_is():
 
 def test_an_edit_smuggled_in_among_the_random_ones_would_be_found():
     """The shipped curves with EK-FAC's decile in the place of one random replicate."""
-    import numpy as np
-
-    from mda.analysis.folders import read_runs
-    from mda.analysis.metrics import measure
-    from mda.analysis.null import null_check
-
     measured = measure(read_runs([RESULTS / "causal_grid"]))
     values = np.empty((8, 3))
     for run in measured.runs:
@@ -99,3 +97,21 @@ def test_the_readme_states_no_result_of_a_study():
     for row in csv.DictReader((RESULTS / "causal_grid" / "verdicts.csv").open(encoding="utf-8")):
         assert row["text"] not in text
     assert not re.search(r"without exception|does less by removal and more by augmentation", text)
+
+
+def test_the_caption_of_the_readme_says_what_the_curves_do():
+    """The quickstart is seed 0 of the study on the first eight seeds."""
+    measured = measure(read_runs([RESULTS / "causal_grid"]))
+    runs = [run for run in measured.runs if run.seed == 0]
+    found = {run.arm.name: measured.of(run, run).values for run in runs}
+    control, removed = found["control"], found["remove mask ekfac top 10 %"]
+    doubled = found["augment duplicate ekfac top 10 %"]
+    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    ends = re.search(r"comes later and ends at (\.\d\d) instead of (\.\d\d); with that tenth", text)
+    said = tuple(f"{one['unit']:.2f}".removeprefix("0") for one in (removed, control))
+    assert ends is not None and ends.groups() == said
+    assert removed["onset_step"] > control["onset_step"] > doubled["onset_step"]
+    effect = abs(removed["unit"] - control["unit"])
+    random = [measured.of(run, run).values for run in runs if run.arm.name.endswith("random 10 %")]
+    assert len(random) >= 4, "removals and augmentations"
+    assert all(abs(values["unit"] - control["unit"]) < effect / 3 for values in random)

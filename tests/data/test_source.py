@@ -76,6 +76,19 @@ def test_a_corpus_is_found_by_what_its_files_hold(tmp_path, named):
     assert corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint != first.fingerprint
 
 
+def test_raw_bytes_of_another_type_are_another_corpus(tmp_path):
+    rows = np.random.default_rng(0).integers(1, 300, (40, 17), dtype=np.uint16)
+    rows.tofile(tmp_path / "rows.bin")
+    given = ("data=tokens", f"data.path={tmp_path / 'rows.bin'}", "data.seq_len=16")
+    given += ("data.vocab_size=300", "data.held_out=4")
+    first = corpus_of(context(tmp_path, *given))
+    assert (
+        corpus_of(context(tmp_path, *given, "data.dtype=uint16")).fingerprint == first.fingerprint
+    )
+    with pytest.raises(DataError, match=r"^data\.path=.*: token id \d+ in row \d+"):
+        corpus_of(context(tmp_path, *given, "data.dtype=uint32"))
+
+
 def test_one_order_meets_many_initialisations(tmp_path):
     shuffled = ("data.shuffle=true", "data.order_seed=5")
     contexts = [tokens(tmp_path, *shuffled, f"seed={seed}") for seed in (0, 1)]

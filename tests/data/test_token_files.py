@@ -9,6 +9,7 @@ from mda.data.errors import DataError
 from mda.data.stream import open_corpus
 from mda.data.token_files import count_ids, map_rows, read_index, read_inserted
 from mda.data.tokens import build_tokens
+from mda.schema import ConfigError, TokensConfig
 from mda.training.table import CsvTable, read_rows
 
 VOCAB, WIDTH = 5000, 9
@@ -73,6 +74,18 @@ def test_the_index_beside_a_file_says_its_type(tmp_path, rows, dtype):
     corpus = build(tmp_path, tmp_path / "rows.bin")
     assert corpus.rows(np.arange(40)).tolist() == rows.tolist()
     assert isinstance(corpus.tokens, np.memmap)
+
+
+def test_a_large_vocabulary_needs_a_file_that_says_its_type(tmp_path, rows):
+    """uint32 ids above 65,535 read as uint16 would be twice the rows, with few zeros in them."""
+    path, large = tmp_path / "rows.bin", {"seq_len": WIDTH - 1, "vocab_size": 128_256}
+    rows.astype(np.int32).tofile(path)
+    with pytest.raises(ConfigError, match=r"data\.dtype=null is refused; accepted: uint32"):
+        TokensConfig(path=str(path), **large)
+    TokensConfig(path=str(path), dtype="uint16", **large)
+    TokensConfig(path=str(path.with_suffix(".npy")), **large)
+    write_index(tmp_path / "rows.idx", "int32", [WIDTH] * 40)
+    TokensConfig(path=str(path), **large)
 
 
 def test_documents_of_an_index_are_laid_end_to_end(tmp_path, rows, capsys):

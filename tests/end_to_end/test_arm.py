@@ -11,6 +11,8 @@ import pytest
 from programs import command, kill_when, run, summary
 from safetensors.torch import load_file
 
+from mda.analysis.arms import read_run
+
 WINDOW = ("intervention.window=[20,40]",)
 # A window of 2,400 samples: several shards of curvature and of scores.
 WIDE = (
@@ -60,6 +62,20 @@ def test_an_arm_edits_what_its_plan_says(out):
     assert {int(row["sample_id"]) for row in plan} == set(ids[order[:20]].tolist())
     assert {float(row["weight"]) for row in plan} == {0.0}
     assert found["intervention"]["n"] == len(plan) == 20
+
+
+def test_a_table_that_was_changed_after_the_run_is_not_compared(out, tmp_path):
+    folder = run("run", out, *WINDOW, "intervention.fraction=0.25", "name=whole")
+    read_run(folder)
+    for name, damage in (
+        ("curve.csv", lambda lines: [*lines[:2], *lines[3:]]),  # cut short before the end
+        ("plan.csv", lambda lines: lines[:-1]),
+    ):
+        changed = shutil.copytree(folder, tmp_path / name)
+        lines = (changed / name).read_text().splitlines(keepends=True)
+        (changed / name).write_text("".join(damage(lines)))
+        with pytest.raises(ValueError, match=rf"{name} has changed since the run left it"):
+            read_run(changed)
 
 
 def test_the_trace_holds_what_the_summary_names(out):

@@ -4,11 +4,14 @@ import csv
 import os
 import subprocess
 import time
+from importlib import import_module
 
+import pytest
 from programs import ROOT, command, kill_when, leet
 
 from mda.config import compose
-from mda.report.wandb_logging import group_of, job_log
+from mda.report.wandb_logging import group_of, job_log, mode_of, project_of
+from mda.schema import ConfigError
 
 FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
 
@@ -75,3 +78,38 @@ def test_the_group_is_the_sweep_s_or_the_run_s_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     assert group_of(logger, tmp_path / "run" / "2026-01-01") == "abc"
     assert group_of(compose(["logger=wandb", "logger.group=g"]).logger, tmp_path / "3") == "g"
+
+
+@pytest.mark.parametrize("program", ["train", "trace", "run"])
+def test_online_without_a_key_is_one_sentence_before_any_work(tmp_path, monkeypatch, program):
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    start = getattr(import_module(f"mda.programs.{program}"), program)
+    given = ("experiment=smoke", f"output_dir={tmp_path}", "logger=wandb", "logger.mode=online")
+    with pytest.raises(
+        ConfigError, match=r"^logger\.mode=online: W&B says: .*accepted: an account"
+    ):
+        start(compose(list(given)), tmp_path / "job")
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_environment_counts_where_no_setting_says_otherwise(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    config = compose(["logger=wandb"])
+    with job_log(config, tmp_path / "job", settings={}, job_type="arm") as log:
+        assert log.run.settings.mode == "offline"
+    (offline,) = tmp_path.glob("elsewhere/wandb/offline-run-*")
+    (run,) = [record["run"] for record in leet(offline) if record["type"] == "run"]
+    assert run["project"] == "mine"
+    assert not (tmp_path / "job" / "wandb").exists()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with job_log(config, tmp_path / "job", settings={}, job_type="arm") as log:
+        log.row({"step": 1, "val/loss": 2.0})
+        assert log.upload == ""
+    assert len(list(tmp_path.glob("elsewhere/wandb/offline-run-*"))) == 1
+    monkeypatch.setenv("WANDB_MODE", "online")
+    given = compose(["logger=wandb", "logger.mode=offline", "logger.project=p"]).logger
+    assert (mode_of(given), project_of(given)) == ("offline", "p")

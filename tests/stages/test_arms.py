@@ -87,6 +87,17 @@ def test_inserted_rows_are_trained_on(arm, tmp_path):
     assert found.edited.corpus.rows(ids[-4:]).tolist() == rows[:4].tolist()
 
 
+@pytest.mark.parametrize("padding", [-1, -100])
+def test_rows_that_cannot_be_inserted_are_refused_before_the_base_run(tmp_path, padding):
+    np.save(tmp_path / "rows.npy", np.full((10, 33), padding, dtype=np.int32))
+    insert = ["intervention=augment", "intervention.mode=insert", "intervention.per_step=4"]
+    insert += [f"intervention.rows={tmp_path / 'rows.npy'}", f"output_dir={tmp_path}"]
+    config = compose(["experiment=smoke", "intervention.window=[20,40]", *insert])
+    with pytest.raises(ConfigError, match=rf"^intervention\.rows=.*: token id {padding} in row 0"):
+        pipeline.arm(Context(config, Context.of(config).store, progress=False))
+    assert not (tmp_path / "store" / "base").exists()
+
+
 def test_curvature_is_shared_between_units_and_dampings(arm):
     one = arm()
     folders = one.traced.folder.parent.parent / "curvature"

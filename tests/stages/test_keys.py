@@ -6,10 +6,13 @@ computes again what is there. So both sides are written down here, for every set
 
 import pytest
 
-from mda import pipeline
+from mda import pipeline, store
+from mda.config import compose
+from mda.model.build import saved_config, scratch
 from mda.schema import OPTIONS
 from mda.schema.keys import settings
 from mda.stages.preview import fingerprints
+from mda.stages.runs import model_inputs
 
 STAGES = ("corpus", "base", "scores", "tokens", "arm", "behaviour")
 
@@ -155,6 +158,14 @@ OTHER_OPTIONS = {  # settings of other options than those of the experiment
     "unit.label": ("unit=mlp_neuron unit.label=generated_json", "unit=mlp_neuron"),
     "unit.parts": ("unit=module unit.parts=[mlp]", "unit=module"),
 }  # fmt: skip
+PUBLISHED = {  # settings of a published base run, whose stages are corpus, weights, curve, base
+    "base.folder": ("base.folder={others}", "weights"),
+    "base.repo": ("base.folder=null base.repo=me/tiny", "weights"),
+    "base.steps": ("base.steps=[0,20,60]", "curve"),
+    "base.revision": ("base.folder={renamed} base.revision=rev*", NOTHING),  # the same files
+    "base.state": ("base.state={state}", "base"),
+    "base.allow_bad": ("base.allow_bad=true", NOTHING),
+}
 
 
 @pytest.fixture(scope="module")
@@ -164,8 +175,10 @@ def baseline(context_of):
     return fingerprints(context.config, pipeline.arm), arm
 
 
-def first_difference(before: dict[str, str], after: dict[str, str]) -> str:
-    return next((s for s in STAGES if s in after and before.get(s) != after[s]), NOTHING)
+def first_difference(
+    before: dict[str, str], after: dict[str, str], stages: tuple[str, ...] = STAGES
+) -> str:
+    return next((s for s in stages if s in after and before.get(s) != after[s]), NOTHING)
 
 
 @pytest.mark.parametrize("setting", CHANGES)
@@ -190,18 +203,70 @@ def test_a_setting_of_another_option_changes_the_key_of_its_stage(context_of, ba
     assert last and all(before.get(kind) != after[kind] for kind in last)
 
 
+@pytest.fixture(scope="module")
+def published(context_of, tmp_path_factory):
+    """Folders of revisions, and the keys of the base run that one of them is."""
+    root = tmp_path_factory.mktemp("published")
+    sizes = context_of().config.model
+    for folder, name, seed in (("own", "step", 0), ("others", "step", 9), ("renamed", "rev", 0)):
+        for step in (0, 20, 40, 60):
+            place = root / folder / f"{name}{step}"
+            model = scratch(sizes, seed + step)
+            store.write_json(place / "config.json", saved_config(model))
+            weights = dict(model.named_parameters())
+            store.write_safetensors(place / "model.safetensors", weights, {"format": "pt"})
+    store.write_safetensors(root / "state" / "step_20" / "optimizer.safetensors", {})
+    given = ("base=published", f"base.folder={root / 'own'}", "base.steps=[0,20,40,60]")
+    pipeline.train(context_of(*given))
+    return root, given, fingerprints(context_of(*given).config, pipeline.train)
+
+
+@pytest.mark.parametrize("setting", PUBLISHED)
+def test_a_setting_of_a_published_base_run_changes_the_key_of_its_stage(
+    context_of, published, setting
+):
+    root, given, before = published
+    overrides, stage = PUBLISHED[setting]
+    changed = overrides.format(**{name: root / name for name in ("others", "renamed", "state")})
+    after = fingerprints(context_of(*given, *changed.split()).config, pipeline.train)
+    assert first_difference(before, after, ("corpus", "weights", "curve", "base")) == stage
+
+
+def test_a_revision_of_a_hub_is_found_by_its_name(context_of, published):
+    _, (kind, _, steps), _ = published
+    keys = {
+        fingerprints(context_of(kind, steps, "base.repo=me/tiny", *more).config, pipeline.train)[
+            "weights"
+        ]
+        for more in ((), ("base.revision=v*",))
+    }
+    assert len(keys) == 2
+
+
+def test_a_folder_of_weights_is_known_by_what_it_holds(published):
+    root, _, _ = published
+
+    def entering(folder: str) -> dict[str, object]:
+        return model_inputs(
+            compose(["model=checkpoint", f"model.source={root / folder}"], ("model",))
+        )
+
+    assert entering("own/step0") == entering("renamed/rev0") != entering("own/step20")
+
+
 def test_every_setting_is_tried():
     """A new setting has to say here which key it belongs to."""
     kinds = {"data": "synthetic", "model": "scratch", "unit": "head", "estimator": "ekfac"}
     kinds |= {"intervention": "remove", "training": "", "emergence": "", "behaviour": ""}
+    kinds |= {"base": "published"}
     missing = []
     for key, places in settings().items():
         group = key.partition(".")[0]
         options = {option for option, _ in places}
         ours = not options - {""} or kinds.get(group) in options
-        if ours and not key.startswith(ELSEWHERE) and "." in key and key not in CHANGES:
+        if ours and not key.startswith(ELSEWHERE) and "." in key and key not in CHANGES | PUBLISHED:
             missing.append(key)
-    skipped = {"data.name", "data.templates", "unit.probe", "emergence.onset"}
+    skipped = {"base.name", "data.name", "data.templates", "unit.probe", "emergence.onset"}
     skipped |= set(OPTIONS)
     assert [key for key in missing if key not in skipped] == []
 

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from mda.data.stream import stream_order
 from mda.model.architecture import architecture
 from mda.model.build import from_config
+from mda.schema import RemoveConfig
+from mda.stages.editing import select
 from mda.types import Part
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import block_gradients, gather
@@ -188,6 +190,17 @@ def test_random_scores_depend_on_the_runs_seed_and_on_the_estimators(traced):
     assert len(common) >= 10
     again = dict(zip(run.traced.scores.sample_ids, run.traced.scores.of(UNIT), strict=True))
     assert all(by_id[i] != again[i] for i in common)
+
+
+@pytest.mark.parametrize("drawn", [{"select": "random"}, {"match": "label"}])
+def test_samples_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced, drawn):
+    trace, _ = traced("estimator=random")
+    sets = {
+        frozenset(select(trace.corpus, UNIT, edit, trace.traced.scores, run).tolist())
+        for edit in (RemoveConfig(fraction=0.1, seed=seed, **drawn) for seed in (0, 1))
+        for run in (0, 1)
+    }
+    assert len(sets) == 4
 
 
 def test_an_arm_starts_from_the_base_runs_state_and_a_control_repeats_it(context_of):
