@@ -34,8 +34,9 @@ def test_every_file_becomes_a_checked_configuration(path, tmp_path):
         assert path.name == "config.yaml", "a second primary file: say here what it is for"
         choice = []
     else:
-        group, *nested = path.with_suffix("").parts  # experiment/paper/14m is experiment=paper/14m
-        choice = [f"{group}={'/'.join(nested)}"]
+        deep = 2 if path.parts[0] == "hydra" else 1  # hydra/callbacks=jobs; experiment=paper/14m
+        parts = path.with_suffix("").parts
+        choice = [f"{'/'.join(parts[:deep])}={'/'.join(parts[deep:])}"]
     if path.as_posix() == "model/checkpoint.yaml":
         scratch(ScratchConfig(), 0).save_pretrained(tmp_path)
         choice += [f"model.source={tmp_path}"]
