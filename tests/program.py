@@ -6,7 +6,7 @@ It stands in for the programs of experiments/.
 import atexit
 import sys
 
-from mda.config import main
+from mda.config import compose, main
 from mda.schema import ConfigError
 
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "datasets", "matplotlib", "numpy")
@@ -19,6 +19,7 @@ NEEDS = (
 def program(config, folder):
     if config.seed == 13:
         raise ConfigError("data.path=a.npy is refused; accepted: a file that exists")
+    compose()  # as programs of many jobs do; a sweep must go on as before
     print(type(config).__name__, type(config.estimator).__name__, config.seed, folder)
 
 

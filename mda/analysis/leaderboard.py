@@ -16,6 +16,7 @@ import numpy as np
 from mda import store
 from mda.analysis.statistics import bootstrap_interval
 from mda.analysis.truth import Correlation, Group, rank_correlation, rank_correlation_gain
+from mda.intervention.subsets import AT_RANDOM
 
 Row = dict[str, Any]
 TABLES = ("subsets", "edits", "planted", "estimators", "tops", "labels")
@@ -67,17 +68,21 @@ def leaderboard(
 ) -> list[Row]:
     """A row for each unit and estimator, and one for the noise ceiling of each unit.
 
-    `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone;
-    effects are the unit's `outcome` after the edit minus that of the control, in its own units,
-    mean over runs; `transfer/` is a removal in runs from other initial weights; `cost` is in
-    trainings of the window. None for what was not measured.
+    `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone,
+    `lds_at_random` that of the sets which no scores had a part in drawing. Effects are the unit's
+    `outcome` after the edit minus that of the control, in its own units, mean over runs;
+    `transfer/` is a removal in runs from other initial weights; `cost` is in trainings of the
+    window. None for what was not measured.
     """
     rows, found = tables.rows, []
     shares = sorted({row["fraction"] for row in rows["subsets"]})
+    at_random = [row for row in rows["subsets"] if row["draw"] == AT_RANDOM]
+    asked = {"lds": (rows["subsets"], shares), "lds_at_random": (at_random, shares)}
+    asked |= {f"lds/{share}": (rows["subsets"], [share]) for share in shares}
     for unit, name in _pairs(tables):
         one: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
-        for key, wanted in {"lds": shares, **{f"lds/{share}": [share] for share in shares}}.items():
-            groups = groups_of(rows["subsets"], unit, name, wanted, outcome)
+        for key, (sets, wanted) in asked.items():
+            groups = groups_of(sets, unit, name, wanted, outcome)
             said = rank_correlation(groups, confidence, resamples)
             one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
                     f"{key}/n": said.n}  # fmt: skip

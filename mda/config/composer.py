@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
@@ -40,13 +41,20 @@ def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -
 
 @contextmanager
 def composer(folder: str | None = None) -> Iterator[None]:
-    """Hydra, set up to compose from conf/ or another folder. Raises ConfigError for none."""
+    """Hydra, set up to compose from conf/ or another folder. Raises ConfigError for none.
+
+    A sweep under way goes on afterwards as if nothing had been: its next job is named as before.
+    """
     if folder and not (Path(folder).is_absolute() and Path(folder).is_dir()):
         raise ConfigError(f"--config-path {folder} is refused; accepted: an absolute path")
     register()
+    sweep, job = GlobalHydra.instance().hydra, JobRuntime.instance().get("name")
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(folder or str(conf_dir()), version_base="1.3"):
-        yield
+    try:
+        with hydra.initialize_config_dir(folder or str(conf_dir()), job, version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = sweep
 
 
 def search_path(folder: str | None) -> list[str]:

@@ -53,7 +53,7 @@ def truth(config: Config, folder: Path) -> None:
         warnings=about["warnings"],
     )
     print(f"page: {folder / 'leaderboard.md'}")
-    kept = [word for word in overrides_of(folder) if not word.startswith("seed=")]
+    kept = [word for word in overrides_of(folder) if not word.startswith(("seed=", "sweeps="))]
     print(f"next, another seed: {command_of('truth', [*kept, f'seed={config.seed + 1}'])}")
     print(folder)
 

@@ -45,14 +45,17 @@ FILES = {
 }
 START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
 NAMES = {CEILING: "*rerun: the noise ceiling*"}
+VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
 MEANINGS = """\
 LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
 after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
-percentile bootstrap over the sets. Effects: the metric at the window's end after an edit minus that
-of the control. Transfer: the set removed in a run from other initial weights that sees the same
-order, where the unit is that run's own. Rerun: how well a training of the same set from a start
-with a little noise predicts the measurement. Cost: in trainings of the window, by processor time
-where training is on a CPU; a dash where the scores were computed in several pieces."""
+percentile bootstrap over the sets. Half of the sets lie within bands of some estimators' scores,
+which spreads those estimators' predictions; the others are random. Effects: the metric at the
+window's end after an edit minus that of the control. Transfer: the set removed in a run from other
+initial weights that sees the same order, where the unit is that run's own. Rerun: how well a
+training of the same set from a start with a little noise predicts the measurement. Cost: in
+trainings of the window, by processor time where training is on a CPU; a dash where the scores were
+computed in several pieces."""
 
 
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def said(about: Mapping[str, Any]) -> str:
 
 def columns(board: Sequence[Row]) -> dict[str, str]:
     """Key -> heading of what the rows have, in order."""
-    headings = {"lds": "LDS"}
+    headings = {"lds": "LDS", "lds_at_random": "LDS, random sets"}
     for key in dict.fromkeys(key for row in board for key in row):
         kind, _, share = key.partition("/")
         if "/" in share or not share.replace(".", "").isdigit():
@@ -138,11 +141,9 @@ def sentence(row: Row) -> str:
         "remove": f"Removing {100 * float(share or 0):g} %",
         "transfer": f"Removing {100 * float(share or 0):g} % from other initial weights",
     }[kind]
-    verdict = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}[
-        row["better"]
-    ]
+    verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
     interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    counted = "sets" if kind == "lds" else "runs"
+    counted = ("set" if kind == "lds" else "run") + "s" * (row["n"] != 1)
     return (
         f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
         f"{row['n']} {counted}: {row['one']} **{verdict}**."

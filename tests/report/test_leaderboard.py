@@ -100,6 +100,15 @@ def test_an_estimator_that_knows_the_truth_has_1_the_opposite_minus_1_and_chance
     assert chance["lds/low"] < 0 < chance["lds/high"] and chance["lds/n"] == 48
 
 
+def test_sets_that_scores_had_a_part_in_drawing_can_be_left_out():
+    tables = world()
+    for row in tables.rows["subsets"][::2]:
+        row["draw"], row["removed/unrolled"] = "unrolled 3/3", -row["removed/unrolled"]
+    row = of(board.leaderboard(tables, resamples=99), "unrolled")
+    assert row["lds_at_random"] == pytest.approx(1) and row["lds_at_random/n"] == 24
+    assert row["lds"] == pytest.approx(0)
+
+
 def test_sets_of_different_sizes_are_never_ranked_together():
     """Equal scores know how large a set is, and nothing else."""
     tables = world()
