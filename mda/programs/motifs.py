@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from mda.config import main, next_command
+from mda.config import main, next_command, setting_word
 from mda.schema import Config
 
 NEEDS = (
@@ -57,8 +57,8 @@ def motifs(config: Config, folder: Path) -> None:
         unit=unit.name,
     )
     print_motifs(mined)
-    follows = next_command("synthesize", folder, f"synthesis.motifs={folder / 'motifs.json'}")
-    print(f"next: {follows}")
+    made_of = setting_word("synthesis.motifs", str(folder / "motifs.json"))
+    print(f"next: {next_command('synthesize', folder, made_of)}")
     print(folder)
 
 

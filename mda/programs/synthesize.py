@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mda.config import command_of, main, overrides_of
+from mda.config import command_of, main, overrides_of, setting_word
 from mda.schema import Config, refuse
 
 NEEDS = ("data", "synthesis")
@@ -66,7 +66,8 @@ def synthesize(config: Config, folder: Path) -> None:
         f"{made.copied.mean():.1%} of their tokens in runs of {GRAM}, at most "
         f"{made.copied.max():.1%} of a row's; drawn again: {made.redrawn}"
     )
-    insert = ("intervention=augment", "intervention.mode=insert", f"intervention.rows={rows}")
+    insert = ("intervention=augment", "intervention.mode=insert")
+    insert += (setting_word("intervention.rows", str(rows)),)
     print(f"next: {command_of('run', [*_without_synthesis(folder), *insert])}")
     print(folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mda import store
+from mda.analysis.arms import relative
 from mda.analysis.catalysts import SAMPLES, Catalysts, catalysts
 from mda.data.stream import Corpus
 from mda.estimator.baselines import repetition
@@ -57,10 +59,11 @@ def _signed(partial: float | None, name: str) -> str:
     return f"{partial:.2f}" if name == "label" else f"{partial:+.2f}".replace("-", MINUS)
 
 
-def catalyst_rows(traced: Sequence[TracedSamples]) -> list[dict[str, Any]]:
+def catalyst_rows(traced: Sequence[TracedSamples], out: Path) -> list[dict[str, Any]]:
     """For the page: what explains the scores of each trace that knows it.
 
-    Bars of a decile are shares of the largest mean over the deciles.
+    Bars of a decile are shares of the largest mean over the deciles; `file`, as seen from the
+    page's folder `out`, has the numbers.
     """
     rows = []
     for one in traced:
@@ -74,6 +77,7 @@ def catalyst_rows(traced: Sequence[TracedSamples]) -> list[dict[str, Any]]:
             ]
             together = f"{found['together']:.2f}"
             shown = {"name": name, "together": together, "causes": causes}
+            shown["file"] = relative(path, out)
             rows.append({**found, **shown, "deciles": _with_bars(found["deciles"])})
     return rows
 

@@ -73,7 +73,7 @@ def compare(
     sentence = headline(measured, study)
     checks = null_checks(measured, settings)
     traced = [read_samples(folder) for folder in traces]
-    samples = pack_samples(traced, out)
+    samples, causes = pack_samples(traced, out), catalyst_rows(traced, out)
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, settings.dpi)
@@ -98,9 +98,12 @@ def compare(
         "null_checks": tables.null_rows(checks),
         "has_dose": bool(data["dose"]),
         "has_samples": samples is not None,
-        "catalysts": catalyst_rows(traced),
+        "catalysts": causes,
         "command": command or f"mda compare {_runs_argument(run_folders)}",
-        "files": files | _run_files() | ({} if samples is None else _sample_files(samples)),
+        "files": files
+        | _run_files()
+        | ({} if samples is None else _sample_files(samples))
+        | {one["file"]: f"what explains the scores of {one['name']}" for one in causes},
         "runs": provenance(measured.runs, out),
         "git": store.git_state(),
         "versions": store.versions(),

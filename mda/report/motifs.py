@@ -11,6 +11,7 @@ from rich.text import Text
 from mda.analysis.motifs import Mined
 from mda.data.motif_file import Motif
 from mda.data.synthesis import Synthetic
+from mda.schema.setting import printable
 
 FILES = {"motifs.json": "skeleton, slots, shares and samples of every motif; it can be edited"}
 ROWS_FILES = {
@@ -32,7 +33,7 @@ def print_motifs(mined: Mined) -> None:
         ratio = "-" if one.enrichment is None else f"{one.enrichment:.2f}"
         copies = f"{one.copies[0]} to {one.copies[1]}"
         shares = (f"{one.share:.1%}", f"{one.share_window:.1%}")
-        table.add_row(one.name, Text(as_text(one)), *shares, ratio, copies)
+        table.add_row(one.name, Text(printable(as_text(one))), *shares, ratio, copies)
     Console().print(table)
     print(f"{len(mined.motifs)} motifs; {mined.covered:.0%} of the samples have one of them")
 

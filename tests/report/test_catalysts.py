@@ -91,8 +91,9 @@ def test_deciles_go_from_the_lowest_scores_to_the_highest():
 def test_the_page_has_the_numbers_of_each_trace_that_knows_them(tmp_path):
     with_them, without = write_trace(tmp_path / "a", n=2), write_trace(tmp_path / "b", n=2, seed=1)
     (without / "catalysts.json").unlink()
-    (row,) = catalyst_rows([read_samples(with_them), read_samples(without)])
+    (row,) = catalyst_rows([read_samples(with_them), read_samples(without)], tmp_path / "report")
     kept = store.read_json(with_them / "catalysts.json")
     assert row["together"] == f"{kept['together']:.2f}" and row["name"] == "L2H0, ekfac, seed 0"
+    assert row["file"] == "../a/catalysts.json"
     assert max(one["repetition_bar"] for one in row["deciles"]) == 92
     assert [one["score"] for one in row["deciles"]] == [one["score"] for one in kept["deciles"]]
