@@ -45,8 +45,18 @@ def test_control_is_the_base_run_bit_for_bit(out):
         assert base.keys() == arm.keys()
         assert all((base[key] == arm[key]).all() for key in base)
     base_rows = (artifact(out, "base", prints["base"]) / "curve.csv").read_text().splitlines()
-    rows = (folder / "curve.csv").read_text().splitlines()
+    arm = artifact(out, "arm", prints["arm"])
+    rows = (arm / "curve.csv").read_text().splitlines()
     assert rows[1:] == [row for row in base_rows[1:] if 20 <= int(row.split(",")[0]) <= 40]
+    shown = list(csv.DictReader((folder / "curve.csv").open()))
+    able = json.loads(
+        (artifact(out, "behaviour", prints["behaviour"]) / "behaviour.json").read_text()
+    )
+    for mine, row in zip(shown, csv.DictReader((arm / "curve.csv").open()), strict=True):
+        assert {key: mine[key] for key in row} == row
+        assert all(mine[key] == "" for key in able) or mine["step"] == "40"
+    assert {key: float(shown[-1][key]) for key in able} == able
+    assert {"behaviour/real_loss/top_heads", "behaviour/label_margin"} <= set(able)
 
 
 def test_an_arm_edits_what_its_plan_says(out):
