@@ -34,8 +34,10 @@ def test_every_file_becomes_a_checked_configuration(path, tmp_path):
         assert path.name == "config.yaml", "a second primary file: say here what it is for"
         choice = []
     else:
-        group, *nested = path.with_suffix("").parts  # experiment/paper/14m is experiment=paper/14m
-        choice = [f"{group}={'/'.join(nested)}"]
+        place, _, option = path.with_suffix("").as_posix().rpartition("/")
+        if place == "experiment/paper":  # a folder of options, no group
+            place, option = "experiment", f"paper/{option}"
+        choice = [f"{place}={option}"]
     if path.as_posix() == "model/checkpoint.yaml":
         scratch(ScratchConfig(), 0).save_pretrained(tmp_path)
         choice += [f"model.source={tmp_path}"]
