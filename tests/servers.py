@@ -43,15 +43,15 @@ class Handler(BaseHTTPRequestHandler):
             return
         content, total = path.read_bytes(), path.stat().st_size
         body = content if answer == "whole" else content[start:stop]
+        sent = body[: len(body) // 2] if answer == "cut" else body
+        server.sent += len(sent)  # before the client can have any of it
         self.send_response(200 if answer == "whole" else 206)
         if answer != "whole":
             said = total + (answer == "lies")
             self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{said}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        body = body[: len(body) // 2] if answer == "cut" else body
-        server.sent += len(body)  # before the client can have it
-        self.wfile.write(body)
+        self.wfile.write(sent)
 
     def log_message(self, *_):
         pass

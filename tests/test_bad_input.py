@@ -203,10 +203,6 @@ BAD_CONFIG = {
         "emergence.every=5000",
         "emergence.every=5000 is refused; accepted: at most the run's 4000 steps",
     ),
-    "more held-out sequences than there are": (
-        "emergence.held_out=1024",
-        "emergence.held_out=1024 is refused; accepted: at most data.held_out=512",
-    ),
     "position beyond the sequence": (
         "emergence.icl_late=[100,129]",
         "emergence.icl_late=[100,129] is refused; accepted: positions below data.seq_len=128",

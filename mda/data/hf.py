@@ -8,9 +8,11 @@ mapped when it is read. Every document is followed by the end-of-text id.
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -80,9 +82,10 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
     counts = np.zeros(config.vocab_size, dtype=np.int64)
     labels: list[np.ndarray] = []
     names: dict[str, int] = {}
-    with writer, packing.progress() as bars:
+    with writer, packing.progress() as bars, ExitStack() as reading:
         task = bars.add_task("reading and packing documents", total=opened.total)
         found = documents(config, opened, names, partial(bars.advance, task))
+        reading.callback(stop, found)
         left = config.n_sequences
         for packed in PACKERS[config.packing](found, width, end):
             packed = Packed(packed.rows[:left], packed.labels[:left])
@@ -105,6 +108,15 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
         special_ids=sorted({*config.special_ids, *ends}),
         tokenizer=config.tokenizer,
     )
+
+
+def stop(documents: Generator[Document]) -> None:
+    """End a stream where it is, and the threads that read ahead for it.
+
+    Left to the end of the process they can keep it from ending (apache/arrow, issue 45214).
+    """
+    documents.close()
+    gc.collect()
 
 
 def open_rows(folder: Path, config: HfConfig, downloads: Path) -> ArrowRows:
@@ -149,7 +161,7 @@ def open_data(config: HfConfig) -> Opened:
                 config.dataset,
                 config.subset,
                 split=config.split,
-                revision=config.revision,
+                revision=_commit(config),
                 streaming=streaming,
             )
         else:
@@ -172,7 +184,7 @@ def documents(
     opened: Opened,
     names: dict[str, int],
     advance: Callable[[int], None] = lambda n: None,
-) -> Iterator[Document]:
+) -> Generator[Document]:
     """The documents' ids and labels; new labels are added to `names`.
 
     Raises DataError for a column that is missing, empty or not in order, and for ids beyond the
@@ -308,17 +320,23 @@ def _sorted_labels(
 
 
 def _commit(config: HfConfig) -> str:
+    """The commit that is read; asked for once, so that a branch that moves stays where it was."""
     if config.revision and re.fullmatch(r"[0-9a-f]{40}", config.revision):
         return config.revision
-    from huggingface_hub import HfApi
-
     try:
-        return str(HfApi().dataset_info(config.dataset, revision=config.revision).sha)
+        return _newest(config.dataset, config.revision)
     except Exception as error:
         raise DataError(
             f"{_named(config)}: no such file, and the hub knows no such data set or "
             f"cannot be reached ({' '.join(str(error).split())[:200]})"
         ) from error
+
+
+@cache
+def _newest(dataset: str, revision: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(dataset, revision=revision).sha)
 
 
 def _named(config: HfConfig) -> str:

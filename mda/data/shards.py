@@ -1,8 +1,8 @@
 """Rows of tokens that lie end to end in large files: here, or elsewhere and fetched by range.
 
 A row may straddle two files. Of files elsewhere only the blocks of rows that are asked for are
-fetched, each kept as one .npy that is whole or not there at all, so that a second start goes on
-where the first one ended.
+fetched, each kept as one .npy that is whole or not there at all, with its hash beside it, so that a
+second start goes on where the first one ended. What no longer has its hash is fetched again.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ class ShardRows:
         self.vocab_size, self.per_block = vocab_size, per_block
         self.shape = (n_rows, layout.row_len)
         self.dtype = np.dtype(np.uint16)
+        self._verified: set[int] = set()  # blocks whose hash this process has seen to be right
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -185,26 +186,35 @@ class ShardRows:
         if self.cache is None:
             return []
         blocks = np.unique(np.asarray(ids) // self.per_block).tolist()
-        return [block for block in blocks if not self._file(block).exists()]
+        return [block for block in blocks if not self._hash_file(block).exists()]
 
     def fetch(self, block: int) -> np.ndarray:
-        """A block's rows, from the cache or from afar; one that is torn is fetched again."""
+        """A block's rows, from the cache or from afar; one that is damaged is fetched again."""
         first = block * self.per_block
         end = min(first + self.per_block, len(self))
         path = self._file(block)
         try:
             rows = store.read_npy(path, mmap=True)
-            if rows.shape == (end - first, self.shape[1]) and rows.dtype == self.dtype:
+            if block in self._verified:
                 return rows
-        except (OSError, ValueError, EOFError):
+            if store.hash_arrays(rows) == store.read_json(self._hash_file(block)):
+                self._verified.add(block)
+                return rows
+            store.say(f"{path} is damaged; it is fetched again")
+        except (OSError, ValueError, EOFError):  # not there, or torn
             pass
         rows = self._read(first, end)
         store.write_npy(path, rows)
+        store.write_json(self._hash_file(block), store.hash_arrays(rows))  # last: now it is whole
+        self._verified.add(block)
         return rows
 
     def _file(self, block: int) -> Path:
         assert self.cache is not None
         return self.cache / f"rows-{block * self.per_block:09d}.npy"
+
+    def _hash_file(self, block: int) -> Path:
+        return self._file(block).with_suffix(".json")
 
     def _read(self, first: int, end: int) -> np.ndarray:
         pieces = self.layout.pieces(first, end)

@@ -44,12 +44,6 @@ def _data_lasts(c: Config) -> None:
         )
 
 
-def _held_out_exists(c: Config) -> None:
-    if (c.emergence.held_out or 0) > c.data.held_out:
-        limit = f"at most data.held_out={c.data.held_out}"
-        raise refuse("emergence.held_out", c.emergence.held_out, limit)
-
-
 def _icl_positions_exist(c: Config) -> None:
     for name in ("icl_late", "icl_early"):
         band = getattr(c.emergence, name)
@@ -195,7 +189,6 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "model"), _data_fits_model),
     (("data", "training"), _data_lasts),
     (("data", "intervention"), _inserted_rows_are_typed),
-    (("data", "emergence"), _held_out_exists),
     (("data", "emergence"), _icl_positions_exist),
     (("data", "behaviour"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),

@@ -39,6 +39,7 @@ from mda.unit.blocks import Directions
 from mda.unit.kind import Materials
 
 FIRST_TOKENS = 64
+TRIES = 3  # of which the fastest counts: the one that others disturbed least
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -62,7 +63,7 @@ def stand_in(config: Config, n: int = 8) -> Corpus:
     return Corpus(
         tokens=generator.integers(0, data.vocab_size, (n, data.seq_len + 1)),
         labels=np.arange(n) // 2 % 2,
-        label_names=("other", label),
+        label_names=(f"not {label}", label),
         vocab_size=data.vocab_size,
         special_ids=(),
         counts=np.ones(data.vocab_size, dtype=np.int64),
@@ -166,12 +167,12 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
         short = min(FIRST_TOKENS, length)
         work(1, short)  # builds what is built once
         flops, seconds = timed(work, 1, short, job.config)
-        allowed = limit_s / len(kinds) / 2 / seconds * short  # tokens, if all took as long
+        allowed = limit_s / len(kinds) / (TRIES + 1) / seconds * short  # tokens at this speed
         while length > short and length > allowed:
             length //= 2
         n = max(1, min(bench.largest(kind), int(allowed // length)))
-        flops, seconds = timed(work, n, length, job.config)
-        found[kind] = flops / seconds
+        tries = [timed(work, n, length, job.config) for _ in range(TRIES)]
+        found[kind] = max(flops / seconds for flops, seconds in tries)
     others = load.others() or 0.0
     said = ", ".join(f"{kind} {rate / 1e9:,.1f}" for kind, rate in found.items())
     source = f"this machine, measured in GFLOP/s: {said or 'nothing to compute'}"

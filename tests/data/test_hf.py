@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -128,6 +130,34 @@ def test_finished_rows_are_taken_as_they_are(tmp_path, streaming):
     assert len(corpus.tokens) == 40
     assert corpus.tokens.dtype == np.uint16
     assert corpus.held_out.tolist() == [36, 37, 38, 39]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for open files in /proc")
+@pytest.mark.parametrize("name", ["parquet", "jsonl"])
+def test_a_stream_that_is_stopped_early_leaves_no_file_open_and_no_reader(tmp_path, name):
+    """With the readers' threads alive the process may never end."""
+    path = tmp_path / f"rows.{name}"
+    rows = [[int(id) for id in row] for row in np.full((5000, WIDTH), 7)]
+    if name == "parquet":
+        pq.write_table(pa.table({"token_ids": rows}), path, row_group_size=500)
+    else:
+        path.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
+    config = settings(path, None, streaming=True, n_sequences=40, tokens="token_ids",
+                      packing="rows")  # fmt: skip
+    opened = hf.open_data(config)
+    found = hf.documents(config, opened, {})
+    for _ in zip(range(40), found, strict=False):
+        pass
+    assert _open(path)
+    hf.stop(found)
+    assert not _open(path)
+    assert len(build(tmp_path, config).tokens) == 40
+    assert not _open(path)
+
+
+def _open(path) -> bool:
+    links = Path("/proc/self/fd").iterdir()
+    return any(link.exists() and link.resolve() == path.resolve() for link in links)
 
 
 def test_rows_out_of_order_or_of_another_length_are_refused(tmp_path):
@@ -301,6 +331,24 @@ def test_a_hub_that_refuses_is_one_sentence(tmp_path, tokenizer_json, monkeypatc
             inputs("some/texts", tokenizer_json)
     assert "\n" not in str(error.value)
     assert any(path.startswith("/api/datasets/some/texts") for path, *_ in hub.requests)
+
+
+def test_a_branch_that_moves_is_read_at_the_commit_that_entered_the_key(
+    tokenizer_json, monkeypatch
+):
+    shas = iter(["a" * 40, "b" * 40])
+    answer = lambda api, dataset, revision: SimpleNamespace(sha=next(shas))  # noqa: E731
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", answer)
+    asked = []
+
+    def load(name, subset, **other):
+        asked.append(other["revision"])
+        return Dataset.from_dict({"text": ["a"]})
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    found = inputs("some/moving", tokenizer_json, revision="main")
+    hf.open_data(settings("some/moving", tokenizer_json, revision="main"))
+    assert found["source"]["commit"] == "a" * 40 and asked == ["a" * 40]
 
 
 def test_a_commit_of_the_hub_is_taken_at_its_word(tokenizer_json):

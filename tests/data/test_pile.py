@@ -181,6 +181,30 @@ def test_a_block_that_was_torn_is_fetched_again(tmp_path, server):
     assert server.sent - before == 8 * WIDTH * 2
 
 
+def test_a_block_with_a_flipped_bit_is_fetched_again_and_said(tmp_path, server, capsys):
+    config = settings(server.url)
+    steps(build(tmp_path, config), 0, 2)
+    (block,) = (tmp_path / "downloads").rglob("rows-000000008.npy")
+    content = bytearray(block.read_bytes())
+    content[-3] ^= 1
+    block.write_bytes(content)
+    before = server.sent
+    assert steps(open_again(tmp_path, config), 0, 2) == TOKENS[:16].reshape(2, 8, 9).tolist()
+    assert server.sent - before == 8 * WIDTH * 2
+    assert "rows-000000008.npy is damaged; it is fetched again" in capsys.readouterr().err
+
+
+def test_a_block_whose_hash_was_not_written_yet_is_fetched_again(tmp_path, server):
+    config = settings(server.url)
+    steps(build(tmp_path, config), 0, 2)
+    (block,) = (tmp_path / "downloads").rglob("rows-000000008.json")
+    block.unlink()
+    rows = open_again(tmp_path, config).tokens
+    assert rows.missing(np.arange(16)) == [1]
+    assert rows[np.arange(16)].tolist() == TOKENS[:16].tolist()
+    assert rows.missing(np.arange(16)) == []
+
+
 def test_local_shards_that_are_missing_or_of_another_size_are_named(tmp_path, shards):
     corpus = build(tmp_path, settings(shards))
     (shards / NAMES[1]).write_bytes(b"\0" * 699)
