@@ -5,6 +5,7 @@ computes again what is there. So both sides are written down here, for every set
 """
 
 import pytest
+import torch
 
 from mda import pipeline, store
 from mda.config import compose
@@ -191,6 +192,13 @@ def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, 
     after = fingerprints(context_of(*overrides.split()).config, pipeline.arm)
     found = first_difference(before, after)
     assert found in (("arm", NOTHING) if stage == "maybe arm" else (stage,))
+
+
+def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch):
+    """`meta` stands in for a GPU: nothing is trained on it, the key alone is asked for."""
+    monkeypatch.setattr("mda.stages.runs.device_of", lambda config: torch.device("meta"))
+    after = fingerprints(context_of().config, pipeline.arm)
+    assert first_difference(baseline[0], after) == "base"
 
 
 @pytest.mark.parametrize("setting", OTHER_OPTIONS)
