@@ -71,6 +71,9 @@ def test_every_value_is_equal_and_the_last_stage_was_computed_again(runs, progra
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all equal, to the last bit" in done.stdout
     again = Path(done.stdout.strip().splitlines()[-1])
+    (follows,) = (line for line in done.stdout.splitlines() if line.startswith("next: mda "))
+    assert f"output_dir={again.parent}" in follows
+    assert program == "run" or "experiment=smoke" in follows, "the run's own settings"
     built = json.loads((again / "summary.json").read_text())["times"]["built"]
     assert built == [{"train": "base", "trace": "scores", "run": "arm"}[program]]
 
@@ -150,6 +153,7 @@ def test_relative_paths_are_those_of_the_run_s_own_place(tmp_path):
     done = reproduce(folder, outputs=Path("../../moved/outputs"), cwd=elsewhere)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all equal, to the last bit" in done.stdout
+    assert f"next: mda trace data=tokens data.path={project / 'rows.npy'} " in done.stdout
     rows[0, 0] += 1
     np.save(project / "rows.npy", rows)
     done = reproduce(folder, outputs=Path("../../moved/outputs"), cwd=elsewhere)
