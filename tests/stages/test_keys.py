@@ -286,6 +286,14 @@ def test_a_found_arm_is_used_whatever_chose_its_samples(context_of, baseline):
     assert pipeline.arm(context).run.fingerprint == arm.run.fingerprint
 
 
+def test_a_state_between_two_checkpoints_is_that_of_its_step(context_of, baseline):
+    keys = set()
+    for start in (21, 23):
+        control = context_of("intervention=control", f"intervention.window=[{start},50]")
+        keys.add(fingerprints(control.config, pipeline.arm)["state"])
+    assert len(keys) == 2
+
+
 def test_a_matched_set_is_another_set(context_of, baseline):
     """Random samples with the targeted set's labels: not that set, and none of it by default."""
     _, arm = baseline
