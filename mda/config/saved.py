@@ -20,6 +20,7 @@ from mda import schema
 from mda.config.composer import typed
 from mda.config.jobs import FILE, recorded
 from mda.config.mistakes import explain
+from mda.config.words import setting_word
 from mda.schema import Config, ConfigError
 from mda.schema.setting import show
 
@@ -41,6 +42,7 @@ class Saved:
     versions: Mapping[str, str | None]
     git: Mapping[str, Any]
     used: Mapping[str, str]  # kind -> fingerprint; empty for a run that has not finished
+    overrides: tuple[str, ...] = ()
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -67,6 +69,7 @@ def read_saved(folder: Path) -> Saved:
         program, git = str(job["program"]), _mapping(job["git"])
         then, versions = _mapping(job["config"]), _mapping(job["versions"])
         directory, used = str(job.get("directory", ".")), _mapping(summary.get("fingerprints", {}))
+        overrides = tuple(word for word in map(str, job["overrides"]) if word.isprintable())
     except (OSError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{folder} is refused; accepted: the folder of a run with config.yaml and {FILE} "
@@ -78,7 +81,7 @@ def read_saved(folder: Path) -> Saved:
         for key, then, now in differences(then, given)
     )
     config = through_schema(_with_paths(given, (folder / directory).resolve()))
-    return Saved(folder, program, config, edited, versions, git, used)
+    return Saved(folder, program, config, edited, versions, git, used, overrides)
 
 
 def placed(saved: Saved, outputs: Path) -> Saved:
@@ -92,7 +95,7 @@ def repeating(saved: Saved, folder: Path, output_dir: Path) -> Iterator[Config]:
     content = asdict(saved.config) | {"output_dir": str(output_dir), "logger": {"name": "csv"}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
-    with recorded(folder, saved.program, (), content):
+    with recorded(folder, saved.program, _words(saved, output_dir), content):
         yield through_schema(content)
 
 
@@ -114,6 +117,21 @@ def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str,
             yield from differences(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
     elif then != now:
         yield key, then, now
+
+
+def _words(saved: Saved, output_dir: Path) -> list[str]:
+    """The run's overrides for a run elsewhere: its paths as they are read from here."""
+    places: dict[str, str] = {"output_dir": str(output_dir)}
+    for key in PATHS:
+        group, _, name = key.partition(".")
+        places[key] = str(getattr(getattr(saved.config, group), name, ""))
+    given = [word for word in saved.overrides if not word.startswith(("output_dir=", "logger"))]
+    keys = [word.partition("=")[0] for word in given]
+    words = [
+        setting_word(key, places[key]) if key in places else word
+        for key, word in zip(keys, given, strict=True)
+    ]
+    return [*words, setting_word("output_dir", places["output_dir"]), "logger=csv"]
 
 
 def _option(group: str, given: object, options: Mapping[str, type]) -> type:

@@ -34,7 +34,11 @@ def write_summary(
         "fingerprints": dict(fingerprints),
         "results": dict(results),
         "files": dict(files),
-        "hashes": {name: store.hash_file(folder / name) for name in files if name.endswith(".csv")},
+        "hashes": {
+            name: store.hash_file(folder / name)
+            for name in files
+            if name.endswith(".csv") and (folder / name).is_file()
+        },
         "times": dict(times),
         "versions": store.versions(),
         "git": store.git_state(),

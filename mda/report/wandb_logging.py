@@ -39,17 +39,19 @@ class JobLog:
     def row(self, row: Mapping[str, float]) -> None:
         """Log one row of a table; its `step` is the x-axis of all its metrics.
 
-        Metrics are defined by their exact names, since overlapping globs resolve at random.
+        Metrics are defined by their exact names, since overlapping globs resolve at random; a star
+        in the name of a class becomes another sign, as W&B takes it for a glob.
         """
         if self.run is None:
             return
+        row = {name.replace("*", "\N{ASTERISK OPERATOR}"): value for name, value in row.items()}
         for name in row.keys() - self.defined:
             if name == "step":
                 self.run.define_metric(name, hidden=True)
             else:
                 self.run.define_metric(name, step_metric="step")
             self.defined.add(name)
-        self.run.log(dict(row))
+        self.run.log(row)
 
     def figures(self, paths: Sequence[Path]) -> None:
         """Log pictures under `figures/<file name>`."""

@@ -59,9 +59,13 @@ def test_control_is_the_base_run_bit_for_bit(out):
     assert {"behaviour/real_loss/top_heads", "behaviour/label_margin"} <= set(able)
 
 
-def test_an_arm_edits_what_its_plan_says(out):
-    folder = run("run", out, *WINDOW, "intervention.fraction=0.25")
-    found = summary(folder)
+@pytest.fixture(scope="module")
+def quarter(out):
+    return run("run", out, *WINDOW, "intervention.fraction=0.25")
+
+
+def test_an_arm_edits_what_its_plan_says(out, quarter):
+    folder, found = quarter, summary(quarter)
     scores = artifact(out, "scores", found["fingerprints"]["scores"])
     values = np.load(scores / "values.npy")
     units = list(json.loads((scores / "units.json").read_text()))
@@ -74,14 +78,13 @@ def test_an_arm_edits_what_its_plan_says(out):
     assert found["intervention"]["n"] == len(plan) == 20
 
 
-def test_a_table_that_was_changed_after_the_run_is_not_compared(out, tmp_path):
-    folder = run("run", out, *WINDOW, "intervention.fraction=0.25", "name=whole")
-    read_run(folder)
+def test_a_table_that_was_changed_after_the_run_is_not_compared(quarter, tmp_path):
+    read_run(quarter)
     for name, damage in (
         ("curve.csv", lambda lines: [*lines[:2], *lines[3:]]),  # cut short before the end
         ("plan.csv", lambda lines: lines[:-1]),
     ):
-        changed = shutil.copytree(folder, tmp_path / name)
+        changed = shutil.copytree(quarter, tmp_path / name)
         lines = (changed / name).read_text().splitlines(keepends=True)
         (changed / name).write_text("".join(damage(lines)))
         with pytest.raises(ValueError, match=rf"{name} has changed since the run left it"):

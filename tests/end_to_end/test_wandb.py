@@ -71,6 +71,18 @@ def test_two_jobs_of_one_process_are_two_runs(tmp_path):
         assert axes["val/loss"] == axes["tokens"] == "step"
 
 
+def test_a_class_may_have_any_name(tmp_path):
+    labels = ("a*b", "a*", "*", "[/red] $x^$", "a, b")
+    with job_log(compose(["logger=wandb"]), tmp_path, settings={}, job_type="arm") as log:
+        log.row({"step": 1} | {f"val/loss/{label}": i for i, label in enumerate(labels)})
+    (offline,) = tmp_path.glob("wandb/offline-run-*")
+    records = leet(offline)
+    (item,) = [r["history"]["item"] for r in records if r["type"] == "history"]
+    names = [label.replace("*", "\N{ASTERISK OPERATOR}") for label in labels]
+    assert [item[f"val/loss/{name}"] for name in names] == [0, 1, 2, 3, 4]
+    assert not [r for r in records if "glob_name" in r.get("metric", {})]
+
+
 def test_the_group_is_the_sweep_s_or_the_run_s_own(tmp_path, monkeypatch):
     logger = compose(["logger=wandb"]).logger
     assert group_of(logger, tmp_path / "sweep" / "3") == "sweep"

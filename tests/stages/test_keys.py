@@ -5,6 +5,7 @@ computes again what is there. So both sides are written down here, for every set
 """
 
 import pytest
+import torch
 
 from mda import pipeline, store
 from mda.config import compose
@@ -193,6 +194,13 @@ def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, 
     assert found in (("arm", NOTHING) if stage == "maybe arm" else (stage,))
 
 
+def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch):
+    """`meta` stands in for a GPU: nothing is trained on it, the key alone is asked for."""
+    monkeypatch.setattr("mda.stages.runs.device_of", lambda config: torch.device("meta"))
+    after = fingerprints(context_of().config, pipeline.arm)
+    assert first_difference(baseline[0], after) == "base"
+
+
 @pytest.mark.parametrize("setting", OTHER_OPTIONS)
 def test_a_setting_of_another_option_changes_the_key_of_its_stage(context_of, baseline, setting):
     changed, unchanged = OTHER_OPTIONS[setting]
@@ -276,6 +284,14 @@ def test_a_found_arm_is_used_whatever_chose_its_samples(context_of, baseline):
     ids = ",".join(map(str, arm.edited.plan.sample_ids))
     context = context_of("intervention.select=ids", f"intervention.ids=[{ids}]")
     assert pipeline.arm(context).run.fingerprint == arm.run.fingerprint
+
+
+def test_a_state_between_two_checkpoints_is_that_of_its_step(context_of, baseline):
+    keys = set()
+    for start in (21, 23):
+        control = context_of("intervention=control", f"intervention.window=[{start},50]")
+        keys.add(fingerprints(control.config, pipeline.arm)["state"])
+    assert len(keys) == 2
 
 
 def test_a_matched_set_is_another_set(context_of, baseline):
