@@ -166,7 +166,7 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
         length = job.config.data.seq_len
         short = min(FIRST_TOKENS, length)
         work(1, short)  # builds what is built once
-        flops, seconds = timed(work, 1, short, job.config)
+        _, seconds = timed(work, 1, short, job.config)
         allowed = limit_s / len(kinds) / (TRIES + 1) / seconds * short  # tokens at this speed
         while length > short and length > allowed:
             length //= 2
