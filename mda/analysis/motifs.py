@@ -32,6 +32,7 @@ from mda.schema import MotifsConfig
 from mda.types import Scores
 
 COPIES = 2  # of a record, at least
+LONGEST = 256  # words, blanks and signs, or tokens of a plain repeat, in a record
 RECORDS_COVER = 1 / 3  # of a sample, at least
 REPEATS_COVER = 1 / 2
 ALMOST_ALL = 0.9  # of the records
@@ -106,12 +107,13 @@ def tandem(symbols_NL: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray,
     """For each row the longest stretch that repeats itself: start, period and length, int64 [N].
 
     A stretch has period p where each symbol equals the one p before it, and counts if it holds p
-    at least `copies` times. Of equally long ones it is that of the shortest period; 0 for none.
+    at least `copies` times and p is at most `LONGEST`. Of equally long ones it is that of the
+    shortest period; 0 for none.
     """
     n, length = symbols_NL.shape
     start, period, covered = (np.zeros(n, dtype=np.int64) for _ in range(3))
     rows = np.arange(n)
-    for p in range(1, length // copies + 1):
+    for p in range(1, min(LONGEST, length // copies) + 1):
         same = symbols_NL[:, p:] == symbols_NL[:, :-p]
         count = np.cumsum(same, 1)
         runs = count - np.maximum.accumulate(np.where(same, 0, count), 1)

@@ -49,12 +49,15 @@ def synthesize(
 ) -> Synthetic:
     """`n_rows` rows of a kind; of `motif` and `shuffled` each motif has its share of the samples.
 
-    Raises DataError where a motif gives nothing but copies of held-out text.
+    Raises DataError where a motif gives nothing but copies of held-out text, and where the corpus
+    has fewer rows.
     """
     rng = Random(f"{seed}:{kind if kind != 'shuffled' else 'motif'}")
     held_out = grams(corpus.rows(corpus.held_out).numpy())
     if kind == "random":
         kept = np.setdiff1d(np.arange(len(corpus.tokens)), corpus.held_out)
+        if n_rows > len(kept):
+            raise DataError(f"synthesis.rows={n_rows}; accepted: at most the corpus' {len(kept)}")
         ids = np.array(rng.sample(range(len(kept)), n_rows))
         tokens = corpus.rows(kept[ids]).numpy()
         sources = [f"sample {i}" for i in kept[ids]]
@@ -85,23 +88,20 @@ def records(motif: Motif, rng: Random) -> Iterator[str]:
     looks like them; identifiers and numbers of all slots are one cast.
     """
     n_cast = rng.randint(*motif.cast)
-    own = [slot for slot in motif.slots if slot.kind in ("identifier", "number")]
-    several = [slot for slot in own if slot.distinct[1] > 1]
+    named = [slot for slot in motif.slots if slot.kind in ("identifier", "number")]
+    several = [slot for slot in named if slot.distinct[1] > 1]
     cast = {
         kind: [_fresh(rng.choice(slots), rng) for _ in range(n_cast)]
         for kind in ("identifier", "number")
         if (slots := [slot for slot in several if slot.kind == kind])
     }
     choices = [_choices(slot, cast, rng) for slot in motif.slots]
+    origin = [n if slot.repeat_of is None else slot.repeat_of for n, slot in enumerate(motif.slots)]
     while True:
-        filled: dict[int, str] = {}
-        for number, slot in enumerate(motif.slots):
-            if slot.kind != "repeat":
-                filled[number] = rng.choice(choices[number])
-        for number, slot in enumerate(motif.slots):
-            if slot.repeat_of is not None:
-                filled[number] = filled[slot.repeat_of]
-        yield "".join(filled[part] if isinstance(part, int) else part for part in motif.skeleton)
+        drawn = [rng.choice(values) for values in choices]
+        yield "".join(
+            part if isinstance(part, str) else drawn[origin[part]] for part in motif.skeleton
+        )
 
 
 def grams(tokens_NS: np.ndarray) -> set[bytes]:

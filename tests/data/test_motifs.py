@@ -231,3 +231,8 @@ def test_a_motif_that_only_copies_held_out_text_is_refused(corpus, motifs):
     with pytest.raises(DataError, match="motif_0 gives copies of held-out text only"):
         synthesize("motif", corpus, [copier], 2, 0)
     assert synthesize("motif", corpus, motifs, 50, 0).copied.max() <= COPIED
+
+
+def test_more_rows_than_the_corpus_has_are_refused(corpus):
+    with pytest.raises(DataError, match=r"synthesis\.rows=9000; accepted: at most the corpus' 864"):
+        synthesize("random", corpus, (), 9000, 0)

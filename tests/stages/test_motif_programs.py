@@ -97,3 +97,18 @@ def test_a_pipeline_that_inserts_rows_scores_nothing(context_of, tmp_path):
     insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
     context: Context = context_of(*insert, f"intervention.rows={tmp_path / 'mine.npy'}")
     assert pipeline.arm(context).traced is None
+
+
+def test_a_trace_says_what_explains_its_scores(program):
+    """Scores by repetition are explained by repetition, whole, and by nothing else."""
+    folder = program("trace", "report.samples=2")
+    found = store.read_json(folder / "catalysts.json")
+    assert found == store.read_json(folder / "summary.json")["results"]["catalysts"]
+    assert found["together"] == pytest.approx(1)
+    causes = {one["name"]: one for one in found["causes"]}
+    assert set(causes) == {"repetition", "label"}, "no model was asked, so no loss is known"
+    assert causes["repetition"]["alone"] == pytest.approx(1)
+    assert causes["label"]["partial"] is None
+    assert [one["score"] for one in found["deciles"]] == [
+        pytest.approx(one["repetition"], rel=1e-5) for one in found["deciles"]
+    ]
