@@ -53,9 +53,13 @@ def world(noise=0.0, sets=24, seeds=(0, 1), lacking=()):
                      "metric": 10 + sign * lost / (1 if to == seed else 2),
                      "measurement": 0.0, "control_metric": 10.0, "control_measurement": 0.0}
                 )  # fmt: skip
-    about = [{"seed": s, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
-              "samples": 400, "planned": {"sets": sets}, "done": {"sets": sets - len(lacking)}}
-             for s in seeds]  # fmt: skip
+    warnings = ["scores 1 was computed by other code"] if lacking else []
+    about = [
+        {"seed": seed, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
+         "samples": 400, "warnings": warnings, "planned": {"sets": sets},
+         "done": {"sets": sets - len(lacking)}}
+        for seed in seeds
+    ]  # fmt: skip
     tables = dict.fromkeys(board.TABLES, ()) | {"subsets": rows, "edits": edits}
     return Tables({name: list(rows) for name, rows in tables.items()}, about)
 
@@ -211,6 +215,7 @@ def test_the_readme_has_the_table_of_the_first_unit_in_its_place(tmp_path):
 def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_path):
     page, readme = pages(tmp_path / "part", world(seeds=(0,), lacking=(1, 2)))
     assert "22 of 24 sets; **partial**" in page
+    assert "- Warning: scores 1 was computed by other code" in page.splitlines()
     assert "seed 0. This is a part of the benchmark, and exploratory." in readme
     page, readme = pages(tmp_path / "none")
     assert "No result has been committed yet." in page and "No result has" in readme
