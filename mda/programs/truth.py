@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mda.config import command_of, compose, main, overrides_of
-from mda.schema import Config, ConfigError
+from mda.schema import Config, ConfigError, TruthConfig
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
@@ -92,7 +92,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
         found = {e: make.finished(lambda u=unit, o=one: here.traced(u, o))
                  for e, one in estimators.items()}  # fmt: skip
         traces[unit] = {name: traced for name, traced in found.items() if traced is not None}
-    print("3/4  retrainings of the window")
+    print(f"3/4  up to {retrainings(settings):,} retrainings of the window")
     rows: dict[str, list[dict[str, Any]]] = {
         "subsets": list(make.subset_rows(here, settings, traces)),
         "edits": list(make.edit_rows(here, settings, traces)),
@@ -146,6 +146,13 @@ def about(
         "versions": store.versions(),
         "git": store.git_state(),
     }
+
+
+def retrainings(settings: TruthConfig) -> int:
+    """Arms and controls that the settings ask for; sets that are the same are trained once."""
+    edits = len(settings.units) * len(settings.estimators) * len(settings.edits)
+    elsewhere = len(settings.transfer) * (1 + edits)
+    return settings.retrains + settings.subsets * (1 + settings.reruns) + 2 * edits + elsewhere
 
 
 def fixed_words(words: Sequence[str]) -> list[str]:

@@ -75,7 +75,9 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
 
 def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
     """Lines of Markdown: what was done, a table for each unit, comparisons, highest samples."""
-    lines = [MEANINGS, "", *(f"- {said(about)}" for about in tables.about), ""]
+    lines = [MEANINGS, "", *(f"- {said(about)}" for about in tables.about)]
+    lines += [f"- Warning: {text}" for about in tables.about for text in about["warnings"]]
+    lines += [""]
     for unit in dict.fromkeys(row["unit"] for row in board):
         lines += [f"### {unit}", "", *table([row for row in board if row["unit"] == unit]), ""]
         lines += [f"- {sentence(row)}" for row in compared if row["unit"] == unit]

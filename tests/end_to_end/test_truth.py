@@ -5,8 +5,8 @@ from programs import run, summary
 
 from mda import store
 from mda.analysis.leaderboard import ABOUT, read_tables
-from mda.programs.truth import chosen, fixed_words
-from mda.schema import ConfigError
+from mda.programs.truth import chosen, fixed_words, retrainings
+from mda.schema import ConfigError, TruthConfig
 
 SMALL = (
     "truth.units=[induction_head]",
@@ -37,8 +37,10 @@ def test_a_benchmark_leaves_its_tables_a_page_and_what_is_kept(tmp_path):
     kept, about = read_tables([pack]), store.read_json(pack / ABOUT)
     assert about["settings"]["subsets"] == len(kept.rows["subsets"]) == 2
     assert len(kept.rows["edits"]) == 4 and len(kept.rows["planted"]) == 2
+    settings = TruthConfig(**about["settings"])
+    assert retrainings(settings) == 1 + 2 + 2 + 4
     arms = list((tmp_path / "store" / "arm").glob("*/manifest.json"))
-    assert len(arms) == 1 + 2 + 2 + 4, "control, sets, reruns, edits"
+    assert len(arms) == 1 + 2 + 2 + 4, "control, sets, reruns, edits, each once"
 
 
 def test_units_and_estimators_are_named_in_the_benchmark_s_own_lists():

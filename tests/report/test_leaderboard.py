@@ -13,6 +13,8 @@ from mda.analysis.truth import (
     roc_area,
     spearman,
 )
+from mda.report.truth import END, START, leaderboard_pages
+from mda.schema import ReportConfig
 
 UNIT = "induction_head"
 
@@ -51,9 +53,13 @@ def world(noise=0.0, sets=24, seeds=(0, 1), lacking=()):
                      "metric": 10 + sign * lost / (1 if to == seed else 2),
                      "measurement": 0.0, "control_metric": 10.0, "control_measurement": 0.0}
                 )  # fmt: skip
-    about = [{"seed": s, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
-              "samples": 400, "planned": {"sets": sets}, "done": {"sets": sets - len(lacking)}}
-             for s in seeds]  # fmt: skip
+    warnings = ["scores 1 was computed by other code"] if lacking else []
+    about = [
+        {"seed": seed, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
+         "samples": 400, "warnings": warnings, "planned": {"sets": sets},
+         "done": {"sets": sets - len(lacking)}}
+        for seed in seeds
+    ]  # fmt: skip
     tables = dict.fromkeys(board.TABLES, ()) | {"subsets": rows, "edits": edits}
     return Tables({name: list(rows) for name, rows in tables.items()}, about)
 
@@ -184,3 +190,51 @@ def test_tables_that_were_written_and_read_make_the_same_board(tmp_path):
     read = read_tables([tmp_path / "0", tmp_path / "1"])
     assert read.rows["subsets"] == runs[0].rows["subsets"] + runs[1].rows["subsets"]
     assert board.leaderboard(read, resamples=99) == board.leaderboard(world(3.0), resamples=99)
+
+
+def pages(tmp_path, *runs):
+    results, readme = tmp_path / "truth", tmp_path / "README.md"
+    results.mkdir(parents=True)
+    for i, tables in enumerate(runs):
+        write_tables(tables, results / f"seed{i}")
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n", "utf-8")
+    found = leaderboard_pages(results, readme, ReportConfig(resamples=99))
+    return found[results / "README.md"], found[readme]
+
+
+def test_the_readme_has_the_table_of_the_first_unit_in_its_place(tmp_path):
+    page, readme = pages(tmp_path, world(3.0, seeds=(0,)), world(3.0, seeds=(1,)))
+    assert readme.startswith(f"before\n{START}\n") and readme.endswith(f"{END}\nafter\n")
+    assert "old" not in readme and f"{UNIT}, seeds 0, 1." in readme and "exploratory" not in readme
+    lds = of(board.leaderboard(world(3.0), resamples=99), "ekfac")["lds"]
+    (row,) = [line for line in readme.splitlines() if line.startswith("| ekfac |")]
+    assert row.split("|")[2].split()[0] == f"{lds:.2f}" and row in page
+    assert "unrolled minus ekfac" in page and "over 48 sets" in page
+
+
+def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_path):
+    page, readme = pages(tmp_path / "part", world(seeds=(0,), lacking=(1, 2)))
+    assert "22 of 24 sets; **partial**" in page
+    assert "- Warning: scores 1 was computed by other code" in page.splitlines()
+    assert "seed 0. This is a part of the benchmark, and exploratory." in readme
+    page, readme = pages(tmp_path / "none")
+    assert "No result has been committed yet." in page and "No result has" in readme
+
+
+def test_highest_samples_of_two_estimators_stand_side_by_side(tmp_path):
+    tables = world(seeds=(0,))
+    for name, text in (("unrolled", "a | b"), ("ekfac", "`c`\n\nd")):
+        one = {"seed": 0, "unit": UNIT, "estimator": name, "label": "code"}
+        sample = {"rank": 1, "sample": 7, "step": 1200, "score": 2.0, "text": text}
+        tables.rows["tops"].append(one | sample)
+        share = {"share_of_top": 0.5 if name == "ekfac" else 0.25, "share_of_window": 0.2}
+        tables.rows["labels"].append(one | share)
+    page, _ = pages(tmp_path, tables)
+    assert "| 1 | code, step 1,200: `a \\| b` | code, step 1,200: `'c' d` |" in page
+    assert "| code | 20.0 % | 25.0 % | 50.0 % |" in page
+
+
+def test_a_readme_without_a_place_for_the_table_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(ValueError, match="has no place for the leaderboard"):
+        leaderboard_pages(tmp_path, tmp_path / "README.md", ReportConfig())
