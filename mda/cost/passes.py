@@ -93,6 +93,15 @@ def capture_flops(shape: Shape, length: int) -> float:
     return 2 * forward_flops(shape, length) + attention_flops(shape, length)
 
 
+def target_flops(shape: Shape, length: int) -> float:
+    """Of the scores of one sequence's losses: three times the layers, twice the vocabulary.
+
+    Forward differentiation multiplies with a change of every map, known to be 0 or not. An upper
+    bound: below the unit nothing changes, and nothing of that is computed.
+    """
+    return 3 * forward_flops(shape, length) - 2 * length * shape.n_unembedding
+
+
 def product_flops(rows: Mapping[ParameterBlock, int], length: int) -> float:
     """Of the products of one sequence with a direction for each row of the blocks, [R, I, J]."""
     return sum(2 * length * n * b.shape[1] * b.shape[2] for b, n in rows.items())

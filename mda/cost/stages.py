@@ -170,6 +170,17 @@ def _scores(job: Job) -> list[Cost]:
     return [*located, *found[:-1], replace(last, memory=last.memory + memory, disk=disk)]
 
 
+def _tokens(job: Job) -> list[Cost]:
+    """Scores of the window's tokens, a pass for each checkpoint where a model is asked."""
+    length, n, name = job.config.data.seq_len, job.samples, job.config.estimator.name
+    times = 0 if name in ("random", "repetition") else 1
+    if name == "tracin":
+        times = len(_summed(job))
+    work = {"score": times * n * passes.target_flops(job.shape, length)} if times else {}
+    memory = None if times else 0.0
+    return [Cost("tokens", times * n * length, work, memory, n * (2 * length + FLOAT))]
+
+
 def _located(job: Job) -> list[Cost]:
     """Units other than heads are ranked on held-out text, one forward pass, or one each."""
     unit, data = job.config.unit, job.config.data
@@ -201,11 +212,15 @@ def _by_ekfac(job: Job) -> list[Cost]:
 
 
 def _by_tracin(job: Job) -> list[Cost]:
+    return [_passes(job, len(_summed(job)))]
+
+
+def _summed(job: Job) -> list[int]:
+    """As many steps as TracIn sums over."""
     settings = job.config.estimator
     given, n = (getattr(settings, name) for name in ("checkpoints", "n_checkpoints"))
     start, end = job.window
-    inside = [step for step in _kept(job.config) if start <= step <= end]
-    return [_passes(job, len(given or inside[:n]))]
+    return given or [step for step in _kept(job.config) if start <= step <= end][:n]
 
 
 def _by_loss(job: Job) -> list[Cost]:
@@ -257,6 +272,7 @@ COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
     "curve": _curve,
     "base": _base,
     "scores": _scores,
+    "tokens": _tokens,
     "arm": _arm,
 }
 SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {

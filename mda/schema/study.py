@@ -16,7 +16,7 @@ REFERENCES = {
     "matched": (
         "random samples with the labels (or losses) of the targeted set, none of them targeted; "
         "where the targeted set is a large part of a label, these are the label's lower-scoring "
-        "samples"
+        "samples; of tokens, as many random ones of each sample"
     ),
     "matched_overlap": (
         "random samples with the labels (or losses) of the targeted set, targeted ones allowed: "

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mda.cost import passes
 from mda.cost.passes import Shape
 from mda.estimator.ekfac import Labels, sum_moments, sum_squares
-from mda.estimator.score import score_samples
+from mda.estimator.score import score_samples, target_influence
 from mda.model.architecture import architecture, unembedding
 from mda.model.build import layout_of, scratch
 from mda.schema import ScratchConfig, TrainingConfig
@@ -83,6 +83,25 @@ def test_scoring_has_the_operations_that_torch_counts(name):
     one = passes.capture_flops(shape, T) + passes.product_flops(rows, T)
     work = lambda: score_samples(model, tokens.__getitem__, np.arange(B), directions, B)  # noqa: E731
     assert 0 <= B * one - counted(work) - unseen(shape) <= lowest_layer(shape)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_token_scores_have_the_operations_that_torch_counts(name):
+    """Above the unit, that is: a parallel residual's first MLP lies beside a head of its layer."""
+    settings, model = model_of(name)
+    shape, tokens = Shape.of(model), tokens_of(settings)
+    units, directions = heads(model)
+    spared = lowest_layer(shape) if name == "gpt_neox" else 0
+    found = []
+    for unit in (units[0], units[-1]):
+        tangents = directions.tangents(unit, dict(model.named_parameters()))
+        found.append(counted(lambda t=tangents: target_influence(model, tokens, t)))
+    told = B * passes.target_flops(shape, T) - unseen(shape)
+    assert found[1] < found[0]
+    if spared:
+        assert 0 < told - found[0] < 2 * spared
+    else:
+        assert told == pytest.approx(found[0], rel=0.01)
 
 
 def test_an_ekfac_fit_has_the_operations_that_torch_counts():

@@ -105,6 +105,13 @@ def test_a_planted_induction_head_copies_all_but_a_spans_first_tokens():
     assert found["behaviour/copy_gain"] > 0.6 * np.log(V)
 
 
+def test_the_gain_of_a_copy_leaves_the_separator_out():
+    """Who expects a separator everywhere is as wrong about the first showing as about the copy."""
+    found = try_out(Planted(lambda seen: {BAR: SURE}), trials())
+    assert found["behaviour/copy_gain"] == pytest.approx(0, abs=1e-6)
+    assert found["behaviour/copy_accuracy"] == 0
+
+
 def test_a_planted_reader_of_classes_knows_every_label():
     found = try_out(Planted(told_apart), trials())
     assert found["behaviour/label_accuracy"] == 1

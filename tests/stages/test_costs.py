@@ -7,9 +7,10 @@ from time import process_time
 import numpy as np
 import pytest
 
-from mda.cost.stages import costs
+from mda import pipeline
+from mda.cost.stages import COSTS, costs
 from mda.stages.measuring import Bench, job_of, rates_here
-from mda.stages.preview import Estimates
+from mda.stages.preview import Estimates, stages_of
 
 
 def size_of(folder: Path, pattern: str = "**/*") -> int:
@@ -99,3 +100,13 @@ def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_
         assert getattr(both, name) == pytest.approx(getattr(one, name) + getattr(other, name))
     assert both.memory == max(one.memory, other.memory) > 0
     assert np.isfinite(both.seconds)
+
+
+def test_every_stage_that_a_plan_lists_has_a_cost_and_tokens_take_the_disk_that_is_said(context_of):
+    config = context_of("intervention.mode=mask_tokens", "intervention.fraction=0.01").config
+    stages = stages_of(config, "arm")
+    assert "tokens" in stages and set(stages) <= set(COSTS)
+    arm = pipeline.arm(context_of("intervention.mode=mask_tokens", "intervention.fraction=0.01"))
+    folder = Path(config.output_dir) / "store" / "tokens" / arm.tokens.fingerprint
+    disk = size_of(folder, "*.safetensors")
+    assert cost_of(config, "tokens").disk == pytest.approx(disk, abs=300)
