@@ -110,7 +110,36 @@ def _base(job: Job) -> list[Cost]:
 
 
 def _arm(job: Job) -> list[Cost]:
-    return [_training(job, "arm", *job.window, 1)]
+    return [_training(job, "arm", *job.window, 1), _behaviour(job)]
+
+
+def _behaviour(job: Job) -> Cost:
+    """Text and two tasks: as the arm is, without its strongest heads, and without random ones."""
+    settings, length = job.config.behaviour, job.config.data.seq_len
+    tries = 2 + settings.random_sets if settings.ablation else 1
+    held_out = min(settings.held_out, job.config.data.held_out)
+    lengths = [length] * held_out * (tries + settings.ablation)  # and once for the mean outputs
+    for size in (2 * settings.span + 2, settings.snippet + 2):
+        prompt = size * (min(settings.shots, (length + 1) // size - 1) + 1) - 2
+        lengths += [prompt] * settings.prompts * tries
+    flops = sum(passes.forward_flops(job.shape, n) for n in lengths)
+    memory = FLOAT * job.shape.n_parameters + _measurement_bytes(job)
+    return Cost("behaviour", sum(lengths), {"measure": flops}, memory)
+
+
+def _tokens(job: Job) -> list[Cost]:
+    """A forward pass that carries changes along one direction: as dear as a capture.
+
+    Attention forms its patterns there, and those of a layer are alive with their changes.
+    """
+    length, n, shape = job.config.data.seq_len, job.samples, job.shape
+    times = _read_checkpoints(job)
+    batch = min(n, getattr(job.config.estimator, "batch_size", 1))
+    patterns = 4 * batch * shape.n_heads * length**2
+    hidden = 2 * batch * length * (8 * shape.d_model + 2 * shape.d_ff)
+    memory = FLOAT * (times * shape.n_parameters + patterns + hidden)
+    flops = {"score": times * n * passes.capture_flops(shape, length)}
+    return [Cost("tokens", times * n * length, flops, memory, n * (2 * length + FLOAT))]
 
 
 def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
@@ -201,11 +230,16 @@ def _by_ekfac(job: Job) -> list[Cost]:
 
 
 def _by_tracin(job: Job) -> list[Cost]:
-    settings = job.config.estimator
-    given, n = (getattr(settings, name) for name in ("checkpoints", "n_checkpoints"))
-    start, end = job.window
+    return [_passes(job, _read_checkpoints(job))]
+
+
+def _read_checkpoints(job: Job) -> int:
+    """How many checkpoints the estimator passes over the window with."""
+    settings, (start, end) = job.config.estimator, job.window
+    if not hasattr(settings, "n_checkpoints"):
+        return 1
     inside = [step for step in _kept(job.config) if start <= step <= end]
-    return [_passes(job, len(given or inside[:n]))]
+    return len(settings.checkpoints or inside[: settings.n_checkpoints])  # type: ignore[attr-defined]
 
 
 def _by_loss(job: Job) -> list[Cost]:
@@ -257,6 +291,7 @@ COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
     "curve": _curve,
     "base": _base,
     "scores": _scores,
+    "tokens": _tokens,
     "arm": _arm,
 }
 SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {
