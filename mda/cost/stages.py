@@ -23,7 +23,7 @@ from mda.types import ParameterBlock, Unit
 
 TOKEN_BYTES = 2  # uint16
 PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
-SCORE_COPIES = 4  # of the scores: parts, whole, and a copy in float64
+SCORE_COPIES = 4  # of float32: the scores in float64, and another checkpoint's or what is written
 
 
 @dataclass(frozen=True)
