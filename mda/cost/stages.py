@@ -23,7 +23,7 @@ from mda.types import ParameterBlock, Unit
 
 TOKEN_BYTES = 2  # uint16
 PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
-SCORE_COPIES = 4  # of the scores: parts, whole, and a copy in float64
+SCORE_COPIES = 4  # of float32: the scores in float64, and another checkpoint's or what is written
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,40 @@ def _base(job: Job) -> list[Cost]:
 
 
 def _arm(job: Job) -> list[Cost]:
-    return [_training(job, "arm", *job.window, 1)]
+    return [_training(job, "arm", *job.window, 1), _behaviour(job)]
+
+
+def _behaviour(job: Job) -> Cost:
+    """Text and two tasks: as the arm is, without its strongest heads, and without random ones."""
+    settings, length = job.config.behaviour, job.config.data.seq_len
+    tries = 2 + settings.random_sets if settings.ablation else 1
+    held_out = min(settings.held_out, job.config.data.held_out)
+    lengths = [length] * held_out * (tries + settings.ablation)  # and once for the mean outputs
+    for size in (2 * settings.span + 2, settings.snippet + 2):
+        prompt = size * (min(settings.shots, (length + 1) // size - 1) + 1) - 2
+        lengths += [prompt] * settings.prompts * tries
+    flops = sum(passes.forward_flops(job.shape, n) for n in lengths)
+    memory = FLOAT * job.shape.n_parameters + _measurement_bytes(job)
+    return Cost("behaviour", sum(lengths), {"measure": flops}, memory)
+
+
+def _tokens(job: Job) -> list[Cost]:
+    """A forward pass that carries changes along one direction, for each checkpoint that is read.
+
+    Attention forms its patterns there, and those of a layer are alive with their changes. What is
+    drawn or counted asks no model.
+    """
+    length, n, shape = job.config.data.seq_len, job.samples, job.shape
+    disk = n * (2 * length + FLOAT)
+    if job.config.estimator.name in ("random", "repetition"):
+        return [Cost("tokens", 0, disk=disk)]
+    times = _read_checkpoints(job)
+    batch = min(n, getattr(job.config.estimator, "batch_size", 1))
+    patterns = 4 * batch * shape.n_heads * length**2
+    hidden = 2 * batch * length * (8 * shape.d_model + 2 * shape.d_ff)
+    memory = FLOAT * (times * shape.n_parameters + patterns + hidden)
+    flops = {"score": times * n * passes.target_flops(shape, length)}
+    return [Cost("tokens", times * n * length, flops, memory, disk)]
 
 
 def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
@@ -170,17 +203,6 @@ def _scores(job: Job) -> list[Cost]:
     return [*located, *found[:-1], replace(last, memory=last.memory + memory, disk=disk)]
 
 
-def _tokens(job: Job) -> list[Cost]:
-    """Scores of the window's tokens, a pass for each checkpoint where a model is asked."""
-    length, n, name = job.config.data.seq_len, job.samples, job.config.estimator.name
-    times = 0 if name in ("random", "repetition") else 1
-    if name == "tracin":
-        times = len(_summed(job))
-    work = {"score": times * n * passes.target_flops(job.shape, length)} if times else {}
-    memory = None if times else 0.0
-    return [Cost("tokens", times * n * length, work, memory, n * (2 * length + FLOAT))]
-
-
 def _located(job: Job) -> list[Cost]:
     """Units other than heads are ranked on held-out text, one forward pass, or one each."""
     unit, data = job.config.unit, job.config.data
@@ -212,15 +234,16 @@ def _by_ekfac(job: Job) -> list[Cost]:
 
 
 def _by_tracin(job: Job) -> list[Cost]:
-    return [_passes(job, len(_summed(job)))]
+    return [_passes(job, _read_checkpoints(job))]
 
 
-def _summed(job: Job) -> list[int]:
-    """As many steps as TracIn sums over."""
-    settings = job.config.estimator
-    given, n = (getattr(settings, name) for name in ("checkpoints", "n_checkpoints"))
-    start, end = job.window
-    return given or [step for step in _kept(job.config) if start <= step <= end][:n]
+def _read_checkpoints(job: Job) -> int:
+    """How many checkpoints the estimator passes over the window with."""
+    settings, (start, end) = job.config.estimator, job.window
+    if not hasattr(settings, "n_checkpoints"):
+        return 1
+    inside = [step for step in _kept(job.config) if start <= step <= end]
+    return len(settings.checkpoints or inside[: settings.n_checkpoints])  # type: ignore[attr-defined]
 
 
 def _by_loss(job: Job) -> list[Cost]:

@@ -132,10 +132,15 @@ class ScoringWork:
                 parts = {"values": found.values_NU, "losses": found.losses_N}
                 store.write_safetensors(files[i], parts)
         barrier()
-        done = [store.read_safetensors(file) for file in files]
+        # One array, shard by shard: a million samples of 144 heads are a gigabyte in float64.
+        values = torch.empty(len(self.sample_ids), len(self.units), dtype=torch.float64)
+        losses = []
+        for (i, ids), file in zip(shards, files, strict=True):
+            done = store.read_safetensors(file)
+            values[i * SCORE_SHARD :][: len(ids)] = done["values"]
+            losses.append(done["losses"])
         barrier()  # every process has read the shards before the first one deletes them
-        values, losses = (torch.cat([one[key] for one in done]) for key in ("values", "losses"))
-        return SampleScores(values.double(), losses)
+        return SampleScores(values, torch.cat(losses))
 
 
 def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Traced:

@@ -159,7 +159,6 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
     Of a machine that is busy with other things, the rates are those it has when left alone: own
     CPU time counts in place of wall time.
     """
-    process = resident_bytes()
     bench, found, load = Bench(job), {}, Load()
     for kind in kinds:
         work: Callable[[int, int], float] = getattr(bench, kind)
@@ -178,7 +177,7 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
     source = f"this machine, measured in GFLOP/s: {said or 'nothing to compute'}"
     if others > RELIABLE:
         source += f"; others take {others:.0%} of its cores now, beside them it takes longer"
-    return Rates(found, source, process, _memory())
+    return Rates(found, source, memory=_memory())
 
 
 def timed(

@@ -22,7 +22,7 @@ from mda.cost.stages import Cost, Job, costs
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context
-from mda.stages.measuring import job_of, rates_here
+from mda.stages.measuring import job_of, rates_here, resident_bytes
 from mda.store import Artifact, Store, fingerprint, make_key
 
 STAGES = (
@@ -161,8 +161,9 @@ class Estimates:
             for cost in costs(job, stage):
                 self.costs.append((config, cost))
                 kinds.setdefault(key, {}).update(dict.fromkeys(cost.flops or {}))
+        process = resident_bytes()  # before any model is measured
         self.rates = {
-            key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds))
+            key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds), process)
             for key, wanted in track(
                 kinds.items(), "measuring", transient=True, disable=not self._measured()
             )
@@ -171,12 +172,12 @@ class Estimates:
     def _measured(self) -> bool:
         return any(job.config.plan.hardware == "this" for job in self.jobs.values())
 
-    def _rates(self, job: Job, kinds: Sequence[str], limit_s: float) -> Rates:
+    def _rates(self, job: Job, kinds: Sequence[str], limit_s: float, process: float) -> Rates:
         plan = job.config.plan
         if plan.hardware != "this":
             half = job.config.training.precision != "32-true"
             return rates_of_card(plan.hardware, plan.share, half)
-        return rates_here(job, kinds, limit_s)
+        return replace(rates_here(job, kinds, limit_s), process=process)
 
     def seconds(self, config: Config, cost: Cost) -> float | None:
         """Time of a cost; None where it is not known."""

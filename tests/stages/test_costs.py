@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mda import pipeline
-from mda.cost.stages import COSTS, costs
+from mda.cost.stages import costs
+from mda.emergence.behaviour import make_trials
 from mda.stages.measuring import Bench, job_of, rates_here
-from mda.stages.preview import Estimates, stages_of
+from mda.stages.preview import Estimates
 
 
 def size_of(folder: Path, pattern: str = "**/*") -> int:
@@ -69,6 +70,27 @@ def test_tracin_passes_over_the_window_once_for_each_checkpoint_it_reads(traced)
     assert planned.tokens == len(trace.traced.steps) * once
 
 
+def test_scores_of_tokens_are_another_pass_and_what_an_arm_can_do_is_a_row(context_of, outputs):
+    context = context_of("intervention.mode=mask_tokens", "estimator=tracin")
+    job, length = job_of(context.config), context.config.data.seq_len
+    (tokens,) = costs(job, "tokens")
+    (scores,) = costs(job, "scores")
+    assert tokens.tokens == scores.tokens
+    done = pipeline.arm(context)
+    assert done.tokens is not None
+    folder = outputs / "store/tokens" / done.tokens.fingerprint
+    assert tokens.disk == pytest.approx(size_of(folder, "*.safetensors"), abs=400)
+    arm, behaviour = costs(job, "arm")
+    assert (arm.stage, behaviour.stage) == ("arm", "behaviour")
+    trials = make_trials(done.corpus, context.config.behaviour, ((16, 32), (0, 1)))
+    rows = [trials.text_MT1, trials.copying.tokens_MS]
+    rows += [trials.labelling.tokens_MS] if trials.labelling else []
+    once = sum((row.shape[1] - 1) * len(row) for row in rows)
+    again = 2 + context.config.behaviour.random_sets
+    means = len(trials.text_MT1) * length
+    assert behaviour.tokens == pytest.approx(again * once + means, rel=0.02)
+
+
 def test_what_cannot_be_told_is_not_said(context_of):
     cost = cost_of(context_of("estimator=unrolled").config, "scores")
     assert cost.flops is None and cost.memory is None and cost.disk
@@ -100,13 +122,3 @@ def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_
         assert getattr(both, name) == pytest.approx(getattr(one, name) + getattr(other, name))
     assert both.memory == max(one.memory, other.memory) > 0
     assert np.isfinite(both.seconds)
-
-
-def test_every_stage_that_a_plan_lists_has_a_cost_and_tokens_take_the_disk_that_is_said(context_of):
-    config = context_of("intervention.mode=mask_tokens", "intervention.fraction=0.01").config
-    stages = stages_of(config, "arm")
-    assert "tokens" in stages and set(stages) <= set(COSTS)
-    arm = pipeline.arm(context_of("intervention.mode=mask_tokens", "intervention.fraction=0.01"))
-    folder = Path(config.output_dir) / "store" / "tokens" / arm.tokens.fingerprint
-    disk = size_of(folder, "*.safetensors")
-    assert cost_of(config, "tokens").disk == pytest.approx(disk, abs=300)
