@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 import torch
 
+from mda.data.stream import Corpus
 from mda.emergence.measure import (
     Probes,
     copy_gain,
     icl_bands,
     icl_olsson,
     icl_scores,
+    make_probes,
     measure,
 )
 from mda.emergence.onset import crossing, onset
 from mda.model.build import scratch
-from mda.schema import ScratchConfig
+from mda.schema import EmergenceConfig, ScratchConfig
 from mda.unit.metrics import prefix_matching, previous_token, second_previous_token
 from mda.unit.tokens import repeated_tokens, token_distribution
 
@@ -78,6 +80,24 @@ def test_icl_score_takes_the_stated_bands():
     assert icl_bands(2048, None, None) == ((1024, 2048), (0, 50))
     assert icl_bands(128, None, None) == ((64, 128), (0, 3))
     assert icl_bands(128, [100, 110], [2, 8]) == ((100, 110), (2, 8))
+
+
+def test_all_held_out_rows_are_measured_unless_fewer_are_asked_for():
+    tokens = np.random.default_rng(0).integers(2, 40, (60, 17), dtype=np.uint16)
+    counts = np.bincount(tokens.ravel(), minlength=40)
+    held_out = np.arange(20, 60)
+    labels = np.zeros(60, dtype=np.int32)
+    corpus = Corpus(tokens, labels, ("all",), 40, (), counts, None, held_out, "fp")
+
+    def rows(**settings) -> list[list[int]]:
+        probes = make_probes(corpus, EmergenceConfig(n_sequences=2, length=4, **settings))
+        assert len(probes.held_out_labels) == len(probes.held_out_MT1)
+        return probes.held_out_MT1.tolist()
+
+    assert rows() == rows(held_out=40) == tokens[20:].tolist()
+    few = rows(held_out=9)
+    assert len(few) == 9 and all(row in rows() for row in few)
+    assert few == rows(held_out=9) != rows(held_out=9, seed=1)
 
 
 def test_olssons_score_takes_two_positions():

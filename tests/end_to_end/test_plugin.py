@@ -168,7 +168,7 @@ def trace(folder, *overrides):
 def test_one_file_and_one_yaml_add_an_estimator_a_unit_and_a_family(folder):
     done = trace(folder, "estimator=rare", "unit=values", "model=own", "estimator.above=250")
     assert done.returncode == 0, done.stderr
-    assert f"next: mda run --config-dir {folder / 'conf'} experiment=smoke " in done.stdout
+    assert "next: mda run --config-dir=conf experiment=smoke " in done.stdout
     run = folder / "outputs" / "runs" / "trace" / "plugin"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["unit"] in ("L0V", "L1V")
