@@ -177,7 +177,7 @@ def test_ablation_changes_what_it_says_by_the_difference_of_two_measurements():
     dense = [model.get_submodule(f"gpt_neox.layers.{at}.attention.dense") for at in (0, 1)]
     hooks = [
         module.register_forward_pre_hook(
-            lambda _m, args, at=at: means.update({at: args[0].mean((0, 1))})
+            lambda _m, args, at=at: means.__setitem__(at, args[0].mean((0, 1)))
         )
         for at, module in enumerate(dense)
     ]

@@ -89,6 +89,13 @@ def test_a_tokens_score_is_the_product_of_direction_and_its_losss_own_gradient(w
             assert values[t].item() == pytest.approx(expected, rel=1e-8, abs=1e-11)
 
 
+def scorer_of(settings, work):
+    """What scores the tokens of some samples, by an estimator that can."""
+    scorer = estimator_of(settings).target_influence(work)
+    assert scorer is not None
+    return scorer
+
+
 @pytest.mark.parametrize(
     "settings", [EkfacConfig(), ExactConfig(), TracinConfig()], ids=lambda s: s.name
 )
@@ -98,7 +105,7 @@ def test_a_samples_token_scores_sum_to_its_score(work, settings):
     estimator, (name,) = estimator_of(settings), work.found
     column = [unit.name for unit in work.units].index(name)
     whole = estimator.score(work).values_NU[:, column].double()
-    tokens = estimator.target_influence(work)(work.sample_ids)
+    tokens = scorer_of(settings, work)(work.sample_ids)
     assert tokens.shape == (len(work.sample_ids), work.corpus.seq_len)
     torch.testing.assert_close(tokens.sum(1), whole, rtol=1e-8, atol=1e-11)
     assert tokens.std() > 0
@@ -111,7 +118,7 @@ def test_masking_a_loss_moves_the_measurement_as_its_token_score_says(toy, table
     units = found.units([name])
     work = InMemoryWork(table.corpus, table.ids, found, units, {3: toy}, [3], rates={3: 1.0},
                         found=(name,))  # fmt: skip
-    scorer = estimator_of(TracinConfig(n_checkpoints=1)).target_influence(work)
+    scorer = scorer_of(TracinConfig(n_checkpoints=1), work)
     scores, unit = scorer(table.ids[:1])[0], next(u for u in units if u.name == name)
     row, eps = table.corpus.rows(table.ids[:1]), 1e-4
     owned = Directions.of(units, work.gradients(toy)).tangents(unit, dict(toy.named_parameters()))
@@ -134,14 +141,14 @@ def test_masking_a_loss_moves_the_measurement_as_its_token_score_says(toy, table
 def test_repetition_is_told_by_the_token_that_a_copier_predicts(work):
     rows = work.corpus.tokens
     rows[work.sample_ids[0]] = [7, 8, 9, 1, 7, 8, 9, 2, 3]
-    tokens = estimator_of(RepetitionConfig()).target_influence(work)(work.sample_ids)
+    tokens = scorer_of(RepetitionConfig(), work)(work.sample_ids)
     assert tokens[0].nonzero().flatten().tolist() == [5]  # 7 8 seen again: 9 is known
     whole = estimator_of(RepetitionConfig()).score(work).values_NU[:, 0].double()
     torch.testing.assert_close(tokens.sum(1), whole, rtol=1e-6, atol=0.0)
 
 
 def test_random_token_scores_belong_to_the_sample_and_are_not_its_own(work):
-    scorer = estimator_of(RandomConfig()).target_influence(work)
+    scorer = scorer_of(RandomConfig(), work)
     whole, part = scorer(work.sample_ids), scorer(work.sample_ids[[3, 1]])
     assert torch.equal(part, whole[[3, 1]])
     assert len(whole.unique()) == whole.numel()
