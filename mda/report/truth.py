@@ -54,8 +54,8 @@ which spreads those estimators' predictions; the others are random. Effects: the
 window's end after an edit minus that of the control. Transfer: the set removed in a run from other
 initial weights that sees the same order, where the unit is that run's own. Rerun: how well a
 training of the same set from a start with a little noise predicts the measurement. Cost: in
-trainings of the window, by processor time where training is on a CPU; a dash where the scores were
-computed in several pieces."""
+trainings of the window, by processor time where training is on a CPU (other work on the machine
+raises it too, though less than time by the clock); a dash where scores were computed in pieces."""
 
 
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
@@ -93,13 +93,18 @@ def is_complete(tables: Tables) -> bool:
 def said(about: Mapping[str, Any]) -> str:
     """One run in a sentence."""
     units = ", ".join(f"{name} {located}" for name, located in about["units"].items())
-    parts = [f"{about['done'][what]} of {n} {what}" for what, n in about["planned"].items() if n]
     start, end = about["window"]
     whole = "" if about["done"] == about["planned"] else "; **partial**"
     return (
         f"Seed {about['seed']}, window [{start:,}, {end:,}), {about['samples']:,} samples; "
-        f"{units}; {', '.join(parts) or 'nothing retrained'}{whole}."
+        f"{units}; {counted(about)}{whole}."
     )
+
+
+def counted(about: Mapping[str, Any]) -> str:
+    """How much of what was asked for was done."""
+    planned = about["planned"].items()
+    return ", ".join(f"{about['done'][what]} of {n} {what}" for what, n in planned if n)
 
 
 def columns(board: Sequence[Row]) -> dict[str, str]:
@@ -223,7 +228,10 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
         return ["No result has been committed yet."]
     first = board[0]["unit"]
     seeds = sorted({about["seed"] for about in tables.about})
-    state = "" if is_complete(tables) else " This is a part of the benchmark, and exploratory."
+    state = ""
+    if not is_complete(tables):
+        done = "; ".join(counted(about) for about in tables.about)
+        state = f" **Partial and exploratory ({done}): too little to rank estimators.**"
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
     return [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
 

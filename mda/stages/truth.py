@@ -156,7 +156,7 @@ def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
 def seconds(folder: Path) -> float | None:
     """What an artifact took to build: processor time on a CPU, else time; None if it was resumed.
 
-    Processor time, because other work on the machine leaves it nearly as it is.
+    Other work on the machine raises processor time too, by caches and memory, but less.
     """
     manifest = store.read_json(folder / "manifest.json")
     if manifest["resumed"]:

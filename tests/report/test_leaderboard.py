@@ -216,7 +216,8 @@ def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_p
     page, readme = pages(tmp_path / "part", world(seeds=(0,), lacking=(1, 2)))
     assert "22 of 24 sets; **partial**" in page
     assert "- Warning: scores 1 was computed by other code" in page.splitlines()
-    assert "seed 0. This is a part of the benchmark, and exploratory." in readme
+    said = "seed 0. **Partial and exploratory (22 of 24 sets): too little to rank estimators.**"
+    assert said in readme
     page, readme = pages(tmp_path / "none")
     assert "No result has been committed yet." in page and "No result has" in readme
 
