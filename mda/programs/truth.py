@@ -64,7 +64,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
     from mda.analysis.leaderboard import Tables
     from mda.stages import truth_tables as make
     from mda.stages.context import Context
-    from mda.stages.preview import FindOnly, NotBuilt
+    from mda.stages.found import FindOnly, NotBuilt
     from mda.stages.truth import Bench, other_initialisation
 
     settings = config.truth

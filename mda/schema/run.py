@@ -90,7 +90,7 @@ class EmergenceConfig(Group):
     )
     seed: int = setting(0, "seed of the probe tokens", low=0, high=2**32 - 1)
     held_out: int | None = setting(
-        128, "held-out sequences for loss and ICL score, where there are more; null: all", low=2
+        None, "most held-out sequences for loss and ICL score, null: all of them", low=2
     )
     icl_late: list[int] | None = setting(
         None, "late positions [start,end) of the ICL score, null: the second half", low=0

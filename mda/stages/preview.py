@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import add
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -22,8 +21,9 @@ from mda.cost.stages import Cost, Job, costs
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context
+from mda.stages.found import FindOnly, NotBuilt
 from mda.stages.measuring import job_of, rates_here, resident_bytes
-from mda.store import Artifact, Store, fingerprint, make_key
+from mda.store import fingerprint
 
 STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
@@ -33,36 +33,6 @@ LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 WINDOW = ("window", "before_onset", "after_onset")
 
 Pipeline = Callable[[Context], Any]
-
-
-class NotBuilt(Exception):
-    """A stage that is not in the store; nothing after it can be known."""
-
-    def __init__(self, kind: str, fingerprint: str) -> None:
-        super().__init__(f"{kind} {fingerprint} is not in the store")
-        self.kind, self.fingerprint = kind, fingerprint
-
-
-class FindOnly(Store):
-    """A store that finds and never builds: a stage that is missing raises NotBuilt."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.found: dict[str, str] = {}  # kind -> fingerprint of what was asked for
-
-    def get_or_build(
-        self,
-        kind: str,
-        inputs: Mapping[str, object],
-        build: Callable[[Path], None],
-        code: Sequence[str] = (),
-        device: torch.device | str | None = None,
-    ) -> Artifact:
-        """The artifact, where it is there; its fingerprint is noted either way."""
-        self.found[kind] = make_key(kind, inputs, code, device).fingerprint
-        if (artifact := self.find(kind, inputs, code, device)) is None:
-            raise NotBuilt(kind, self.found[kind])
-        return artifact
 
 
 def fingerprints(config: Config, pipeline: Pipeline) -> dict[str, str]:

@@ -18,7 +18,7 @@ from mda.intervention.select import choose
 from mda.intervention.subsets import Subset, draw_subsets
 from mda.schema import ConfigError, TruthConfig
 from mda.stages.attribution import Traced
-from mda.stages.preview import NotBuilt
+from mda.stages.found import NotBuilt
 from mda.stages.truth import Bench, Outcome, causes, seconds
 from mda.types import EditPlan
 

@@ -123,7 +123,10 @@ def same_store(source: Path, target: Path) -> None:
         shutil.copytree(source / "store" / kind, target / "store" / kind)
 
 
-@pytest.mark.parametrize("moment", ["curvature/*.part/squares_*", "scores/*.part/*_*"])
+@pytest.mark.parametrize(
+    "moment",
+    ["curvature/*.part/squares_*", pytest.param("scores/*.part/*_*", marks=pytest.mark.long)],
+)
 def test_killed_while_scoring_it_resumes_bit_equal(wide, tmp_path, moment):
     source, wanted = wide
     same_store(source, tmp_path)

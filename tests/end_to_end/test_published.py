@@ -200,6 +200,7 @@ def test_a_reproduction_compares_what_was_published(trained, finished_runs, tmp_
     assert "revisions.csv" in done.stdout and "sha256" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("estimator", ["ekfac", "exact", "random", "loss"])
 def test_all_estimators_that_need_no_state_work_on_it(trained, finished_runs, estimator):
     out, _, _ = finished_runs

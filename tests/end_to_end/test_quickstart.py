@@ -77,6 +77,7 @@ def test_the_progress_of_an_arm_is_seen_while_it_trains(tmp_path):
     kill_when(command("run", tmp_path, *own), lambda: 0.05 < under_way(config) < 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_a_random_moment_it_goes_on(whole, tmp_path):
     """Parent and workers are killed when a random number of artifacts is there."""

@@ -86,6 +86,7 @@ def test_from_scratch_computes_everything_again(runs):
         "base",
         "scores",
         "arm",
+        "behaviour",
     ]
 
 
@@ -133,6 +134,7 @@ def test_what_is_no_run_is_refused(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path} is refused; accepted: the folder of a run")
 
 
+@pytest.mark.long
 def test_relative_paths_are_those_of_the_run_s_own_place(tmp_path):
     project, elsewhere = tmp_path / "project", tmp_path / "else" / "where"
     project.mkdir()

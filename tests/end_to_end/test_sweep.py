@@ -102,6 +102,7 @@ def test_wandb_runs_of_a_sweep_share_its_group_and_no_history(whole):
     assert len(ids) == JOBS
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_sweeps_at_the_same_time_build_each_stage_once(whole, tmp_path):
     both = [
@@ -150,6 +151,7 @@ def test_killed_halfway_and_relaunched_only_missing_work_is_done(whole, tmp_path
     assert report(tmp_path, "again") == report(out, "grid")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_workers_end_with_a_sweep_that_is_killed_alone(tmp_path):
@@ -193,6 +195,7 @@ def same_store(source: Path, target: Path) -> None:
     shutil.copytree(source / "store", target / "store")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_submitit_runs_the_same_jobs(whole, tmp_path):
     out, _ = whole

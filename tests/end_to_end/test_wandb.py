@@ -28,6 +28,7 @@ def test_without_wandb_everything_works_from_local_files(tmp_path):
     assert "wandb is not installed" in failed.stderr, "the blocker does not block"
 
 
+@pytest.mark.long
 def test_a_killed_job_keeps_what_it_logged_before_the_last_flush(tmp_path):
     longer = ("training.total_steps=4000", "data.n_sequences=16100", "emergence.every=20")
     args = command("train", tmp_path, *longer, "logger=wandb", "name=killed")

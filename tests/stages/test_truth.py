@@ -8,7 +8,7 @@ from mda import pipeline, store
 from mda.intervention.subsets import AT_RANDOM
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
-from mda.stages.preview import FindOnly, NotBuilt
+from mda.stages.found import FindOnly, NotBuilt
 from mda.stages.truth import Bench, other_initialisation, seconds
 
 HEAD, NEURON = "induction_head", "mlp_neuron"

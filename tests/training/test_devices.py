@@ -73,6 +73,7 @@ def test_two_processes_train_as_one(one, two):
     assert names == sorted(p.name for p in (one / "checkpoints").iterdir())
 
 
+@pytest.mark.long
 def test_micro_batches_on_two_processes_train_as_one(one, tmp_path):
     assert_close(finished(tmp_path, devices=2, micro_batch_size=1), one)
 
@@ -110,7 +111,7 @@ def alive(pid):
         return False
 
 
-@pytest.mark.parametrize("victim", ["first", "second"])
+@pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.long), "second"])
 def test_when_one_is_killed_the_other_ends_and_the_next_start_goes_on(victim, two, tmp_path):
     process = start(tmp_path, devices=2)
     second = follower_of(process)
@@ -132,6 +133,7 @@ def test_when_one_is_killed_the_other_ends_and_the_next_start_goes_on(victim, tw
         assert (resumed / name).read_bytes() == (two / name).read_bytes(), name
 
 
+@pytest.mark.long
 def test_a_second_process_that_fails_at_its_start_is_noticed(tmp_path):
     """Killed before the two have met, when the first waits for it without a time limit."""
     process = start(tmp_path, devices=2)
