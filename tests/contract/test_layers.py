@@ -1,5 +1,6 @@
 """The rules of the house in pyproject.toml: who may import what, held by import-linter."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def house(tmp_path_factory):
         ("training/loop.py", "from mda.unit import metrics"),
         ("training/loop.py", "from mda.intervention.plan import remove"),
         ("training/loop.py", "from wandb import init"),
+        ("training/loop.py", "import lightning"),
         ("intervention/plan.py", "import mda.estimator.ekfac"),
         ("data/stream.py", "from mda.model import build"),
         ("data/stream.py", "from ..model import build"),
@@ -77,6 +79,22 @@ def test_a_planted_violation_is_found(house, path, line):
 
 def test_the_copy_without_a_violation_is_kept(house):
     assert lint(house).returncode == 0
+
+
+def owned(source: str) -> list[str]:
+    """Packages that a program of experiments/ imports although parts of mda own them."""
+    names = "wandb|wandb_workspaces|plotly|pytorch_lightning|lightning"
+    return re.findall(rf"^\s*(?:import|from) ({names})\b", source, re.MULTILINE)
+
+
+def test_programs_of_clones_leave_logging_and_training_to_the_package():
+    programs = sorted(ROOT.glob("experiments/**/*.py"))
+    assert programs
+    assert [path for path in programs if owned(path.read_text("utf-8"))] == []
+    assert owned("import os\nimport wandb\n    from lightning.x import y\n") == [
+        "wandb",
+        "lightning",
+    ]
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends():
