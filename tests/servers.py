@@ -58,8 +58,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder):
-    server = RangeServer(folder)
+def running(server):
+    """A server at work in a thread of its own, ended with the block."""
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -68,3 +68,8 @@ def serving(folder):
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def serving(folder):
+    """The files of a folder by range, for the length of the block."""
+    return running(RangeServer(folder))
