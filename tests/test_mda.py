@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import warm
 
 from mda.cli import PROGRAMS
 from mda.config import setting_word
@@ -47,7 +48,7 @@ def test_a_run_lies_where_the_file_s_would_and_finds_what_the_file_has_built(tmp
     out = tmp_path / "a=b, 'c'"
     overrides = ["experiment=smoke", setting_word("output_dir", str(out)), "report.dpi=30"]
     file = [sys.executable, "experiments/train.py", *overrides, "name=file"]
-    subprocess.run(file, cwd=ROOT, capture_output=True, check=True)
+    assert warm.run(file, ROOT).returncode == 0
     done = mda("train", *overrides, "name=own", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = out / "runs" / "train" / "own"

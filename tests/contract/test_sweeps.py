@@ -4,11 +4,11 @@ import itertools
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from hydra._internal.utils import get_args_parser
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
@@ -92,7 +92,7 @@ def test_every_command_of_a_wandb_agent_composes(path):
 
 def test_a_dry_run_tells_what_is_missing_and_builds_nothing(tmp_path):
     args = [sys.executable, "experiments/run.py", "sweeps=smoke", f"output_dir={tmp_path}"]
-    done = subprocess.run([*args, "--dry-run"], cwd=ROOT, capture_output=True, text=True)
+    done = warm.run([*args, "--dry-run"], ROOT)
     assert done.returncode == 0, done.stderr
     assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 8 scores." in done.stdout
     assert re.search(r"^estimate: [\d.]+ (s|min), one job at a time$", done.stdout, re.MULTILINE)

@@ -1,12 +1,12 @@
 """The corpus stage: any source, found again by content, refused when what it names is not there."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from servers import serving
 
 from mda.config import compose
@@ -128,7 +128,7 @@ def test_too_few_rows_are_one_sentence_and_exit_2_before_any_training(tmp_path):
                "data.path=rows.npy", "data.seq_len=16", "data.vocab_size=300", "data.held_out=4",
                "training.total_steps=10", "logger=csv", "model.d_model=16", "model.n_heads=2",
                "model.d_ff=32"]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(command, tmp_path)
     assert "error: training to step 10 needs 40 sequences" in done.stderr
     assert "training.batch_size=4 at a step; data has 36 that are not held out" in done.stderr
     assert "Traceback" not in done.stderr

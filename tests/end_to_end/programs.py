@@ -2,12 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,7 +29,9 @@ def run(program: str, out: Path, *overrides: str, prefix: Sequence[str] = ()) ->
     args = command(program, out, *overrides)
     if prefix:
         args = [*prefix, *args[1:]]
-    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+    else:
+        done = warm.run(args, ROOT)
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip().splitlines()[-1])
 
@@ -39,13 +42,13 @@ def summary(folder: Path) -> dict:
 
 def kill_when(args: Sequence[str], reached: Callable[[], bool], limit_s: float = 120) -> None:
     """Start a program and kill it (SIGKILL) as soon as `reached`; it must still be running."""
-    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start(args, ROOT)
     deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline and process.poll() is None and not reached():
+    while time.monotonic() < deadline and process.is_alive() and not reached():
         time.sleep(0.01)
-    assert process.poll() is None, "the program ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.is_alive(), "the program ended before it could be killed"
+    process.kill()
+    process.join()
 
 
 def leet(run_folder: Path) -> list[dict]:
@@ -69,13 +72,13 @@ def processes_with(word: str) -> list[int]:
 
 def kill_parent_alone(args: Sequence[str], out: Path, started: str, limit_s: float = 300) -> None:
     """Kill a program, not its workers, once a file is there; wait until they have ended too."""
-    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start(args, ROOT)
     deadline = time.monotonic() + limit_s
     while not list(out.glob(started)):
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     while alive := processes_with(str(out)):
         assert time.monotonic() < deadline, f"{alive} still work"
         time.sleep(0.1)

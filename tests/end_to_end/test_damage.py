@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+import warm
 from programs import ROOT, command, kill_when
 
 STEPS = ("training.total_steps=200", "training.checkpoint_every=20", "intervention.window=[20,40]")
@@ -13,9 +13,7 @@ STEPS = ("training.total_steps=200", "training.checkpoint_every=20", "interventi
 
 def run(program: str, out: Path, *overrides: str) -> tuple[Path, str]:
     """(folder of the run, what was said of the store)."""
-    done = subprocess.run(
-        command(program, out, *STEPS, *overrides), cwd=ROOT, capture_output=True, text=True
-    )
+    done = warm.run(command(program, out, *STEPS, *overrides), ROOT)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stderr.splitlines() if "set aside" in line]
     return Path(done.stdout.strip().splitlines()[-1]), "\n".join(said)

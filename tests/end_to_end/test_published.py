@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from hub import Hub, commit_of, serving
 from huggingface_hub import constants
 from programs import ROOT, command, summary
@@ -101,9 +102,7 @@ def finished_runs(trained, tmp_path_factory):
         }
         asked = hub.fetched()
     args = command("compare", out, f"report.runs=[{out / 'runs/run'}]")
-    runs["compare"] = finished(
-        subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    )
+    runs["compare"] = finished(warm.run(args, ROOT))
     return out, runs, asked
 
 
@@ -377,7 +376,7 @@ def test_llama_weights_of_a_local_folder_go_all_the_way(llama, nowhere, tmp_path
             assert value.dtype == torch.float32
             assert torch.equal(value, published[name].to(dtype).float()), name
     args = command("compare", tmp_path, f"report.runs=[{tmp_path / 'runs/run'}]")
-    finished(subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300))
+    finished(warm.run(args, ROOT))
 
 
 @pytest.fixture

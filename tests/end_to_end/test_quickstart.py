@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
 from hydra._internal.utils import get_args_parser
 from programs import ROOT, command, kill_parent_alone, kill_when
 
@@ -27,7 +28,7 @@ def quickstart(out: Path) -> list[str]:
 
 
 def finish(out: Path) -> Path:
-    done = subprocess.run(quickstart(out), cwd=ROOT, capture_output=True, text=True)
+    done = warm.run(quickstart(out), ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path(done.stdout.strip().splitlines()[-1])
     assert f"page: {folder / 'report.html'}" in done.stdout
@@ -64,7 +65,7 @@ def test_it_ends_with_every_arm_a_trace_and_a_page(whole):
 
 def test_a_setting_that_some_arm_cannot_take_is_refused_before_any_work(tmp_path):
     command = [*quickstart(tmp_path), "intervention.fraction=0.2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = warm.run(command, ROOT)
     assert done.returncode == 2
     assert done.stderr.startswith("error: intervention.fraction is a setting of intervention=")
     assert not (tmp_path / "store").exists()

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import warm
 from programs import ROOT, kill_parent_alone, kill_when, leet, summary
 
 SEEDS = 1 if "MDA_CI" in os.environ else 4
@@ -30,7 +31,7 @@ def sweep(out: Path, name: str, *more: str) -> list[str]:
 
 
 def finish(command: list[str], code: int = 0) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = warm.run(command, ROOT)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 

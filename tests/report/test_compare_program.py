@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from made_up_runs import STANDARD, write_runs
 from made_up_traces import write_trace
 
@@ -15,7 +16,7 @@ PROGRAM = Path(__file__).parents[2] / "experiments" / "compare.py"
 
 def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROGRAM), f"output_dir={folder}", "name=c", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return warm.run(command, folder)
 
 
 @pytest.fixture(scope="module")
