@@ -7,7 +7,7 @@ checkpoints, and its start-up. The bare loop is forward, loss, backward, clippin
 step, in the same micro-batches. Each figure is the median over the rounds, with the least and the
 most; the ratio of CPU times stands beside that of wall times.
 
-    python experiments/bench_training.py [--steps 500] [--rounds 5] [--json FILE] [overrides]
+    python experiments/bench_training.py [--steps 1000] [--rounds 5] [--json FILE] [overrides]
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
 from mda.data.stream import Corpus
-from mda.emergence.callback import EmergenceCurve, curve_steps
+from mda.emergence.callback import EmergenceCurve, curve_steps, held_out_every
 from mda.emergence.measure import make_probes
 from mda.model.build import initial_model
 from mda.schema import Config
@@ -72,6 +72,7 @@ def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, 
             Path(folder) / "curve.csv",
             make_probes(rows, config.emergence),
             curve_steps(0, schedule.end, config.emergence.every),
+            curve_steps(0, schedule.end, held_out_every(config.emergence)),
             schedule.batch_size * rows.seq_len,
         )
         train(
@@ -113,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=500, help="updates in a round")
+    parser.add_argument("--steps", type=int, default=1000, help="updates in a round")
     parser.add_argument("--rounds", type=int, default=5, help="how often the two are measured")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("overrides", nargs="*", help="configuration, such as model.d_model=128")

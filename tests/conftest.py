@@ -9,6 +9,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_configure(config):
+    """Files start in their order: by default the slow ones, of few tests, are all started last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `long` are left out where MDA_CI is set; what they hold, shorter ones touch."""
     if "MDA_CI" in os.environ:

@@ -21,8 +21,9 @@ from pathlib import Path
 
 _PRELOAD = (
     "torch", "transformers.modeling_utils", "transformers.models.gpt_neox.modeling_gpt_neox",
-    "pytorch_lightning", "wandb", "matplotlib.pyplot", "scipy.stats", "hydra", "omegaconf",
+    "pytorch_lightning", "matplotlib.pyplot", "scipy.stats", "hydra", "omegaconf",
 )  # fmt: skip
+# Not wandb: on import it makes a temporary folder, which the first program to end would delete.
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(list(_PRELOAD))
 

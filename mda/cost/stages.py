@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from mda.cost import passes
 from mda.cost.passes import FLOAT, Shape
-from mda.emergence.callback import curve_steps
+from mda.emergence.callback import curve_steps, held_out_every
 from mda.emergence.measure import TOKENS
 from mda.schema import Config, PublishedConfig
 from mda.schema.unit import HEAD_METRICS
@@ -95,9 +95,9 @@ def _weights(job: Job) -> list[Cost]:
 
 def _curve(job: Job) -> list[Cost]:
     n, weights = len(_published(job.config).steps), FLOAT * job.shape.n_parameters
-    tokens, flops = _measurement(job)
+    tokens, flops = _measurement(job, n, n)
     memory = weights + _measurement_bytes(job)
-    return [Cost("curve", n * tokens, {"measure": n * flops}, memory)]
+    return [Cost("curve", tokens, {"measure": flops}, memory)]
 
 
 def _base(job: Job) -> list[Cost]:
@@ -151,8 +151,11 @@ def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
     n = (end - start) * training.batch_size
     share = training.batch_size // training.devices
     at_once = min(share, training.micro_batch_size or share)
-    tokens, flops = _measurement(job)
-    measured = len(curve_steps(start, end, job.config.emergence.every))
+    settings = job.config.emergence
+    points, held_out = (
+        len(curve_steps(start, end, every)) for every in (settings.every, held_out_every(settings))
+    )
+    tokens, flops = _measurement(job, points, held_out)
     again = training.activation_checkpointing
     states = FLOAT * passes.ADAMW * job.shape.n_parameters
     memory = max(
@@ -160,21 +163,23 @@ def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
     )
     work = {
         "update": n * passes.update_flops(job.shape, length, again),
-        "measure": measured * flops,
+        "measure": flops,
     }
     checkpoint = FLOAT * 3 * job.shape.n_parameters  # weights and two moments
-    return Cost(stage, n * length + measured * tokens, work, memory, kept * checkpoint)
+    return Cost(stage, n * length + tokens, work, memory, kept * checkpoint)
 
 
-def _measurement(job: Job) -> tuple[float, float]:
-    """Tokens and operations of one point of an emergence curve."""
+def _measurement(job: Job, points: int, held_out_points: int) -> tuple[float, float]:
+    """Tokens and operations of the points of an emergence curve, some with held-out text."""
     settings, length = job.config.emergence, job.config.data.seq_len
     held_out = job.config.data.held_out
     held_out = held_out if settings.held_out is None else min(held_out, settings.held_out)
-    repeated = 2 * settings.length
-    flops = settings.n_sequences * passes.forward_flops(job.shape, repeated)
+    repeated, probes, held_out = (
+        2 * settings.length, points * settings.n_sequences, held_out_points * held_out
+    )  # fmt: skip
+    flops = probes * passes.forward_flops(job.shape, repeated)
     flops += held_out * passes.forward_flops(job.shape, length)
-    return settings.n_sequences * repeated + held_out * length, flops
+    return probes * repeated + held_out * length, flops
 
 
 def _measurement_bytes(job: Job) -> float:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from transformers import PreTrainedModel
 
 from mda.emergence.measure import Probes, measure
+from mda.schema import EmergenceConfig
 from mda.training.module import LanguageModel
 from mda.training.table import CsvTable, RowLog, replay
 
@@ -19,6 +20,8 @@ Follow = Callable[[PreTrainedModel], Mapping[str, float]]
 class EmergenceCurve(pl.Callback):
     """Appends `measure` at the given steps to `curve.csv`, and what `follow` measures.
 
+    `held_out` are those of the steps at which held-out text is measured too.
+
     Nothing here draws random numbers or leaves the model in another mode, so a run is the same
     with and without it.
     """
@@ -28,12 +31,13 @@ class EmergenceCurve(pl.Callback):
         path: Path,
         probes: Probes,
         steps: Collection[int],
+        held_out: Collection[int],
         tokens_per_step: int,
         follow: Follow | None = None,
     ):
         self.follow = follow or (lambda model: {})
         self.table = CsvTable(path)
-        self.probes, self.steps = probes, frozenset(steps)
+        self.probes, self.steps, self.held_out = probes, frozenset(steps), frozenset(held_out)
         self.tokens_per_step = tokens_per_step
 
     def resume(self, step: int, log: RowLog) -> None:
@@ -54,7 +58,8 @@ class EmergenceCurve(pl.Callback):
         if step not in self.steps:
             return
         row = {"step": step, "tokens": step * self.tokens_per_step}
-        row |= {**measure(module.model, self.probes), **self.follow(module.model)}
+        row |= measure(module.model, self.probes, held_out=step in self.held_out)
+        row |= self.follow(module.model)
         self.table.append(row)
         self.emit(row)
 
@@ -62,3 +67,8 @@ class EmergenceCurve(pl.Callback):
 def curve_steps(start: int, end: int, every: int) -> list[int]:
     """Steps at which a curve is measured: multiples of `every`, and both ends."""
     return sorted({start, end, *range(-(-start // every) * every, end + 1, every)})
+
+
+def held_out_every(settings: EmergenceConfig) -> int:
+    """Steps from one measurement of held-out text to the next."""
+    return settings.every * settings.held_out_every

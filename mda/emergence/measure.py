@@ -85,12 +85,16 @@ def icl_bands(
 
 
 @torch.no_grad()
-def measure(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
-    """All metrics of one model, in evaluation mode; the model's mode is restored."""
+def measure(model: PreTrainedModel, probes: Probes, held_out: bool = True) -> dict[str, float]:
+    """All metrics of one model, in evaluation mode; the model's mode is restored.
+
+    Without `held_out`, which costs most, the metrics of held-out text are NaN.
+    """
     training = model.training
     model.eval()
     try:
-        return {**_on_repeats(model, probes), **_on_held_out(model, probes)}
+        loss_MT = held_out_losses(model, probes) if held_out else unmeasured(probes)
+        return {**_on_repeats(model, probes), **_on_held_out(loss_MT, probes)}
     finally:
         model.train(training)
 
@@ -129,12 +133,22 @@ def copy_gain(loss_MT: Tensor, length: int) -> Tensor:
     return loss_MT[:, : length - 1].mean(1) - loss_MT[:, length : 2 * length - 1].mean(1)
 
 
-def _on_held_out(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
+def held_out_losses(model: PreTrainedModel, probes: Probes) -> Tensor:
+    """Loss in nats of every held-out token, float64 [M, T] on the CPU."""
     parts = []
     for tokens_MT1 in _parts(model, probes.held_out_MT1):
         hidden_MTD = model.base_model(tokens_MT1[:, :-1], use_cache=False).last_hidden_state
         parts.append(token_losses(model, hidden_MTD, tokens_MT1[:, 1:]).double())
-    loss_MT = torch.cat(parts).cpu()
+    return torch.cat(parts).cpu()
+
+
+def unmeasured(probes: Probes) -> Tensor:
+    """NaN for every held-out token, [M, T]."""
+    rows, length = probes.held_out_MT1.shape
+    return torch.full((rows, length - 1), torch.nan, dtype=torch.float64)
+
+
+def _on_held_out(loss_MT: Tensor, probes: Probes) -> dict[str, float]:
     labels = np.array(probes.held_out_labels)
     score_M = icl_scores(loss_MT, probes.icl_late, probes.icl_early)
     row = {

@@ -45,7 +45,9 @@ def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, window=
     top.set_ylabel(metric.replace("_", "-") + " score")
     top.legend(frameon=False, fontsize=8)
     low.plot(steps, column(curve, "emergence/copy_gain"), color="tab:green", label="copy gain")
-    low.plot(steps, column(curve, "emergence/icl_score"), color="tab:purple", label="ICL score")
+    score = column(curve, "emergence/icl_score")
+    known = np.isfinite(score)  # held-out text is measured at fewer steps
+    low.plot(steps[known], score[known], color="tab:purple", label="ICL score")
     low.axhline(0, color="0.8", lw=0.8)
     low.set(xlabel="training step", ylabel="nats")
     low.legend(frameon=False, fontsize=8)

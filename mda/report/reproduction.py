@@ -72,9 +72,10 @@ def _column(name: str, column: str, a: list[str], b: list[str]) -> Agreement:
     if a == b:
         return Agreement(name, column, len(a), 0.0, True)
     try:
-        largest = max(abs(float(x) - float(y)) for x, y in zip(a, b, strict=True))
+        apart = [abs(float(x) - float(y)) for x, y in zip(a, b, strict=True) if x != y]
     except ValueError:  # text, or another number of rows
-        largest = math.inf
+        apart = [math.inf]
+    largest = math.inf if any(map(math.isnan, apart)) else max(apart)  # measured in one alone
     return Agreement(name, column, len(a), largest, False)
 
 

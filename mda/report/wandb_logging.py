@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -40,11 +41,13 @@ class JobLog:
         """Log one row of a table; its `step` is the x-axis of all its metrics.
 
         Metrics are defined by their exact names, since overlapping globs resolve at random; a star
-        in the name of a class becomes another sign, as W&B takes it for a glob.
+        in the name of a class becomes another sign, as W&B takes it for a glob. What was not
+        measured (NaN) is left out.
         """
         if self.run is None:
             return
-        row = {name.replace("*", "\N{ASTERISK OPERATOR}"): value for name, value in row.items()}
+        row = {name.replace("*", "\N{ASTERISK OPERATOR}"): value
+               for name, value in row.items() if not math.isnan(value)}  # fmt: skip
         for name in row.keys() - self.defined:
             if name == "step":
                 self.run.define_metric(name, hidden=True)

@@ -92,6 +92,11 @@ class EmergenceConfig(Group):
     held_out: int | None = setting(
         None, "most held-out sequences for loss and ICL score, null: all of them", low=2
     )
+    held_out_every: int = setting(
+        4,
+        "points of the curve from one with loss and ICL score to the next; both ends have them",
+        low=1,
+    )
     icl_late: list[int] | None = setting(
         None, "late positions [start,end) of the ICL score, null: the second half", low=0
     )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mda import store
 from mda.data.stream import Corpus, schedule_hash
-from mda.emergence.callback import EmergenceCurve, Follow, curve_steps
+from mda.emergence.callback import EmergenceCurve, Follow, curve_steps, held_out_every
 from mda.emergence.measure import make_probes
 from mda.model.architecture import Architecture, architecture
 from mda.model.build import (
@@ -208,6 +208,7 @@ def _train(
         part / "curve.csv",
         make_probes(corpus, config.emergence),
         curve_steps(schedule.start, schedule.end, config.emergence.every),
+        curve_steps(schedule.start, schedule.end, held_out_every(config.emergence)),
         schedule.batch_size * corpus.seq_len,
         follow,
     )

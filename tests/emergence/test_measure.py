@@ -1,5 +1,7 @@
 """Metrics against closed-form values, and against attention that is planted by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,11 @@ def test_a_measured_row_is_what_transformers_says():
     }
     for name, value in expected.items():
         assert row[name] == pytest.approx(value.item(), rel=1e-5), name
+    without = measure(model, Probes(repeated, 8, held_out, labels, (12, 24), (0, 2)), False)
+    assert list(without) == list(row)
+    for name, value in without.items():
+        held = name.startswith(("val/", "emergence/icl"))
+        assert math.isnan(value) if held else value == row[name], name
     heads = [row[f"emergence/prefix_matching/L{n}H{h}"] for n in range(2) for h in range(2)]
     assert row["emergence/prefix_matching/strongest"] == max(heads)
     with torch.no_grad():

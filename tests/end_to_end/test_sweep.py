@@ -94,10 +94,11 @@ def test_wandb_runs_of_a_sweep_share_its_group_and_no_history(whole):
         assert run["config"]["update"]["intervention"]["name"] == config["intervention"]["name"]
         ids.add(run["run_id"])
         history = [r["history"]["item"] for r in records if r["type"] == "history"]
-        points = [item for item in history if "val/loss" in item]
+        points = [item for item in history if "emergence/copy_gain" in item]
         curve = list(csv.DictReader((job / "curve.csv").open()))
         arm = [row for row in curve if int(row["step"]) >= config["window"]["start"]]
-        assert [float(row["val/loss"]) for row in arm] == [p["val/loss"] for p in points]
+        gains = [float(row["emergence/copy_gain"]) for row in arm]
+        assert gains == [point["emergence/copy_gain"] for point in points]
         assert any("heads.nrows" in item for item in history), "no table of heads"
         assert any("figures/heads.path" in item for item in history), "no heat map"
     assert len(ids) == JOBS

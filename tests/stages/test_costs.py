@@ -1,6 +1,7 @@
 """What a plan says of a job against the finished job: its tokens, units, and bytes on disk."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from time import process_time
@@ -72,10 +73,12 @@ def test_tokens_are_those_of_updates_and_measurements(finished):
     trace, context = finished
     config = context.config
     updates = config.training.last_step * config.training.batch_size * config.data.seq_len
-    measurement = config.emergence.n_sequences * 2 * config.emergence.length
-    measurement += config.emergence.held_out * config.data.seq_len
-    expected = updates + len(trace.base.curve) * measurement
-    assert cost_of(config, "base").tokens == expected
+    curve = trace.base.curve
+    probes = len(curve) * config.emergence.n_sequences * 2 * config.emergence.length
+    with_text = sum(math.isfinite(row["val/loss"]) for row in curve)
+    assert 2 <= with_text < len(curve)
+    text = with_text * config.emergence.held_out * config.data.seq_len
+    assert cost_of(config, "base").tokens == updates + probes + text
 
 
 def test_tracin_passes_over_the_window_once_for_each_checkpoint_it_reads(traced):

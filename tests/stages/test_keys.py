@@ -77,6 +77,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "emergence.distribution": ("emergence.distribution=uniform", "base"),
     "emergence.seed": ("emergence.seed=3", "base"),
     "emergence.held_out": ("emergence.held_out=12", "base"),
+    "emergence.held_out_every": ("emergence.held_out_every=3", "base"),
     "emergence.icl_late": ("emergence.icl_late=[20,30]", "base"),
     "emergence.icl_early": ("emergence.icl_early=[1,3]", "base"),
     "emergence.onset.prefix_matching": ("emergence.onset.prefix_matching=0.2", NOTHING),

@@ -40,7 +40,7 @@ def curve_that(corpus, folder, error):
         raise error
 
     probes = make_probes(corpus, EmergenceConfig(n_sequences=4, length=8, held_out=16))
-    return EmergenceCurve(folder / "curve.csv", probes, [0, 12], 64, follow=raises)
+    return EmergenceCurve(folder / "curve.csv", probes, [0, 12], [0], 64, follow=raises)
 
 
 @pytest.mark.parametrize("error", [ValueError("the probe is gone"), KeyboardInterrupt()])
