@@ -181,7 +181,7 @@ class Scores:
     """
 
     sample_ids: np.ndarray  # int64 [N], in stream order, unique
-    steps: np.ndarray  # int64 [N], the training step at which each sample is seen
+    steps: np.ndarray  # int64 [N], the training step at which each sample is seen, rising
     values: np.ndarray  # float32 [N, U]
     units: tuple[str, ...]
     losses: np.ndarray  # float32 [N], mean token loss in nats at the scored checkpoint
@@ -190,7 +190,7 @@ class Scores:
         """Scores of one unit, float32 [N]. Raises KeyError with the units there are."""
         if unit not in self.units:
             raise KeyError(f"no scores for {unit!r}; there are {', '.join(self.units)}")
-        return self.values[:, self.units.index(unit)]
+        return np.array(self.values[:, self.units.index(unit)])
 
 
 @dataclass(frozen=True)

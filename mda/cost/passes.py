@@ -176,6 +176,26 @@ def fit_bytes(
     return capture + 3 * curvature_bytes(blocks) + gradients
 
 
+def inverse_flops(n: int, size: int) -> float:
+    """Of the products of n gradients of `size` numbers, and of the factor of their matrix."""
+    small = min(n, size)
+    return 2 * n * size * small + small**3 / 3
+
+
+def inverse_bytes(n: int, block: ParameterBlock) -> float:
+    """Of `exact` on one block: its gradients twice while they are joined, an owner's in float64."""
+    own = block.shape[1] * block.shape[2]
+    return 2 * FLOAT * n * _size(block) + DOUBLE * (2 * n * own + 2 * min(n, own) ** 2)
+
+
+def second_order_bytes(shape: Shape, n_sequences: int, length: int) -> float:
+    """Of a gradient that is differentiated: the graphs of both ways, with attention's patterns."""
+    tokens, d = n_sequences * length, shape.d_model
+    layer = tokens * (10 * d + (4 if shape.gated else 2) * shape.d_ff)
+    layer += 3 * n_sequences * shape.n_heads * length**2
+    return FLOAT * (2 * shape.n_layers * layer + 6 * tokens * shape.vocab_size)
+
+
 def _size(block: ParameterBlock) -> int:
     h, i, j = block.shape
     return h * i * j

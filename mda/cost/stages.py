@@ -2,20 +2,21 @@
 
 `tokens` are those that go through the model, of a corpus those that are written; `memory` is
 without what the process itself takes; `disk` is what stays when the stage is done. A stage whose
-work cannot be told from the settings has None there: `unrolled` and `exact`, autoencoders, and the
-time of anything that is fetched.
+work cannot be told from the settings has None there: autoencoders, and the time of anything that is
+fetched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from mda.cost import passes
 from mda.cost.passes import FLOAT, Shape
 from mda.emergence.callback import curve_steps, held_out_every
 from mda.emergence.measure import TOKENS
-from mda.schema import Config, PublishedConfig
+from mda.schema import Config, PublishedConfig, UnrolledConfig
 from mda.schema.unit import HEAD_METRICS
 from mda.training.checkpoint import declared_steps
 from mda.training.loss import LOGITS
@@ -23,7 +24,6 @@ from mda.types import ParameterBlock, Unit
 
 TOKEN_BYTES = 2  # uint16
 PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
-SCORE_COPIES = 4  # of float32: the scores in float64, and another checkpoint's or what is written
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,11 @@ def _scores(job: Job) -> list[Cost]:
     estimator, n_units, n = config.estimator, len(job.units), job.samples
     located = _located(job)
     disk = n * (FLOAT * n_units + 20)  # ids, steps and losses besides
-    memory = SCORE_COPIES * FLOAT * n * n_units
     count = SCORED.get(estimator.name)
     if count is None or config.unit.reads_sae:
         return [*located, Cost("scores", 0, None, None, disk)]
-    found = count(job)
-    last = found[-1]
-    assert last.memory is not None
-    return [*located, *found[:-1], replace(last, memory=last.memory + memory, disk=disk)]
+    *before, last = count(job)
+    return [*located, *before, replace(last, disk=disk)]
 
 
 def _located(job: Job) -> list[Cost]:
@@ -236,6 +233,64 @@ def _by_ekfac(job: Job) -> list[Cost]:
     memory = passes.fit_bytes(job.shape, job.rows, batch, length, _mlp(job))
     disk = passes.curvature_bytes(job.rows)
     return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
+
+
+def _by_exact(job: Job) -> list[Cost]:
+    """Each block's gradients of the fitted sequences, in a pass of its own, and their products."""
+    settings, length = job.config.estimator, job.config.data.seq_len
+    n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
+    batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
+    flops = len(job.rows) * n * passes.capture_flops(job.shape, length)
+    flops += n * passes.product_flops({block: block.owners for block in job.rows}, length)
+    flops += sum(b.owners * passes.inverse_flops(n, b.shape[1] * b.shape[2]) for b in job.rows)
+    memory = passes.capture_bytes(job.shape, batch, length, _mlp(job))
+    memory += max(passes.inverse_bytes(n, block) for block in job.rows)
+    scores = _passes(job, 1)
+    assert scores.flops is not None and scores.memory is not None
+    return [
+        replace(
+            scores,
+            tokens=scores.tokens + len(job.rows) * n * length,
+            flops={**scores.flops, "fit": flops},
+            memory=max(scores.memory, memory),
+        )
+    ]
+
+
+def _by_unrolled(job: Job) -> list[Cost]:
+    """Training again, all but the last segment of a stretch twice; then every step backwards.
+
+    A step backwards is its gradient and the gradient's own derivative, which costs two more.
+    """
+    settings, training = job.config.estimator, job.config.training
+    assert isinstance(settings, UnrolledConfig)
+    (start, end), length = job.window, job.config.data.seq_len
+    last = min(settings.last_steps or end - start, end - start)
+    known = [start] if settings.n_perturbed else _known(job)
+    inside = [max(step for step in known if step <= end - last)]
+    inside += [step for step in known if step > inside[0]]
+    stretches = [b - a for a, b in pairwise([*inside, end])]
+    segment = min(settings.segment or max(stretches), max(stretches))
+    again = sum(steps + (-(-steps // segment) - 1) * (segment - 1) for steps in stretches)
+    n, runs = training.batch_size, max(1, settings.n_perturbed)
+    update = passes.update_flops(job.shape, length)
+    states = segment + -(-max(stretches) // segment) + len(known)
+    at_once = min(n, training.micro_batch_size or n)
+    return [
+        Cost(
+            "scores",
+            runs * n * (again + last) * length,
+            {"update": runs * n * (again + 3 * last) * update},
+            FLOAT * 3 * states * job.shape.n_parameters
+            + passes.second_order_bytes(job.shape, at_once, length),
+        )
+    ]
+
+
+def _known(job: Job) -> list[int]:
+    """The window's start, and the checkpoints inside."""
+    start, end = job.window
+    return [start, *(step for step in _kept(job.config) if start < step < end)]
 
 
 def _by_tracin(job: Job) -> list[Cost]:
@@ -305,6 +360,8 @@ COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
 }
 SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {
     "ekfac": _by_ekfac,
+    "exact": _by_exact,
+    "unrolled": _by_unrolled,
     "tracin": _by_tracin,
     "gradient_norm": lambda job: [_passes(job, 1)],
     "loss": _by_loss,

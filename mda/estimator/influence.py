@@ -184,7 +184,7 @@ def sum_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -
 
         found = work.over_samples(f"scores at step {step}", part)
         if total is not None:
-            found = SampleScores(total.values_NU + found.values_NU, found.losses_N)
+            found.values_NU.add_(total.values_NU)  # in place: they may be too many for memory
         total = found
     if total is None:
         raise ValueError("no checkpoint to score; accepted: one or more")

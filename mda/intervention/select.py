@@ -20,8 +20,8 @@ def in_window(scores: Scores, start: int, end: int) -> Scores:
 
     Raises ValueError where the window holds no scored sample.
     """
-    inside = (scores.steps >= start) & (scores.steps < end)
-    if not inside.any():
+    inside = slice(*np.searchsorted(scores.steps, (start, end)))  # steps rise
+    if not len(scores.steps[inside]):
         first, last = (scores.steps.min(), scores.steps.max()) if len(scores.steps) else (0, 0)
         raise ValueError(
             f"no scored sample in the window [{start}, {end}); scores cover steps {first} to {last}"

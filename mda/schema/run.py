@@ -93,7 +93,7 @@ class EmergenceConfig(Group):
         None, "most held-out sequences for loss and ICL score, null: all of them", low=2
     )
     held_out_every: int = setting(
-        4,
+        8,
         "points of the curve from one with loss and ICL score to the next; both ends have them",
         low=1,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,8 +133,7 @@ class ScoringWork:
                 parts = {"values": found.values_NU, "losses": found.losses_N}
                 store.write_safetensors(files[i], parts)
         barrier()
-        # One array, shard by shard: a million samples of 144 heads are a gigabyte in float64.
-        values = torch.empty(len(self.sample_ids), len(self.units), dtype=torch.float64)
+        values = on_disk((len(self.sample_ids), len(self.units)), self.part)
         losses = []
         for (i, ids), file in zip(shards, files, strict=True):
             done = store.read_safetensors(file)
@@ -141,6 +141,18 @@ class ScoringWork:
             losses.append(done["losses"])
         barrier()  # every process has read the shards before the first one deletes them
         return SampleScores(values, torch.cat(losses))
+
+
+def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
+    """Zeros in float64 in a file without a name, which ends with the tensor.
+
+    A million samples of 144 heads are more than a gigabyte; here they are pages that the system
+    writes out and forgets as it needs the memory.
+    """
+    if not np.prod(shape):
+        return torch.zeros(shape, dtype=torch.float64)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return torch.from_numpy(np.memmap(file, np.float64, "w+", shape=shape))
 
 
 def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Traced:
@@ -208,15 +220,17 @@ def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleSc
     rows = np.diff(schedule.offsets)
     store.write_npy(part / "sample_ids.npy", schedule.sample_ids)
     store.write_npy(part / "steps.npy", np.repeat(np.arange(schedule.start, schedule.end), rows))
-    store.write_npy(part / "values.npy", found.values_NU.float().numpy())
+    values = (values_NU.float().numpy() for values_NU in found.values_NU.split(SCORE_SHARD))
+    shape = (len(found.values_NU), len(units))
+    store.write_npy_parts(part / "values.npy", values, shape, np.float32)
     store.write_npy(part / "losses.npy", found.losses_N.float().numpy())
     store.write_json(part / "units.json", as_text(units))
 
 
 def load_scores(folder: Path) -> Scores:
-    """The scores of an artifact's folder."""
+    """The scores of an artifact's folder; the values are read from it as they are used."""
     names = ("sample_ids", "steps", "values", "losses")
-    arrays = {name: store.read_npy(folder / f"{name}.npy") for name in names}
+    arrays = {name: store.read_npy(folder / f"{name}.npy", name == "values") for name in names}
     return Scores(units=tuple(store.read_json(folder / "units.json")), **arrays)
 
 

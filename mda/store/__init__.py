@@ -16,6 +16,7 @@ from mda.store.files import (
     write_csv,
     write_json,
     write_npy,
+    write_npy_parts,
     write_safetensors,
 )
 from mda.store.integrity import Torn
@@ -26,5 +27,5 @@ __all__ = [
     "Artifact", "Busy", "Store", "Torn", "device_kind", "fingerprint", "git_diff", "git_state",
     "hash_arrays", "hash_file", "hold", "make_key", "noting_uses", "read_csv", "read_json",
     "read_npy", "read_safetensors", "say", "texts", "versions", "write_csv", "write_json",
-    "write_npy", "write_safetensors",
+    "write_npy", "write_npy_parts", "write_safetensors",
 ]  # fmt: skip

@@ -74,6 +74,24 @@ def write_npy(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def write_npy_parts(
+    path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type
+) -> None:
+    """An array of which only a part, some of its first rows after others, is in memory at a time.
+
+    Raises ValueError where the parts are not as long as the array.
+    """
+    with _replacing(path, "wb") as file:
+        array = np.lib.format.open_memmap(file.name, "w+", np.dtype(dtype), shape)
+        done = 0
+        for part in parts:
+            array[done : done + len(part)] = part
+            done += len(part)
+        if done != len(array):
+            raise ValueError(f"{path.name}: {done} rows of {len(array)}")
+        array.flush()
+
+
 def read_npy(path: Path, mmap: bool = False) -> np.ndarray:
     """The array, or with `mmap` a read-only view of the file that is read as it is used."""
     return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)

@@ -8,13 +8,30 @@ from time import process_time
 
 import numpy as np
 import pytest
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+from transformers import GPTNeoXModel
 
 from mda import pipeline
 from mda.cost.stages import costs
 from mda.emergence.behaviour import make_trials
+from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
 from mda.stages.preview import Estimates
-from mda.store import hash_arrays
+from mda.store import Store, hash_arrays
+
+
+class Operations(TorchDispatchMode):
+    """Counts by torch's formulas, without the hooks of FlopCounterMode, which `capture` breaks."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
 
 
 def size_of(folder: Path, pattern: str = "**/*") -> int:
@@ -110,8 +127,59 @@ def test_scores_of_tokens_are_another_pass_and_what_an_arm_can_do_is_a_row(conte
 
 
 def test_what_cannot_be_told_is_not_said(context_of):
-    cost = cost_of(context_of("estimator=unrolled").config, "scores")
+    cost = cost_of(context_of("unit=sae_feature", "unit.label=generated_xml").config, "scores")
     assert cost.flops is None and cost.memory is None and cost.disk
+
+
+def scored(context, trace, folder) -> tuple[Operations, int]:
+    """What scoring takes: operations, and tokens that go through the model."""
+    tokens = 0
+
+    def see(module, args, output):
+        nonlocal tokens
+        if isinstance(module, GPTNeoXModel):
+            tokens += output.last_hidden_state[..., 0].numel()
+
+    hook = register_module_forward_hook(see)
+    try:
+        with Operations() as counter:
+            fresh = replace(context, store=Store(folder))  # which finds no other test's scores
+            score(fresh, trace.corpus, trace.base, trace.unit)
+    finally:
+        hook.remove()
+    return counter, tokens
+
+
+def probe_tokens(context) -> int:
+    """Tokens of the measurement's gradient, which a plan leaves out."""
+    probe = context.config.unit.probe
+    return probe.n_sequences * probe.length * probe.repeats
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["", "estimator.segment=7", "estimator.n_perturbed=1 estimator.last_steps=15"],
+)  # fmt: skip
+def test_unrolled_has_the_operations_that_torch_counts(finished, context_of, tmp_path, choice):
+    """Without attention in training, which torch's counter does not know."""
+    context = context_of("estimator=unrolled", *choice.split())
+    counter, tokens = scored(context, finished[0], tmp_path)
+    planned = cost_of(context.config, "scores")
+    assert planned.flops is not None
+    assert sum(planned.flops.values()) == pytest.approx(counter.total, rel=0.1)
+    assert tokens == planned.tokens + probe_tokens(context)
+
+
+@pytest.mark.parametrize("n", [30, 200])
+def test_exact_has_at_most_the_operations_that_are_said(traced, tmp_path, n):
+    """A pass back ends in the block's layer, and what is added in place is not counted."""
+    wide = ("model.d_model=64", "model.d_ff=256", f"estimator.fit_sequences={n}")
+    trace, context = traced("estimator=exact", *wide)
+    counter, tokens = scored(context, trace, tmp_path)
+    planned = cost_of(context.config, "scores")
+    assert planned.flops is not None
+    assert 0.6 < counter.total / sum(planned.flops.values()) <= 1
+    assert tokens == planned.tokens + probe_tokens(context)
 
 
 def test_a_measured_rate_foretells_ten_times_the_work(context_of):
