@@ -89,9 +89,12 @@ class LanguageModel(pl.LightningModule):
         return tokens[rank::world], weights[rank::world]
 
     def _backward(self, loss: torch.Tensor, last: bool) -> None:
+        world, precision = self.trainer.world_size, self.trainer.precision_plugin
+        if world == 1 and getattr(precision, "scaler", None) is None:
+            loss.backward()  # what Lightning would do, without its hooks for every micro-batch
+            return
         # Gradients are exchanged once an update. They come back as the mean over the processes,
         # where the schedule wants the sum.
-        world = self.trainer.world_size
         strategy: Any = self.trainer.strategy
         with nullcontext() if last or world == 1 else strategy.block_backward_sync():
             self.manual_backward(loss * world if world > 1 else loss)
