@@ -17,7 +17,9 @@ direction is positive:
 The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
 family. So the probability that any false claim of a family is called replicated is at most alpha,
 whatever the mixture of directions (`mda.analysis.simulation` measures it). A missing effect is
-never concluded from a large p, and few seeds give `undecided`.
+never concluded from a large p, and few seeds give `undecided`. That holds for one look at all
+seeds of a study: verdicts while seeds are missing are `interim`, since whoever looks often enough
+finds a small p.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Verdict:
     alpha: float
     verdict: str
     reason: str
-    status: str  # registered or exploratory
+    status: str  # registered, interim or exploratory
     status_reason: str
     seeds: tuple[int, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -107,6 +109,9 @@ def judge(
         p_holm, against = corrected[0][name], corrected[1][name]
         word, why = decide(claim, effect, p_holm, against, study.alpha)
         status, status_reason = registration(study, claim, measured.runs)
+        if status == "registered" and test.seeds and (left := {*study.seeds} - {*test.seeds}):
+            told = f"{len(test.seeds)} of the study's {len(study.seeds)} seeds; missing"
+            status, status_reason = "interim", f"{told} {', '.join(map(str, sorted(left)))}"
         verdicts.append(
             Verdict(
                 name=name,

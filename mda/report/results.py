@@ -50,7 +50,8 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
     kind = (
         "The claims were formed on these seeds: all verdicts are exploratory."
         if study.exploratory
-        else "A claim is registered if it was written down before its arm was first run."
+        else "A claim is registered if it was written down before its arm was first run, and its "
+        "verdict interim while seeds are missing."
     )
     lines = [
         f"## {study.name}",

@@ -218,6 +218,19 @@ def test_a_claim_is_registered_if_it_was_there_before_its_arm(measured, case):
     assert found[0] == status and why in found[1]
 
 
+def test_a_look_before_all_seeds_are_there_is_interim(measured):
+    def status(*seeds: int) -> tuple[str, str]:
+        one = study(claim(), date="2026-02-28", seeds=list(seeds))
+        (verdict,) = judge(replace(one, hash=one.content_hash()), measured, resamples=99)
+        return verdict.status, verdict.status_reason
+
+    there = sorted({run.seed for run in measured.runs})
+    assert status(*there)[0] == "registered"
+    missing = f"{len(there)} of the study's {len(there) + 2} seeds; missing 98, 99"
+    assert status(*there, 98, 99) == ("interim", missing)
+    assert status(98)[0] == "registered"  # nothing was looked at
+
+
 def test_runs_of_unknown_time_leave_a_claim_exploratory(measured):
     one = study(claim(), date="2020-01-01")
     one = replace(one, hash=one.content_hash())
