@@ -24,7 +24,8 @@ _PRELOAD = (
     "pytorch_lightning", "matplotlib.pyplot", "scipy.stats", "hydra", "omegaconf",
 )  # fmt: skip
 # Not wandb: on import it makes a temporary folder, which the first program to end would delete.
-_forks = multiprocessing.get_context("forkserver")
+# Elsewhere what torch loads may not survive a fork: there every program is a new interpreter.
+_forks = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 _forks.set_forkserver_preload(list(_PRELOAD))
 
 
