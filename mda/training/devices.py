@@ -37,6 +37,9 @@ from mda.types import Schedule
 GRACE_S = 20.0
 """How long the first process may take to notice by itself that another one died."""
 
+_ASKING = threading.Lock()
+"""One thread at a time asks for an exit code: the system tells it once, and the other got none."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -135,8 +138,10 @@ def _watch(others: list, over: threading.Event) -> None:
 
 def _death(others: list) -> str | None:
     for other in others:
-        other.join(timeout=1.0 if other.exitcode is None else 0)
-        if code := other.exitcode:
+        with _ASKING:
+            other.join(timeout=1.0 if other.exitcode is None else 0)
+            code = other.exitcode
+        if code:
             rank = others.index(other) + 1
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
             return (

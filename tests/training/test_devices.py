@@ -1,16 +1,19 @@
 """Two processes, one model: equal to one process, and neither outlives the other."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from safetensors.torch import load_file
 
+from mda.training.devices import _death
 from mda.training.table import read_rows
 
 pytestmark = pytest.mark.slow
@@ -109,6 +112,22 @@ def alive(pid):
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_two_threads_that_ask_are_both_told_how_a_process_ended():
+    """The first process notices by an error and by its watcher, often at the same moment."""
+    told, context = [], multiprocessing.get_context("fork")
+    for _ in range(100):
+        other = context.Process(target=time.sleep, args=(60,))
+        other.start()
+        asking = [Thread(target=lambda one=other: told.append(_death([one]))) for _ in range(2)]
+        os.kill(other.pid, signal.SIGKILL)
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+    assert told == [told[0]] * 200 and "was killed by signal 9" in told[0]
 
 
 @pytest.mark.parametrize("victim", [pytest.param("first", marks=pytest.mark.long), "second"])
