@@ -29,7 +29,7 @@ from mda.training.loss import accumulate_gradients
 SEQUENCES = 64
 FIGURES = {  # name -> model, context, sequences, at a time, what is done
     "14m update": ("pythia-14m", 2048, SEQUENCES, 2, "update"),
-    "14m gradient": ("pythia-14m", 2048, 4, 2, "gradient"),
+    "14m gradient": ("pythia-14m", 2048, SEQUENCES, 2, "gradient"),
     "14m score": ("pythia-14m", 2048, SEQUENCES, 1, "score"),
     "14m fit": ("pythia-14m", 2048, SEQUENCES, 1, "fit"),
     "160m update": ("pythia-160m", 2048, 2, 1, "update"),

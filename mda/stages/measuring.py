@@ -157,8 +157,17 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
     """Operations a second of each kind of work, in `limit_s` seconds for all of them.
 
     Of a machine that is busy with other things, the rates are those it has when left alone: own
-    CPU time counts in place of wall time.
+    CPU time counts in place of wall time. The threads are those that the job will run with.
     """
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.config.training.threads or before)
+    try:
+        return _rates_here(job, kinds, limit_s)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
     bench, found, load = Bench(job), {}, Load()
     for kind in kinds:
         work: Callable[[int, int], float] = getattr(bench, kind)

@@ -8,6 +8,7 @@ from time import process_time
 
 import numpy as np
 import pytest
+import torch
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -194,6 +195,26 @@ def test_a_measured_rate_foretells_ten_times_the_work(context_of):
         flops = sum(work(8, 64) for _ in range(10))
         taken = process_time() - start
         assert 0.5 < rates.seconds({kind: flops}) / taken < 2, kind
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_rates_are_measured_with_the_threads_of_the_job(context_of, monkeypatch, threads):
+    job, seen, update = (
+        job_of(context_of(f"training.threads={threads}").config),
+        set(),
+        Bench.update,
+    )
+
+    def spy(self, *args):
+        seen.add(torch.get_num_threads())
+        return update(self, *args)
+
+    monkeypatch.setattr(Bench, "update", spy)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    rates_here(job, ("update",), 0.2)
+    assert seen == {threads} and torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_of):
