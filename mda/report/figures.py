@@ -28,6 +28,7 @@ from mda.types import HeadId
 
 matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names of arms
 
+LEGEND_CHARACTERS = 160  # of one line below the curves
 FOREST = ("unit", "mechanism", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
     "control": (-0.26, "o", True, "arm - control"),
@@ -87,7 +88,10 @@ def curves_figure(measured: Measurements) -> Figure:
     shared = same_window(measured.runs)
     axes[1].set_xlabel("training step" if shared else "steps since the window's start")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    columns = min(3, max(1, LEGEND_CHARACTERS // max(map(len, labels))))
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+    )
     return figure
 
 
