@@ -172,14 +172,13 @@ def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
 def _measurement(job: Job, points: int, held_out_points: int) -> tuple[float, float]:
     """Tokens and operations of the points of an emergence curve, some with held-out text."""
     settings, length = job.config.emergence, job.config.data.seq_len
-    held_out = job.config.data.held_out
-    held_out = held_out if settings.held_out is None else min(held_out, settings.held_out)
-    repeated, probes, held_out = (
-        2 * settings.length, points * settings.n_sequences, held_out_points * held_out
-    )  # fmt: skip
+    rows = job.config.data.held_out
+    rows = rows if settings.held_out is None else min(rows, settings.held_out)
+    repeated, probes = 2 * settings.length, points * settings.n_sequences
+    texts = held_out_points * rows
     flops = probes * passes.forward_flops(job.shape, repeated)
-    flops += held_out * passes.forward_flops(job.shape, length)
-    return probes * repeated + held_out * length, flops
+    flops += texts * passes.forward_flops(job.shape, length)
+    return probes * repeated + texts * length, flops
 
 
 def _measurement_bytes(job: Job) -> float:

@@ -58,6 +58,16 @@ def test_values_are_compared_as_they_were_written(tmp_path):
     }
 
 
+def test_what_was_not_measured_in_both_is_no_difference():
+    def one(a: list[str], b: list[str]) -> tuple[bool, float]:
+        (found,) = agreement({"curve.csv": {"x": a}}, {"curve.csv": {"x": b}})
+        return found.equal, found.largest
+
+    assert one(["nan", "1.0"], ["nan", "1.0"]) == (True, 0)
+    assert one(["nan", "1.0", "2.0"], ["nan", "1.5", "2.0"]) == (False, 0.5)
+    assert one(["nan", "1.0"], ["3.0", "1.0"]) == (False, float("inf"))
+
+
 def test_names_of_columns_speak_to_no_terminal(tmp_path, capsys):
     both = [tables(tmp_path / v, curve=f"step,[/red]\x1b[2J\n1,{v}\n") for v in ("1", "2")]
     assert not print_agreement(agreement(*both))
