@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from mda.benchmark import RELIABLE, Clock, Load
 from mda.cost import passes
 from mda.cost.hardware import Rates
-from mda.cost.stages import Job
+from mda.cost.job import Job
 from mda.data.stream import Corpus
 from mda.emergence.measure import Probes, measure
 from mda.estimator.ekfac import Labels, sum_moments, sum_squares

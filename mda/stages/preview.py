@@ -17,7 +17,8 @@ from rich.table import Table
 
 from mda.cost.corpus import corpus_seconds
 from mda.cost.hardware import Rates, rates_of_card
-from mda.cost.stages import Cost, Job, costs
+from mda.cost.job import Cost, Job
+from mda.cost.stages import costs
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context

@@ -1,0 +1,94 @@
+"""A job as its settings tell it, and what a stage of it costs: the words of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mda.cost.passes import FLOAT, Shape
+from mda.emergence.measure import TOKENS
+from mda.schema import Config, PublishedConfig
+from mda.schema.unit import HEAD_METRICS
+from mda.training.checkpoint import declared_steps
+from mda.training.loss import LOGITS
+from mda.types import ParameterBlock, Unit
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one stage takes; None where the settings cannot tell.
+
+    `tokens` are those that go through the model, of a corpus those that are written; `memory` is
+    without what the process itself takes; `disk` is what stays when the stage is done.
+    """
+
+    stage: str
+    tokens: float = 0.0
+    flops: Mapping[str, float] | None = field(default_factory=dict)  # kind of work -> operations
+    memory: float | None = 0.0  # bytes
+    disk: float | None = 0.0  # bytes
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's settings with what follows from them: the model's shape, and what is scored."""
+
+    config: Config
+    shape: Shape
+    units: Sequence[Unit]
+
+    @property
+    def rows(self) -> dict[ParameterBlock, int]:
+        """How many directions [I, J] each block is multiplied with."""
+        found: dict[ParameterBlock, set[int]] = {}
+        for unit in self.units:
+            for block, row in unit.parts:
+                found.setdefault(block, set()).add(row)
+        return {block: len(rows) for block, rows in found.items()}
+
+    @property
+    def last_step(self) -> int:
+        """Where the base run ends, or the last published checkpoint."""
+        base = self.config.base
+        return (
+            base.steps[-1] if isinstance(base, PublishedConfig) else self.config.training.last_step
+        )
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps whose checkpoint there is."""
+        if isinstance(self.config.base, PublishedConfig):
+            return self.config.base.steps
+        training = self.config.training
+        every, log_spaced = training.checkpoint_every, training.checkpoint_log_spaced
+        return declared_steps(0, training.last_step, every, log_spaced)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Steps of the arm, as given, or as many as an automatic window has at most."""
+        edit, last = self.config.intervention, self.last_step
+        if edit.steps is not None:
+            return edit.steps
+        length = edit.before_onset + edit.after_onset + self.config.training.checkpoint_every // 2
+        return max(0, last - length), last
+
+    @property
+    def samples(self) -> int:
+        """Samples of the window."""
+        return (self.window[1] - self.window[0]) * self.config.training.batch_size
+
+    @property
+    def in_mlp(self) -> bool:
+        """Whether what is captured lies in MLPs, too, and not in attention alone."""
+        return self.config.unit.metric not in HEAD_METRICS
+
+
+def measurement_bytes(job: Job) -> float:
+    """A part of the tokens on its way through one layer, its logits, and every layer's patterns."""
+    shape, settings = job.shape, job.config.emergence
+    tokens = max(TOKENS, job.config.data.seq_len)
+    hidden = tokens * (8 * shape.d_model + 2 * shape.d_ff)
+    logits = 2 * min(tokens * shape.vocab_size, LOGITS)
+    rows, size = min(settings.n_sequences, TOKENS // (2 * settings.length)), 2 * settings.length
+    patterns = (shape.n_layers + 2) * rows * shape.n_heads * size**2
+    return FLOAT * max(hidden + logits, hidden // 2 + patterns)

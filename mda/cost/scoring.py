@@ -1,0 +1,178 @@
+"""What it takes to score the window's samples, or their tokens, with each estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+from mda.cost import passes
+from mda.cost.job import Cost, Job, measurement_bytes
+from mda.cost.passes import FLOAT
+from mda.schema import UnrolledConfig
+from mda.schema.unit import HEAD_METRICS
+
+
+def scores(job: Job) -> list[Cost]:
+    config = job.config
+    estimator, n_units, n = config.estimator, len(job.units), job.samples
+    located = _located(job)
+    disk = n * (FLOAT * n_units + 20)  # ids, steps and losses besides
+    count = SCORED.get(estimator.name)
+    if count is None or config.unit.reads_sae:
+        return [*located, Cost("scores", 0, None, None, disk)]
+    *before, last = count(job)
+    return [*located, *before, replace(last, disk=disk)]
+
+
+def token_scores(job: Job) -> list[Cost]:
+    """A forward pass that carries changes along one direction, for each checkpoint that is read.
+
+    Attention forms its patterns there, and those of a layer are alive with their changes. What is
+    drawn or counted asks no model.
+    """
+    length, n, shape = job.config.data.seq_len, job.samples, job.shape
+    disk = n * (2 * length + FLOAT)
+    if job.config.estimator.name in ("random", "repetition"):
+        return [Cost("tokens", 0, disk=disk)]
+    times = _read_checkpoints(job)
+    batch = min(n, getattr(job.config.estimator, "batch_size", 1))
+    patterns = 4 * batch * shape.n_heads * length**2
+    hidden = 2 * batch * length * (8 * shape.d_model + 2 * shape.d_ff)
+    memory = FLOAT * (times * shape.n_parameters + patterns + hidden)
+    flops = {"score": times * n * passes.target_flops(shape, length)}
+    return [Cost("tokens", times * n * length, flops, memory, disk)]
+
+
+def _located(job: Job) -> list[Cost]:
+    """Units other than heads are ranked on held-out text, one forward pass, or one each."""
+    unit, data = job.config.unit, job.config.data
+    if unit.metric in HEAD_METRICS:  # every curve has the metrics of all heads
+        return []
+    if unit.reads_sae:
+        return [Cost("locate", 0, None, None)]
+    probe = getattr(unit, "probe", None)
+    label = getattr(unit, "label", None)
+    n, length = (data.held_out // 2, data.seq_len)
+    if probe is not None and label is None:
+        n, length = probe.n_sequences, probe.length * probe.repeats
+    times = 1 + len(job.units) if probe is not None else 1  # a module is ablated by itself
+    checkpoints = len(job.checkpoints)
+    passes_made = times + checkpoints * (2 if probe is not None else 1)
+    flops = passes_made * n * passes.forward_flops(job.shape, length)
+    memory = FLOAT * job.shape.n_parameters + measurement_bytes(job)
+    return [Cost("locate", passes_made * n * length, {"measure": flops}, memory)]
+
+
+def _by_ekfac(job: Job) -> list[Cost]:
+    settings, length = job.config.estimator, job.config.data.seq_len
+    n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
+    batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
+    fit = {"fit": n * passes.fit_flops(job.shape, job.rows, length)}
+    memory = passes.fit_bytes(job.shape, job.rows, batch, length, job.in_mlp)
+    disk = passes.curvature_bytes(job.rows)
+    return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
+
+
+def _by_exact(job: Job) -> list[Cost]:
+    """Each block's gradients of the fitted sequences, in a pass of its own, and their products."""
+    settings, length = job.config.estimator, job.config.data.seq_len
+    n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
+    batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
+    flops = len(job.rows) * n * passes.capture_flops(job.shape, length)
+    flops += n * passes.product_flops({block: block.owners for block in job.rows}, length)
+    flops += sum(b.owners * passes.inverse_flops(n, b.shape[1] * b.shape[2]) for b in job.rows)
+    memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp)
+    memory += max(passes.inverse_bytes(n, block) for block in job.rows)
+    scores = _passes(job, 1)
+    assert scores.flops is not None and scores.memory is not None
+    return [
+        replace(
+            scores,
+            tokens=scores.tokens + len(job.rows) * n * length,
+            flops={**scores.flops, "fit": flops},
+            memory=max(scores.memory, memory),
+        )
+    ]
+
+
+def _by_unrolled(job: Job) -> list[Cost]:
+    """Training again, all but the last segment of a stretch twice; then every step backwards.
+
+    A step backwards is its gradient and the gradient's own derivative, which costs two more.
+    """
+    settings, training = job.config.estimator, job.config.training
+    assert isinstance(settings, UnrolledConfig)
+    (start, end), length = job.window, job.config.data.seq_len
+    last = min(settings.last_steps or end - start, end - start)
+    known = [start] if settings.n_perturbed else _known(job)
+    inside = [max(step for step in known if step <= end - last)]
+    inside += [step for step in known if step > inside[0]]
+    stretches = [b - a for a, b in pairwise([*inside, end])]
+    segment = min(settings.segment or max(stretches), max(stretches))
+    again = sum(steps + (-(-steps // segment) - 1) * (segment - 1) for steps in stretches)
+    n, runs = training.batch_size, max(1, settings.n_perturbed)
+    update = passes.update_flops(job.shape, length)
+    states = segment + -(-max(stretches) // segment) + len(known)
+    at_once = min(n, training.micro_batch_size or n)
+    return [
+        Cost(
+            "scores",
+            runs * n * (again + last) * length,
+            {"update": runs * n * (again + 3 * last) * update},
+            FLOAT * 3 * states * job.shape.n_parameters
+            + passes.second_order_bytes(job.shape, at_once, length),
+        )
+    ]
+
+
+def _by_tracin(job: Job) -> list[Cost]:
+    return [_passes(job, _read_checkpoints(job))]
+
+
+def _by_loss(job: Job) -> list[Cost]:
+    length, n = job.config.data.seq_len, job.samples
+    batch = job.config.estimator.batch_size  # type: ignore[attr-defined]
+    memory = passes.capture_bytes(job.shape, min(n, batch), length)
+    return [
+        Cost("scores", n * length, {"measure": n * passes.forward_flops(job.shape, length)}, memory)
+    ]
+
+
+def _passes(job: Job, times: int) -> Cost:
+    """So many captures of the window, with the products of every direction."""
+    length, n = job.config.data.seq_len, job.samples
+    batch = min(n, job.config.estimator.batch_size)  # type: ignore[attr-defined]
+    one = passes.capture_flops(job.shape, length) + passes.product_flops(job.rows, length)
+    directions = sum(rows * b.shape[1] * b.shape[2] for b, rows in job.rows.items())
+    memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp)
+    memory += (passes.DOUBLE + FLOAT) * directions
+    return Cost("scores", times * n * length, {"score": times * n * one}, memory)
+
+
+def _read_checkpoints(job: Job) -> int:
+    """How many checkpoints the estimator passes over the window with."""
+    settings, (start, end) = job.config.estimator, job.window
+    if not hasattr(settings, "n_checkpoints"):
+        return 1
+    inside = [step for step in job.checkpoints if start <= step <= end]
+    return len(settings.checkpoints or inside[: settings.n_checkpoints])  # type: ignore[attr-defined]
+
+
+def _known(job: Job) -> list[int]:
+    """The window's start, and the checkpoints inside."""
+    start, end = job.window
+    return [start, *(step for step in job.checkpoints if start < step < end)]
+
+
+SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {
+    "ekfac": _by_ekfac,
+    "exact": _by_exact,
+    "unrolled": _by_unrolled,
+    "tracin": _by_tracin,
+    "gradient_norm": lambda job: [_passes(job, 1)],
+    "loss": _by_loss,
+    "random": lambda job: [Cost("scores")],
+    "repetition": lambda job: [Cost("scores")],
+}
+"""Estimators whose cost is known; one that asks no model counts as nothing."""
