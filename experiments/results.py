@@ -15,11 +15,12 @@ from mda.schema import Config
 NEEDS = ("report",)
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "sweeps" / "results"
+IN_README = "fresh_seeds"  # the study whose table stands in the main README
 
 
 def results(config: Config, folder: Path) -> None:
     from mda.report.compare import CompareSettings, compare
-    from mda.report.results import KEPT, results_page
+    from mda.report.results import KEPT, fill, results_page, study_table
     from mda.report.truth import leaderboard_pages
 
     report = config.report
@@ -33,7 +34,11 @@ def results(config: Config, folder: Path) -> None:
                 shutil.copyfile(folder / place.name / name, place / name)
         studies[place] = (study, summary["results"]["headline"])
     (RESULTS / "README.md").write_text(results_page(studies), "utf-8")
-    for path, text in leaderboard_pages(RESULTS / "truth", HOME / "README.md", report).items():
+    readme = HOME / "README.md"
+    shown, (study, _) = RESULTS / IN_README, studies[RESULTS / IN_README]
+    text = fill(readme.read_text("utf-8"), "study", study_table(shown, study))
+    readme.write_text(text, "utf-8")
+    for path, text in leaderboard_pages(RESULTS / "truth", readme, report).items():
         path.write_text(text, "utf-8")
     print(RESULTS / "README.md")
     print(folder)

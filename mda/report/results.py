@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from mda import store
-from mda.report.page import number, p_value
+from mda.analysis.arms import arm_as
+from mda.report.page import DASH, number, p_value
 from mda.schema import REFERENCES, StudyConfig
 
 KEPT = (
@@ -90,6 +92,52 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
                            if row["dropped"]}):  # fmt: skip
         lines += [f"Left out of the verdicts: {'; '.join(left_out)}.", ""]
     return [*lines, *_null(null), *_dose(folder, effects)]
+
+
+def study_table(folder: Path, study: StudyConfig) -> list[str]:
+    """A study in short, for the README: each choice of samples, and the claims on the baseline."""
+    effects, verdicts = (store.read_csv(folder / f"{name}.csv") for name in ("effects", "verdicts"))
+    edits = {"remove": "removed", "augment": "trained on twice"}
+    against_control = {row["arm"]: row for row in effects
+                       if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
+    cells: dict[str, dict[str, str]] = {}  # choice of samples -> edit -> what it did
+    for arm in map(arm_as, study.arms.values()):
+        if arm.intervention in edits and (row := against_control.get(arm.name)):
+            choice = replace(arm, intervention="", mode="").name
+            said = _interval(row, "difference", "ci_low", "ci_high")
+            cells.setdefault(choice, {})[arm.intervention] = said
+    seeds = {seed for row in effects for seed in row["seeds"].split()}
+    lines = [
+        f"`{study.name}`, {len(seeds)} of {len(study.seeds)} seeds: what an edit adds to the score "
+        "of the unit at the window's end, with a 95 % interval.",
+        "",
+        f"| samples | {' | '.join(edits.values())} |",
+        "|---" * (1 + len(edits)) + "|",
+        *(
+            f"| {choice} | {' | '.join(found.get(edit, DASH) for edit in edits)} |"
+            for choice, found in cells.items()
+        ),
+        "",
+    ]
+    baseline = {claim.text for claim in study.claims.values() if claim.reference == "repetition"}
+    return lines + [
+        f"- {row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']})."
+        for row in verdicts
+        if row["text"] in baseline
+    ]
+
+
+def fill(text: str, place: str, lines: Sequence[str]) -> str:
+    """A page with these lines in a place of it. Raises ValueError for a page without the place.
+
+    The place stands between the comments `<!-- place -->` and `<!-- end of place -->`.
+    """
+    start, end = f"<!-- {place} -->", f"<!-- end of {place} -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"no place for this in the page: it has to have {start} and {end}")
+    return "\n".join([before + start, *lines, end + after])
 
 
 def _run(rows: Sequence[Row], reference: str) -> str:

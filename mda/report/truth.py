@@ -28,6 +28,7 @@ from mda.analysis.leaderboard import (
     write_tables,
 )
 from mda.report.page import DASH, number
+from mda.report.results import fill
 from mda.schema import ReportConfig
 
 FILES = {
@@ -43,7 +44,7 @@ FILES = {
     "about.json": "settings, window, units, and how much of the whole was done",
     "lds.png": "predicted against measured, a point for every set",
 }
-START, END = "<!-- leaderboard -->", "<!-- end of leaderboard -->"
+PLACE = "leaderboard"  # in the README
 NAMES = {CEILING: "*rerun: the noise ceiling*"}
 VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
 MEANINGS = """\
@@ -239,7 +240,7 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
     """The page of the committed tables in the folders of `results`, and the README with its table.
 
-    Returns what each of the two files has to hold. Raises ValueError for a README without `START`.
+    Returns what each of the two files has to hold. Raises ValueError for a README without `PLACE`.
     """
     tables = read_tables(sorted(path.parent for path in results.glob(f"*/{ABOUT}")))
     board = leaderboard(tables, "metric", config.confidence, config.resamples)
@@ -247,13 +248,8 @@ def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict
     body = page(tables, board, compared) if board else leader_table(tables, board)
     made = "Made by `python experiments/results.py` from the tables that lie here; do not edit."
     lines = ["# Leaderboard", "", made, "", *body, ""]
-    text = readme.read_text("utf-8")
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"{readme} has no place for the leaderboard: {START} and {END}")
-    shown = "\n".join(["", *leader_table(tables, board), ""])
-    return {results / "README.md": "\n".join(lines), readme: before + start + shown + end + after}
+    shown = fill(readme.read_text("utf-8"), PLACE, leader_table(tables, board))
+    return {results / "README.md": "\n".join(lines), readme: shown}
 
 
 def _sample(row: Row) -> str:

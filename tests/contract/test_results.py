@@ -15,7 +15,7 @@ from mda.analysis.null import null_check
 from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import CompareSettings, compare
-from mda.report.results import KEPT, results_page
+from mda.report.results import KEPT, results_page, study_table
 from mda.report.truth import leaderboard_pages
 
 ROOT = Path(__file__).parents[2]
@@ -91,8 +91,41 @@ def test_an_edit_smuggled_in_among_the_random_ones_would_be_found():
     assert smuggled.differs and smuggled.p_sign_flip == pytest.approx(0.0078125)
 
 
-def test_the_readme_states_no_result_of_a_study():
+def readme_study() -> str:
+    """What the README has of a study, which only the program writes."""
     text = (ROOT / "README.md").read_text("utf-8")
+    return text.partition("<!-- study -->\n")[2].partition("\n<!-- end of study -->")[0]
+
+
+def test_the_readme_has_the_table_of_its_study():
+    study = compose(["study=fresh_seeds"]).study
+    assert readme_study() == "\n".join(study_table(RESULTS / study.name, study))
+
+
+def test_the_table_of_the_readme_says_what_the_curves_do():
+    measured = measure(read_runs([RESULTS / "fresh_seeds"]))
+    ends: dict[tuple[str, int], list[float]] = {}
+    for run in measured.runs:
+        score = measured.of(run, run).values["unit"]
+        ends.setdefault((run.arm.name, run.seed), []).append(score)
+    rows = [line.strip("| ").split(" | ") for line in readme_study().splitlines() if "| " in line]
+    assert rows[0] == ["samples", "removed", "trained on twice"] and len(rows) > 4
+    for choice, *cells in rows[1:]:
+        for edit, cell in zip(("remove mask", "augment duplicate"), cells, strict=True):
+            differences = [
+                np.mean(values) - np.mean(ends["control", seed])
+                for (arm, seed), values in ends.items()
+                if arm == f"{edit} {choice}"
+            ]
+            said = cell.split()[0].replace("\N{MINUS SIGN}", "-")
+            if differences:
+                assert float(said) == pytest.approx(np.mean(differences), rel=5e-3), choice
+            else:
+                assert said == "\N{EN DASH}"
+
+
+def test_the_readme_states_no_other_result_of_a_study():
+    text = (ROOT / "README.md").read_text("utf-8").replace(readme_study(), "")
     assert "(sweeps/results/README.md)" in text
     for row in csv.DictReader((RESULTS / "causal_grid" / "verdicts.csv").open(encoding="utf-8")):
         assert row["text"] not in text

@@ -13,7 +13,7 @@ from mda.analysis.truth import (
     roc_area,
     spearman,
 )
-from mda.report.truth import END, START, leaderboard_pages
+from mda.report.truth import PLACE, leaderboard_pages
 from mda.schema import ReportConfig
 
 UNIT = "induction_head"
@@ -192,6 +192,9 @@ def test_tables_that_were_written_and_read_make_the_same_board(tmp_path):
     assert board.leaderboard(read, resamples=99) == board.leaderboard(world(3.0), resamples=99)
 
 
+START, END = f"<!-- {PLACE} -->", f"<!-- end of {PLACE} -->"
+
+
 def pages(tmp_path, *runs):
     results, readme = tmp_path / "truth", tmp_path / "README.md"
     results.mkdir(parents=True)
@@ -237,5 +240,5 @@ def test_highest_samples_of_two_estimators_stand_side_by_side(tmp_path):
 
 def test_a_readme_without_a_place_for_the_table_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(ValueError, match="has no place for the leaderboard"):
+    with pytest.raises(ValueError, match=r"no place .* has to have <!-- leaderboard -->"):
         leaderboard_pages(tmp_path, tmp_path / "README.md", ReportConfig())
