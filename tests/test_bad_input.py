@@ -65,6 +65,10 @@ BAD_CONFIG = {
         "intervention.mode=mask_tokens estimator=loss",
         "estimator=loss is refused; accepted: ekfac, exact, random, repetition, tracin with inter",
     ),
+    "losses of an estimator that computes none": (
+        "intervention.match=loss estimator=unrolled",
+        "estimator=unrolled is refused; accepted: ekfac, exact, gradient_norm, loss, tracin with i",
+    ),
     "tokens by a list of samples": (
         "intervention.mode=mask_tokens intervention.select=band intervention.band=[0,0.1]",
         "intervention.select=band is refused; accepted: top, bottom, random with mode=mask_tokens",

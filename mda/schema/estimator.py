@@ -19,6 +19,7 @@ class EstimatorConfig(Group):
     estimator: ClassVar[str] = ""  # `module:class` that carries it out
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
     tells_tokens: ClassVar[bool] = False  # whether it scores the loss of single tokens
+    tells_losses: ClassVar[bool] = False  # whether it computes the samples' losses on the way
 
     name: str = setting("???", "kind of estimator, set by estimator=...")
 
@@ -33,6 +34,7 @@ class AtCheckpoint(EstimatorConfig):
     """An estimator that reads one checkpoint."""
 
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoint")  # the step stands for it
+    tells_losses: ClassVar[bool] = True
 
     checkpoint: int | str = setting(
         "window_middle",
@@ -87,6 +89,7 @@ class TracinConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.influence:Tracin"
     tells_tokens: ClassVar[bool] = True
+    tells_losses: ClassVar[bool] = True
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoints", "n_checkpoints")
 
     name: str = setting("tracin", "kind of estimator", one_of=("tracin",))

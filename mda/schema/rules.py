@@ -143,11 +143,19 @@ def _tasks_fit_context(c: Config) -> None:
 
 
 def _tokens_are_scored(c: Config) -> None:
-    if getattr(c.intervention, "scores_tokens", False) and not c.estimator.tells_tokens:
-        known = sorted(name for name, cls in OPTIONS["estimator"].items()
-                       if getattr(cls, "tells_tokens", False))  # fmt: skip
-        said = f"{', '.join(known)} with intervention.mode=mask_tokens"
-        raise refuse("estimator", c.estimator.name, said)
+    if getattr(c.intervention, "scores_tokens", False):
+        _able(c, "tells_tokens", "intervention.mode=mask_tokens")
+
+
+def _losses_are_known(c: Config) -> None:
+    if getattr(c.intervention, "match", None) == "loss":
+        _able(c, "tells_losses", "intervention.match=loss")
+
+
+def _able(c: Config, what: str, needed_by: str) -> None:
+    if not getattr(c.estimator, what):
+        able = sorted(name for name, cls in OPTIONS["estimator"].items() if getattr(cls, what))
+        raise refuse("estimator", c.estimator.name, f"{', '.join(able)} with {needed_by}")
 
 
 def _model_is_known(c: Config) -> None:
@@ -201,6 +209,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("training", "intervention"), _window_in_run),
     (("data", "training", "intervention"), _enough_to_edit),
     (("estimator", "intervention"), _tokens_are_scored),
+    (("estimator", "intervention"), _losses_are_known),
 )
 
 

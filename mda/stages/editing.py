@@ -127,7 +127,7 @@ def select(
     if config.match == "none":
         return chosen
     if config.match == "loss" and np.isnan(scores.losses).any():
-        raise ValueError("match=loss needs an estimator that computes losses: ekfac or tracin")
+        raise ValueError("match=loss: these scores have come without the samples' losses")
     groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
     exclude = config.match_targeted == "exclude"
     return matched_random(scores.sample_ids, groups, chosen, seed, exclude)

@@ -67,7 +67,7 @@ def answers(method: str) -> list[str]:
 @pytest.mark.parametrize("name", OPTIONS["estimator"])
 def test_every_estimator_of_the_schema_can_be_loaded(name):
     settings = OPTIONS["estimator"][name]()
-    assert settings.name == name
+    assert settings.name == name and settings.tells_losses == (name in LOSSES)
     estimator = estimator_of(settings)
     for method in ("steps", "score", "token_influence", "target_influence"):
         asked = list(inspect.signature(getattr(type(estimator), method)).parameters)

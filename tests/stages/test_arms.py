@@ -115,7 +115,6 @@ def test_curvature_is_shared_between_units_and_dampings(arm):
         (("intervention.window=auto",), "intervention.window=auto: .*did not emerge"),
         (("intervention.select=ids", "intervention.ids=[399]"), "not in the window"),
         (("intervention.label=poem",), "no sample of the window has the label 'poem'"),
-        (("estimator=random", "intervention.match=loss"), "match=loss needs an estimator"),
     ],
 )
 def test_impossible_edits_are_refused_in_one_sentence(arm, overrides, says):
