@@ -9,6 +9,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(scope="session")
+def smollm2():
+    """A real pretrained model of 135 million parameters, and its tokenizer."""
+    import torch
+    from smollm2 import load
+
+    torch.set_num_threads(1)
+    return load()
+
+
 def pytest_configure(config):
     """Files start in their order: by default the slow ones, of few tests, are all started last."""
     if hasattr(config.option, "loadscopereorder"):

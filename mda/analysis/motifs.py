@@ -168,6 +168,7 @@ def motifs_of(
         motifs.append(
             Motif(
                 name=f"motif_{len(motifs)}",
+                title="",
                 skeleton=skeleton,
                 slots=slots,
                 example=of_shape[0].text,

@@ -43,6 +43,7 @@ class Motif:
     """A record that samples repeat. Ranges hold the middle 80 % of the samples."""
 
     name: str  # motif_0, and the label of rows made from it
+    title: str  # what it is called in words; empty until someone, or a language model, says it
     skeleton: tuple[str | int, ...]
     slots: tuple[Slot, ...]
     example: str  # one record as it stands in a sample
@@ -96,7 +97,7 @@ def _readable(content: Any, indent: str = "") -> str:
 
 
 def _motif(content: Mapping[str, Any]) -> Motif:
-    name = content["name"]
+    name, content = content["name"], {"title": "", **content}
     if wrong := sorted({item.name for item in fields(Motif)} ^ set(content)):
         raise ValueError(f"{name}: missing or unknown: {', '.join(wrong)}")
     slots = tuple(Slot(**{**one, "distinct": _range(name, one)}) for one in content["slots"])

@@ -33,7 +33,8 @@ def print_motifs(mined: Mined) -> None:
         ratio = "-" if one.enrichment is None else f"{one.enrichment:.2f}"
         copies = f"{one.copies[0]} to {one.copies[1]}"
         shares = (f"{one.share:.1%}", f"{one.share_window:.1%}")
-        table.add_row(one.name, Text(printable(as_text(one))), *shares, ratio, copies)
+        name = Text(printable(f"{one.name}\n{one.title}".strip()))
+        table.add_row(name, Text(printable(as_text(one))), *shares, ratio, copies)
     Console().print(table)
     print(f"{len(mined.motifs)} motifs; {mined.covered:.0%} of the samples have one of them")
 
@@ -56,6 +57,7 @@ def results_of(mined: Mined) -> dict[str, Any]:
         "covered": mined.covered,
         "motifs": {
             one.name: {
+                "title": one.title,
                 "text": as_text(one),
                 "samples": one.samples,
                 "share": one.share,

@@ -227,7 +227,7 @@ def test_a_row_is_a_copy_as_far_as_its_long_runs_stand_in_held_out_text():
 def test_a_motif_that_only_copies_held_out_text_is_refused(corpus, motifs):
     text = "".join(corpus.decode(corpus.tokens[corpus.held_out[0]].tolist())).split("|>")[-1]
     slots = (Slot("word", values={"x": 1}),)
-    copier = Motif("motif_0", (text, 0), slots, text, (1, 1), (1, 1), 1, 1.0, 1.0, 1.0, (0,))
+    copier = Motif("motif_0", "", (text, 0), slots, text, (1, 1), (1, 1), 1, 1.0, 1.0, 1.0, (0,))
     with pytest.raises(DataError, match="motif_0 gives copies of held-out text only"):
         synthesize("motif", corpus, [copier], 2, 0)
     assert synthesize("motif", corpus, motifs, 50, 0).copied.max() <= COPIED

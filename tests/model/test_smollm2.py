@@ -5,7 +5,6 @@ import os
 import numpy as np
 import pytest
 import torch
-from smollm2 import load
 
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import score_samples
@@ -17,12 +16,6 @@ from mda.unit.metrics import HEAD_METRICS
 pytestmark = pytest.mark.slow
 N = 2 if os.environ.get("MDA_CI") else 64
 LENGTH = 64 if os.environ.get("MDA_CI") else 256
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    torch.set_num_threads(1)
-    return load()
 
 
 def test_its_known_induction_and_previous_token_heads_are_found(smollm2):

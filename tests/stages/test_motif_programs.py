@@ -48,6 +48,13 @@ def test_motifs_depend_on_scores_and_tokens_alone(program, motif_file):
     assert content["motifs"][0]["samples"] >= 2
 
 
+def test_a_namer_that_is_no_model_is_refused_before_any_work(program, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match=r"motifs\.namer=.*; accepted: a folder"):
+        program("motifs", f"motifs.namer={tmp_path}", f"output_dir={tmp_path / 'out'}")
+    assert not (tmp_path / "out" / "store").exists()
+
+
 def test_rows_are_the_same_for_the_same_seed_and_say_what_they_are_from(program, motif_file):
     folders = [program("synthesize", f"synthesis.motifs={motif_file}", "synthesis.rows=30",
                        f"synthesis.seed={seed}") for seed in (0, 0, 1)]  # fmt: skip
