@@ -124,10 +124,11 @@ def test_every_link_leads_somewhere(page):
     assert links and missing == []
 
 
-def test_the_readme_names_every_option_of_units_and_estimators():
+def test_the_manual_names_every_option_of_units_and_estimators():
+    manual = (ROOT / "experiments" / "README.md").read_text("utf-8")
     for group in ("unit", "estimator"):
         for path in (ROOT / "conf" / group).glob("*.yaml"):
-            assert f"`{group}={path.stem}`" in README
+            assert f"`{group}={path.stem}`" in manual
 
 
 def test_the_version_is_the_same_everywhere():
