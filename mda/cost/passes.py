@@ -189,11 +189,15 @@ def inverse_bytes(n: int, block: ParameterBlock) -> float:
 
 
 def second_order_bytes(shape: Shape, n_sequences: int, length: int) -> float:
-    """Of a gradient that is differentiated: the graphs of both ways, with attention's patterns."""
+    """Of a step backwards: the graphs of a gradient and of its derivative, with the patterns.
+
+    Beside them lie the gradient, the products and the adjoint, each as large as the weights.
+    """
     tokens, d = n_sequences * length, shape.d_model
-    layer = tokens * (10 * d + (4 if shape.gated else 2) * shape.d_ff)
-    layer += 3 * n_sequences * shape.n_heads * length**2
-    return FLOAT * (2 * shape.n_layers * layer + 6 * tokens * shape.vocab_size)
+    layer = tokens * (14 * d + (11 if shape.gated else 4) * shape.d_ff)
+    layer += 5.5 * n_sequences * shape.n_heads * length**2
+    ends = tokens * (8 * d + 5 * shape.vocab_size)
+    return FLOAT * (shape.n_layers * layer + ends + 12 * shape.n_parameters)
 
 
 def _size(block: ParameterBlock) -> int:

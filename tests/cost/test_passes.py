@@ -1,21 +1,27 @@
 """Formulas of cost against what torch counts: its operations, and the bytes that it keeps."""
 
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from mda.cost import passes
 from mda.cost.passes import Shape
+from mda.estimator import exact
 from mda.estimator.ekfac import Labels, sum_moments, sum_squares
+from mda.estimator.replay import TrainingState, TrainingWindow, flat, replay
 from mda.estimator.score import score_samples, target_influence
+from mda.estimator.unrolled import Adjoint, step_back
 from mda.model.architecture import architecture, unembedding
 from mda.model.build import layout_of, scratch
 from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loss import sample_losses
 from mda.training.optimizer import adamw
-from mda.types import Part, Unit
+from mda.types import ParameterBlock, Part, Schedule, Tap, Unit
 from mda.unit.blocks import Directions
 from mda.unit.capture import modules_of, record
 from mda.unit.loss import cross_entropy
@@ -176,6 +182,39 @@ def test_a_capture_keeps_the_bytes_that_are_said(name):
 
     ours = passes.capture_bytes(shape, B, T) - 4 * shape.n_parameters
     assert ours == pytest.approx(kept_bytes(model, work), rel=0.1)
+
+
+def peak_bytes(work) -> int:
+    """The most that torch has allocated at one time for some work, by its own profiler."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("other", [{}, {"n_layers": 6}, {"d_ff": 512}, {"vocab_size": 2048}])
+def test_a_step_backwards_takes_the_bytes_that_are_said(name, other):
+    settings, model = model_of(name, **other)
+    shape, tokens = Shape.of(model), tokens_of(settings)
+    schedule = Schedule(0, B, np.array([0, B]), np.arange(B), np.ones(B))
+    window = TrainingWindow(model, schedule, lambda ids: tokens[ids], TrainingConfig(batch_size=B))
+    weights = flat(window.parameters).detach().clone()
+    start = TrainingState(0, weights, torch.zeros_like(weights), torch.zeros_like(weights))
+    after = replay(window, start, range(1))[1]
+    adjoint = Adjoint(*(torch.randn(1, len(weights)) for _ in range(3)))
+    peak = peak_bytes(lambda: step_back(window, 0, start, after, adjoint))
+    assert 0.95 < passes.second_order_bytes(shape, B, T) / peak < 1.2
+
+
+@pytest.mark.parametrize(("n", "size"), [(400, 200), (200, 400), (300, 300)])
+def test_a_matrix_of_gradients_takes_the_bytes_that_are_said(n, size):
+    block = ParameterBlock("one owner's", Tap("in", size // 10), (Tap("out", 10),))
+    gradients_NP, v_RP = torch.randn(n, size), torch.randn(1, size)
+    peak = peak_bytes(lambda: exact.inverse_times(gradients_NP, v_RP, 0.1))
+    joined = 2 * 4 * n * size  # float32, before that function is called
+    assert 0.95 < (passes.inverse_bytes(n, block) - joined) / peak < 1.5
 
 
 def test_weights_gradients_and_moments_are_counted_to_the_byte():
