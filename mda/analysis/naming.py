@@ -81,7 +81,7 @@ def named(motif: Motif, ask: Ask) -> Motif:
 def widened(slot: Slot, ask: Ask) -> Slot:
     """The slot with words that the model adds to its own, each counted once.
 
-    Only slots of words and identifiers are; numbers and blocks of tokens are written anew anyway.
+    Slots of numbers, of blocks of tokens and of repeats stay as they are.
     """
     known = slot.values or {}
     if slot.kind not in ("word", "identifier") or not known:

@@ -100,15 +100,16 @@ def study_table(folder: Path, study: StudyConfig) -> list[str]:
     edits = {"remove": "removed", "augment": "trained on twice"}
     against_control = {row["arm"]: row for row in effects
                        if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
+    n_seeds = len({seed for row in effects for seed in row["seeds"].split()})
     cells: dict[str, dict[str, str]] = {}  # choice of samples -> edit -> what it did
     for arm in map(arm_as, study.arms.values()):
         if arm.intervention in edits and (row := against_control.get(arm.name)):
             choice = replace(arm, intervention="", mode="").name
             said = _interval(row, "difference", "ci_low", "ci_high")
-            cells.setdefault(choice, {})[arm.intervention] = said
-    seeds = {seed for row in effects for seed in row["seeds"].split()}
+            fewer = "" if int(row["n"]) == n_seeds else f", {row['n']} seeds"
+            cells.setdefault(choice, {})[arm.intervention] = said + fewer
     lines = [
-        f"`{study.name}`, {len(seeds)} of {len(study.seeds)} seeds: what an edit adds to the score "
+        f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
         "of the unit at the window's end, with a 95 % interval.",
         "",
         f"| samples | {' | '.join(edits.values())} |",

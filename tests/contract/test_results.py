@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,19 @@ def readme_study() -> str:
 def test_the_readme_has_the_table_of_its_study():
     study = compose(["study=fresh_seeds"]).study
     assert readme_study() == "\n".join(study_table(RESULTS / study.name, study))
+
+
+def test_an_edit_that_lacks_seeds_says_how_many_it_has(tmp_path):
+    study = compose(["study=fresh_seeds"]).study
+    shutil.copytree(RESULTS / study.name, tmp_path, dirs_exist_ok=True)
+    rows = store.read_csv(tmp_path / "effects.csv")
+    for row in rows:
+        if (row["arm"], row["reference"]) == ("augment duplicate loss top 10 %", "control"):
+            row["n"] = "7"
+    store.write_csv(tmp_path / "effects.csv", rows)
+    before, after = (study_table(folder, study) for folder in (RESULTS / study.name, tmp_path))
+    (changed,) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
+    assert changed[1] == changed[0].removesuffix(" |") + ", 7 seeds |"
 
 
 def test_the_table_of_the_readme_says_what_the_curves_do():

@@ -194,7 +194,16 @@ def peak_bytes(work) -> int:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("other", [{}, {"n_layers": 6}, {"d_ff": 512}, {"vocab_size": 2048}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"n_layers": 6},
+        {"d_ff": 512},
+        {"vocab_size": 2048},
+        {"d_model": 96, "n_heads": 6, "n_layers": 5},
+    ],
+)
 def test_a_step_backwards_takes_the_bytes_that_are_said(name, other):
     settings, model = model_of(name, **other)
     shape, tokens = Shape.of(model), tokens_of(settings)

@@ -1,5 +1,7 @@
 """Every kind of arm through the pipeline, in one process, at smoke size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from mda import pipeline
 from mda.config import compose
 from mda.schema import ConfigError
 from mda.stages.context import Context
+from mda.stages.editing import select
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +99,15 @@ def test_rows_that_cannot_be_inserted_are_refused_before_the_base_run(tmp_path, 
     with pytest.raises(ConfigError, match=rf"^intervention\.rows=.*: token id {padding} in row 0"):
         pipeline.arm(Context(config, Context.of(config).store, progress=False))
     assert not (tmp_path / "store" / "base").exists()
+
+
+def test_scores_without_losses_can_match_none(arm):
+    found = arm()
+    scores, config = found.traced.scores, compose(["intervention.match=loss"]).intervention
+    assert len(select(found.corpus, found.unit.name, config, scores, 0)) > 0
+    without = replace(scores, losses=np.full_like(scores.losses, np.nan))
+    with pytest.raises(ValueError, match="without the samples' losses"):
+        select(found.corpus, found.unit.name, config, without, 0)
 
 
 def test_curvature_is_shared_between_units_and_dampings(arm):
