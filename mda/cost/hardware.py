@@ -19,19 +19,29 @@ class Card:
     bf16: float  # tensor cores, sums in float32
     fp32: float  # without tensor cores
     memory: float  # bytes
+    bandwidth: float  # of that memory, bytes a second
     source: str
 
 
 CARDS = {
-    "a100": Card("NVIDIA A100 SXM 80 GB", 312 * TERA, 19.5 * TERA, 80 * GB,
+    "a100": Card("NVIDIA A100 SXM 80 GB", 312 * TERA, 19.5 * TERA, 80 * GB, 2.039 * TERA,
                  "NVIDIA A100 Tensor Core GPU data sheet"),
-    "h100": Card("NVIDIA H100 SXM", 989 * TERA, 67 * TERA, 80 * GB,
+    "h100": Card("NVIDIA H100 SXM", 989 * TERA, 67 * TERA, 80 * GB, 3.35 * TERA,
                  "NVIDIA H100 Tensor Core GPU data sheet; half of its rate with sparsity"),
-    "h200": Card("NVIDIA H200 SXM", 989 * TERA, 67 * TERA, 141 * GB,
+    "h200": Card("NVIDIA H200 SXM", 989 * TERA, 67 * TERA, 141 * GB, 4.8 * TERA,
                  "NVIDIA H200 Tensor Core GPU data sheet; half of its rate with sparsity"),
-    "l40s": Card("NVIDIA L40S", 362 * TERA, 91.6 * TERA, 48 * GB, "NVIDIA L40S data sheet"),
+    "l40s": Card("NVIDIA L40S", 362 * TERA, 91.6 * TERA, 48 * GB, 0.864 * TERA,
+                 "NVIDIA L40S data sheet"),
 }  # fmt: skip
 """Names that `plan.hardware` takes."""
+
+
+INTENSITY = 0.063
+"""Operations for each byte that moves and each unit of the model's width, in training.
+
+Narrow models wait for memory. On an H200 updates in bf16 reached this at widths of 128 and 512,
+see sweeps/results/plans.md.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,15 +58,24 @@ class Rates:
         return sum(amount / self.of[kind] for kind, amount in flops.items())
 
 
-def rates_of_card(name: str, share: float, half: bool) -> Rates:
-    """A share of a card's rate: bf16 in training where `half`, else and in all else float32."""
+def rates_of_card(name: str, share: float, half: bool, width: int) -> Rates:
+    """A share of a card's rate: bf16 in training where `half`, else and in all else float32.
+
+    No more than its memory feeds to a model of this width.
+    """
     card = CARDS[name]
-    rates = dict.fromkeys(WORK, share * card.fp32)
+    most = INTENSITY * width * card.bandwidth
+    rates = dict.fromkeys(WORK, min(share * card.fp32, most))
     if half:
-        rates["update"] = share * card.bf16
+        rates["update"] = min(share * card.bf16, most)
     said = f"bf16 in training, {card.bf16 / TERA:,.0f} TFLOP/s, " if half else ""
     source = (
         f"{card.name}: {said}float32 {'else' if half else 'throughout'}, {card.fp32 / TERA:g} "
         f"TFLOP/s ({card.source}); assumed: {share:.0%} of it is reached"
     )
+    if share * (card.bf16 if half else card.fp32) > most:
+        source += (
+            f", or {most / TERA:,.0f} TFLOP/s where that is less: what {card.bandwidth / TERA:g} "
+            f"TB/s feed to a width of {width}, as measured on an H200"
+        )
     return Rates(rates, source, memory=card.memory)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from mda.cost.passes import FLOAT, Shape
 from mda.emergence.measure import TOKENS
 from mda.schema import Config, PublishedConfig
 from mda.schema.unit import HEAD_METRICS
 from mda.training.checkpoint import declared_steps
-from mda.training.loss import LOGITS
+from mda.training.loss import logits_at_once
 from mda.types import ParameterBlock, Unit
 
 
@@ -78,6 +80,14 @@ class Job:
         return (self.window[1] - self.window[0]) * self.config.training.batch_size
 
     @property
+    def device(self) -> torch.device:
+        """Of this machine or of the card that is reckoned with; its type is what counts."""
+        if self.config.training.accelerator == "cpu":
+            return torch.device("cpu")
+        there = self.config.plan.hardware != "this" or torch.cuda.is_available()
+        return torch.device("cuda" if there else "cpu")
+
+    @property
     def in_mlp(self) -> bool:
         """Whether what is captured lies in MLPs, too, and not in attention alone."""
         return self.config.unit.metric not in HEAD_METRICS
@@ -88,7 +98,7 @@ def measurement_bytes(job: Job) -> float:
     shape, settings = job.shape, job.config.emergence
     tokens = max(TOKENS, job.config.data.seq_len)
     hidden = tokens * (8 * shape.d_model + 2 * shape.d_ff)
-    logits = 2 * min(tokens * shape.vocab_size, LOGITS)
+    logits = 2 * min(tokens * shape.vocab_size, logits_at_once(job.device))
     rows, size = min(settings.n_sequences, TOKENS // (2 * settings.length)), 2 * settings.length
     patterns = (shape.n_layers + 2) * rows * shape.n_heads * size**2
     return FLOAT * max(hidden + logits, hidden // 2 + patterns)

@@ -12,7 +12,8 @@ and Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). Softmax, norms and act
 are left out, and so is the causal mask, which could save half of the attention.
 
 Bytes are those of float32 tensors that live at the same time, with attention that never forms its
-pattern (sdpa). Under bf16 they are an upper bound.
+pattern (sdpa). Under bf16 they are an upper bound. A GPU holds more logits at a time than a CPU,
+which stand as `logits` where that matters.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 from mda.estimator.ekfac import input_site, output_site
 from mda.training.loss import LOGITS
 from mda.types import ParameterBlock
+from mda.unit.loss import RUN, TILE
 
 FLOAT, DOUBLE = 4, 8
 ADAMW = 4  # numbers for each parameter: weight, gradient, two moments
@@ -128,23 +130,26 @@ def sites(blocks: Iterable[ParameterBlock]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def update_bytes(shape: Shape, n_sequences: int, length: int, checkpointing: bool = False) -> float:
+def update_bytes(
+    shape: Shape, n_sequences: int, length: int, checkpointing: bool = False, logits: int = LOGITS
+) -> float:
     """Of an update with so many sequences at a time: weights, gradients, moments, activations."""
     tokens, d = n_sequences * length, shape.d_model
     layer = 10 * d + (4 if shape.gated else 2) * shape.d_ff  # see tests/cost/test_passes.py
     kept = shape.n_layers * d + layer if checkpointing else shape.n_layers * layer
     activations = FLOAT * tokens * (kept + 2 * d)
-    return FLOAT * ADAMW * shape.n_parameters + activations + vocabulary_bytes(shape, tokens)
+    states = FLOAT * ADAMW * shape.n_parameters
+    return states + activations + vocabulary_bytes(shape, tokens, logits)
 
 
-def vocabulary_bytes(shape: Shape, tokens: int) -> float:
+def vocabulary_bytes(shape: Shape, tokens: int, logits: int = LOGITS) -> float:
     """Of the loss and its gradient: three times the logits, whole or of a chunk.
 
     In chunks the gradient of the unembedding is formed beside.
     """
-    if tokens * shape.vocab_size <= LOGITS:
+    if tokens * shape.vocab_size <= logits:
         return 3 * FLOAT * tokens * shape.vocab_size
-    return FLOAT * (3 * LOGITS + shape.n_unembedding + 2 * tokens * shape.d_model)
+    return FLOAT * (3 * logits + shape.n_unembedding + 2 * tokens * shape.d_model)
 
 
 def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False) -> float:
@@ -164,6 +169,18 @@ def curvature_bytes(blocks: Iterable[ParameterBlock]) -> float:
     blocks = list(blocks)
     vectors = sum(g * i * i for g, i in sites(blocks).values())
     return DOUBLE * (vectors + sum(_size(block) for block in blocks))
+
+
+def label_bytes(shape: Shape, tokens: int, chunk: int) -> float:
+    """Of the draw of labels at as many positions as `chunk` logits have.
+
+    While the vocabulary is swept, a tile of logits and three copies of the masses of its runs;
+    then the masses, and twice in float64.
+    """
+    tile = min(TILE, shape.vocab_size)
+    positions = min(tokens, chunk // tile)
+    masses = positions * shape.vocab_size / RUN
+    return max(FLOAT * (positions * tile + 3 * masses), (FLOAT + 2 * DOUBLE) * masses)
 
 
 def fit_bytes(

@@ -11,6 +11,7 @@ from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.schema import UnrolledConfig
 from mda.schema.unit import HEAD_METRICS
+from mda.unit.loss import chunk_at_once
 
 
 def scores(job: Job) -> list[Cost]:
@@ -70,6 +71,7 @@ def _by_ekfac(job: Job) -> list[Cost]:
     batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
     fit = {"fit": n * passes.fit_flops(job.shape, job.rows, length)}
     memory = passes.fit_bytes(job.shape, job.rows, batch, length, job.in_mlp)
+    memory += passes.label_bytes(job.shape, batch * length, chunk_at_once(job.device))
     disk = passes.curvature_bytes(job.rows)
     return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
 

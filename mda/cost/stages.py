@@ -14,6 +14,7 @@ from mda.cost.passes import FLOAT
 from mda.emergence.callback import curve_steps, held_out_every
 from mda.schema import Config, PublishedConfig
 from mda.training.checkpoint import declared_steps
+from mda.training.loss import logits_at_once
 
 TOKEN_BYTES = 2  # uint16
 PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
@@ -90,7 +91,8 @@ def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
     again = training.activation_checkpointing
     states = FLOAT * passes.ADAMW * job.shape.n_parameters
     memory = max(
-        passes.update_bytes(job.shape, at_once, length, again), states + measurement_bytes(job)
+        passes.update_bytes(job.shape, at_once, length, again, logits_at_once(job.device)),
+        states + measurement_bytes(job),
     )
     work = {
         "update": n * passes.update_flops(job.shape, length, again),

@@ -137,8 +137,8 @@ class Exact:
             blocks[block] = torch.zeros_like(v_RIJ, dtype=torch.float64)
             for owner in range(block.owners):
                 rows = slice(None) if block.owners == 1 else slice(owner, owner + 1)
-                own_NP = parts[:, owner].flatten(1)
-                own_P = None if metric is None else metric[block][owner].flatten().cpu()
+                own_NP = parts[:, owner].flatten(1).to(v_RIJ.device)
+                own_P = None if metric is None else metric[block][owner].flatten().to(own_NP.device)
                 if own_NP.any():
                     v_RP = v_RIJ[rows].flatten(1)
                     found = exact.inverse_times(own_NP, v_RP, wanted.damping, own_P)

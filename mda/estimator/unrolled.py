@@ -51,6 +51,10 @@ class Adjoint:
     exp_avg_UP: Tensor
     exp_avg_sq_UP: Tensor
 
+    def to(self, device: torch.device) -> Adjoint:
+        parts = (self.weights_UP, self.exp_avg_UP, self.exp_avg_sq_UP)
+        return Adjoint(*(part.to(device) for part in parts))
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -146,7 +150,7 @@ def unrolled_influence(
             }
         end, adjoint = schedule.end, None
         if resume is not None and run == resume.run:
-            end, adjoint = resume.step, resume.adjoint
+            end, adjoint = resume.step, resume.adjoint.to(values.device)
         parts = _segments_back(window, known, range(first, end), segment, measurements, adjoint)
         for steps, adjoint, values_BU in parts:
             values[window.rows_of(steps)] += values_BU / n_runs

@@ -186,7 +186,7 @@ def _rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
     source = f"this machine, measured in GFLOP/s: {said or 'nothing to compute'}"
     if others > RELIABLE:
         source += f"; others take {others:.0%} of its cores now, beside them it takes longer"
-    return Rates(found, source, memory=_memory())
+    return Rates(found, source, memory=_memory(job.device))
 
 
 def timed(
@@ -204,13 +204,22 @@ def timed(
     return flops, max(alone if busy else clock.wall_s, 1e-9)
 
 
-def resident_bytes() -> float:
-    """Memory that this process holds; 0 where the system doesn't say (other than Linux)."""
+def held_bytes(device: torch.device) -> float:
+    """Memory of a GPU that is taken, or that this process holds; 0 where the system doesn't say.
+
+    Called before a model is built: it is what has to be there beside one.
+    """
+    if device.type == "cuda":
+        torch.zeros(1, device=device)  # so that what the GPU keeps for a process is counted
+        free, total = torch.cuda.mem_get_info()
+        return total - free
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
-def _memory() -> float | None:
+def _memory(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[1]
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

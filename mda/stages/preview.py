@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from operator import add
 from pathlib import Path
@@ -23,7 +23,7 @@ from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context
 from mda.stages.found import FindOnly, NotBuilt
-from mda.stages.measuring import job_of, rates_here, resident_bytes
+from mda.stages.measuring import held_bytes, job_of, rates_here
 from mda.store import fingerprint
 
 STAGES = (
@@ -132,7 +132,8 @@ class Estimates:
             for cost in costs(job, stage):
                 self.costs.append((config, cost))
                 kinds.setdefault(key, {}).update(dict.fromkeys(cost.flops or {}))
-        process = resident_bytes()  # before any model is measured
+        # Before any model is measured.
+        process = {job.device.type: held_bytes(job.device) for job in self.jobs.values()}
         self.rates = {
             key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds), process)
             for key, wanted in track(
@@ -143,12 +144,14 @@ class Estimates:
     def _measured(self) -> bool:
         return any(job.config.plan.hardware == "this" for job in self.jobs.values())
 
-    def _rates(self, job: Job, kinds: Sequence[str], limit_s: float, process: float) -> Rates:
+    def _rates(
+        self, job: Job, kinds: Sequence[str], limit_s: float, process: Mapping[str, float]
+    ) -> Rates:
         plan = job.config.plan
         if plan.hardware != "this":
             half = job.config.training.precision != "32-true"
-            return rates_of_card(plan.hardware, plan.share, half)
-        return replace(rates_here(job, kinds, limit_s), process=process)
+            return rates_of_card(plan.hardware, plan.share, half, job.shape.d_model)
+        return replace(rates_here(job, kinds, limit_s), process=process[job.device.type])
 
     def seconds(self, config: Config, cost: Cost) -> float | None:
         """Time of a cost; None where it is not known."""

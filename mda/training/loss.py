@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 LOGITS = 2**24
-"""Logits that are held at once, 64 MiB in float32.
+GPU_LOGITS = 2**27
+"""Logits that are held at once, 64 MiB in float32, and on a GPU 512 MiB.
 
 A batch of fewer is computed whole (nano's has 2^19); a larger one in chunks, whose sums are
 taken in another order, so that the two ways differ in the last bits of float32.
@@ -39,12 +40,12 @@ def weighted_losses(
 def token_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
     """Next-token loss at every position in nats, [B, T].
 
-    Above `LOGITS` the logits never exist as a whole. That takes a model whose logits are its
+    Where they are many the logits never exist as a whole. That takes a model whose logits are its
     output embedding times the last hidden state, as those of GPT-NeoX, Llama and OLMo-2 are.
     """
     inputs_BT, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:].flatten()
     head: Any = model.get_output_embeddings()
-    if len(targets) * len(head.weight) <= LOGITS:
+    if len(targets) * len(head.weight) <= logits_at_once(targets.device):
         logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
         losses = _cross_entropy(logits_BTV.flatten(0, 1), targets)
     else:
@@ -53,16 +54,21 @@ def token_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tens
     return losses.view(len(tokens_BT1), -1)
 
 
+def logits_at_once(device: torch.device) -> int:
+    """Logits that are held at once; see `LOGITS` and `GPU_LOGITS`."""
+    return GPU_LOGITS if device.type == "cuda" else LOGITS
+
+
 def vocabulary_losses(
     hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of each target in nats, [positions], with at most `LOGITS` logits at a time.
+    """Cross-entropy of each target in nats, [positions], some logits at a time.
 
     `hidden` [positions, D] are the last hidden states. In full precision torch's own chunked
     loss does it, where torch has it. Under autocast, and with an older torch, chunks form their
     logits as the whole batch would, and again in the backward pass instead of keeping them.
     """
-    rows = max(1, LOGITS // len(head.weight))
+    rows = max(1, logits_at_once(hidden.device) // len(head.weight))
     if hasattr(F, "linear_cross_entropy") and not torch.is_autocast_enabled(hidden.device.type):
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
         return F.linear_cross_entropy(

@@ -25,6 +25,7 @@ from torch import Tensor
 
 TILE = 4096  # vocabulary entries of a tile
 CHUNK = 256 * TILE  # positions of a chunk times vocabulary entries of its tiles: 4 MB of float32
+GPU_CHUNK = 16 * CHUNK  # which has no such cache to stay in, and wants few large products
 RUN = 16  # neighbouring vocabulary entries whose mass is kept for sampling; divides TILE
 LOG2E = math.log2(math.e)
 
@@ -62,6 +63,11 @@ def label_uniforms(seed: int, sample_ids: Sequence[int] | np.ndarray, length: in
     return torch.from_numpy(np.stack([g.random(length) for g in generators]))
 
 
+def chunk_at_once(device: torch.device) -> int:
+    """Logits that are formed together; see `CHUNK` and `GPU_CHUNK`."""
+    return GPU_CHUNK if device.type == "cuda" else CHUNK
+
+
 class _LogPartition(torch.autograd.Function):
     """logZ [R] of hidden states [R, D], and labels [R] if uniform numbers [R] are given.
 
@@ -72,7 +78,7 @@ class _LogPartition(torch.autograd.Function):
     def forward(ctx, hidden_RD: Tensor, weight_VD: Tensor, uniforms_R: Tensor | None):  # type: ignore[override]
         log_z, mean_RD = hidden_RD.new_empty(len(hidden_RD)), torch.empty_like(hidden_RD)
         labels = torch.zeros(len(hidden_RD), dtype=torch.long, device=hidden_RD.device)
-        n_rows = CHUNK // min(TILE, len(weight_VD))
+        n_rows = chunk_at_once(hidden_RD.device) // min(TILE, len(weight_VD))
         for start in range(0, len(hidden_RD), n_rows):
             rows = slice(start, start + n_rows)
             hidden = hidden_RD[rows]

@@ -3,7 +3,7 @@
 import pytest
 
 from mda.config import compose
-from mda.cost.hardware import CARDS, WORK, rates_of_card
+from mda.cost.hardware import CARDS, INTENSITY, WORK, rates_of_card
 from mda.report.costs import StageTotal, amount, duration, markdown_table
 from mda.schema import ConfigError
 from mda.schema.plan import HARDWARE
@@ -20,12 +20,21 @@ def test_a_card_that_is_not_in_the_table_is_refused():
 
 
 def test_half_precision_counts_in_training_alone_and_the_share_is_called_an_assumption():
-    single, half = (rates_of_card("h100", 0.25, half) for half in (False, True))
+    single, half = (rates_of_card("h100", 0.25, half, 4096) for half in (False, True))
     assert set(single.of) == set(half.of) == set(WORK)
     assert {single.of[kind] for kind in WORK} == {0.25 * 67e12}
     assert half.of["update"] == 0.25 * 989e12 and half.of["score"] == 0.25 * 67e12
     assert "assumed: 25% of it is reached" in half.source
     assert half.seconds({"update": 989e12, "score": 67e12}) == pytest.approx(8)
+
+
+def test_a_narrow_model_gets_what_the_memory_feeds_it():
+    rates = rates_of_card("h100", 0.3, True, 128)
+    assert rates.of["update"] == INTENSITY * 128 * 3.35e12 < 0.3 * 989e12
+    assert rates.of["score"] == 0.3 * 67e12, "float32 is slow enough"
+    assert "3.35 TB/s feed to a width of 128" in rates.source
+    twice = rates_of_card("h100", 0.3, True, 256)
+    assert twice.of["update"] == 2 * rates.of["update"]
 
 
 def test_amounts_and_times_are_short():

@@ -24,7 +24,7 @@ from mda.training.optimizer import adamw
 from mda.types import ParameterBlock, Part, Schedule, Tap, Unit
 from mda.unit.blocks import Directions
 from mda.unit.capture import modules_of, record
-from mda.unit.loss import cross_entropy
+from mda.unit.loss import CHUNK, cross_entropy, sampled_cross_entropy
 
 SIZES = {"n_layers": 3, "d_model": 64, "n_heads": 4, "d_ff": 256, "vocab_size": 512}
 FAMILIES = {"gpt_neox": {}, "llama": {}, "grouped": {"family": "llama", "n_key_value_heads": 2}}
@@ -191,6 +191,15 @@ def peak_bytes(work) -> int:
     events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate(event.nbytes() for event in events))
+
+
+@pytest.mark.parametrize(("positions", "n_vocab"), [(256, 8192), (1000, 8192), (200, 60_000)])
+def test_a_draw_of_labels_takes_the_bytes_that_are_said(positions, n_vocab):
+    hidden, weight = torch.randn(1, positions, 8), torch.randn(n_vocab, 8)
+    uniforms = torch.rand(1, positions, dtype=torch.float64)
+    peak = peak_bytes(lambda: sampled_cross_entropy(hidden, weight, uniforms))
+    ours = passes.label_bytes(Shape(1, 1, 8, 8, n_vocab, False, 0, 0), positions, CHUNK)
+    assert 0.9 < ours / peak < 1.1
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -21,6 +21,7 @@ from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
 from mda.stages.preview import Estimates
 from mda.store import Store, hash_arrays
+from mda.training.loss import GPU_LOGITS, LOGITS
 
 
 class Operations(TorchDispatchMode):
@@ -215,6 +216,17 @@ def test_rates_are_measured_with_the_threads_of_the_job(context_of, monkeypatch,
     rates_here(job, ("update",), 0.2)
     assert seen == {threads} and torch.get_num_threads() == 2
     torch.set_num_threads(before)
+
+
+def test_a_card_holds_more_logits_at_a_time_than_a_cpu(context_of):
+    big = ("model=pythia-14m", "training.batch_size=16", "data.seq_len=2048")
+    memory = {}
+    for words in ("gpu plan.hardware=h100", "cpu plan.hardware=h100", "cpu"):
+        config = context_of(*big, *f"training.accelerator={words}".split()).config
+        memory[words] = cost_of(config, "base").memory
+    more = 3 * 4 * (GPU_LOGITS - LOGITS)
+    assert memory["gpu plan.hardware=h100"] - memory["cpu"] == pytest.approx(more)
+    assert memory["cpu plan.hardware=h100"] == memory["cpu"]
 
 
 def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_of):

@@ -192,6 +192,8 @@ def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, 
         overrides = f"intervention.select=ids intervention.ids=[{ids}]"
     after = fingerprints(context_of(*overrides.split()).config, pipeline.arm)
     found = first_difference(before, after)
+    if setting == "training.accelerator" and torch.cuda.is_available():
+        stage = "base"
     assert found in (("arm", NOTHING) if stage == "maybe arm" else (stage,))
 
 
