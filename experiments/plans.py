@@ -1,9 +1,11 @@
 """Write sweeps/results/plans.md: what the paper's experiments take, by the formulas of `mda plan`.
 
 Nothing is measured and nothing is fetched: times are a card's by its data sheet, with the share of
-its rate that `plan.share` assumes.
+its rate that `plan.share` assumes. Below stands what was measured on a card with
+`python experiments/bench_size.py --device gpu --json sweeps/results/h200.json`.
 """
 
+import json
 from pathlib import Path
 
 from mda.config import compose, conf_dir, main
@@ -17,7 +19,16 @@ One arm of each, from nothing to its curve, as `mda plan experiment=paper/14m pl
 reckons it. A further arm of the same unit costs one more row `arm`; another estimator one more row
 `scores`. The experiments are files of [conf/experiment/paper](../../conf/experiment/paper). Made by
 `python experiments/plans.py`, from formulas that are tested against counted operations and bytes
-([mda/cost](../../mda/cost/passes.py)); nothing here was run on a card.
+([mda/cost](../../mda/cost/passes.py)); none of the experiments was run. At the end stands what an
+update, a score and a fit take on a card.
+"""
+MEASURED = PAGE.with_name("h200.json")
+FOOT = """## Measured on a card
+
+64 sequences of 2,048 tokens with random weights on an NVIDIA H200, by
+`python experiments/bench_size.py --device gpu`: an update of AdamW in float32 and with
+`training.precision=bf16-mixed`, the score of every sequence for all heads, and an EK-FAC fit. The
+share is that of the data sheet's rate, 67 TFLOP/s in float32 and 989 in bf16; peaks are of tensors.
 """
 
 
@@ -45,7 +56,17 @@ def page(hardware: str = "h100") -> str:
                 (arm,) = [total for total in totals if total.stage == "arm"]
                 said = duration(arm.seconds or 0)
                 lines += [f"With `training.precision={precision}` an arm takes {said}.", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, FOOT, *measured()]).rstrip() + "\n"
+
+
+def measured() -> list[str]:
+    """The table of what was measured."""
+    heads = ("model and work", "tokens a second", "share", "peak", "planned peak")
+    rows = [heads, ("---", *("---:",) * (len(heads) - 1))]
+    for name, of in json.loads(MEASURED.read_text("utf-8")).items():
+        sizes = (f"{of[key]:.3g} GB" for key in ("peak_gb", "planned_gb"))
+        rows.append((name, f"{of['tokens_per_s']:,.0f}", f"{of['share']:.1%}", *sizes))
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def plans(config: Config, folder: Path) -> None:

@@ -39,8 +39,9 @@ CARDS = {
 INTENSITY = 0.063
 """Operations for each byte that moves and each unit of the model's width, in training.
 
-Narrow models wait for memory. On an H200 updates in bf16 reached this at widths of 128 and 512,
-see sweeps/results/plans.md.
+Narrow models wait for memory. Found on an H200, in updates in bf16 of 16 sequences at a time at
+widths of 128 and 512; at 256 and 768 it foretold 77 and 232 TFLOP/s where 80 and 238 were measured.
+With 4 at a time it is 0.6 to 0.75 of that, see sweeps/results/plans.md.
 """
 
 

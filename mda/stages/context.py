@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,11 +82,17 @@ def barrier() -> None:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes of `torchrun`: nccl on GPUs, gloo else; nothing for a single process."""
+    """Join the processes of `torchrun`, each with a GPU of its own where there are several.
+
+    They tell each other no more than whether there is work, which takes no GPU; one may be at it
+    for long before the next has a word.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if n_gpus := torch.cuda.device_count():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % n_gpus)
+    dist.init_process_group("gloo", timeout=timedelta(days=1))
     try:
         yield
     finally:
@@ -126,7 +133,6 @@ def build_together(
 
 def _announce(needed: bool) -> bool:
     """The first process's answer, on every process."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    flag = torch.tensor([int(needed)], device=device)
+    flag = torch.tensor([int(needed)])
     dist.broadcast(flag, 0)
     return bool(flag.item())

@@ -133,7 +133,8 @@ class Estimates:
                 self.costs.append((config, cost))
                 kinds.setdefault(key, {}).update(dict.fromkeys(cost.flops or {}))
         # Before any model is measured.
-        process = {job.device.type: held_bytes(job.device) for job in self.jobs.values()}
+        here = {job.device for job in self.jobs.values() if job.config.plan.hardware == "this"}
+        process = {device.type: held_bytes(device) for device in here}
         self.rates = {
             key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds), process)
             for key, wanted in track(
