@@ -60,13 +60,20 @@ def page(hardware: str = "h100") -> str:
 
 
 def measured() -> list[str]:
-    """The table of what was measured."""
+    """The table of what was measured, and what scoring costs in updates."""
+    found = json.loads(MEASURED.read_text("utf-8"))
     heads = ("model and work", "tokens a second", "share", "peak", "planned peak")
     rows = [heads, ("---", *("---:",) * (len(heads) - 1))]
-    for name, of in json.loads(MEASURED.read_text("utf-8")).items():
+    for name, of in found.items():
         sizes = (f"{of[key]:.3g} GB" for key in ("peak_gb", "planned_gb"))
         rows.append((name, f"{of['tokens_per_s']:,.0f}", f"{of['share']:.1%}", *sizes))
-    return [f"| {' | '.join(row)} |" for row in rows]
+    pairs = [(name, name.replace("score", "update")) for name in found if "score" in name]
+    ratios = [found[score]["seconds"] / found[update]["seconds"] for score, update in pairs]
+    said = (
+        f"The score of a sequence for all heads takes {min(ratios):.2f} to {max(ratios):.2f} of "
+        "the time of its update in float32."
+    )
+    return [*(f"| {' | '.join(row)} |" for row in rows), "", said]
 
 
 def plans(config: Config, folder: Path) -> None:
