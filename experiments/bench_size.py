@@ -87,6 +87,7 @@ def measured(figure: Figure, device: str, threads: int, most: int) -> dict[str, 
         planned = passes.update_bytes(job.shape, at_once, LENGTH, logits=logits)
     elif what == "score":
         planned = passes.capture_bytes(job.shape, at_once, LENGTH)
+        planned += passes.tile_bytes(job.shape, at_once * LENGTH, chunk_at_once(job.device))
         planned += 12 * sum(direction.numel() for direction in bench.blocks.values())
     else:
         planned = passes.fit_bytes(job.shape, job.rows, at_once, LENGTH)

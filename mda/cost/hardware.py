@@ -36,12 +36,12 @@ CARDS = {
 """Names that `plan.hardware` takes."""
 
 
-INTENSITY = 0.063
-"""Operations for each byte that moves and each unit of the model's width, in training.
+INTENSITY = 0.045
+"""Operations for each byte a second that memory moves and each unit of the model's width.
 
-Narrow models wait for memory. Found on an H200, in updates in bf16 of 16 sequences at a time at
-widths of 128 and 512; at 256 and 768 it foretold 77 and 232 TFLOP/s where 80 and 238 were measured.
-With 4 at a time it is 0.6 to 0.75 of that, see sweeps/results/plans.md.
+Narrow models wait for memory. On an H200, updates in bf16 reached 0.039 to 0.050 with 4 sequences
+at a time, and 0.061 to 0.065 with 16, at widths from 128 to 768 (sweeps/results/h200.json). That
+float32, which moves more bytes, reaches no more is an assumption.
 """
 
 

@@ -171,16 +171,24 @@ def curvature_bytes(blocks: Iterable[ParameterBlock]) -> float:
     return DOUBLE * (vectors + sum(_size(block) for block in blocks))
 
 
+def tile_bytes(shape: Shape, tokens: int, chunk: int) -> float:
+    """Of the logits of the loss that a capture forms together, of `chunk` in all."""
+    tile = min(TILE, shape.vocab_size)
+    return FLOAT * min(tokens, chunk // tile) * tile
+
+
 def label_bytes(shape: Shape, tokens: int, chunk: int) -> float:
-    """Of the draw of labels at as many positions as `chunk` logits have.
+    """Of the loss with labels that are drawn.
 
     While the vocabulary is swept, a tile of logits and three copies of the masses of its runs;
-    then the masses, and twice in float64.
+    then the masses, twice more in float64, and the unembedding of the run that was drawn. Beside
+    them lies the gradient of every position.
     """
-    tile = min(TILE, shape.vocab_size)
-    positions = min(tokens, chunk // tile)
+    positions = min(tokens, chunk // min(TILE, shape.vocab_size))
     masses = positions * shape.vocab_size / RUN
-    return max(FLOAT * (positions * tile + 3 * masses), (FLOAT + 2 * DOUBLE) * masses)
+    swept = tile_bytes(shape, tokens, chunk) + 3 * FLOAT * masses
+    drawn = (FLOAT + 2 * DOUBLE) * masses + FLOAT * positions * RUN * shape.d_model
+    return max(swept, drawn) + FLOAT * tokens * shape.d_model
 
 
 def fit_bytes(
@@ -199,10 +207,14 @@ def inverse_flops(n: int, size: int) -> float:
     return 2 * n * size * small + small**3 / 3
 
 
-def inverse_bytes(n: int, block: ParameterBlock) -> float:
-    """Of `exact` on one block: its gradients twice while they are joined, an owner's in float64."""
+def inverse_bytes(n: int, block: ParameterBlock, on_gpu: bool = False) -> float:
+    """Of `exact` on one block: its gradients twice while they are joined, an owner's in float64.
+
+    A GPU gets no more than an owner's at a time.
+    """
     own = block.shape[1] * block.shape[2]
-    return 2 * FLOAT * n * _size(block) + DOUBLE * (2 * n * own + 2 * min(n, own) ** 2)
+    held = FLOAT * n * own if on_gpu else 2 * FLOAT * n * _size(block)
+    return held + DOUBLE * (2 * n * own + 2 * min(n, own) ** 2)
 
 
 def second_order_bytes(shape: Shape, n_sequences: int, length: int) -> float:

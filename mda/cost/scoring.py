@@ -85,7 +85,8 @@ def _by_exact(job: Job) -> list[Cost]:
     flops += n * passes.product_flops({block: block.owners for block in job.rows}, length)
     flops += sum(b.owners * passes.inverse_flops(n, b.shape[1] * b.shape[2]) for b in job.rows)
     memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp)
-    memory += max(passes.inverse_bytes(n, block) for block in job.rows)
+    on_gpu = job.device.type == "cuda"
+    memory += max(passes.inverse_bytes(n, block, on_gpu) for block in job.rows)
     scores = _passes(job, 1)
     assert scores.flops is not None and scores.memory is not None
     return [
@@ -135,10 +136,15 @@ def _by_tracin(job: Job) -> list[Cost]:
 def _by_loss(job: Job) -> list[Cost]:
     length, n = job.config.data.seq_len, job.samples
     batch = job.config.estimator.batch_size  # type: ignore[attr-defined]
-    memory = passes.capture_bytes(job.shape, min(n, batch), length)
+    memory = passes.capture_bytes(job.shape, min(n, batch), length) + _tile_bytes(job, batch)
     return [
         Cost("scores", n * length, {"measure": n * passes.forward_flops(job.shape, length)}, memory)
     ]
+
+
+def _tile_bytes(job: Job, n_sequences: int) -> float:
+    tokens = n_sequences * job.config.data.seq_len
+    return passes.tile_bytes(job.shape, tokens, chunk_at_once(job.device))
 
 
 def _passes(job: Job, times: int) -> Cost:
@@ -147,7 +153,7 @@ def _passes(job: Job, times: int) -> Cost:
     batch = min(n, job.config.estimator.batch_size)  # type: ignore[attr-defined]
     one = passes.capture_flops(job.shape, length) + passes.product_flops(job.rows, length)
     directions = sum(rows * b.shape[1] * b.shape[2] for b, rows in job.rows.items())
-    memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp)
+    memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp) + _tile_bytes(job, batch)
     memory += (passes.DOUBLE + FLOAT) * directions
     return Cost("scores", times * n * length, {"score": times * n * one}, memory)
 

@@ -39,7 +39,7 @@ def trace(config: Config, folder: Path) -> None:
         else nullcontext()
     )
     with log_of_job as log:
-        with process_group():
+        with process_group(config):
             found = pipeline.trace(context)
         if log is None:
             return

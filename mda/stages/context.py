@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mda.schema import Config
+from mda.schema import Config, ConfigError
 from mda.store import Artifact, Store
 from mda.training.table import RowLog
 
@@ -81,7 +81,7 @@ def barrier() -> None:
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
+def process_group(config: Config) -> Iterator[None]:
     """Join the processes of `torchrun`, each with a GPU of its own where there are several.
 
     They tell each other no more than whether there is work, which takes no GPU; one may be at it
@@ -90,8 +90,14 @@ def process_group() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if n_gpus := torch.cuda.device_count():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % n_gpus)
+    if config.training.accelerator != "cpu" and (n_gpus := torch.cuda.device_count()):
+        kinds = {torch.cuda.get_device_name(i) for i in range(n_gpus)}
+        if len(kinds) > 1:  # each would look for results of its own
+            raise ConfigError(
+                f"torchrun on {' and '.join(sorted(kinds))} together; accepted: GPUs of one kind, "
+                "see CUDA_VISIBLE_DEVICES"
+            )
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) % n_gpus)
     dist.init_process_group("gloo", timeout=timedelta(days=1))
     try:
         yield

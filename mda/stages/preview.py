@@ -30,6 +30,7 @@ STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
     "tokens", "state", "arm", "behaviour",
 )  # fmt: skip
+IN_HOST_MEMORY = ("corpus", "weights")  # whatever the device
 LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 WINDOW = ("window", "before_onset", "after_onset")
 
@@ -168,7 +169,7 @@ class Estimates:
         for config, cost in self.costs:
             rates = self.rates.get(_shape(config))
             memory = cost.memory
-            if memory is not None and rates is not None:
+            if memory is not None and rates is not None and cost.stage not in IN_HOST_MEMORY:
                 memory += rates.process
             new = StageTotal(
                 cost.stage, 1, cost.tokens,
@@ -195,6 +196,7 @@ def _shape(config: Config) -> str:
     training, estimator = config.training, config.estimator
     micro, precision = training.micro_batch_size, training.precision
     own = (config.model, config.data.seq_len, training.batch_size, micro, precision, config.unit)
+    own = (*own, training.accelerator)
     return repr((*own, training.threads, getattr(estimator, "batch_size", None), config.plan))
 
 

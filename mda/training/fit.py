@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment  # type: ignore
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore
@@ -94,7 +95,7 @@ def make_trainer(
             trainer = pl.Trainer(
                 max_steps=updates,
                 accelerator=settings.accelerator,
-                devices=settings.devices,
+                devices=_devices(settings, process),
                 precision=settings.precision,  # type: ignore[arg-type]  # checked by the schema
                 callbacks=[ProgramSignals(), *callbacks],
                 plugins=[process],
@@ -116,6 +117,13 @@ def make_trainer(
             "32-true, bf16-mixed"
         )
     return trainer
+
+
+def _devices(settings: TrainingConfig, process: Process) -> int | list[int]:
+    """As many as configured; alone, the GPU that this process has, which need not be the first."""
+    if process.world == 1 and settings.accelerator != "cpu" and torch.cuda.is_available():
+        return [torch.cuda.current_device()]
+    return settings.devices
 
 
 def fit(

@@ -29,11 +29,11 @@ def test_half_precision_counts_in_training_alone_and_the_share_is_called_an_assu
 
 
 def test_a_narrow_model_gets_what_the_memory_feeds_it():
-    rates = rates_of_card("h100", 0.3, True, 128)
-    assert rates.of["update"] == INTENSITY * 128 * 3.35e12 < 0.3 * 989e12
+    rates = rates_of_card("h100", 0.3, True, 256)
+    assert rates.of["update"] == INTENSITY * 256 * 3.35e12 < 0.3 * 989e12
     assert rates.of["score"] == 0.3 * 67e12, "float32 is slow enough"
-    assert "3.35 TB/s feed to a width of 128" in rates.source
-    twice = rates_of_card("h100", 0.3, True, 256)
+    assert "3.35 TB/s feed to a width of 256" in rates.source
+    twice = rates_of_card("h100", 0.3, True, 512)
     assert twice.of["update"] == 2 * rates.of["update"]
 
 

@@ -193,12 +193,13 @@ def peak_bytes(work) -> int:
     return max(accumulate(event.nbytes() for event in events))
 
 
+@pytest.mark.parametrize("d", [8, 256])
 @pytest.mark.parametrize(("positions", "n_vocab"), [(256, 8192), (1000, 8192), (200, 60_000)])
-def test_a_draw_of_labels_takes_the_bytes_that_are_said(positions, n_vocab):
-    hidden, weight = torch.randn(1, positions, 8), torch.randn(n_vocab, 8)
+def test_a_draw_of_labels_takes_the_bytes_that_are_said(positions, n_vocab, d):
+    hidden, weight = torch.randn(1, positions, d), torch.randn(n_vocab, d)
     uniforms = torch.rand(1, positions, dtype=torch.float64)
     peak = peak_bytes(lambda: sampled_cross_entropy(hidden, weight, uniforms))
-    ours = passes.label_bytes(Shape(1, 1, 8, 8, n_vocab, False, 0, 0), positions, CHUNK)
+    ours = passes.label_bytes(Shape(1, 1, d, d, n_vocab, False, 0, 0), positions, CHUNK)
     assert 0.9 < ours / peak < 1.1
 
 
