@@ -17,10 +17,26 @@ HOME = Path(__file__).parents[1]
 RESULTS = HOME / "sweeps" / "results"
 IN_README = "fresh_seeds"  # the study whose table stands in the main README
 
+OTHER_HEADS = {  # studies whose claims on the baseline stand below it
+    "previous_token_head": "The previous-token head: ",
+    "second_previous_token_head": "The head that attends two tokens back: ",
+}
+
+
+def readme_lines() -> list[str]:
+    """What the main README says of results, from the tables that are kept."""
+    from mda.report.results import baseline_claims, study_table
+
+    studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
+    lines = study_table(RESULTS / IN_README, studies[IN_README])
+    for name, about in OTHER_HEADS.items():
+        lines += baseline_claims(RESULTS / name, studies[name], about)
+    return lines
+
 
 def results(config: Config, folder: Path) -> None:
     from mda.report.compare import CompareSettings, compare
-    from mda.report.results import KEPT, fill, results_page, study_table
+    from mda.report.results import KEPT, fill, results_page
     from mda.report.truth import leaderboard_pages
 
     report = config.report
@@ -35,9 +51,7 @@ def results(config: Config, folder: Path) -> None:
         studies[place] = (study, summary["results"]["headline"])
     (RESULTS / "README.md").write_text(results_page(studies), "utf-8")
     readme = HOME / "README.md"
-    shown, (study, _) = RESULTS / IN_README, studies[RESULTS / IN_README]
-    text = fill(readme.read_text("utf-8"), "study", study_table(shown, study))
-    readme.write_text(text, "utf-8")
+    readme.write_text(fill(readme.read_text("utf-8"), "study", readme_lines()), "utf-8")
     for path, text in leaderboard_pages(RESULTS / "truth", readme, report).items():
         path.write_text(text, "utf-8")
     print(RESULTS / "README.md")

@@ -96,7 +96,7 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
 
 def study_table(folder: Path, study: StudyConfig) -> list[str]:
     """A study in short, for the README: each choice of samples, and the claims on the baseline."""
-    effects, verdicts = (store.read_csv(folder / f"{name}.csv") for name in ("effects", "verdicts"))
+    effects = store.read_csv(folder / "effects.csv")
     edits = {"remove": "removed", "augment": "trained on twice"}
     against_control = {row["arm"]: row for row in effects
                        if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
@@ -120,10 +120,15 @@ def study_table(folder: Path, study: StudyConfig) -> list[str]:
         ),
         "",
     ]
+    return lines + baseline_claims(folder, study)
+
+
+def baseline_claims(folder: Path, study: StudyConfig, about: str = "") -> list[str]:
+    """The claims of a study on the baseline that influence must beat, and what became of them."""
     baseline = {claim.text for claim in study.claims.values() if claim.reference == "repetition"}
-    return lines + [
-        f"- {row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']})."
-        for row in verdicts
+    return [
+        f"- {about}{row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']})."
+        for row in store.read_csv(folder / "verdicts.csv")
         if row["text"] in baseline
     ]
 
