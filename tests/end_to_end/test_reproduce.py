@@ -69,7 +69,7 @@ def edited(folder: Path, to: Path, name: str, old: str, new: str) -> Path:
     return to
 
 
-@pytest.mark.parametrize("program", ["train", "trace", "run"])
+@pytest.mark.parametrize("program", [pytest.param("train", marks=pytest.mark.long), "trace", "run"])
 def test_every_value_is_equal_and_the_last_stage_was_computed_again(runs, program):
     done = reproduce(runs[program], fresh=True)
     assert done.returncode == 0, done.stdout + done.stderr

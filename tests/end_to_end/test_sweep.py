@@ -161,7 +161,7 @@ def test_workers_end_with_a_sweep_that_is_killed_alone(tmp_path):
     assert len(list(tmp_path.glob("runs/run/killed/*/summary.json"))) < JOBS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dry_run_counts_what_is_missing_and_what_it_will_take(whole, tmp_path):
     out, _ = whole
     same_store(out, tmp_path)
