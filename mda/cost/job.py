@@ -81,16 +81,19 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Of this machine or of the card that is reckoned with; its type is what counts."""
-        if self.config.training.accelerator == "cpu":
-            return torch.device("cpu")
-        there = self.config.plan.hardware != "this" or torch.cuda.is_available()
-        return torch.device("cuda" if there else "cpu")
+        """See `job_device`."""
+        return job_device(self.config)
 
     @property
     def in_mlp(self) -> bool:
         """Whether what is captured lies in MLPs, too, and not in attention alone."""
         return self.config.unit.metric not in HEAD_METRICS
+
+
+def job_device(config: Config) -> torch.device:
+    """That of this machine or of the card that is reckoned with; its type is what counts."""
+    there = config.plan.hardware != "this" or torch.cuda.is_available()
+    return torch.device("cuda" if there and config.training.accelerator != "cpu" else "cpu")
 
 
 def measurement_bytes(job: Job) -> float:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mda.cost.corpus import corpus_seconds
 from mda.cost.hardware import Rates, rates_of_card
-from mda.cost.job import Cost, Job
+from mda.cost.job import Cost, Job, job_device
 from mda.cost.stages import costs
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
@@ -30,7 +30,7 @@ STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
     "tokens", "state", "arm", "behaviour",
 )  # fmt: skip
-IN_HOST_MEMORY = ("corpus", "weights")  # whatever the device
+IN_HOST_MEMORY = ("corpus", "weights")  # beside a GPU, too
 LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 WINDOW = ("window", "before_onset", "after_onset")
 
@@ -169,7 +169,8 @@ class Estimates:
         for config, cost in self.costs:
             rates = self.rates.get(_shape(config))
             memory = cost.memory
-            if memory is not None and rates is not None and cost.stage not in IN_HOST_MEMORY:
+            elsewhere = cost.stage in IN_HOST_MEMORY and job_device(config).type == "cuda"
+            if memory is not None and rates is not None and not elsewhere:
                 memory += rates.process
             new = StageTotal(
                 cost.stage, 1, cost.tokens,

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from transformers import GPTNeoXModel
 
 from mda import pipeline
+from mda.cost.hardware import WORK, Rates
 from mda.cost.stages import costs
 from mda.emergence.behaviour import make_trials
 from mda.stages.attribution import score
@@ -227,6 +228,20 @@ def test_a_card_holds_more_logits_at_a_time_than_a_cpu(context_of):
     more = 3 * 4 * (GPU_LOGITS - LOGITS)
     assert memory["gpu plan.hardware=h100"] - memory["cpu"] == pytest.approx(more)
     assert memory["cpu plan.hardware=h100"] == memory["cpu"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_process_s_own_memory_counts_where_its_stage_has_its_tensors(
+    context_of, monkeypatch, device
+):
+    """`cuda` is only reckoned with: a corpus is packed beside the card, not on it."""
+    rates = Rates(dict.fromkeys(WORK, 1.0), "", process=1e9)
+    monkeypatch.setattr(Estimates, "_rates", lambda *_: rates)
+    monkeypatch.setattr("mda.stages.preview.job_device", lambda config: torch.device(device))
+    config = context_of().config
+    found = {t.stage: t for t in Estimates([(config, s) for s in ("corpus", "base")]).totals()}
+    more = {stage: total.memory - cost_of(config, stage).memory for stage, total in found.items()}
+    assert more == pytest.approx({"corpus": 1e9 if device == "cpu" else 0.0, "base": 1e9})
 
 
 def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_of):

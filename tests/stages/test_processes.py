@@ -6,6 +6,7 @@ import torch
 from mda.config import compose
 from mda.schema import ConfigError
 from mda.stages.context import process_group
+from mda.training import fit
 
 
 class Chosen(Exception):
@@ -42,3 +43,18 @@ def test_gpus_of_several_kinds_are_refused(machine):
     wanted = "card 0 and card 1 together; accepted: GPUs of one kind"
     with pytest.raises(ConfigError, match=wanted), process_group(config):
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "world", "expected"),
+    [
+        ([], 1, [1]),
+        (["training.accelerator=cpu"], 1, 1),
+        (["training.devices=2"], 2, 2),
+    ],
+)
+def test_training_stays_on_the_gpu_of_its_process(monkeypatch, words, world, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    settings = compose(["training.accelerator=auto", *words]).training
+    assert fit._devices(settings, fit.Process(0, world)) == expected
