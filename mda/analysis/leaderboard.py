@@ -25,7 +25,8 @@ TEXTS = {"unit", "located", "estimator", "draw", "edit", "label", "text"}
 ABOUT = "about.json"
 CEILING = "rerun"
 """The row of an estimator that knows what a training of the same set from a perturbed start did."""
-TOP, OTHERS = "unrolled", ("ekfac", "repetition")
+TOP, OTHERS, EXACT = "unrolled", ("ekfac", "repetition"), "exact"
+LOWERING = ("remove", "transfer")
 SIDE_BY_SIDE = (TOP, "ekfac")
 """Estimators whose highest samples are shown as text."""
 
@@ -71,8 +72,9 @@ def leaderboard(
     `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone,
     `lds_at_random` that of the sets which no scores had a part in drawing. Effects are the unit's
     `outcome` after the edit minus that of the control, in its own units, mean over runs;
-    `transfer/` is a removal in runs from other initial weights; `cost` is in trainings of the
-    window. None for what was not measured.
+    `transfer/` is a removal in runs from other initial weights; `with_exact` is the rank
+    correlation of the scores with those of `exact`, and `cost` is in trainings of the window, both
+    means over runs. None for what was not measured.
     """
     rows, found = tables.rows, []
     shares = sorted({row["fraction"] for row in rows["subsets"]})
@@ -90,6 +92,7 @@ def leaderboard(
             one |= {key: float(np.mean(list(values.values()))), f"{key}/n": len(values)}
         for column in ("roc_auc", "recall_at_k"):
             one[column] = _mean(rows["planted"], unit, name, column)
+        one["with_exact"] = _mean(rows["estimators"], unit, name, f"spearman/{EXACT}")
         one["cost"] = _mean(rows["estimators"], unit, name, "cost")
         found.append(one)
     columns = list(dict.fromkeys(key for row in found for key in row))
@@ -143,34 +146,37 @@ def comparisons(
 ) -> list[Row]:
     """Does `unrolled` beat EK-FAC and repetition? A row for each unit, rival and question.
 
+    Asked of `unrolled` with every choice of settings that was measured.
     `lds`: its rank correlation minus theirs over the same sets, mean over runs and shares.
-    `remove/0.1`, `transfer/0.1`: its effect minus theirs, mean over runs; there `better` is less.
+    `remove/0.1`, `augment/0.1`, `transfer/0.1`: its effect minus theirs, mean over runs; better is
+    less after a removal, and more after doubling.
     The interval is a bootstrap over sets or over runs, None for fewer than three runs; `better`
     is yes or no where the interval leaves out 0, else open.
     """
     found = []
-    for unit in dict.fromkeys(unit for unit, _ in _pairs(tables)):
+    asked = [(unit, name) for unit, name in _pairs(tables) if name.partition(" ")[0] == TOP]
+    for unit, one in asked:
         for other in OTHERS:
-            for what, said in _differences(tables, unit, other, outcome, confidence, resamples):
-                sign = 1 if what == "lds" else -1
-                found.append({"unit": unit, "one": TOP, "other": other, "what": what,
+            pair = (one, other)
+            for what, said in _differences(tables, unit, pair, outcome, confidence, resamples):
+                sign = -1 if what.startswith(LOWERING) else 1
+                found.append({"unit": unit, "one": one, "other": other, "what": what,
                               "difference": said.mean, "low": said.low, "high": said.high,
                               "n": said.n, "better": _better(said, sign)})  # fmt: skip
     return found
 
 
 def _differences(
-    tables: Tables, unit: str, other: str, outcome: str, confidence: float, resamples: int
+    tables: Tables, unit: str, pair: Sequence[str], outcome: str, confidence: float, resamples: int
 ) -> Iterator[tuple[str, Correlation]]:
     shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
-    one, two = (groups_of(tables.rows["subsets"], unit, name, shares, outcome)
-                for name in (TOP, other))  # fmt: skip
+    one, two = (groups_of(tables.rows["subsets"], unit, name, shares, outcome) for name in pair)
     if one and len(one) == len(two):
         yield "lds", rank_correlation_gain(one, two, confidence, resamples)
-    ours, theirs = (effects_of(tables.rows["edits"], unit, name, outcome) for name in (TOP, other))
+    ours, theirs = (effects_of(tables.rows["edits"], unit, name, outcome) for name in pair)
     for what in sorted(set(ours) & set(theirs)):
         both = sorted(set(ours[what]) & set(theirs[what]))
-        if both and not what.startswith("augment"):
+        if both:
             values = np.array([ours[what][run] - theirs[what][run] for run in both])
             low = high = None
             if len(values) > 2:
@@ -202,7 +208,7 @@ def _seeds(tables: Tables, unit: str, name: str) -> int:
 
 
 def _mean(rows: Sequence[Row], unit: str, name: str, column: str) -> float | None:
-    own = [row[column] for row in rows if (row["unit"], row["estimator"]) == (unit, name)]
+    own = [row.get(column) for row in rows if (row["unit"], row["estimator"]) == (unit, name)]
     known = [value for value in own if value is not None]
     return float(np.mean(known)) if known else None
 

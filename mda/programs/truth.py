@@ -118,6 +118,7 @@ def about(
 
     settings, n_units = config.truth, len(config.truth.units)
     pairs = n_units * len(settings.estimators)
+    edited = len(settings.edited) * len(settings.estimators) * len(settings.edits)
     own = [row for row in rows["edits"] if row["to_seed"] == row["seed"]]
     reruns = [row for row in rows["subsets"] if row["rerun_metric"] is not None]
     return {
@@ -130,8 +131,8 @@ def about(
             "estimators": pairs,
             "sets": settings.subsets,
             "sets with reruns": settings.subsets * bool(settings.reruns),
-            "edits": 2 * pairs * len(settings.edits),
-            "edits of other initial weights": pairs * len(settings.edits) * len(settings.transfer),
+            "edits": 2 * edited,
+            "edits of other initial weights": edited * len(settings.transfer),
         },
         "done": {
             "estimators": len(rows["estimators"]),
@@ -150,7 +151,7 @@ def about(
 
 def retrainings(settings: TruthConfig) -> int:
     """Arms and controls that the settings ask for; sets that are the same are trained once."""
-    edits = len(settings.units) * len(settings.estimators) * len(settings.edits)
+    edits = len(settings.edited) * len(settings.estimators) * len(settings.edits)
     elsewhere = len(settings.transfer) * (1 + edits)
     return settings.retrains + settings.subsets * (1 + settings.reruns) + 2 * edits + elsewhere
 

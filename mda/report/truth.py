@@ -54,7 +54,8 @@ percentile bootstrap over the sets. Half of the sets lie within bands of some es
 which spreads those estimators' predictions; the others are random. Effects: the metric at the
 window's end after an edit minus that of the control. Transfer: the set removed in a run from other
 initial weights that sees the same order, where the unit is that run's own. Rerun: how well a
-training of the same set from a start with a little noise predicts the measurement. Cost: in
+training of the same set from a start with a little noise predicts the measurement. With exact:
+Spearman's correlation of the scores with those of the Gauss-Newton matrix itself. Cost: in
 trainings of the window, by processor time where training is on a CPU (other work on the machine
 raises it too, though less than time by the clock); a dash where scores were computed in pieces."""
 
@@ -117,7 +118,8 @@ def columns(board: Sequence[Row]) -> dict[str, str]:
             continue
         words = {"lds": "LDS", "remove": "removal", "augment": "doubling", "transfer": "transfer"}
         headings[key] = f"{words[kind]} {100 * float(share):g} %"
-    headings |= {"roc_auc": "AUC", "recall_at_k": "recall at k", "cost": "cost"}
+    headings |= {"roc_auc": "AUC", "recall_at_k": "recall at k"}
+    headings |= {"with_exact": "with exact", "cost": "cost"}
     return {k: h for k, h in headings.items() if any(row.get(k) is not None for row in board)}
 
 
@@ -137,7 +139,7 @@ def cell(row: Row, key: str) -> str:
         return DASH
     low, high = row.get(f"{key}/low"), row.get(f"{key}/high")
     interval = f" [{_two(low)}, {_two(high)}]" if low is not None and high is not None else ""
-    text = _two(value) if key.startswith(("lds", "roc", "recall")) else number(value)
+    text = _two(value) if key.startswith(("lds", "roc", "recall", "with")) else number(value)
     return text + interval
 
 
@@ -147,6 +149,7 @@ def sentence(row: Row) -> str:
     what = {
         "lds": "Rank correlation (LDS)",
         "remove": f"Removing {100 * float(share or 0):g} %",
+        "augment": f"Doubling {100 * float(share or 0):g} %",
         "transfer": f"Removing {100 * float(share or 0):g} % from other initial weights",
     }[kind]
     verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"

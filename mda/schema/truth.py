@@ -45,8 +45,11 @@ class TruthConfig(Group):
     edits: list[float] = setting(
         [0.01, 0.03, 0.1], "shares of highest score that are removed and doubled", above=0, below=1
     )
+    edits_of: list[str] | None = setting(
+        None, "units whose highest samples are edited, here and in other runs; null: all"
+    )
     transfer: list[int] = setting(
-        [1], "seeds of other initial weights, on the same order, without the same samples", low=0
+        [100], "seeds of other initial weights, on the same order, without the same samples", low=0
     )
     planted: list[str] = setting(
         [], "labels of the samples that cause the heads; a neuron's is its own; []: not known"
@@ -66,8 +69,15 @@ class TruthConfig(Group):
             raise self._refuse("fractions", "a share or more, or truth.subsets=0")
         if unknown := [name for name in self.strata_of if name not in self.estimators]:
             raise self._refuse("strata_of", f"those of truth.estimators, not {unknown[0]}")
+        if unknown := [name for name in self.edited if name not in self.units]:
+            raise self._refuse("edits_of", f"those of truth.units, not {unknown[0]}; or null")
         if self.subsets and self.strata_of and max(self.fractions) > 1 / self.strata:
             raise self._refuse("fractions", f"at most a band of 1 / truth.strata={self.strata}")
+
+    @property
+    def edited(self) -> list[str]:
+        """Units whose highest samples are edited."""
+        return self.units if self.edits_of is None else self.edits_of
 
     @property
     def retrains(self) -> bool:

@@ -104,7 +104,7 @@ def edit_rows(
         (fraction, edit, unit, name)
         for fraction in sorted(settings.edits, reverse=True)
         for edit in edits
-        for unit in settings.units
+        for unit in settings.edited
         for name in traces[unit]
     ]
     where = to or bench

@@ -68,7 +68,8 @@ def test_a_mistake_inside_a_list_is_told_with_its_place():
         ("truth.fractions=[]", r"truth\.fractions=\[\] is refused"),
         ("truth.fractions=[0.05,0.4]", r"truth\.fractions=.*at most a band of 1 / truth\.strata=3"),
         ("truth.strata_of=[loss,fisher]", r"truth\.strata_of=.*those of truth\.estimators"),
-        ("truth.edits=[]", r"truth\.transfer=\[1\] is refused; accepted: \[\] with truth\.edits"),
+        ("truth.edits_of=[mlp_neuron,head]", r"truth\.edits_of=.*those of truth\.units, not head"),
+        ("truth.edits=[]", r"truth\.transfer=\[100\] is refused; accepted: \[\] with truth\.edits"),
         ("truth.subset=3", r"unknown setting truth\.subset \(did you mean truth\.subsets\?\)"),
     ],
 )

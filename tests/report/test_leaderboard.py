@@ -163,6 +163,39 @@ def test_comparisons_say_yes_no_or_open():
     assert lost["ekfac", "lds"]["better"] == "no"
 
 
+def test_doubling_is_better_where_the_unit_is_left_stronger():
+    said = {(r["other"], r["what"]): r for r in comparisons(world(seeds=(0, 1, 2)), resamples=500)}
+    assert said["ekfac", "augment/0.1"]["better"] == "yes"
+    weaker = world(seeds=(0, 1, 2))
+    for row in weaker.rows["edits"]:
+        row["metric"] -= 100 * ((row["estimator"], row["edit"]) == ("unrolled", "augment"))
+    said = {(r["other"], r["what"]): r for r in comparisons(weaker, resamples=500)}
+    assert said["ekfac", "augment/0.1"]["better"] == "no"
+
+
+def test_unrolled_is_compared_with_every_choice_of_settings():
+    tables, averaged = world(), "unrolled n_perturbed=4"
+    for about in tables.about:
+        about["estimators"].append(averaged)
+    for row in tables.rows["subsets"]:
+        row[f"removed/{averaged}"] = row["removed/random"]
+    said = {(r["one"], r["other"]): r for r in comparisons(tables, resamples=500)
+            if r["what"] == "lds"}  # fmt: skip
+    assert said["unrolled", "ekfac"]["better"] == "yes"
+    assert said[averaged, "ekfac"]["better"] == "no"
+
+
+def test_agreement_with_exact_curvature_is_the_mean_over_runs():
+    tables = world()
+    for seed, value in ((0, 0.5), (1, 0.9)):
+        tables.rows["estimators"].append(
+            {"seed": seed, "unit": UNIT, "estimator": "ekfac", "cost": 1.5, "spearman/exact": value}
+        )
+    rows = board.leaderboard(tables, resamples=99)
+    assert of(rows, "ekfac")["with_exact"] == pytest.approx(0.7)
+    assert of(rows, "random")["with_exact"] is None
+
+
 def test_a_gain_is_over_the_same_sets():
     groups = [
         groups_of(world().rows["subsets"], UNIT, name, [0.05]) for name in ("unrolled", "ekfac")

@@ -117,8 +117,8 @@ def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces
     assert np.array_equal(to.schedule.sample_ids, bench.schedule.sample_ids)
     own, theirs = (one.base.model(0).state_dict() for one in (bench, to))
     assert any(not torch.equal(own[k], theirs[k]) for k in own)
-    few = TruthConfig(**{**vars(SETTINGS), "units": [HEAD], "estimators": ["repetition"]})
-    traced = {HEAD: {"repetition": traces[HEAD]["repetition"]}}
+    few = TruthConfig(**{**vars(SETTINGS), "edits_of": [HEAD], "estimators": ["repetition"]})
+    traced = {unit: {"repetition": traces[unit]["repetition"]} for unit in SETTINGS.units}
     (row,) = make.edit_rows(bench, few, traced, ("remove",), to)
     scores = traces[HEAD]["repetition"].scores
     order = np.argsort(-scores.of(bench.located[HEAD].name), kind="stable")[: row["n"]]
