@@ -44,7 +44,7 @@ FILES = {
     "about.json": "settings, window, units, and how much of the whole was done",
     "lds.png": "predicted against measured, a point for every set",
 }
-PLACE = "leaderboard"  # in the README
+PLACE, README_PRESET = "leaderboard", "default"  # in the README
 NAMES = {CEILING: "*rerun: the noise ceiling*"}
 VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
 MEANINGS = """\
@@ -68,7 +68,8 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
     for name, rows in (("leaderboard", board), ("comparisons", compared)):
         if rows:
             store.write_csv(folder / f"{name}.csv", rows)
-    text = "\n".join(["# Leaderboard", "", *page(tables, board, compared)])
+    lines = ["# Leaderboard", "", MEANINGS, "", *page(tables, board, compared)]
+    text = "\n".join(lines)
     (folder / "leaderboard.md").write_text(text, "utf-8")
     draw(tables, folder / "lds.png", config.dpi)
     show(board)
@@ -77,7 +78,7 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
 
 def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
     """Lines of Markdown: what was done, a table for each unit, comparisons, highest samples."""
-    lines = [MEANINGS, "", *(f"- {said(about)}" for about in tables.about)]
+    lines = [f"- {said(about)}" for about in tables.about]
     lines += [f"- Warning: {text}" for about in tables.about for text in about["warnings"]]
     lines += [""]
     for unit in dict.fromkeys(row["unit"] for row in board):
@@ -243,16 +244,24 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
     """The page of the committed tables in the folders of `results`, and the README with its table.
 
-    Returns what each of the two files has to hold. Raises ValueError for a README without `PLACE`.
+    Runs of one preset make a leaderboard; the README has that of `default`. Returns what each of
+    the two files has to hold. Raises ValueError for a README without `PLACE`.
     """
-    tables = read_tables(sorted(path.parent for path in results.glob(f"*/{ABOUT}")))
-    board = leaderboard(tables, "metric", config.confidence, config.resamples)
-    compared = comparisons(tables, "metric", config.confidence, config.resamples)
-    body = page(tables, board, compared) if board else leader_table(tables, board)
+    presets: dict[str, list[Path]] = {README_PRESET: []}
+    for place in sorted(path.parent for path in results.glob(f"*/{ABOUT}")):
+        presets.setdefault(store.read_json(place / ABOUT)["settings"]["name"], []).append(place)
     made = "Made by `python experiments/results.py` from the tables that lie here; do not edit."
-    lines = ["# Leaderboard", "", made, "", *body, ""]
-    shown = fill(readme.read_text("utf-8"), PLACE, leader_table(tables, board))
-    return {results / "README.md": "\n".join(lines), readme: shown}
+    lines = ["# Leaderboard", "", made, "", MEANINGS, ""]
+    first: list[str] = []
+    for preset, places in presets.items():
+        tables = read_tables(places)
+        board = leaderboard(tables, "metric", config.confidence, config.resamples)
+        compared = comparisons(tables, "metric", config.confidence, config.resamples)
+        first = first or leader_table(tables, board)
+        body = page(tables, board, compared) if board else first
+        lines += [f"## `truth={preset}`", "", *body]
+    shown = fill(readme.read_text("utf-8"), PLACE, first)
+    return {results / "README.md": "\n".join([*lines, ""]), readme: shown}
 
 
 def _sample(row: Row) -> str:

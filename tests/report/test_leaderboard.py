@@ -19,7 +19,7 @@ from mda.schema import ReportConfig
 UNIT = "induction_head"
 
 
-def world(noise=0.0, sets=24, seeds=(0, 1), lacking=()):
+def world(noise=0.0, sets=24, seeds=(0, 1), lacking=(), preset="default"):
     """A unit whose metric is the sum of its samples' true scores, and estimators of them."""
     rows, edits = [], []
     for seed in seeds:
@@ -57,6 +57,7 @@ def world(noise=0.0, sets=24, seeds=(0, 1), lacking=()):
     about = [
         {"seed": seed, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
          "samples": 400, "warnings": warnings, "planned": {"sets": sets},
+         "settings": {"name": preset},
          "done": {"sets": sets - len(lacking)}}
         for seed in seeds
     ]  # fmt: skip
@@ -256,6 +257,19 @@ def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_p
     assert said in readme
     page, readme = pages(tmp_path / "none")
     assert "No result has been committed yet." in page and "No result has" in readme
+
+
+def test_presets_are_never_mixed(tmp_path):
+    """A planted stream is another corpus: its runs have a board of their own."""
+    other = world(seeds=(1,), preset="planted")
+    for row in other.rows["subsets"]:
+        row["removed/unrolled"] *= -1
+    page, readme = pages(tmp_path, world(seeds=(0,)), other)
+    ours, theirs = page.split("## `truth=planted`")
+    rows = [next(line for line in part.splitlines() if line.startswith("| unrolled |"))
+            for part in (ours, theirs)]  # fmt: skip
+    assert [row.split("|")[2].split()[0] for row in rows] == ["1.00", "\N{MINUS SIGN}1.00"]
+    assert rows[0] in readme and rows[1] not in readme and f"{UNIT}, seed 0." in readme
 
 
 def test_highest_samples_of_two_estimators_stand_side_by_side(tmp_path):
