@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from mda import store
-from mda.analysis.statistics import bootstrap_interval
 from mda.analysis.truth import Correlation, Group, rank_correlation, rank_correlation_gain
 from mda.intervention.subsets import AT_RANDOM
 
@@ -43,6 +43,7 @@ def write_tables(tables: Tables, folder: Path) -> None:
     """Write the tables of one run, CSV each, and what they are about."""
     (about,) = tables.about
     for name, rows in tables.rows.items():
+        (folder / f"{name}.csv").unlink(missing_ok=True)  # one of an earlier time
         if rows:
             columns = list(dict.fromkeys(key for row in rows for key in row))
             store.write_csv(folder / f"{name}.csv", rows, columns)
@@ -67,7 +68,7 @@ def read_tables(folders: Iterable[Path]) -> Tables:
 def leaderboard(
     tables: Tables, outcome: str = "metric", confidence: float = 0.95, resamples: int = 9999
 ) -> list[Row]:
-    """A row for each unit and estimator, and one for the noise ceiling of each unit.
+    """A row for each unit and estimator, and one for a rerun of the sets of each unit.
 
     `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone,
     `lds_at_random` that of the sets which no scores had a part in drawing. Effects are the unit's
@@ -85,7 +86,7 @@ def leaderboard(
         one: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
         for key, (sets, wanted) in asked.items():
             groups = groups_of(sets, unit, name, wanted, outcome)
-            said = rank_correlation(groups, confidence, resamples)
+            said = rank_correlation(list(groups.values()), confidence, resamples)
             one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
                     f"{key}/n": said.n}  # fmt: skip
         for key, values in effects_of(rows["edits"], unit, name, outcome).items():
@@ -101,10 +102,10 @@ def leaderboard(
 
 def groups_of(
     rows: Sequence[Row], unit: str, name: str, shares: Sequence[float], outcome: str = "metric"
-) -> list[Group]:
-    """Predictions and measured values: a group for each run and share of the window.
+) -> dict[tuple[int, float], Group]:
+    """Predictions and measured values: a group for each run, by its seed, and share of the window.
 
-    The prediction of an estimator is minus the scores that were removed; that of the noise ceiling
+    The prediction of an estimator is minus the scores that were removed; that of a rerun
     is what was measured from a perturbed start.
     """
 
@@ -114,7 +115,7 @@ def groups_of(
         removed = row.get(f"removed/{name}")
         return None if removed is None else -removed
 
-    groups = []
+    groups = {}
     for seed in sorted({row["seed"] for row in rows}):
         for share in shares:
             wanted = (seed, unit, share)
@@ -123,7 +124,7 @@ def groups_of(
             own = [pair for pair in own if pair[0] is not None]
             if own:
                 x, y = np.array(own, dtype=np.float64).T
-                groups.append((x, y))
+                groups[seed, share] = (x, y)
     return groups
 
 
@@ -146,12 +147,13 @@ def comparisons(
 ) -> list[Row]:
     """Does `unrolled` beat EK-FAC and repetition? A row for each unit, rival and question.
 
-    Asked of `unrolled` with every choice of settings that was measured.
-    `lds`: its rank correlation minus theirs over the same sets, mean over runs and shares.
-    `remove/0.1`, `augment/0.1`, `transfer/0.1`: its effect minus theirs, mean over runs; better is
-    less after a removal, and more after doubling.
-    The interval is a bootstrap over sets or over runs, None for fewer than three runs; `better`
-    is yes or no where the interval leaves out 0, else open.
+    Asked of `unrolled` with every choice of settings that was measured, by one `outcome`.
+    `lds`: its rank correlation minus theirs over the same sets of the same runs, with a bootstrap
+    over the sets: it speaks of these runs. `remove/0.1`, `augment/0.1`, `transfer/0.1`: its effect
+    minus theirs in the same runs, with Student's interval over the seeds whose scores chose the
+    samples, None for fewer than three: an edit of two other runs counts once. More of `lds` is
+    better, less after a removal, more after doubling; `better` is yes or no where the interval
+    leaves out 0, else open. Every interval stands alone: many are looked at.
     """
     found = []
     asked = [(unit, name) for unit, name in _pairs(tables) if name.partition(" ")[0] == TOP]
@@ -161,8 +163,9 @@ def comparisons(
             for what, said in _differences(tables, unit, pair, outcome, confidence, resamples):
                 sign = -1 if what.startswith(LOWERING) else 1
                 found.append({"unit": unit, "one": one, "other": other, "what": what,
-                              "difference": said.mean, "low": said.low, "high": said.high,
-                              "n": said.n, "better": _better(said, sign)})  # fmt: skip
+                              "outcome": outcome, "difference": said.mean, "low": said.low,
+                              "high": said.high, "n": said.n,
+                              "better": _better(said, sign)})  # fmt: skip
     return found
 
 
@@ -171,17 +174,25 @@ def _differences(
 ) -> Iterator[tuple[str, Correlation]]:
     shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
     one, two = (groups_of(tables.rows["subsets"], unit, name, shares, outcome) for name in pair)
-    if one and len(one) == len(two):
-        yield "lds", rank_correlation_gain(one, two, confidence, resamples)
+    if both := [key for key in one if key in two]:
+        groups = ([own[key] for key in both] for own in (one, two))
+        yield "lds", rank_correlation_gain(*groups, confidence, resamples)
     ours, theirs = (effects_of(tables.rows["edits"], unit, name, outcome) for name in pair)
     for what in sorted(set(ours) & set(theirs)):
-        both = sorted(set(ours[what]) & set(theirs[what]))
-        if both:
-            values = np.array([ours[what][run] - theirs[what][run] for run in both])
-            low = high = None
-            if len(values) > 2:
-                low, high = bootstrap_interval(values, confidence, resamples)
-            yield what, Correlation(len(values), float(values.mean()), low, high)
+        by_seed: dict[int, list[float]] = {}
+        for run in sorted(set(ours[what]) & set(theirs[what])):
+            by_seed.setdefault(run[0], []).append(ours[what][run] - theirs[what][run])
+        if by_seed:
+            yield what, _over_seeds([float(np.mean(own)) for own in by_seed.values()], confidence)
+
+
+def _over_seeds(values: Sequence[float], confidence: float) -> Correlation:
+    """Mean over seeds, and Student's interval."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 3:
+        return Correlation(n, mean, None, None)
+    half = float(student.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return Correlation(n, mean, mean - half, mean + half)
 
 
 def _better(said: Correlation, sign: int) -> str:

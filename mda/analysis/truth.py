@@ -16,13 +16,13 @@ from scipy.stats import rankdata
 
 from mda.unit.label_contrast import roc_auc
 
-FEWEST = 4  # sets below which a bootstrap knows next to nothing
+FEWEST = 8  # sets of a group below which a bootstrap knows next to nothing
 
 
 class Correlation(NamedTuple):
     """A mean rank correlation over groups of sets, and its bootstrap interval."""
 
-    n: int  # sets in all
+    n: int  # sets that count
     mean: float | None
     low: float | None
     high: float | None
@@ -37,9 +37,10 @@ def rank_correlation(
 ) -> Correlation:
     """Mean of the groups' Spearman correlations, each over its own sets.
 
-    The interval is the percentile bootstrap's: the sets of each group are drawn anew. It counts
-    the sets that were drawn, not other runs. None where a group has fewer than `FEWEST` sets, or
-    where predictions or values are all the same.
+    The interval is the percentile bootstrap's: the sets of each group are drawn anew. It speaks of
+    other sets in these runs, not of other runs. Groups of fewer than `FEWEST` sets are left out;
+    where there are no others they have a mean, and no interval. None where predictions or values
+    of a group are all the same.
     """
     return _bootstrapped(groups, spearman, confidence, resamples, seed)
 
@@ -58,13 +59,15 @@ def rank_correlation_gain(
 
 
 def _bootstrapped(groups, statistic, confidence: float, resamples: int, seed: int) -> Correlation:
+    enough = [group for group in groups if len(group[1]) >= FEWEST]
+    groups = enough or [group for group in groups if len(group[1]) > 1]
     n = sum(len(measured) for _, measured in groups)
-    if not groups or min(len(measured) for _, measured in groups) < 2:
+    if not groups:
         return Correlation(n, None, None, None)
     mean = np.mean([statistic(predicted, measured) for predicted, measured in groups])
     if not np.isfinite(mean):
         return Correlation(n, None, None, None)
-    if min(len(measured) for _, measured in groups) < FEWEST:
+    if not enough:
         return Correlation(n, float(mean), None, None)
     rng, total = np.random.default_rng(seed), np.zeros(resamples)
     for predicted, measured in groups:

@@ -32,11 +32,15 @@ def truth(config: Config, folder: Path) -> None:
     from mda.report.summary import write_summary
     from mda.report.truth import FILES, report_truth
 
-    start = time.perf_counter()
+    start, settings = time.perf_counter(), config.truth
+    if config.seed in settings.transfer:
+        raise ConfigError(f"truth.transfer={config.seed} is the seed itself; accepted: other seeds")
     fixed = fixed_words(overrides_of(folder))
-    settings = config.truth
-    units = {words: chosen(fixed, "unit", words) for words in settings.units}
-    estimators = {words: chosen(fixed, "estimator", words) for words in settings.estimators}
+    # The training is the command's own: what it says of threads was decided by its launcher.
+    units, estimators = (
+        {words: replace(chosen(fixed, group, words), training=config.training) for words in wanted}
+        for group, wanted in (("unit", settings.units), ("estimator", settings.estimators))
+    )
     tables = measured(config, units, estimators)
     results = report_truth(tables, folder, config.report)
     if config.report.pack:
@@ -53,8 +57,10 @@ def truth(config: Config, folder: Path) -> None:
         warnings=about["warnings"],
     )
     print(f"page: {folder / 'leaderboard.md'}")
-    kept = [word for word in overrides_of(folder) if not word.startswith(("seed=", "sweeps="))]
-    print(f"next, another seed: {command_of('truth', [*kept, f'seed={config.seed + 1}'])}")
+    words = overrides_of(folder)
+    if not any(word.startswith("sweeps=") for word in words):
+        kept = [word for word in words if not word.startswith("seed=")]
+        print(f"next, another seed: {command_of('truth', [*kept, f'seed={config.seed + 1}'])}")
     print(folder)
 
 
@@ -120,7 +126,7 @@ def about(
     pairs = n_units * len(settings.estimators)
     edited = len(settings.edited) * len(settings.estimators) * len(settings.edits)
     own = [row for row in rows["edits"] if row["to_seed"] == row["seed"]]
-    reruns = [row for row in rows["subsets"] if row["rerun_metric"] is not None]
+    reruns = sum(row["reruns"] for row in rows["subsets"])
     return {
         "seed": config.seed,
         "units": dict(located),
@@ -130,14 +136,14 @@ def about(
         "planned": {
             "estimators": pairs,
             "sets": settings.subsets,
-            "sets with reruns": settings.subsets * bool(settings.reruns),
+            "reruns of sets": settings.subsets * settings.reruns,
             "edits": 2 * edited,
             "edits of other initial weights": edited * len(settings.transfer),
         },
         "done": {
             "estimators": len(rows["estimators"]),
             "sets": len(rows["subsets"]) // n_units,
-            "sets with reruns": len(reruns) // n_units,
+            "reruns of sets": reruns // n_units,
             "edits": len(own),
             "edits of other initial weights": len(rows["edits"]) - len(own),
         },

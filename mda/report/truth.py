@@ -45,26 +45,32 @@ FILES = {
     "lds.png": "predicted against measured, a point for every set",
 }
 PLACE, README_PRESET = "leaderboard", "default"  # in the README
-NAMES = {CEILING: "*rerun: the noise ceiling*"}
+NAMES = {CEILING: "*rerun of the same sets*"}
 VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
+OUTCOMES = ("metric", "measurement")
 MEANINGS = """\
 LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
 after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
 percentile bootstrap over the sets. Half of the sets lie within bands of some estimators' scores,
 which spreads those estimators' predictions; the others are random. Effects: the metric at the
 window's end after an edit minus that of the control. Transfer: the set removed in a run from other
-initial weights that sees the same order, where the unit is that run's own. Rerun: how well a
-training of the same set from a start with a little noise predicts the measurement. With exact:
-Spearman's correlation of the scores with those of the Gauss-Newton matrix itself. Cost: in
-trainings of the window, by processor time where training is on a CPU (other work on the machine
-raises it too, though less than time by the clock); a dash where scores were computed in pieces."""
+initial weights that sees the same order, where the unit is that run's own. Rerun: the rank
+correlation of two trainings without the same set, one from a start with a little noise; under
+independent noise, scores that know the expected effect would reach its square root. For heads,
+unrolled is the derivative of the metric itself, the other influences are those of the measurement,
+so that both are compared below. Comparisons by LDS have a bootstrap over the sets and speak of
+these runs alone; those by effects have Student's interval over seeds, from three seeds on. Each
+stands alone, uncorrected for their number. With exact: Spearman's correlation of the scores with
+those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor time where
+training is on a CPU (other work on the machine raises it too, though less than time by the clock),
+a fitted curvature included whoever fitted it; a dash where scores were computed in pieces."""
 
 
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
     """Write all files, print the leaderboard; returns what summary.json says."""
     write_tables(tables, folder)
     board = leaderboard(tables, "metric", config.confidence, config.resamples)
-    compared = comparisons(tables, "metric", config.confidence, config.resamples)
+    compared = all_comparisons(tables, config)
     for name, rows in (("leaderboard", board), ("comparisons", compared)):
         if rows:
             store.write_csv(folder / f"{name}.csv", rows)
@@ -76,6 +82,12 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
     return {"complete": is_complete(tables), "leaderboard": board, "comparisons": compared}
 
 
+def all_comparisons(tables: Tables, config: ReportConfig) -> list[Row]:
+    """Comparisons by the metric, and then by the measurement."""
+    found = (comparisons(tables, one, config.confidence, config.resamples) for one in OUTCOMES)
+    return [row for rows in found for row in rows]
+
+
 def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
     """Lines of Markdown: what was done, a table for each unit, comparisons, highest samples."""
     lines = [f"- {said(about)}" for about in tables.about]
@@ -83,7 +95,10 @@ def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[
     lines += [""]
     for unit in dict.fromkeys(row["unit"] for row in board):
         lines += [f"### {unit}", "", *table([row for row in board if row["unit"] == unit]), ""]
-        lines += [f"- {sentence(row)}" for row in compared if row["unit"] == unit]
+        for outcome in OUTCOMES:
+            own = [row for row in compared if (row["unit"], row["outcome"]) == (unit, outcome)]
+            lines += [f"By the unit's {outcome}:", ""] * bool(own)
+            lines += [*(f"- {sentence(row)}" for row in own), ""]
         lines += ["", *side_by_side(tables, unit)]
     return lines
 
@@ -153,9 +168,11 @@ def sentence(row: Row) -> str:
         "augment": f"Doubling {100 * float(share or 0):g} %",
         "transfer": f"Removing {100 * float(share or 0):g} % from other initial weights",
     }[kind]
+    if row["difference"] is None:
+        return f"{what}: {row['one']} and {row['other']} cannot be compared."
     verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
     interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    counted = ("set" if kind == "lds" else "run") + "s" * (row["n"] != 1)
+    counted = ("set" if kind == "lds" else "seed") + "s" * (row["n"] != 1)
     return (
         f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
         f"{row['n']} {counted}: {row['one']} **{verdict}**."
@@ -166,9 +183,11 @@ def side_by_side(tables: Tables, unit: str) -> list[str]:
     """Highest samples of two estimators in one table, and the labels of their highest tenths."""
     tops = [row for row in tables.rows["tops"] if row["unit"] == unit]
     labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
-    if {row["estimator"] for row in tops} != set(SIDE_BY_SIDE):
+    shown = {(row["seed"], row["estimator"]) for row in tops}
+    both = [seed for seed, _ in sorted(shown) if {(seed, name) for name in SIDE_BY_SIDE} <= shown]
+    if not both:
         return []
-    seed = min(row["seed"] for row in tops)
+    seed = both[0]
     lines = [
         f"Highest samples, seed {seed}:",
         "",
@@ -205,7 +224,7 @@ def draw(tables: Tables, path: Path, dpi: int) -> None:
     for unit, line in zip(units, axes, strict=True):
         for name, ax in zip(names, line, strict=True):
             for share in shares:
-                for x, y in groups_of(rows, unit, name, [share]):
+                for x, y in groups_of(rows, unit, name, [share]).values():
                     ax.plot(x, y, "o", ms=3, label=f"{100 * share:g} % removed")
             ax.set_title(name, fontsize=8)
             ax.tick_params(labelsize=6)
@@ -255,13 +274,23 @@ def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict
     first: list[str] = []
     for preset, places in presets.items():
         tables = read_tables(places)
+        refuse_mixed(preset, tables)
         board = leaderboard(tables, "metric", config.confidence, config.resamples)
-        compared = comparisons(tables, "metric", config.confidence, config.resamples)
+        compared = all_comparisons(tables, config)
         first = first or leader_table(tables, board)
         body = page(tables, board, compared) if board else first
         lines += [f"## `truth={preset}`", "", *body]
     shown = fill(readme.read_text("utf-8"), PLACE, first)
     return {results / "README.md": "\n".join([*lines, ""]), readme: shown}
+
+
+def refuse_mixed(preset: str, tables: Tables) -> None:
+    """Raise ValueError where a seed was measured twice, or runs saw different corpora."""
+    seeds = [about["seed"] for about in tables.about]
+    if twice := [seed for seed in sorted(set(seeds)) if seeds.count(seed) > 1]:
+        raise ValueError(f"truth={preset}: seed {twice[0]} has two folders; accepted: one")
+    if len({about["fingerprints"]["corpus"] for about in tables.about}) > 1:
+        raise ValueError(f"truth={preset}: runs of different corpora; accepted: truth.name=another")
 
 
 def _sample(row: Row) -> str:

@@ -37,7 +37,7 @@ class TruthConfig(Group):
         list(STRATIFIED), "estimators whose scores make the bands, in turn; []: draw all at random"
     )
     reruns: int = setting(
-        1, "trainings of each set from perturbed starts: the noise ceiling, 0: none", low=0
+        1, "trainings of each set from perturbed starts: how well it repeats, 0: none", low=0
     )
     perturbation: float = setting(
         0.01, "noise in a perturbed start's weights, as a share of each parameter's spread", above=0
@@ -63,8 +63,12 @@ class TruthConfig(Group):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values) or not all(v.split() for v in values):
                 raise self._refuse(name, "one or more, each once")
-        if self.transfer and not self.edits:
-            raise self._refuse("transfer", "[] with truth.edits=[]")
+        for name in ("edits", "edits_of", "transfer"):
+            values = getattr(self, name) or []
+            if len(set(values)) < len(values):
+                raise self._refuse(name, "each once")
+        if self.transfer and not (self.edits and self.edited):
+            raise self._refuse("transfer", "[] with truth.edits=[] or truth.edits_of=[]")
         if self.subsets and not self.fractions:
             raise self._refuse("fractions", "a share or more, or truth.subsets=0")
         if unknown := [name for name in self.strata_of if name not in self.estimators]:

@@ -19,7 +19,7 @@ from mda.intervention.subsets import Subset, draw_subsets
 from mda.schema import ConfigError, TruthConfig
 from mda.stages.attribution import Traced
 from mda.stages.found import NotBuilt
-from mda.stages.truth import Bench, Outcome, causes, seconds
+from mda.stages.truth import Bench, Outcome, causes, scoring_seconds, seconds
 from mda.types import EditPlan
 
 Row = dict[str, object]
@@ -87,6 +87,7 @@ def subset_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator
                 "draw": subset.draw,
                 **_columns("", measured[i, 0][unit]),
                 **_columns("control_", control[unit]),
+                "reruns": len(reruns),
                 **_columns("rerun_", _mean([one[unit] for one in reruns])),
                 **predicted,
             }
@@ -159,7 +160,7 @@ def estimator_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Itera
     for unit in settings.units:
         values = {name: values_of(bench, traces, unit, name) for name in traces[unit]}
         for name, traced in traces[unit].items():
-            spent = seconds(traced.folder)
+            spent = scoring_seconds(bench, traced)
             yield {
                 "seed": bench.seed,
                 "unit": unit,
@@ -190,7 +191,7 @@ def top_rows(bench: Bench, settings: TruthConfig, traces: Traces, n: int = 10) -
                 "step": int(traces[unit][name].scores.steps[at]),
                 "label": bench.corpus.labels_of(ids[[at]])[0],
                 "score": float(values[at]),
-                "text": "".join(bench.corpus.decode(tokens.tolist()))[:TEXT],
+                "text": " ".join("".join(bench.corpus.decode(tokens.tolist()))[:TEXT].split()),
             }
 
 

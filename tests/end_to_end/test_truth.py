@@ -33,7 +33,7 @@ def test_a_benchmark_leaves_its_tables_a_page_and_what_is_kept(tmp_path):
     adam = "tracin adam_preconditioning=true n_checkpoints=1"
     assert names == ["rerun", "repetition", adam]
     page = (folder / "leaderboard.md").read_text("utf-8")
-    assert "2 of 2 sets, 2 of 2 sets with reruns, 4 of 4 edits" in page and f"| {adam} |" in page
+    assert "2 of 2 sets, 2 of 2 reruns of sets, 4 of 4 edits" in page and f"| {adam} |" in page
     kept, about = read_tables([pack]), store.read_json(pack / ABOUT)
     assert about["settings"]["subsets"] == len(kept.rows["subsets"]) == 2
     assert len(kept.rows["edits"]) == 4 and len(kept.rows["planted"]) == 2
@@ -41,6 +41,14 @@ def test_a_benchmark_leaves_its_tables_a_page_and_what_is_kept(tmp_path):
     assert retrainings(settings) == 1 + 2 + 2 + 4
     arms = list((tmp_path / "store" / "arm").glob("*/manifest.json"))
     assert len(arms) == 1 + 2 + 2 + 4, "control, sets, reruns, edits, each once"
+
+
+def test_the_run_s_own_weights_are_no_other_ones_and_that_is_said_before_any_work(tmp_path):
+    from mda.config import compose
+    from mda.programs.truth import truth
+
+    with pytest.raises(ConfigError, match=r"truth\.transfer=3 is the seed itself"):
+        truth(compose(["seed=3", "truth.transfer=[2,3]"]), tmp_path)
 
 
 def test_units_and_estimators_are_named_in_the_benchmark_s_own_lists():
@@ -69,6 +77,8 @@ def test_a_mistake_inside_a_list_is_told_with_its_place():
         ("truth.fractions=[0.05,0.4]", r"truth\.fractions=.*at most a band of 1 / truth\.strata=3"),
         ("truth.strata_of=[loss,fisher]", r"truth\.strata_of=.*those of truth\.estimators"),
         ("truth.edits_of=[mlp_neuron,head]", r"truth\.edits_of=.*those of truth\.units, not head"),
+        ("truth.edits_of=[]", r"truth\.transfer=\[100\] is refused.*or truth\.edits_of=\[\]"),
+        ("truth.transfer=[9,9]", r"truth\.transfer=\[9,9\] is refused; accepted: each once"),
         ("truth.edits=[]", r"truth\.transfer=\[100\] is refused; accepted: \[\] with truth\.edits"),
         ("truth.subset=3", r"unknown setting truth\.subset \(did you mean truth\.subsets\?\)"),
     ],

@@ -57,7 +57,7 @@ def world(noise=0.0, sets=24, seeds=(0, 1), lacking=(), preset="default"):
     about = [
         {"seed": seed, "units": {UNIT: "L3H1"}, "estimators": list(scores), "window": [10, 60],
          "samples": 400, "warnings": warnings, "planned": {"sets": sets},
-         "settings": {"name": preset},
+         "settings": {"name": preset}, "fingerprints": {"corpus": preset},
          "done": {"sets": sets - len(lacking)}}
         for seed in seeds
     ]  # fmt: skip
@@ -94,6 +94,8 @@ def test_the_interval_is_that_of_scipy_s_percentile_bootstrap():
 def test_few_sets_have_no_interval_and_one_or_constant_ones_no_correlation():
     few = (np.array([1.0, 2, 3]), np.array([1.0, 3, 2]))
     assert rank_correlation([few]) == (3, pytest.approx(0.5), None, None)
+    one, many = (np.ones(1), np.ones(1)), (np.arange(9.0), np.arange(9.0))
+    assert rank_correlation([few, one, many]) == (9, 1, 1, 1), "few sets say nothing of many"
     assert rank_correlation([(np.ones(9), np.arange(9.0))]).mean is None
     assert rank_correlation([]).mean is None
 
@@ -152,6 +154,7 @@ def test_comparisons_say_yes_no_or_open():
     assert said["ekfac", "lds"]["better"] == "yes"
     assert said["repetition", "remove/0.1"]["better"] == "yes"
     assert said["repetition", "remove/0.1"]["n"] == 3
+    assert said["repetition", "transfer/0.1"]["better"] == "yes"
     two = {(r["other"], r["what"]): r for r in comparisons(world(), resamples=99)}
     assert two["ekfac", "remove/0.1"]["better"] == "open", "two runs give no interval"
     swapped = world()
@@ -162,6 +165,39 @@ def test_comparisons_say_yes_no_or_open():
         )
     lost = {(r["other"], r["what"]): r for r in comparisons(swapped, resamples=500)}
     assert lost["ekfac", "lds"]["better"] == "no"
+
+
+def test_the_interval_over_seeds_is_student_s_and_a_seed_counts_once():
+    """Two other runs that the same samples were taken from are no two choices of samples."""
+    tables, lost = world(seeds=(0, 1, 2, 3)), {0: 1.0, 1: 3.0, 2: 2.5, 3: 0.5}
+    again = []
+    for row in tables.rows["edits"]:
+        row["metric"] = 10 - lost[row["seed"]] * (row["estimator"] == "unrolled")
+        if row["to_seed"] != row["seed"]:
+            more = 0.5 if row["estimator"] == "unrolled" else 0.0
+            again.append(row | {"to_seed": row["to_seed"] + 1, "metric": row["metric"] - more})
+    tables.rows["edits"] += again
+    said = {(r["other"], r["what"]): r for r in comparisons(tables, resamples=99)}
+    for what, more in (("remove/0.1", 0), ("transfer/0.1", 0.25)):
+        found, values = said["ekfac", what], -np.array(list(lost.values())) - more
+        wanted = stats.ttest_1samp(values, 0).confidence_interval()
+        assert found["n"] == 4 and found["difference"] == pytest.approx(values.mean())
+        assert (found["low"], found["high"]) == pytest.approx(tuple(wanted))
+    assert said["ekfac", "remove/0.1"]["better"] == "open"
+
+
+def test_estimators_are_compared_in_the_runs_that_have_both():
+    tables = world(seeds=(0, 1, 2))
+    for row in tables.rows["subsets"]:
+        for name, seed in (("removed/unrolled", 0), ("removed/ekfac", 1)):
+            if row["seed"] == seed:
+                row.pop(name, None)
+    (said,) = [r for r in comparisons(tables, resamples=99)
+               if (r["other"], r["what"]) == ("ekfac", "lds")]  # fmt: skip
+    rows = [row for row in tables.rows["subsets"] if row["seed"] == 2]
+    one, two = (groups_of(rows, UNIT, name, [0.05, 0.3]) for name in ("unrolled", "ekfac"))
+    wanted = np.mean([spearman(*one[key]) - spearman(*two[key]) for key in one])
+    assert said["n"] == 24 and said["difference"] == pytest.approx(wanted)
 
 
 def test_doubling_is_better_where_the_unit_is_left_stronger():
@@ -199,7 +235,8 @@ def test_agreement_with_exact_curvature_is_the_mean_over_runs():
 
 def test_a_gain_is_over_the_same_sets():
     groups = [
-        groups_of(world().rows["subsets"], UNIT, name, [0.05]) for name in ("unrolled", "ekfac")
+        list(groups_of(world().rows["subsets"], UNIT, name, [0.05]).values())
+        for name in ("unrolled", "ekfac")
     ]
     gain = rank_correlation_gain(*groups, resamples=200)
     parts = [rank_correlation(one, resamples=99).mean for one in groups]
@@ -257,6 +294,33 @@ def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_p
     assert said in readme
     page, readme = pages(tmp_path / "none")
     assert "No result has been committed yet." in page and "No result has" in readme
+
+
+def test_a_seed_that_was_measured_twice_and_runs_of_two_corpora_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="truth=default: seed 1 has two folders"):
+        pages(tmp_path / "twice", world(seeds=(1,)), world(seeds=(1,)))
+    other = world(seeds=(1,))
+    other.about[0]["fingerprints"] = {"corpus": "another"}
+    with pytest.raises(ValueError, match="runs of different corpora"):
+        pages(tmp_path / "corpora", world(seeds=(0,)), other)
+
+
+def test_tables_of_an_earlier_time_are_gone(tmp_path):
+    write_tables(world(seeds=(0,)), tmp_path)
+    without = world(seeds=(0,))
+    without.rows["edits"] = []
+    write_tables(without, tmp_path)
+    assert not read_tables([tmp_path]).rows["edits"] and read_tables([tmp_path]).rows["subsets"]
+
+
+def test_the_two_outcomes_are_compared_apart(tmp_path):
+    page, _ = pages(tmp_path, world(seeds=(0,)))
+    by_metric, by_measurement = page.split("By the unit's measurement:")
+    assert "By the unit's metric:" in by_metric
+    line = "unrolled minus repetition"
+    signs = [next(x for x in part.splitlines() if line in x).split(line)[1].split()[0]
+             for part in (by_metric, by_measurement)]  # fmt: skip
+    assert signs == ["2", "\N{MINUS SIGN}2"], "the measurement of this world is minus the metric"
 
 
 def test_presets_are_never_mixed(tmp_path):

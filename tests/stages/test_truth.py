@@ -9,7 +9,7 @@ from mda.intervention.subsets import AT_RANDOM
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
 from mda.stages.found import FindOnly, NotBuilt
-from mda.stages.truth import Bench, other_initialisation, seconds
+from mda.stages.truth import Bench, other_initialisation, scoring_seconds, seconds
 
 HEAD, NEURON = "induction_head", "mlp_neuron"
 SETTINGS = TruthConfig(
@@ -125,8 +125,6 @@ def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces
     chosen = scores.sample_ids[np.sort(order)]
     assert row["metric"] == to.outcomes(to.arm(to.removal(chosen)))[HEAD].metric
     assert (row["seed"], row["to_seed"], row["located"]) == (0, 1, to.located[HEAD].name)
-    with pytest.raises(ConfigError, match=r"truth\.transfer=0 is the seed itself"):
-        other_initialisation(contexts[HEAD].config, bench.corpus, 0)
 
 
 def test_planted_causes_are_the_labels_of_the_heads_and_the_neuron_s_own(bench, traces):
@@ -138,6 +136,28 @@ def test_planted_causes_are_the_labels_of_the_heads_and_the_neuron_s_own(bench, 
         values = traces[unit]["repetition"].scores.of(bench.located[unit].name)
         pairs = np.sign(values[cause][:, None] - values[~cause])
         assert row["roc_auc"] == pytest.approx((1 + pairs.mean()) / 2)
+
+
+def test_a_curvature_that_others_fitted_counts_for_all_that_use_it(bench, context_of):
+    """Damping is no part of it: the second estimator finds what the first one fitted."""
+    wide, narrow = (
+        bench.traced(HEAD, context_of("estimator=ekfac", f"estimator.damping={c}").config)
+        for c in (0.1, 0.2)
+    )
+    root = bench.context.store.root / "curvature"
+    (path,) = [p for p in root.glob("*/manifest.json")
+               if store.read_json(p)["inputs"]["base"] == bench.base.fingerprint]  # fmt: skip
+    text, fit = path.read_text("utf-8"), seconds(path.parent)
+    try:
+        for year, extra in (("2000", fit), ("2999", 0.0)):  # before the scores, or not
+            created = f"{year}-01-01T00:00:00+00:00"
+            store.write_json(path, {**store.read_json(path), "created": created})
+            for traced in (wide, narrow):
+                wanted = seconds(traced.folder) + extra
+                assert scoring_seconds(bench, traced) == pytest.approx(wanted)
+    finally:
+        path.write_text(text, "utf-8")
+    assert fit > 0
 
 
 def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed(
