@@ -175,13 +175,13 @@ def _differences(
     shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
     one, two = (groups_of(tables.rows["subsets"], unit, name, shares, outcome) for name in pair)
     if both := [key for key in one if key in two]:
-        groups = ([own[key] for key in both] for own in (one, two))
-        yield "lds", rank_correlation_gain(*groups, confidence, resamples)
-    ours, theirs = (effects_of(tables.rows["edits"], unit, name, outcome) for name in pair)
-    for what in sorted(set(ours) & set(theirs)):
+        ours, theirs = ([own[key] for key in both] for own in (one, two))
+        yield "lds", rank_correlation_gain(ours, theirs, confidence, resamples)
+    mine, other = (effects_of(tables.rows["edits"], unit, name, outcome) for name in pair)
+    for what in sorted(set(mine) & set(other)):
         by_seed: dict[int, list[float]] = {}
-        for run in sorted(set(ours[what]) & set(theirs[what])):
-            by_seed.setdefault(run[0], []).append(ours[what][run] - theirs[what][run])
+        for run in sorted(set(mine[what]) & set(other[what])):
+            by_seed.setdefault(run[0], []).append(mine[what][run] - other[what][run])
         if by_seed:
             yield what, _over_seeds([float(np.mean(own)) for own in by_seed.values()], confidence)
 
