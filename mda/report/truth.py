@@ -208,6 +208,25 @@ def side_by_side(tables: Tables, unit: str) -> list[str]:
     return [*lines, ""]
 
 
+def label_sentence(tables: Tables, unit: str) -> list[str]:
+    """The label that EK-FAC's highest tenth has most of beyond its share, and that of unrolled."""
+    labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
+    shares: dict[tuple[str, str], list[float]] = {}
+    for row in labels:
+        shares.setdefault(("window", row["label"]), []).append(row["share_of_window"])
+        shares.setdefault((row["estimator"], row["label"]), []).append(row["share_of_top"])
+    means = {key: float(np.mean(values)) for key, values in shares.items()}
+    theirs = {label: mean - means["window", label]
+              for (name, label), mean in means.items() if name == SIDE_BY_SIDE[1]}  # fmt: skip
+    label = max(theirs, key=theirs.__getitem__, default=None)
+    if label is None or (SIDE_BY_SIDE[0], label) not in means:
+        return []
+    own = ", ".join(f"{100 * means[name, label]:.0f} % by {name}" for name in SIDE_BY_SIDE)
+    return [
+        f"Of the highest tenth {own} are {label}, of the window {100 * means['window', label]:.0f} %."
+    ]
+
+
 def draw(tables: Tables, path: Path, dpi: int) -> None:
     """Predicted against measured for every unit (rows) and estimator (columns)."""
     rows = tables.rows["subsets"]
@@ -246,8 +265,8 @@ def show(board: Sequence[Row]) -> None:
         Console().print(printed)
 
 
-def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
-    """The README's table: the first unit, and in one sentence how much stands behind it."""
+def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
+    """The README's table: the first unit, how much stands behind it, and what follows from it."""
     if not board:
         return ["No result has been committed yet."]
     first = board[0]["unit"]
@@ -257,7 +276,10 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
         done = "; ".join(counted(about) for about in tables.about)
         state = f" **Partial and exploratory ({done}): too little to rank estimators.**"
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
-    return [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
+    lines = [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
+    said = [sentence(row) for row in compared
+            if row["unit"] == first and row["outcome"] == OUTCOMES[0] and row["low"] is not None]  # fmt: skip
+    return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
 
 
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
@@ -277,7 +299,7 @@ def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict
         refuse_mixed(preset, tables)
         board = leaderboard(tables, "metric", config.confidence, config.resamples)
         compared = all_comparisons(tables, config)
-        first = first or leader_table(tables, board)
+        first = first or leader_table(tables, board, compared)
         body = page(tables, board, compared) if board else first
         lines += [f"## `truth={preset}`", "", *body]
     shown = fill(readme.read_text("utf-8"), PLACE, first)

@@ -344,9 +344,11 @@ def test_highest_samples_of_two_estimators_stand_side_by_side(tmp_path):
         tables.rows["tops"].append(one | sample)
         share = {"share_of_top": 0.5 if name == "ekfac" else 0.25, "share_of_window": 0.2}
         tables.rows["labels"].append(one | share)
-    page, _ = pages(tmp_path, tables)
+    page, readme = pages(tmp_path, tables)
     assert "| 1 | code, step 1,200: `a \\| b` | code, step 1,200: `'c' d` |" in page
     assert "| code | 20.0 % | 25.0 % | 50.0 % |" in page
+    said = "Of the highest tenth 25 % by unrolled, 50 % by ekfac are code, of the window 20 %."
+    assert f"- {said}" in readme.splitlines()
 
 
 def test_a_readme_without_a_place_for_the_table_is_refused(tmp_path):
