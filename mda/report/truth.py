@@ -222,9 +222,8 @@ def label_sentence(tables: Tables, unit: str) -> list[str]:
     if label is None or (SIDE_BY_SIDE[0], label) not in means:
         return []
     own = ", ".join(f"{100 * means[name, label]:.0f} % by {name}" for name in SIDE_BY_SIDE)
-    return [
-        f"Of the highest tenth {own} are {label}, of the window {100 * means['window', label]:.0f} %."
-    ]
+    window = f"{100 * means['window', label]:.0f} %"
+    return [f"Of the highest tenth {own} are {label}, of the window {window}."]
 
 
 def draw(tables: Tables, path: Path, dpi: int) -> None:
@@ -277,8 +276,8 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
         state = f" **Partial and exploratory ({done}): too little to rank estimators.**"
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
     lines = [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
-    said = [sentence(row) for row in compared
-            if row["unit"] == first and row["outcome"] == OUTCOMES[0] and row["low"] is not None]  # fmt: skip
+    own = [row for row in compared if (row["unit"], row["outcome"]) == (first, OUTCOMES[0])]
+    said = [sentence(row) for row in own if row["low"] is not None]
     return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
 
 
