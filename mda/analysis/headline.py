@@ -14,10 +14,11 @@ NAMES = {"ekfac": "EK-FAC", "tracin": "TracIn", "gradient_norm": "gradient norm"
 DONE = {"remove": ("Without", "removals"), "augment": ("With a second copy of", "augmentations")}
 
 
-TOKENS_DONE = {
+MODES_DONE = {
     "mask_tokens": ("Without the loss of", "removals"),
     "spans fresh": ("With fresh tokens in the place of", "replacements"),
     "spans renamed": ("With other names for", "replacements"),
+    "insert": ("With", "insertions"),
 }
 
 
@@ -52,13 +53,16 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     seeds = by_arm(measured.runs)[arm]
     runs = [run for found in seeds.values() for run in found]
     controls = [control_of(run, measured.runs) for run in runs]
-    done, noun = TOKENS_DONE.get(arm.mode, DONE[arm.intervention])
+    done, noun = MODES_DONE.get(arm.mode, DONE[arm.intervention])
     whose = NAMES.get(arm.estimator, arm.estimator)
     of_all = f"{arm.amount} of the window's samples" if "%" in arm.amount else arm.amount
     amount = f"{_n(runs):,} samples" if len(seeds) == 1 else of_all
     if "tokens" in arm.amount:
         amount = arm.amount.replace("of tokens", "of the window's tokens")
     unit = runs[0].unit if len({run.unit for run in runs}) == 1 else "the unit"
+    edited = f"the {amount} that {whose} chose"
+    if arm.mode == "insert":
+        edited = f"{arm.amount} of {whose} inserted"
     crossing = _crossing(measured, runs, controls)
     ends = f"ends at {_mean(measured, runs, runs)} instead of {_mean(measured, controls, runs)}"
     over = "" if len(seeds) == 1 else f" (means over {len(seeds)} seeds)"
@@ -72,8 +76,7 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
             others.append(f"{words} end at {found}")
         elif arm.estimator != reference:
             others.append(f"{words} were not run")
-    said = "; ".join([f"{done} the {amount} that {whose} chose, {unit} {crossing} and {ends}{over}",
-                      *others])  # fmt: skip
+    said = "; ".join([f"{done} {edited}, {unit} {crossing} and {ends}{over}", *others])
     return f"{said}."
 
 

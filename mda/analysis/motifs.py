@@ -250,7 +250,8 @@ def _generalise(
         earlier = next((k for k, other in origin.items() if _agree(other, column)), None)
         if earlier is None:
             origin[len(slots)] = column
-            slots.append(Slot(_kind(shape, flat, common), None, _distinct(column), _kept(flat)))
+            values = _kept_blocks(column) if shape == SPAN else _kept(flat)
+            slots.append(Slot(_kind(shape, flat, common), None, _distinct(column), values))
         else:
             slots.append(Slot("repeat", earlier))
     own = [origin[k] for k in origin if slots[k].kind in ("identifier", "number")]
@@ -277,6 +278,16 @@ def _kind(shape: tuple[str, ...], flat: Sequence[str], common: set[str]) -> str:
 
 def _kept(flat: Sequence[str]) -> dict[str, int]:
     return dict(sorted(Counter(flat).items(), key=lambda item: (-item[1], item[0]))[:VALUES])
+
+
+def _kept_blocks(column: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Each sample's block once, however often the sample repeats it: short ones repeat more often.
+
+    Of too many those at even distances by length, so that their lengths are those of all.
+    """
+    blocks = sorted({words[0] for words in column}, key=lambda block: (len(block), block))
+    places = np.linspace(0, len(blocks) - 1, min(VALUES, len(blocks))).round().astype(int)
+    return {blocks[place]: 1 for place in places}
 
 
 def _distinct(column: Sequence[Sequence[str]]) -> tuple[int, int]:

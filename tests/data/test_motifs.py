@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mda.analysis.motifs import mine, motifs_of, records, tandem
+from mda.analysis.motifs import SPAN, VALUES, Found, mine, motifs_of, records, tandem
 from mda.data.errors import DataError
 from mda.data.motif_file import Motif, Slot, read_motifs, write_motifs
 from mda.data.stream import open_corpus
@@ -80,6 +80,19 @@ def test_slots_have_the_kinds_that_were_planted(motifs):
     log = by_record[PLANTED["log"][0]]
     assert set(log.slots[0].values) == {"INFO", "WARN"}
     assert by_record["{}"].slots[0].kind == "span"
+
+
+def test_the_blocks_that_are_kept_are_as_long_as_those_of_the_samples():
+    """A sample repeats a short block more often, and so short ones would be all that is kept."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(8, 61, 400)
+    blocks = ["".join(rng.choice(list("abcdefgh"), n)) for n in lengths]
+    samples = [Found(frozenset(), SPAN, ((one,),) * (128 // len(one)), one) for one in blocks]
+    (plain,) = motifs_of(samples, np.arange(400), samples, least=1)
+    kept = [len(block) for block in plain.slots[0].values]
+    assert len(kept) == VALUES
+    quantiles = [0.1, 0.5, 0.9]
+    assert np.quantile(kept, quantiles) == pytest.approx(np.quantile(lengths, quantiles), abs=1.5)
 
 
 def test_the_shares_of_a_motif_are_counted(corpus, ids):

@@ -11,7 +11,8 @@ from made_up_runs import BANDS, STANDARD, Edit, write_runs
 from mda import store
 from mda.analysis.arms import Arm, arm_as, arm_of, by_arm, read_run
 from mda.analysis.folders import read_runs
-from mda.analysis.metrics import references_of
+from mda.analysis.headline import headline
+from mda.analysis.metrics import measure, references_of
 from mda.config import compose, conf_dir
 
 
@@ -215,6 +216,14 @@ def test_the_arms_of_the_study_of_scales_are_those_of_its_sweeps():
     ran = {inserting(rows.strip()) for rows in params[0]["intervention.rows"].split(",")}
     assert {arm_as(arm) for arm in study.arms.values()} == {*ran, Arm("control")}
     assert {one["seed"] for one in params} == {f"range({study.seeds[0]},{study.seeds[-1] + 1})"}
+
+
+def test_the_sentence_says_that_rows_were_inserted(tmp_path):
+    runs = read_runs(write_runs(tmp_path, range(1), (Edit("control"), Edit("augment", "ekfac"))))
+    made = [replace(runs[1], arm=inserting(f"{kind}.npy")) for kind in ("motif", "random")]
+    said = headline(measure([runs[0], *made]), compose(["study=scales"]).study)
+    assert said.startswith("With 800 rows of motif inserted, L2H0 crosses .060 at step")
+    assert "; random insertions end at ." in said
 
 
 def test_inserted_rows_are_compared_with_as_many_rows_of_another_kind(tmp_path):
