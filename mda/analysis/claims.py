@@ -37,6 +37,7 @@ from mda.analysis.statistics import (
     equivalence_p,
     holm,
     label_p,
+    least_p,
     paired_effect,
 )
 from mda.schema import REFERENCES, ClaimConfig, StudyConfig, refuse
@@ -102,12 +103,21 @@ def judge(
         }
         raw.append(p_values)
         corrected.append(_corrected(study, p_values))
+    reach = _corrected(
+        study,
+        {name: None if p is None else least_p(tests[name].labelled) for name, p in raw[0].items()},
+    )
     verdicts = []
     for name, claim in study.claims.items():
         test = tests[name]
         effect = paired_effect(test.labelled, confidence, resamples, seed)
         p_holm, against = corrected[0][name], corrected[1][name]
         word, why = decide(claim, effect, p_holm, against, study.alpha)
+        least, family = reach[name], family_size(study, claim.family)
+        if word == "undecided" and least is not None and least > study.alpha:
+            why = (
+                f"{effect.n} seeds decide nothing: of {family} claims no corrected p < {least:.2g}"
+            )
         status, status_reason = registration(study, claim, measured.runs)
         if status == "registered" and test.seeds and (left := {*study.seeds} - {*test.seeds}):
             told = f"{len(test.seeds)} of the study's {len(study.seeds)} seeds; missing"
@@ -121,7 +131,7 @@ def judge(
                 p=raw[0][name],
                 p_holm=p_holm,
                 against_holm=against,
-                family=family_size(study, claim.family),
+                family=family,
                 alpha=study.alpha,
                 verdict=word,
                 reason=test.problem or why,

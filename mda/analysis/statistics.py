@@ -120,6 +120,12 @@ def label_p(
     return float((less + extra) / count), float((greater + extra) / count)
 
 
+def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
+    """The smallest p-value that `label_p` can give for so many seeds and runs."""
+    ways = math.prod(math.comb(len(s.arm) + len(s.reference), len(s.arm)) for s in seeds)
+    return 1 / (ways if ways <= draws else draws + 1)
+
+
 def equivalence_p(seeds: Sequence[Seed], margin: float, draws: int = DRAWS, seed: int = 0) -> float:
     """p-value of two one-sided tests that the effect lies within +-margin (Schuirmann 1987).
 

@@ -186,6 +186,19 @@ def test_few_seeds_are_undecided(tmp_path):
     assert verdict.reason == "2 seeds; the claim asks for 5 or more"
 
 
+def test_seeds_that_could_not_decide_a_family_of_claims_are_told_apart(tmp_path):
+    """Six signs: 1/64 times six claims is above 0.05, whatever was measured."""
+    write_runs(tmp_path, range(6), STANDARD[:2])
+    measured, one = measure(read_runs([tmp_path])), claim(reference="control")
+    many = judge(study(*[one] * 6), measured, resamples=99)
+    assert {v.verdict for v in many} == {"undecided"}
+    assert {v.reason for v in many} == {
+        "6 seeds decide nothing: of 6 claims no corrected p < 0.094"
+    }
+    few = judge(study(*[one] * 3), measured, resamples=99)
+    assert {v.verdict for v in few} == {"replicated"}
+
+
 def test_no_effect_is_not_replicated(tmp_path):
     write_runs(
         tmp_path, range(8), (STANDARD[0], Edit("remove", "ekfac", replicates=1)), noise=0.002

@@ -24,6 +24,7 @@ from mda.analysis.statistics import (
     equivalence_p,
     holm,
     label_p,
+    least_p,
     paired_effect,
 )
 
@@ -33,6 +34,15 @@ SIDES = ("two-sided", "less", "greater")
 def pairs(differences) -> list[Seed]:
     """One run against one in each seed."""
     return [Seed((d,), (0.0,)) for d in differences]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3), (2, 2)])
+def test_the_smallest_p_is_that_of_runs_that_all_agree(shape):
+    arm, reference = shape
+    for n in (2, 4):
+        agreeing = [Seed((9.0,) * arm, (0.0,) * reference)] * n
+        assert label_p(agreeing)[1] == pytest.approx(least_p(agreeing))
+    assert least_p(pairs([1.0] * 40)) == pytest.approx(label_p(pairs([1.0] * 40))[1])
 
 
 def sign_flip_p(differences, alternative="two-sided") -> float:
