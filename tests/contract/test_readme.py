@@ -79,12 +79,13 @@ def folder(tmp_path, monkeypatch):
     scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
-    mine = re.search(
-        r"`(my_conf/\S+\.yaml)`.*?^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL
-    )
-    assert mine is not None
-    (tmp_path / mine[1]).parent.mkdir(parents=True)
-    (tmp_path / mine[1]).write_text(mine[2], "utf-8")
+    told = r"`(my_conf/\S+\.yaml)`.*?^```yaml\n(.*?)^```"
+    for page in PAGES:
+        text = (ROOT / page).read_text("utf-8")
+        for name, written in re.findall(told, text, re.MULTILINE | re.DOTALL):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(written, "utf-8")
+    assert sorted(p.stem for p in tmp_path.glob("my_conf/*/*.yaml")) == ["mine", "my_claims"]
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
