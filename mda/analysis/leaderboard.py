@@ -79,8 +79,7 @@ def leaderboard(
     """
     rows, found = tables.rows, []
     shares = sorted({row["fraction"] for row in rows["subsets"]})
-    at_random = [row for row in rows["subsets"] if row["draw"] == AT_RANDOM]
-    asked = {"lds": (rows["subsets"], shares), "lds_at_random": (at_random, shares)}
+    asked = {what: (sets, shares) for what, sets in _sets(tables).items()}
     asked |= {f"lds/{share}": (rows["subsets"], [share]) for share in shares}
     for unit, name in _pairs(tables):
         one: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
@@ -149,11 +148,12 @@ def comparisons(
 
     Asked of `unrolled` with every choice of settings that was measured, by one `outcome`.
     `lds`: its rank correlation minus theirs over the same sets of the same runs, with a bootstrap
-    over the sets: it speaks of these runs. `remove/0.1`, `augment/0.1`, `transfer/0.1`: its effect
-    minus theirs in the same runs, with Student's interval over the seeds whose scores chose the
-    samples, None for fewer than three: an edit of two other runs counts once. More of `lds` is
-    better, less after a removal, more after doubling; `better` is yes or no where the interval
-    leaves out 0, else open. Every interval stands alone: many are looked at.
+    over the sets: it speaks of these runs; `lds_at_random` is that over the sets drawn without
+    scores. `remove/0.1`, `augment/0.1`, `transfer/0.1`: its effect minus theirs in the same runs,
+    with Student's interval over the seeds whose scores chose the samples, None for fewer than
+    three: an edit of two other runs counts once. More of `lds` is better, less after a removal,
+    more after doubling; `better` is yes or no where the interval leaves out 0, else open. Every
+    interval stands alone: many are looked at.
     """
     found = []
     asked = [(unit, name) for unit, name in _pairs(tables) if name.partition(" ")[0] == TOP]
@@ -173,10 +173,11 @@ def _differences(
     tables: Tables, unit: str, pair: Sequence[str], outcome: str, confidence: float, resamples: int
 ) -> Iterator[tuple[str, Correlation]]:
     shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
-    one, two = (groups_of(tables.rows["subsets"], unit, name, shares, outcome) for name in pair)
-    if both := [key for key in one if key in two]:
-        ours, theirs = ([own[key] for key in both] for own in (one, two))
-        yield "lds", rank_correlation_gain(ours, theirs, confidence, resamples)
+    for what, rows in _sets(tables).items():
+        one, two = (groups_of(rows, unit, name, shares, outcome) for name in pair)
+        if both := [key for key in one if key in two]:
+            ours, theirs = ([own[key] for key in both] for own in (one, two))
+            yield what, rank_correlation_gain(ours, theirs, confidence, resamples)
     mine, other = (effects_of(tables.rows["edits"], unit, name, outcome) for name in pair)
     for what in sorted(set(mine) & set(other)):
         by_seed: dict[int, list[float]] = {}
@@ -184,6 +185,12 @@ def _differences(
             by_seed.setdefault(run[0], []).append(mine[what][run] - other[what][run])
         if by_seed:
             yield what, _over_seeds([float(np.mean(own)) for own in by_seed.values()], confidence)
+
+
+def _sets(tables: Tables) -> dict[str, list[Row]]:
+    """All sets that were removed, and those that no scores had a part in drawing."""
+    rows = tables.rows["subsets"]
+    return {"lds": rows, "lds_at_random": [row for row in rows if row["draw"] == AT_RANDOM]}
 
 
 def _over_seeds(values: Sequence[float], confidence: float) -> Correlation:

@@ -164,6 +164,7 @@ def sentence(row: Row) -> str:
     kind, _, share = row["what"].partition("/")
     what = {
         "lds": "Rank correlation (LDS)",
+        "lds_at_random": "Rank correlation over the random sets",
         "remove": f"Removing {100 * float(share or 0):g} %",
         "augment": f"Doubling {100 * float(share or 0):g} %",
         "transfer": f"Removing {100 * float(share or 0):g} % from other initial weights",
@@ -172,7 +173,7 @@ def sentence(row: Row) -> str:
         return f"{what}: {row['one']} and {row['other']} cannot be compared."
     verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
     interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    counted = ("set" if kind == "lds" else "seed") + "s" * (row["n"] != 1)
+    counted = ("set" if kind.startswith("lds") else "seed") + "s" * (row["n"] != 1)
     return (
         f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
         f"{row['n']} {counted}: {row['one']} **{verdict}**."
