@@ -85,13 +85,18 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
         return Bench.of(contexts, corpus, base, window)
 
     print("1/4  base run and units")
+    first, *rest = units
     try:
-        here = bench(units)
-        located = {name: one.name for name, one in here.located.items()}
+        window = _with_units(bench({first: units[first]})).window
     except NotBuilt as missing:
         raise ConfigError(
             f"truth.finished_only=true: {missing}; accepted: false, or an output_dir with the run"
         ) from missing
+    known = [n for n in rest
+             if make.finished(lambda n=n: _with_units(bench({n: units[n]}, window)))]  # fmt: skip
+    settings = settings.of_units([first, *known])
+    here = bench({name: units[name] for name in settings.units}, window)
+    located = {name: one.name for name, one in here.located.items()}
     print(f"2/4  scores of {', '.join(f'{unit} {name}' for unit, name in located.items())}")
     traces: dict[str, dict[str, Any]] = {}
     for unit in settings.units:
@@ -104,7 +109,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
         "edits": list(make.edit_rows(here, settings, traces)),
     }
     for seed in settings.transfer:
-        others = {n: other_initialisation(one, here.corpus, seed) for n, one in units.items()}
+        others = {n: other_initialisation(units[n], here.corpus, seed) for n in settings.units}
         there = make.finished(lambda own=others: _with_units(bench(own, here.window)))
         if there is not None:
             rows["edits"] += make.edit_rows(here, settings, traces, ("remove",), there)
@@ -122,8 +127,8 @@ def about(
     """What stands behind the tables of one seed: settings, versions, and how much was done."""
     from mda import store
 
-    settings, n_units = config.truth, len(config.truth.units)
-    pairs = n_units * len(settings.estimators)
+    settings, n_units = config.truth, len(located)
+    pairs = len(settings.units) * len(settings.estimators)
     edited = len(settings.edited) * len(settings.estimators) * len(settings.edits)
     own = [row for row in rows["edits"] if row["to_seed"] == row["seed"]]
     reruns = sum(row["reruns"] for row in rows["subsets"])

@@ -140,8 +140,9 @@ def columns(board: Sequence[Row]) -> dict[str, str]:
 
 
 def table(board: Sequence[Row]) -> list[str]:
-    """A Markdown table of one unit's rows."""
+    """A Markdown table of one unit's rows, of those that have a number."""
     shown = columns(board)
+    board = [row for row in board if any(row.get(key) is not None for key in shown)]
     lines = [f"| estimator | {' | '.join(shown.values())} |", "|---" * (len(shown) + 1) + "|"]
     for row in board:
         name = NAMES.get(row["estimator"], row["estimator"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mda.schema.setting import Group, setting
@@ -77,6 +77,12 @@ class TruthConfig(Group):
             raise self._refuse("edits_of", f"those of truth.units, not {unknown[0]}; or null")
         if self.subsets and self.strata_of and max(self.fractions) > 1 / self.strata:
             raise self._refuse("fractions", f"at most a band of 1 / truth.strata={self.strata}")
+
+    def of_units(self, units: list[str]) -> TruthConfig:
+        """The same of some of the units, which are found in the store when others are not yet."""
+        edited = [unit for unit in self.edited if unit in units]
+        transfer = self.transfer if edited else []
+        return replace(self, units=units, edits_of=edited, transfer=transfer)
 
     @property
     def edited(self) -> list[str]:

@@ -42,6 +42,11 @@ def test_a_benchmark_leaves_its_tables_a_page_and_what_is_kept(tmp_path):
     arms = list((tmp_path / "store" / "arm").glob("*/manifest.json"))
     assert len(arms) == 1 + 2 + 2 + 4, "control, sets, reruns, edits, each once"
 
+    more = ("truth.units=[induction_head,mlp_neuron]", "truth.finished_only=true")
+    words = [word for word in SMALL if not word.startswith("truth.units")]
+    part = summary(run("truth", tmp_path, *words, *more))["results"]
+    assert part["leaderboard"] == found["results"]["leaderboard"] and not part["complete"]
+
 
 def test_the_run_s_own_weights_are_no_other_ones_and_that_is_said_before_any_work(tmp_path):
     from mda.config import compose
