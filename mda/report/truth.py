@@ -94,12 +94,16 @@ def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[
     lines += [f"- Warning: {text}" for about in tables.about for text in about["warnings"]]
     lines += [""]
     for unit in dict.fromkeys(row["unit"] for row in board):
-        lines += [f"### {unit}", "", *table([row for row in board if row["unit"] == unit]), ""]
+        rows = [row for row in board if row["unit"] == unit]
+        if not columns(rows):  # nothing of it has been measured yet
+            continue
+        lines += [f"### {unit}", "", *table(rows), ""]
         for outcome in OUTCOMES:
             own = [row for row in compared if (row["unit"], row["outcome"]) == (unit, outcome)]
-            lines += [f"By the unit's {outcome}:", ""] * bool(own)
-            lines += [*(f"- {sentence(row)}" for row in own), ""]
-        lines += ["", *side_by_side(tables, unit)]
+            if own:
+                said_of = [f"- {sentence(row)}" for row in own]
+                lines += [f"By the unit's {outcome}:", "", *said_of, ""]
+        lines += side_by_side(tables, unit)
     return lines
 
 
@@ -274,10 +278,11 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
     seeds = sorted({about["seed"] for about in tables.about})
     state = ""
     if not is_complete(tables):
-        done = "; ".join(counted(about) for about in tables.about)
-        state = f" **Partial and exploratory ({done}): too little to rank estimators.**"
+        state = " **Partial and exploratory**: the page of results says how much was done."
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
-    lines = [f"{head}{state}", "", *table([row for row in board if row["unit"] == first])]
+    means = [{k: v for k, v in row.items() if not k.startswith("lds/0")}
+             for row in board if row["unit"] == first]  # fmt: skip
+    lines = [f"{head}{state}", "", *table(means)]
     own = [row for row in compared if (row["unit"], row["outcome"]) == (first, OUTCOMES[0])]
     said = [sentence(row) for row in own if row["low"] is not None]
     return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
