@@ -164,27 +164,34 @@ def seconds(folder: Path) -> float | None:
 
 def scoring_seconds(bench: Bench, traced: Traced) -> float | None:
     """What scores took, and with them the curvature that they found in the store, if they did."""
-    own, manifest = seconds(traced.folder), store.read_json(traced.folder / "manifest.json")
-    wanted = manifest["inputs"]["estimator"]
-    if own is None or wanted["name"] != "ekfac":
+    own, scores = seconds(traced.folder), store.read_json(traced.folder / "manifest.json")
+    folder = curvature_of(bench, scores["inputs"])
+    if own is None or folder is None:
         return own
+    if _time(store.read_json(folder / "manifest.json"), 0.5) > _time(scores, 1.0):
+        return own  # fitted on the way
+    fit = seconds(folder)
+    return None if fit is None else own + fit
+
+
+def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
+    """The EK-FAC curvature behind scores with these inputs; None where they read none."""
+    wanted = scores["estimator"]
+    if wanted["name"] != "ekfac":
+        return None
     ids = ekfac.fit_subset(bench.schedule.sample_ids, wanted["fit_sequences"], wanted["seed"])
-    parts = [part for unit in manifest["inputs"]["units"].values() for part in unit]
-    blocks = {part.partition("[")[0] for part in parts}
-    curvature = {
-        "base": manifest["inputs"]["base"],
-        "step": manifest["inputs"]["steps"][0],
+    entering = {
+        "base": scores["base"],
+        "step": scores["steps"][0],
         "samples": store.hash_arrays(ids),
         "labels": {"kind": wanted["labels"], "seed": wanted["seed"]},
     }
+    blocks = {part.partition("[")[0] for parts in scores["units"].values() for part in parts}
     for path in (bench.context.store.root / "curvature").glob("*/manifest.json"):
-        other = store.read_json(path)
-        inputs = other["inputs"]
-        same = set(inputs["blocks"]) == blocks and curvature.items() <= inputs.items()
-        if same and _time(other, 0.5) <= _time(manifest, 1.0):
-            fit = seconds(path.parent)
-            return None if fit is None else own + fit
-    return own
+        inputs = store.read_json(path)["inputs"]
+        if set(inputs["blocks"]) == blocks and entering.items() <= inputs.items():
+            return path.parent
+    return None
 
 
 def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:

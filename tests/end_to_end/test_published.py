@@ -358,7 +358,6 @@ def nowhere(tmp_path):
     assert server.requests == []
 
 
-@pytest.mark.long
 def test_llama_weights_of_a_local_folder_go_all_the_way(llama, nowhere, tmp_path):
     folder, base = llama
     where = (f"base.folder={folder}", STEP_LIST, *LLAMA)

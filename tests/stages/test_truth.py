@@ -9,7 +9,13 @@ from mda.intervention.subsets import AT_RANDOM
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
 from mda.stages.found import FindOnly, NotBuilt
-from mda.stages.truth import Bench, other_initialisation, scoring_seconds, seconds
+from mda.stages.truth import (
+    Bench,
+    curvature_of,
+    other_initialisation,
+    scoring_seconds,
+    seconds,
+)
 
 HEAD, NEURON = "induction_head", "mlp_neuron"
 SETTINGS = TruthConfig(
@@ -144,9 +150,9 @@ def test_a_curvature_that_others_fitted_counts_for_all_that_use_it(bench, contex
         bench.traced(HEAD, context_of("estimator=ekfac", f"estimator.damping={c}").config)
         for c in (0.1, 0.2)
     )
-    root = bench.context.store.root / "curvature"
-    (path,) = [p for p in root.glob("*/manifest.json")
-               if store.read_json(p)["inputs"]["base"] == bench.base.fingerprint]  # fmt: skip
+    both = (store.read_json(one.folder / "manifest.json")["inputs"] for one in (wide, narrow))
+    (folder,) = {curvature_of(bench, inputs) for inputs in both}
+    path = folder / "manifest.json"
     text, fit = path.read_text("utf-8"), seconds(path.parent)
     try:
         for year, extra in (("2000", fit), ("2999", 0.0)):  # before the scores, or not
