@@ -23,7 +23,7 @@ TABLES = ("subsets", "edits", "planted", "estimators", "tops", "labels")
 TEXTS = {"unit", "located", "estimator", "draw", "edit", "label", "text"}
 """Columns that are words; the others are numbers."""
 ABOUT = "about.json"
-CEILING = "rerun"
+RERUN = "rerun"
 """The row of an estimator that knows what a training of the same set from a perturbed start did."""
 TOP, OTHERS, EXACT = "unrolled", ("ekfac", "repetition"), "exact"
 LOWERING = ("remove", "transfer")
@@ -109,7 +109,7 @@ def groups_of(
     """
 
     def predicted(row: Row) -> float | None:
-        if name == CEILING:
+        if name == RERUN:
             return row.get(f"rerun_{outcome}")
         removed = row.get(f"removed/{name}")
         return None if removed is None else -removed
@@ -214,7 +214,7 @@ def _pairs(tables: Tables) -> list[tuple[str, str]]:
     for about in tables.about:
         for unit in about["units"]:
             if any(row.get("rerun_metric") is not None for row in tables.rows["subsets"]):
-                found[unit, CEILING] = None
+                found[unit, RERUN] = None
             found |= {(unit, name): None for name in about["estimators"]}
     return list(found)
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from mda import store
 from mda.analysis.leaderboard import (
     ABOUT,
-    CEILING,
+    RERUN,
     SIDE_BY_SIDE,
     Row,
     Tables,
@@ -45,7 +45,7 @@ FILES = {
     "lds.png": "predicted against measured, a point for every set",
 }
 PLACE, README_PRESET = "leaderboard", "default"  # in the README
-NAMES = {CEILING: "*rerun of the same sets*"}
+NAMES = {RERUN: "*rerun of the same sets*"}
 VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
 OUTCOMES = ("metric", "measurement")
 MEANINGS = """\
@@ -280,9 +280,9 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
     if not is_complete(tables):
         state = " **Partial and exploratory**: the page of results says how much was done."
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
-    means = [{k: v for k, v in row.items() if not k.startswith("lds/0")}
-             for row in board if row["unit"] == first]  # fmt: skip
-    lines = [f"{head}{state}", "", *table(means)]
+    rows = [row for row in board if row["unit"] == first]
+    narrow = [{k: v for k, v in row.items() if not k.startswith("lds/0")} for row in rows]
+    lines = [f"{head}{state}", "", *table(narrow)]
     own = [row for row in compared if (row["unit"], row["outcome"]) == (first, OUTCOMES[0])]
     said = [sentence(row) for row in own if row["low"] is not None]
     return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
