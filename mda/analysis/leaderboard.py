@@ -119,12 +119,16 @@ def groups_of(
         for share in shares:
             wanted = (seed, unit, share)
             of_group = [r for r in rows if (r["seed"], r["unit"], r["fraction"]) == wanted]
-            own = [(predicted(row), row[outcome]) for row in of_group]
-            own = [pair for pair in own if pair[0] is not None]
-            if own:
-                x, y = np.array(own, dtype=np.float64).T
-                groups[seed, share] = (x, y)
+            if own := [row for row in of_group if predicted(row) is not None]:
+                x, y = np.array([(predicted(row), row[outcome]) for row in own], np.float64).T
+                groups[seed, share] = Group(x, y, _bands(own))
     return groups
+
+
+def _bands(rows: Sequence[Row]) -> np.ndarray:
+    """A number for each band of scores; a set that was drawn at random has one of its own."""
+    names = [row["draw"] if row["draw"] != AT_RANDOM else f"{row['subset']}" for row in rows]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def effects_of(

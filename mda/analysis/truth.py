@@ -8,11 +8,10 @@ metric. Sets of different sizes are never ranked together: their size alone woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from mda.unit.label_contrast import roc_auc
 
@@ -28,8 +27,12 @@ class Correlation(NamedTuple):
     high: float | None
 
 
-Group = tuple[np.ndarray, np.ndarray]
-"""Predictions and measured values of sets of one size, of one run and unit."""
+class Group(NamedTuple):
+    """Sets of one size, of one run and unit."""
+
+    predicted: np.ndarray  # [N]; of two estimators [2, N]
+    measured: np.ndarray  # [N]
+    band: np.ndarray  # int [N]: sets of one band of scores share most of their samples
 
 
 def rank_correlation(
@@ -37,10 +40,10 @@ def rank_correlation(
 ) -> Correlation:
     """Mean of the groups' Spearman correlations, each over its own sets.
 
-    The interval is the percentile bootstrap's: the sets of each group are drawn anew. It speaks of
-    other sets in these runs, not of other runs. Groups of fewer than `FEWEST` sets are left out;
-    where there are no others they have a mean, and no interval. None where predictions or values
-    of a group are all the same.
+    The interval is the percentile bootstrap's: the bands of each group are drawn anew, all sets of
+    a band together, since they are much alike. It speaks of other sets in these runs, not of other
+    runs. Groups of fewer than `FEWEST` bands are left out; where there are no others they have a
+    mean, and no interval. None where predictions or values of a group are all the same.
     """
     return _bootstrapped(groups, spearman, confidence, resamples, seed)
 
@@ -50,40 +53,65 @@ def rank_correlation_gain(
     resamples: int = 9999, seed: int = 0,
 ) -> Correlation:  # fmt: skip
     """Mean correlation of one estimator minus that of another over the very same sets."""
-    groups = [(np.stack([a, b]), y) for (a, y), (b, _) in zip(one, other, strict=True)]
+    groups = [
+        a._replace(predicted=np.stack([a.predicted, b.predicted]))
+        for a, b in zip(one, other, strict=True)
+    ]
 
-    def gain(both: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        return spearman(both[0], measured) - spearman(both[1], measured)
+    def gain(both: np.ndarray, measured: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return spearman(both[0], measured, counts) - spearman(both[1], measured, counts)
 
     return _bootstrapped(groups, gain, confidence, resamples, seed)
 
 
-def _bootstrapped(groups, statistic, confidence: float, resamples: int, seed: int) -> Correlation:
-    enough = [group for group in groups if len(group[1]) >= FEWEST]
-    groups = enough or [group for group in groups if len(group[1]) > 1]
-    n = sum(len(measured) for _, measured in groups)
+def _bootstrapped(
+    groups: Sequence[Group],
+    statistic: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Correlation:
+    enough = [group for group in groups if len(set(group.band.tolist())) >= FEWEST]
+    groups = enough or [group for group in groups if len(group.measured) > 1]
+    n = sum(len(group.measured) for group in groups)
     if not groups:
         return Correlation(n, None, None, None)
-    mean = np.mean([statistic(predicted, measured) for predicted, measured in groups])
+    once = (np.ones(len(group.measured)) for group in groups)
+    mean = np.mean(
+        [statistic(g.predicted, g.measured, each) for g, each in zip(groups, once, strict=True)]
+    )
     if not np.isfinite(mean):
         return Correlation(n, None, None, None)
     if not enough:
         return Correlation(n, float(mean), None, None)
     rng, total = np.random.default_rng(seed), np.zeros(resamples)
-    for predicted, measured in groups:
-        drawn = rng.integers(len(measured), size=(resamples, len(measured)))
-        total += statistic(predicted[..., drawn], measured[drawn])
+    for group in groups:
+        bands, band_of = np.unique(group.band, return_inverse=True)
+        drawn = rng.multinomial(len(bands), np.full(len(bands), 1 / len(bands)), size=resamples)
+        total += statistic(group.predicted, group.measured, drawn[:, band_of])
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(total / len(groups), [tail, 1 - tail])
     return Correlation(n, float(mean), float(low), float(high))
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's correlation along the last axis; NaN where one side is constant."""
-    a, b = (rankdata(values, axis=-1) for values in (x, y))
-    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
-    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
-    return np.divide((a * b).sum(-1), scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+def spearman(x_N: np.ndarray, y_N: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    """Spearman's correlation, of a sample that holds pair i counts[..., i] times.
+
+    NaN where one side is constant.
+    """
+    counts = np.ones(len(x_N)) if counts is None else counts
+    a, b = (_ranks(values, counts) for values in (x_N, y_N))
+    n = counts.sum(-1, keepdims=True)
+    a, b = (ranks - (counts * ranks).sum(-1, keepdims=True) / n for ranks in (a, b))
+    scale = np.sqrt((counts * a**2).sum(-1) * (counts * b**2).sum(-1))
+    covariance = (counts * a * b).sum(-1)
+    return np.divide(covariance, scale, out=np.full(scale.shape, np.nan), where=scale > 0)
+
+
+def _ranks(values_N: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Rank of each value in a sample that holds it `counts` times; ties share their mean."""
+    below = values_N[:, None] < values_N
+    return counts @ (below + (values_N[:, None] == values_N) / 2) + 0.5
 
 
 def roc_area(scores_N: np.ndarray, is_cause_N: np.ndarray) -> float | None:

@@ -51,19 +51,22 @@ OUTCOMES = ("metric", "measurement")
 MEANINGS = """\
 LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
 after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
-percentile bootstrap over the sets. Half of the sets lie within bands of some estimators' scores,
-which spreads those estimators' predictions; the others are random. Effects: the metric at the
-window's end after an edit minus that of the control. Transfer: the set removed in a run from other
-initial weights that sees the same order, where the unit is that run's own. Rerun: the rank
-correlation of two trainings without the same set, one from a start with a little noise; under
-independent noise, scores that know the expected effect would reach its square root. For heads,
-unrolled is the derivative of the metric itself, the other influences are those of the measurement,
-so that both are compared below. Comparisons by LDS have a bootstrap over the sets and speak of
-these runs alone; those by effects have Student's interval over seeds, from three seeds on. Each
-stands alone, uncorrected for their number. With exact: Spearman's correlation of the scores with
-those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor time where
-training is on a CPU (other work on the machine raises it too, though less than time by the clock),
-a fitted curvature included whoever fitted it; a dash where scores were computed in pieces."""
+percentile bootstrap over the sets. Random sets differ little from each other. Half of the sets are
+therefore drawn within a third of the window by the scores of unrolled, EK-FAC or repetition: that
+spreads these estimators' predictions, so that over all sets the rows also say which estimators are
+like those three. Sets of one band share up to nine tenths of their samples and are resampled
+together. Effects: the metric at the window's end after an edit minus that of the control. Transfer:
+the set removed in a run from other initial weights that sees the same order, where the unit is that
+run's own. Rerun: the rank correlation of two trainings without the same set, one from a start with
+a little noise; under independent noise, scores that know the expected effect would reach its square
+root. For heads, unrolled is the derivative of the metric itself, the other influences are those of
+the measurement, so that both are compared below. Comparisons by LDS have a bootstrap over the sets
+and speak of these runs alone; those by effects have Student's interval over seeds, from three seeds
+on. Each stands alone, uncorrected for their number. With exact: Spearman's correlation of the
+scores with those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor
+time where training is on a CPU (other work on the machine raises it too, though less than time by
+the clock), a fitted curvature included whoever fitted it; a dash where scores were computed in
+pieces."""
 
 
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def counted(about: Mapping[str, Any]) -> str:
 
 def columns(board: Sequence[Row]) -> dict[str, str]:
     """Key -> heading of what the rows have, in order."""
-    headings = {"lds": "LDS", "lds_at_random": "LDS, random sets"}
+    headings = {"lds_at_random": "LDS, random sets", "lds": "LDS, all sets"}
     for key in dict.fromkeys(key for row in board for key in row):
         kind, _, share = key.partition("/")
         if "/" in share or not share.replace(".", "").isdigit():
@@ -150,39 +153,47 @@ def table(board: Sequence[Row]) -> list[str]:
     lines = [f"| estimator | {' | '.join(shown.values())} |", "|---" * (len(shown) + 1) + "|"]
     for row in board:
         name = NAMES.get(row["estimator"], row["estimator"])
-        lines.append(f"| {name} | {' | '.join(cell(row, key) for key in shown)} |")
+        lines.append(f"| {name} | {' | '.join(cell(row, key, board) for key in shown)} |")
     return lines
 
 
-def cell(row: Row, key: str) -> str:
-    """A number, with its interval where it has one."""
+def cell(row: Row, key: str, board: Sequence[Row]) -> str:
+    """A number, with its interval where it has one; where others have more of it, of how much."""
     if (value := row.get(key)) is None:
         return DASH
+    n, most = row.get(f"{key}/n"), max(other.get(f"{key}/n") or 0 for other in board)
+    fewer = f" ({n} of {most} {'sets' if key.startswith('lds') else 'runs'})" if n != most else ""
     low, high = row.get(f"{key}/low"), row.get(f"{key}/high")
     interval = f" [{_two(low)}, {_two(high)}]" if low is not None and high is not None else ""
     text = _two(value) if key.startswith(("lds", "roc", "recall", "with")) else number(value)
-    return text + interval
+    return text + interval + (fewer if n else "")
 
 
 def sentence(row: Row) -> str:
     """A comparison, said plainly whichever way it comes out."""
-    kind, _, share = row["what"].partition("/")
-    what = {
-        "lds": "Rank correlation (LDS)",
-        "lds_at_random": "Rank correlation over the random sets",
-        "remove": f"Removing {100 * float(share or 0):g} %",
-        "augment": f"Doubling {100 * float(share or 0):g} %",
-        "transfer": f"Removing {100 * float(share or 0):g} % from other initial weights",
-    }[kind]
+    what, kind = _question(row)
     if row["difference"] is None:
         return f"{what}: {row['one']} and {row['other']} cannot be compared."
     verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
     interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    counted = ("set" if kind.startswith("lds") else "seed") + "s" * (row["n"] != 1)
+    counted = kind + "s" * (row["n"] != 1)
     return (
         f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
         f"{row['n']} {counted}: {row['one']} **{verdict}**."
     )
+
+
+def _question(row: Row) -> tuple[str, str]:
+    """What was asked in words, and what was counted."""
+    kind, _, share = row["what"].partition("/")
+    percent = f"{100 * float(share or 0):g} %"
+    return {
+        "lds": ("LDS over all sets", "set"),
+        "lds_at_random": ("LDS over random sets", "set"),
+        "remove": (f"Removing {percent}", "seed"),
+        "augment": (f"Doubling {percent}", "seed"),
+        "transfer": (f"Removing {percent} from other initial weights", "seed"),
+    }[kind]
 
 
 def side_by_side(tables: Tables, unit: str) -> list[str]:
@@ -248,8 +259,14 @@ def draw(tables: Tables, path: Path, dpi: int) -> None:
     for unit, line in zip(units, axes, strict=True):
         for name, ax in zip(names, line, strict=True):
             for share in shares:
-                for x, y in groups_of(rows, unit, name, [share]).values():
-                    ax.plot(x, y, "o", ms=3, label=f"{100 * share:g} % removed")
+                for group in groups_of(rows, unit, name, [share]).values():
+                    ax.plot(
+                        group.predicted,
+                        group.measured,
+                        "o",
+                        ms=3,
+                        label=f"{100 * share:g} % removed",
+                    )
             ax.set_title(name, fontsize=8)
             ax.tick_params(labelsize=6)
         line[0].set_ylabel(f"{unit}, measured", fontsize=7)
@@ -266,7 +283,7 @@ def show(board: Sequence[Row]) -> None:
         shown = columns(own)
         printed = Table("estimator", *shown.values(), title=unit, box=None)
         for row in own:
-            printed.add_row(row["estimator"], *(cell(row, key) for key in shown))
+            printed.add_row(row["estimator"], *(cell(row, key, own) for key in shown))
         Console().print(printed)
 
 
@@ -283,9 +300,33 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
     rows = [row for row in board if row["unit"] == first]
     narrow = [{k: v for k, v in row.items() if not k.startswith("lds/0")} for row in rows]
     lines = [f"{head}{state}", "", *table(narrow)]
-    own = [row for row in compared if (row["unit"], row["outcome"]) == (first, OUTCOMES[0])]
-    said = [sentence(row) for row in own if row["low"] is not None]
+    own = [row for row in compared if row["unit"] == first]
+    said = [in_short(pair) for pair in _by(own, "outcome", "one", "other")]
     return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
+
+
+def in_short(rows: Sequence[Row]) -> str:
+    """All that one estimator was asked against another by one outcome, in a line."""
+    first, found = rows[0], []
+    for row in rows:
+        what = _question(row)[0]
+        if row["difference"] is None:
+            continue
+        verdict = VERDICTS[row["better"]].removeprefix("is ") if row["low"] is not None else ""
+        told = (
+            f"**{verdict}**" if verdict else f"{row['n']} seed{'s' * (row['n'] != 1)}, not tested"
+        )
+        name = what if what.startswith("LDS") else what.lower()
+        found.append(f"{name} {number(row['difference'])} ({told})")
+    by = f"By the {first['outcome']}, {first['one']} minus {first['other']}: "
+    return by + ("; ".join(found) or "nothing can be compared") + "."
+
+
+def _by(rows: Sequence[Row], *keys: str) -> list[list[Row]]:
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(found.values())
 
 
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:

@@ -7,6 +7,7 @@ from scipy import stats
 from mda.analysis import leaderboard as board
 from mda.analysis.leaderboard import Tables, comparisons, groups_of, read_tables, write_tables
 from mda.analysis.truth import (
+    Group,
     rank_correlation,
     rank_correlation_gain,
     recall_at,
@@ -69,13 +70,22 @@ def of(rows, name):
     return next(row for row in rows if row["estimator"] == name)
 
 
+def group(predicted, measured, band=None):
+    alone = np.arange(len(measured))
+    return Group(np.asarray(predicted, float), np.asarray(measured, float),
+                 alone if band is None else band)  # fmt: skip
+
+
 def test_the_rank_correlation_is_scipy_s_ties_included():
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 5, 30).astype(float), rng.normal(size=30)
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
     pairs = [(x, y), (y[:20], x[:20])]
     expected = np.mean([stats.spearmanr(a, b).statistic for a, b in pairs])
-    assert rank_correlation(pairs).mean == pytest.approx(expected)
+    assert rank_correlation([group(a, b) for a, b in pairs]).mean == pytest.approx(expected)
+    counts = rng.multinomial(30, np.full(30, 1 / 30), size=5)  # some pairs several times
+    wanted = [stats.spearmanr(np.repeat(x, n), np.repeat(y, n)).statistic for n in counts]
+    assert spearman(x, y, counts) == pytest.approx(np.array(wanted))
     assert np.isnan(spearman(np.ones(4), y[:4]))
 
 
@@ -83,7 +93,7 @@ def test_the_interval_is_that_of_scipy_s_percentile_bootstrap():
     rng = np.random.default_rng(2)
     x = rng.normal(size=40)
     y = x + rng.normal(size=40)
-    found = rank_correlation([(x, y)], resamples=4000)
+    found = rank_correlation([group(x, y)], resamples=4000)
     other = stats.bootstrap(
         (x, y), spearman, paired=True, vectorized=False, n_resamples=4000, method="percentile",
         rng=np.random.default_rng(3),
@@ -91,12 +101,28 @@ def test_the_interval_is_that_of_scipy_s_percentile_bootstrap():
     assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.03)
 
 
+def test_sets_of_one_band_count_as_one():
+    """Each set three times over: the interval is that of the sets once, and not narrower."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=20)
+    y = x + rng.normal(size=20)
+    thrice = [np.repeat(values, 3) for values in (x, y, np.arange(20))]
+    once, banded, apart = (
+        rank_correlation([one], resamples=2000)
+        for one in (group(x, y), group(*thrice), group(*thrice[:2]))
+    )
+    assert (banded.low, banded.high) == pytest.approx((once.low, once.high), abs=1e-9)
+    assert apart.high - apart.low < 0.8 * (once.high - once.low)
+    few = group(*thrice[:2], np.repeat(np.arange(6), 10))
+    assert rank_correlation([few]).low is None, "six bands are too few"
+
+
 def test_few_sets_have_no_interval_and_one_or_constant_ones_no_correlation():
-    few = (np.array([1.0, 2, 3]), np.array([1.0, 3, 2]))
+    few = group([1, 2, 3], [1, 3, 2])
     assert rank_correlation([few]) == (3, pytest.approx(0.5), None, None)
-    one, many = (np.ones(1), np.ones(1)), (np.arange(9.0), np.arange(9.0))
+    one, many = group([1], [1]), group(range(9), range(9))
     assert rank_correlation([few, one, many]) == (9, 1, 1, 1), "few sets say nothing of many"
-    assert rank_correlation([(np.ones(9), np.arange(9.0))]).mean is None
+    assert rank_correlation([group(np.ones(9), range(9))]).mean is None
     assert rank_correlation([]).mean is None
 
 
@@ -111,8 +137,8 @@ def test_an_estimator_that_knows_the_truth_has_1_the_opposite_minus_1_and_chance
 
 def test_sets_that_scores_had_a_part_in_drawing_can_be_left_out():
     tables = world()
-    for row in tables.rows["subsets"][::2]:
-        row["draw"], row["removed/unrolled"] = "unrolled 3/3", -row["removed/unrolled"]
+    for i, row in enumerate(tables.rows["subsets"][::2]):
+        row["draw"], row["removed/unrolled"] = f"unrolled {i}/24", -row["removed/unrolled"]
     row = of(board.leaderboard(tables, resamples=99), "unrolled")
     assert row["lds_at_random"] == pytest.approx(1) and row["lds_at_random/n"] == 24
     assert row["lds"] == pytest.approx(0)
@@ -196,7 +222,7 @@ def test_estimators_are_compared_in_the_runs_that_have_both():
                if (r["other"], r["what"]) == ("ekfac", "lds")]  # fmt: skip
     rows = [row for row in tables.rows["subsets"] if row["seed"] == 2]
     one, two = (groups_of(rows, UNIT, name, [0.05, 0.3]) for name in ("unrolled", "ekfac"))
-    wanted = np.mean([spearman(*one[key]) - spearman(*two[key]) for key in one])
+    wanted = np.mean([spearman(*one[key][:2]) - spearman(*two[key][:2]) for key in one])
     assert said["n"] == 24 and said["difference"] == pytest.approx(wanted)
 
 
@@ -236,12 +262,20 @@ def test_agreement_with_exact_curvature_is_the_mean_over_runs():
 def test_sets_drawn_at_random_are_compared_by_themselves():
     """Scores that had a part in drawing a set say more of it than they would of any other."""
     tables = world(sets=48)
-    for row in tables.rows["subsets"]:
+    for i, row in enumerate(tables.rows["subsets"]):
         if row["subset"] % 4 > 1:
-            row["draw"], row["removed/unrolled"] = "ekfac 3/3", 0.001 * row["subset"]
+            row["draw"], row["removed/unrolled"] = f"ekfac {i}/48", 0.001 * row["subset"]
     said = {(r["other"], r["what"]): r for r in comparisons(tables, resamples=500)}
     assert said["ekfac", "lds_at_random"]["n"] == 48 < said["ekfac", "lds"]["n"]
     assert said["ekfac", "lds_at_random"]["better"] == "yes" != said["ekfac", "lds"]["better"]
+
+
+def test_sets_of_one_band_are_known_by_how_they_were_drawn():
+    rows = [row for row in world(seeds=(0,)).rows["subsets"] if row["fraction"] == 0.05]
+    for i in (1, 4, 6):
+        rows[i]["draw"] = "ekfac 3/3" if i < 6 else "ekfac 1/3"
+    (one,) = groups_of(rows, UNIT, "ekfac", [0.05]).values()
+    assert one.band[1] == one.band[4] and len(set(one.band)) == len(rows) - 1
 
 
 def test_a_gain_is_over_the_same_sets():
@@ -326,13 +360,33 @@ def test_tables_of_an_earlier_time_are_gone(tmp_path):
 
 
 def test_the_two_outcomes_are_compared_apart(tmp_path):
-    page, _ = pages(tmp_path, world(seeds=(0,)))
+    page, readme = pages(tmp_path, world(seeds=(0,)))
     by_metric, by_measurement = page.split("By the unit's measurement:")
     assert "By the unit's metric:" in by_metric
     line = "unrolled minus repetition"
     signs = [next(x for x in part.splitlines() if line in x).split(line)[1].split()[0]
              for part in (by_metric, by_measurement)]  # fmt: skip
     assert signs == ["2", "\N{MINUS SIGN}2"], "the measurement of this world is minus the metric"
+    for outcome, said in (
+        ("metric", "2 (**better**)"),
+        ("measurement", "\N{MINUS SIGN}2 (**worse**)"),
+    ):
+        (line,) = [x for x in readme.splitlines()
+                   if x.startswith(f"- By the {outcome}, unrolled minus repetition: ")]  # fmt: skip
+        assert f"LDS over all sets {said}" in line and "doubling 10 %" in line
+        assert "(1 seeds, not tested)" not in line and "(1 seed, not tested)" in line
+
+
+def test_what_fewer_runs_have_measured_says_so(tmp_path):
+    both, one = world(seeds=(0,)), world(seeds=(1,))
+    one.rows["edits"][:] = [r for r in one.rows["edits"] if r["estimator"] != "ekfac"]
+    for row in one.rows["subsets"]:
+        row["removed/ekfac"] = None
+    page, _ = pages(tmp_path, both, one)
+    whole, part = (next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
+                   for name in ("unrolled", "ekfac"))  # fmt: skip
+    assert " of " not in whole
+    assert part.count("(24 of 48 sets)") == 2 and part.count("(1 of 2 runs)") == 3
 
 
 def test_presets_are_never_mixed(tmp_path):
