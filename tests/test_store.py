@@ -111,6 +111,22 @@ def test_a_build_that_raises_leaves_its_part_and_no_artifact(tmp_path):
     assert house.get_or_build("base", INPUTS, lambda part: None).manifest["resumed"]
 
 
+def test_a_resumed_build_was_started_when_it_was_first_begun(tmp_path, monkeypatch):
+    """A study is registered if it was written before its arms were first begun."""
+    house = Store(tmp_path)
+
+    def stop(part: Path) -> None:
+        write_one(part)
+        raise KeyboardInterrupt
+
+    for hour in (7, 8):
+        monkeypatch.setattr("mda.store.artifacts._now", lambda hour=hour: f"2026-11-25T0{hour}:00")
+        with pytest.raises(KeyboardInterrupt):
+            house.get_or_build("base", INPUTS, stop)
+    manifest = house.get_or_build("base", INPUTS, write_one).manifest
+    assert (manifest["started"], manifest["created"]) == ("2026-11-25T07:00", "2026-11-25T08:00")
+
+
 BUILDER = """
 import sys, time
 from pathlib import Path

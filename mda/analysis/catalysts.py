@@ -41,7 +41,7 @@ class Decile:
     score: float  # means over the samples
     repetition: float  # nats
     loss: float | None  # nats
-    label: str  # the most enriched one
+    label: str  # the one that it has most of beyond its share of the window
     share: float  # of this label in the decile
     share_all: float  # and in the window
 
@@ -129,8 +129,10 @@ def _decile(
     labels: list[str],
 ) -> Decile:
     here, everywhere = Counter(labels[i] for i in at), Counter(labels)
-    ratios = {name: here[name] / everywhere[name] for name in sorted(here)}
-    label = max(ratios, key=lambda name: ratios[name])
+    beyond = {
+        name: n / len(at) - everywhere[name] / len(labels) for name, n in sorted(here.items())
+    }
+    label = max(beyond, key=lambda name: beyond[name])
     loss = float(losses[at].mean())
     return Decile(
         score=float(scores[at].mean()),

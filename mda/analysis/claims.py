@@ -10,7 +10,7 @@ direction is positive:
     less, greater     H0: e <= margin           H0: e >= max(margin, expected)
     none              H0: |e| >= margin         H0: |e| <= margin
 
-    replicated        corrected p for <= alpha
+    replicated        corrected p for <= alpha; the reason says where it is smaller than claimed
     not replicated    corrected p against <= alpha: the data rule out an effect of the claimed size
     undecided         neither; no such arm; fewer than `min_seeds` pairs
 
@@ -119,9 +119,13 @@ def judge(
                 f"{effect.n} seeds decide nothing: of {family} claims no corrected p < {least:.2g}"
             )
         status, status_reason = registration(study, claim, measured.runs)
-        if status == "registered" and test.seeds and (left := {*study.seeds} - {*test.seeds}):
-            told = f"{len(test.seeds)} of the study's {len(study.seeds)} seeds; missing"
-            status, status_reason = "interim", f"{told} {', '.join(map(str, sorted(left)))}"
+        if status == "registered" and test.seeds:
+            left = {*study.seeds} - {*test.seeds}
+            if left:
+                told = f"{len(test.seeds)} of the study's {len(study.seeds)} seeds; missing"
+                status, status_reason = "interim", f"{told} {', '.join(map(str, sorted(left)))}"
+            elif len({(len(one.arm), len(one.reference)) for one in test.labelled}) > 1:
+                status, status_reason = "interim", "some seeds have more runs than others"
         verdicts.append(
             Verdict(
                 name=name,
@@ -193,10 +197,12 @@ def decide(
         inside = f"an effect {beyond}in the claimed direction"
         size = max(claim.margin, claim.expected)
         outside = f"no effect of {size:g} or more" if size else "an effect the other way"
+    ruled_out = f"{outside}: corrected p = {against:.2g} ≤ {alpha:g}"
     if p_holm <= alpha:
-        return "replicated", f"{inside}: corrected p = {p_holm:.2g} ≤ {alpha:g}"
+        smaller = f", but {ruled_out}" if against <= alpha else ""
+        return "replicated", f"{inside}: corrected p = {p_holm:.2g} ≤ {alpha:g}{smaller}"
     if against <= alpha:
-        return "not replicated", f"{outside}: corrected p = {against:.2g} ≤ {alpha:g}"
+        return "not replicated", ruled_out
     return "undecided", f"corrected p = {p_holm:.2g} for the claim, {against:.2g} against it"
 
 

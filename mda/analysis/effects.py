@@ -15,7 +15,7 @@ from mda.analysis.metrics import (
     metrics_of,
     references_of,
 )
-from mda.analysis.statistics import Effect, Seed, holm, paired_effect
+from mda.analysis.statistics import Effect, Seed, holm, least_p, paired_effect
 from mda.schema import REFERENCES, StudyConfig
 
 
@@ -32,7 +32,8 @@ class Comparison:
     arm_sd: float | None
     reference_mean: float | None
     effect: Effect
-    censored: int
+    censored: int  # runs of the arm
+    reference_censored: int  # runs of the reference
     dropped: tuple[str, ...] = ()  # seeds of the arm that are not compared, and why
     p_holm: float | None = None
     family: int = 0  # tests that the correction is over; 0 for an arm that no study lists
@@ -41,6 +42,12 @@ class Comparison:
     def differences(self) -> tuple[float, ...]:
         """Mean of the arm's runs - mean of the reference's, for each seed."""
         return tuple(one.difference for one in self.labelled)
+
+    @property
+    def at_least_p(self) -> bool:
+        """Whether p is the smallest that so many runs allow, whatever they show."""
+        p = self.effect.p
+        return p is not None and p <= min(1.0, 2 * least_p(self.labelled)) * (1 + 1e-9)
 
 
 def compare_arms(
@@ -92,7 +99,7 @@ def pair(
     named = reference.name if isinstance(reference, Arm) else reference
     kind = "" if isinstance(reference, Arm) else " of this kind and size"
     used: dict[int, Seed] = {}
-    dropped, censored = [], 0
+    dropped, censored, reference_censored = [], 0, 0
     for seed, runs in sorted(seeds.items()):
         mine = [measured.of(run, run) for run in runs]
         others = {
@@ -104,6 +111,7 @@ def pair(
         if a and b:
             used[seed] = Seed(a, b)
             censored += sum(metric in one.censored for one in mine)
+            reference_censored += sum(metric in one.censored for one in others.values())
         elif not others:
             dropped.append(f"seed {seed}: no {named} run{kind}")
         else:
@@ -121,6 +129,7 @@ def pair(
         reference_mean=float(means[:, 1].mean()) if used else None,
         effect=paired_effect([]),
         censored=censored,
+        reference_censored=reference_censored,
         dropped=tuple(dropped),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +103,6 @@ def report_arm(
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
     print(told(able))
-    built = store.read_json(source / "manifest.json")
-    started = datetime.fromisoformat(built["created"]) - timedelta(seconds=built["wall_s"])
     kept = [
         "emergence/copy_gain",
         "emergence/icl_score",
@@ -117,7 +114,7 @@ def report_arm(
         "onset": onset.step,
         **{key: last[key] for key in kept if key in last},
         **able,
-        "started": started.isoformat(timespec="seconds"),
+        "started": store.read_json(source / "manifest.json").get("started"),
         "base_heads": base_heads(base_curve, metric, window.end),
     }
 

@@ -78,7 +78,7 @@ def compare(
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, settings.dpi)
     data = page_data(measured, rows, verdicts) | {"samples": samples}
-    notes = [*bearing(measured, study), *notes_on(measured, rows, checks)]
+    notes = [*bearing(measured, study), *notes_on(measured, rows, checks, study)]
     about = study_line(study)
     if settings.pack is not None:
         write_table(measured.runs, settings.pack)
@@ -158,10 +158,16 @@ def notes_on(
     measured: Measurements,
     rows: Sequence[Comparison],
     checks: Mapping[tuple[str, str], Sequence[NullCheck]],
+    study: StudyConfig,
 ) -> list[str]:
     """What a reader must know before any number: few seeds, pairs left out, a null that fails."""
     seeds = {run.seed for run in measured.runs}
     notes = []
+    if study.claims and study.seeds and (others := seeds - set(study.seeds)):
+        notes.append(
+            f"Effects include runs of seeds that the study does not list, verdicts do not: "
+            f"{', '.join(map(str, sorted(others)))}."
+        )
     if len(seeds) == 1:
         notes.append(
             "One seed: these are differences between single runs. There is no test, no interval "
@@ -185,10 +191,11 @@ def notes_on(
                     f"against the others on {metric}, corrected p = {one.p_holm:.2g}. Either it is "
                     "no random edit, or the comparisons with random edits cannot be trusted."
                 )
-    if any(row.censored for row in rows):
+    if any(row.censored or row.reference_censored for row in rows):
         notes.append(
             "Some runs never reached the onset threshold. Their onset counts as the window's end, "
-            "so the delay of their arm is a lower bound."
+            "so a delay is a lower bound where that is so of the arm alone, an upper one where it "
+            "is so of the reference alone, and no bound where it is so of both."
         )
     notes += [f"Left out: {line}." for line in tables.dropped_pairs(rows)]
     return notes

@@ -27,6 +27,15 @@ SHOWN = {
     "copy_gain": "gain on second copy, nats",
     "icl_score": "ICL score, nats",
 }
+ONSET = "onset_step"
+CENSORED = {  # of the arm, of its reference
+    (
+        True,
+        False,
+    ): "some runs of an arm never reach the onset threshold, its delay is a lower bound",
+    (False, True): "some runs of the reference never reach it, the delay is an upper bound",
+    (True, True): "some runs of either never reach it, the delay is no bound",
+}
 Row = Mapping[str, str]
 
 
@@ -71,23 +80,26 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
         "",
         "Mean differences at the window's end with 95 % bootstrap interval (too narrow with few",
         "seeds); p is two-sided, from permuting labels within each seed, corrected by Holm over",
-        "the study's arms of the same reference and metric.",
+        "the study's arms of the same reference and metric. With † the runs are as far apart as a",
+        "test of so many can tell, so that p is the least that they could have.",
         "",
         *_effect_table(whole),
         "",
         "### Verdicts",
         "",
-        "One-sided p, corrected by Holm over the claims of a family, tested or not.",
+        "One-sided p for the claim, and against an effect of the claimed size, corrected by Holm",
+        "over the claims of a family, tested or not. Random edits may move a metric too: below a",
+        "difference to the control stands the difference to them.",
         "",
-        *_verdict_table(verdicts),
+        *_verdict_table(verdicts, effects),
         "",
     ]
-    if censored := sorted({row["arm"] for row in whole if int(row["censored"])}):
-        lines += [
-            "Some runs of these arms never reach the onset threshold, so their delay is a lower "
-            f"bound: {'; '.join(censored)}.",
-            "",
-        ]
+    for (arm, reference), what in CENSORED.items():
+        rows = [row for row in whole if row["metric"] == ONSET]
+        found = [row for row in rows if (row["censored"] != "0") == arm
+                 and (row["reference_censored"] != "0") == reference]  # fmt: skip
+        if names := "; ".join(f"{row['arm']} against {row['reference']}" for row in found):
+            lines += [f"Where {what}: {names}.", ""]
     if left_out := sorted({row["dropped"] for row in verdicts
                            if row["dropped"]}):  # fmt: skip
         lines += [f"Left out of the verdicts: {'; '.join(left_out)}.", ""]
@@ -110,7 +122,7 @@ def study_table(folder: Path, study: StudyConfig) -> list[str]:
             cells.setdefault(choice, {})[arm.intervention] = said + fewer
     lines = [
         f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
-        "of the unit at the window's end, with a 95 % interval.",
+        "of the unit at the window's end, with a 95 % bootstrap interval (narrow for few seeds).",
         "",
         f"| samples | {' | '.join(edits.values())} |",
         "|---" * (1 + len(edits)) + "|",
@@ -127,7 +139,8 @@ def baseline_claims(folder: Path, study: StudyConfig, about: str = "") -> list[s
     """The claims of a study on the baseline that influence must beat, and what became of them."""
     baseline = {claim.text for claim in study.claims.values() if claim.reference == "repetition"}
     return [
-        f"- {about}{row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']})."
+        f"- {about}{row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']}; "
+        f"{row['reason']})."
         for row in store.read_csv(folder / "verdicts.csv")
         if row["text"] in baseline
     ]
@@ -155,19 +168,36 @@ def _effect_table(rows: Sequence[Row]) -> list[str]:
     lines = [f"| arm | against | seeds | {' | '.join(SHOWN.values())} |", "|---" * 7 + "|"]
     for arm, reference in dict.fromkeys((row["arm"], row["reference"]) for row in rows):
         own = [known[arm, reference, metric] for metric in SHOWN]
-        cells = [f"{_interval(r, 'difference', 'ci_low', 'ci_high')} p {_p(r['p_holm'])}"
-                 for r in own]  # fmt: skip
+        cells = [
+            f"{_interval(row, 'difference', 'ci_low', 'ci_high')} p {_p(row['p_holm'])}"
+            + "†" * (row["at_least_p"] == "True")
+            for row in own
+        ]
         lines.append(f"| {arm} | {reference} | {own[0]['n']} | {' | '.join(cells)} |")
     return lines
 
 
-def _verdict_table(rows: Sequence[Row]) -> list[str]:
-    lines = ["| claim | effect | p | family | verdict | |", "|---|---|---|---|---|---|"]
-    return lines + [
-        f"| {row['text']} | {_interval(row, 'mean', 'low', 'high')} | {_p(row['p_holm'])} | "
-        f"{row['family']} ({row['family_size']}) | **{row['verdict']}** | {row['status']} |"
-        for row in rows
+def _verdict_table(rows: Sequence[Row], effects: Sequence[Row]) -> list[str]:
+    lines = [
+        "| claim | effect | claimed | p for | p against | family | verdict | |",
+        "|---" * 8 + "|",
     ]
+    against_random = {
+        (row["arm"], row["metric"]): row for row in effects if row["reference"] == "random"
+    }
+    for row in rows:
+        size = max(float(row["expected"]), float(row["margin"]))
+        claimed = f"{'within ±' if row['direction'] == 'none' else ''}{size:g}" if size else DASH
+        effect = _interval(row, "mean", "low", "high")
+        other = against_random.get((row["arm"], row["metric"]))
+        if row["reference"] == "control" and other and other["ci_low"]:
+            effect += f"<br>against random {_interval(other, 'difference', 'ci_low', 'ci_high')}"
+        lines.append(
+            f"| {row['text']} | {effect} | {claimed} | {_p(row['p_holm'])} | "
+            f"{_p(row['against_holm'])} | {row['family']} ({row['family_size']}) | "
+            f"**{row['verdict']}** | {row['status']} |"
+        )
+    return lines
 
 
 def _null(rows: Sequence[Row]) -> list[str]:

@@ -67,8 +67,10 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
             "p_less": row.effect.p_less,
             "p_greater": row.effect.p_greater,
             "p_holm": row.p_holm,
+            "at_least_p": row.at_least_p,
             "family": row.family,
             "censored": row.censored,
+            "reference_censored": row.reference_censored,
             "dropped": told(row.dropped),
             "note": row.effect.note,
         }
@@ -179,18 +181,16 @@ def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dic
 
 
 def spread(rows: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
-    """arm -> mean change of the other induction heads and of all other heads, against control.
+    """arm -> change of the other induction heads and of all other heads, as shares of the control.
 
-    `ratio` is the absolute first by the absolute second; None where either is missing or 0.
+    The two start from very different values, so that only their shares can be compared.
     """
     found: dict[str, dict[str, float | None]] = {}
     for row in rows:
         if row.reference == "control" and row.metric in ("heads/induction", "heads/rest"):
-            name = row.metric.removeprefix("heads/")
-            found.setdefault(row.arm.name, {})[name] = row.effect.mean
-    for change in found.values():
-        a, b = change.get("induction"), change.get("rest")
-        change["ratio"] = abs(a / b) if a is not None and b else None
+            name, change, start = row.metric, row.effect.mean, row.reference_mean
+            share = change / start if change is not None and start else None
+            found.setdefault(row.arm.name, {})[name.removeprefix("heads/")] = share
     return found
 
 

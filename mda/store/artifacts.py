@@ -266,11 +266,17 @@ class Store:
     def _build(self, key: Key, part: Path, build: Callable[[Path], None]) -> dict[str, Any]:
         """Run a build in its folder, leave the manifest there, and return it."""
         resumed = part.is_dir() and any(path.name != MANIFEST for path in part.iterdir())
+        started = _begun(part) if resumed else _now()
         if resumed and (reason := torn(part)):
             _start_over(part, key, reason)
             resumed = False
         start, cpu_start = time.perf_counter(), time.process_time()
-        entering = {"kind": key.kind, "fingerprint": key.fingerprint, "inputs": dict(key.inputs)}
+        entering = {
+            "kind": key.kind,
+            "fingerprint": key.fingerprint,
+            "inputs": dict(key.inputs),
+            "started": started,  # the first time, however often it was resumed
+        }
         if key.code:
             entering["computed"] = key.computed()
         _prepare(part, entering)
@@ -296,7 +302,7 @@ class Store:
             "wall_s": round(time.perf_counter() - start, 3),
             "cpu_s": round(time.process_time() - cpu_start, 3),  # of this process alone
             "resumed": resumed,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "created": _now(),
         }
         write_json(part / MANIFEST, manifest)
         return manifest
@@ -321,6 +327,18 @@ def _say_once(sentence: str) -> None:
 def _tell_use(kind: str, name: str) -> None:
     for note in _listeners:
         note(kind, name)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _begun(part: Path) -> str | None:
+    """When an unfinished build was begun; None where that is not known."""
+    try:
+        return read_json(part / MANIFEST).get("started")
+    except (OSError, ValueError):
+        return None
 
 
 def _prepare(part: Path, entering: Mapping[str, object]) -> None:

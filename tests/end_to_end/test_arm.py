@@ -76,6 +76,10 @@ def test_an_arm_edits_what_its_plan_says(out, quarter):
     assert {int(row["sample_id"]) for row in plan} == set(ids[order[:20]].tolist())
     assert {float(row["weight"]) for row in plan} == {0.0}
     assert found["intervention"]["n"] == len(plan) == 20
+    manifest = json.loads(
+        (artifact(out, "arm", found["fingerprints"]["arm"]) / "manifest.json").read_text()
+    )
+    assert found["results"]["started"] == manifest["started"] <= manifest["created"]
 
 
 def test_a_table_that_was_changed_after_the_run_is_not_compared(quarter, tmp_path):

@@ -88,6 +88,17 @@ def test_deciles_go_from_the_lowest_scores_to_the_highest():
         catalysts(scores[:3], repetition[:3], losses[:3], LABELS[:3])
 
 
+def test_a_class_of_one_sample_never_stands_for_a_decile():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=1000)
+    labels = np.where(rng.random(1000) < 0.3, "code", "prose").astype(object)
+    labels[np.argsort(scores)[-100:]] = "code"
+    labels[rng.choice(1000, 20, replace=False)] = [f"rare {i}" for i in range(20)]
+    found = catalysts(scores, scores, np.full(1000, np.nan), labels.tolist()).deciles
+    assert found[-1].label == "code"
+    assert not any(one.label.startswith("rare") for one in found)
+
+
 def test_the_page_has_the_numbers_of_each_trace_that_knows_them(tmp_path):
     with_them, without = write_trace(tmp_path / "a", n=2), write_trace(tmp_path / "b", n=2, seed=1)
     (without / "catalysts.json").unlink()

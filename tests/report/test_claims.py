@@ -57,6 +57,12 @@ def test_the_rule(case):
     assert word == verdict and reason
 
 
+def test_an_effect_that_is_there_but_smaller_than_claimed_is_called_so():
+    _, reason = decide(claim(expected=0.2), effect(), 0.01, 0.02, 0.05)
+    assert reason.endswith("0.01 ≤ 0.05, but no effect of 0.2 or more: corrected p = 0.02 ≤ 0.05")
+    assert "but" not in decide(claim(expected=0.2), effect(), 0.01, 0.06, 0.05)[1]
+
+
 def test_a_missing_effect_is_never_concluded_from_a_large_p():
     assert decide(claim(), effect(), 1.0, 0.9, 0.05)[0] == "undecided"
 
@@ -242,6 +248,19 @@ def test_a_look_before_all_seeds_are_there_is_interim(measured):
     missing = f"{len(there)} of the study's {len(there) + 2} seeds; missing 98, 99"
     assert status(*there, 98, 99) == ("interim", missing)
     assert status(98)[0] == "registered"  # nothing was looked at
+
+
+def test_more_runs_in_some_seeds_than_in_others_are_interim(measured):
+    """Random edits may be added while one looks: the study is over when all seeds have as many."""
+    there = sorted({run.seed for run in measured.runs})
+    one = study(claim(), date="2026-02-28", seeds=there)
+    one = replace(one, hash=one.content_hash())
+    more = next(run for run in measured.runs if run.arm.is_random and run.replicate == 2)
+    fewer = measure([run for run in measured.runs if run is not more])
+    (verdict,) = judge(one, fewer, resamples=99)
+    assert (verdict.status, verdict.status_reason) == (
+        "interim", "some seeds have more runs than others"
+    )  # fmt: skip
 
 
 def test_runs_of_unknown_time_leave_a_claim_exploratory(measured):

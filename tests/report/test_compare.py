@@ -110,8 +110,6 @@ def test_the_verdict_is_the_claims(compared):
     _, summary = compared
     verdict = summary["results"]["verdicts"][0]
     assert verdict["verdict"] == "replicated" and verdict["p_holm"] == 4.0**-5
-    ratio = summary["results"]["other_heads"]["remove mask ekfac top 10 %"]["ratio"]
-    assert ratio > 30  # the made-up edits move no other head
 
 
 def test_the_null_is_checked_where_there_are_replicates(compared):

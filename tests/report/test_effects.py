@@ -16,6 +16,7 @@ from mda.analysis.metrics import (
     references_of,
 )
 from mda.analysis.statistics import holm, paired_effect
+from mda.report.tables import spread
 from mda.schema import ArmConfig, StudyConfig
 
 TOP = {"select": "top", "amount": "10 %"}
@@ -104,7 +105,36 @@ def test_an_onset_that_never_comes_is_counted_as_censored(tmp_path):
     rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     row = table(rows, "control", "onset_step")["remove mask ekfac top 10 %"]
     assert row.censored == 3 and row.arm_mean == END
+    assert row.reference_censored == 0
     assert table(rows, "control", "unit")["remove mask ekfac top 10 %"].censored == 0
+
+
+def test_a_reference_that_never_crosses_is_counted_too(tmp_path):
+    edits = (STANDARD[0], Edit("remove", "ekfac"), Edit("remove", "random", strength=0.1))
+    write_runs(tmp_path, range(3), edits)
+    rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
+    row = table(rows, "random", "onset_step")["remove mask ekfac top 10 %"]
+    assert (row.censored, row.reference_censored) == (0, 3)
+
+
+def test_runs_that_are_apart_in_every_seed_have_the_least_p(compared):
+    """Of one run against one it is 2 / 2^5 over five seeds, of one against three 2 / 4^5."""
+    _, _, rows = compared
+    ekfac = "remove mask ekfac top 10 %"
+    for reference, ways in (("control", 2), ("random", 4)):
+        row = table(rows, reference, "unit")[ekfac]
+        assert row.at_least_p and row.effect.p == pytest.approx(2 / ways**5)
+    assert not table(rows, "control", "val/loss")[ekfac].at_least_p
+
+
+def test_other_heads_move_as_shares_of_what_they_were(compared):
+    _, _, rows = compared
+    found = spread(rows)["remove mask ekfac top 10 %"]
+    for name in ("induction", "rest"):
+        row = table(rows, "control", f"heads/{name}")["remove mask ekfac top 10 %"]
+        assert row.arm_mean is not None and row.reference_mean is not None
+        assert found[name] == pytest.approx(row.arm_mean / row.reference_mean - 1)
+    assert found["induction"] < -0.2 and abs(found["rest"]) < 0.02
 
 
 def test_other_induction_heads_are_those_of_the_base_run(compared):
