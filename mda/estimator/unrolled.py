@@ -35,7 +35,6 @@ from transformers import PreTrainedModel
 from mda.estimator.replay import TrainingState, TrainingWindow, flat, perturbed, replay
 from mda.model.plain_attention import PlainAttention
 from mda.training.optimizer import learning_rate
-from mda.unit.metrics import HEAD_METRICS
 
 Measurement = Callable[[PreTrainedModel], Tensor]
 """What is asked of the trained model: a differentiable scalar."""
@@ -85,20 +84,6 @@ class Progress:
         """What `tensors` gave."""
         adjoint = Adjoint(tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"])
         return cls(int(tensors["run"]), int(tensors["step"]), adjoint, tensors["values"])
-
-
-def head_metric(metric: str, layer: int, head: int, tokens_MT: Tensor, length: int) -> Measurement:
-    """A monitoring metric of one head as a measurement: the mean over the sequences.
-
-    `tokens_MT` are random tokens of `length`, repeated as the metric wants them.
-    """
-
-    def measurement(model: PreTrainedModel) -> Tensor:
-        with PlainAttention(keep=True) as attention:
-            model(input_ids=tokens_MT.to(model.device), use_cache=False)
-        return HEAD_METRICS[metric](attention.patterns[layer], length)[:, head].mean()
-
-    return measurement
 
 
 def unrolled_influence(

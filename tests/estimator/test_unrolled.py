@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from mda.data.stream import open_corpus, schedule, stream_order
 from mda.data.tokens import build_tokens, map_rows
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state, perturbed, replay
-from mda.estimator.unrolled import Progress, head_metric, unrolled_influence
+from mda.estimator.unrolled import Progress, unrolled_influence
 from mda.model.build import scratch
+from mda.model.plain_attention import PlainAttention
 from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loop import train
 from mda.training.optimizer import learning_rate
@@ -57,7 +58,11 @@ def copying(model):
 
 
 def induction(model):
-    return head_metric("prefix_matching", 1, 0, REPEATED, LENGTH)(model)
+    """L1H0's attention from each token of the second copy to the one after its first occurrence."""
+    with PlainAttention(keep=True) as attention:
+        model(input_ids=REPEATED, use_cache=False)
+    copies = range(LENGTH, 2 * LENGTH)
+    return torch.stack([attention.patterns[1][:, 0, t, t - LENGTH + 1] for t in copies]).mean()
 
 
 MEASUREMENTS = (copying, induction)

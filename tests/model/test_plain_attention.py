@@ -1,15 +1,19 @@
 """Attention written out against the fused kernel, transformers' own, and finite differences."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mda.data.stream import Corpus
 from mda.emergence.measure import Probes, measure
-from mda.estimator.unrolled import head_metric
+from mda.model.architecture import architecture
 from mda.model.build import eager_attention, scratch
 from mda.model.plain_attention import PlainAttention
-from mda.schema import ScratchConfig
+from mda.schema import HeadConfig, ProbeConfig, ScratchConfig
 from mda.training.loss import sample_losses
+from mda.unit.attention_head import AttentionHeads
+from mda.unit.kind import Materials
 from mda.unit.metrics import HEAD_METRICS
 
 
@@ -104,12 +108,18 @@ def test_patterns_are_those_of_eager_attention(model):
 
 
 @pytest.mark.parametrize("metric", list(HEAD_METRICS))
-def test_a_head_s_metric_is_the_one_that_is_monitored(model, metric):
-    repeated = TOKENS[:, :20].repeat(1, 2)
-    probes = Probes(repeated, 20, TOKENS, ("a",) * 4, (60, 64), (0, 10))
-    monitored = measure(model, probes)
-    for layer, head in ((0, 1), (3, 2)):
-        ours = head_metric(metric, layer, head, repeated, 20)(model)
-        assert ours.item() == pytest.approx(
-            monitored[f"emergence/{metric}/L{layer}H{head}"], rel=1e-5
-        )
+def test_what_is_differentiated_of_heads_is_the_metric_that_is_monitored(model, metric):
+    """Of one head, and as a mechanism the mean of two in different layers."""
+    counts, length = np.ones(512, np.int64), 20
+    corpus = Corpus(TOKENS.numpy(), None, (), 512, (), counts, None, np.arange(4), "random")
+    settings = HeadConfig(metric=metric, probe=ProbeConfig(n_sequences=4, length=length))
+    kind = AttentionHeads(settings, Materials(corpus, architecture(model)))
+    repeated = kind.metric_tokens_MT
+    assert torch.equal(repeated[:, :length], repeated[:, length:])
+    monitored = measure(model, Probes(repeated, length, TOKENS, ("a",) * 4, (60, 64), (0, 10)))
+    names = ["L3H2", "L0H1"]
+    expected = [monitored[f"emergence/{metric}/{name}"] for name in names]
+    assert expected[0] != pytest.approx(expected[1], rel=0.01)
+    for name, value in zip([*names, "mechanism"], [*expected, np.mean(expected)], strict=True):
+        ours = kind.differentiable(name, names)(model)
+        assert ours.item() == pytest.approx(value, rel=1e-5), name
