@@ -1,5 +1,6 @@
 """Few-shot tasks and ablation on models whose behaviour is planted, where the answer is known."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,24 @@ def test_a_model_that_knows_nothing_is_at_chance():
     assert found["behaviour/copy_accuracy"] < 0.1
 
 
+def test_the_icl_score_is_the_loss_late_minus_the_loss_early():
+    """At 4 tokens it knows nothing, at 28 it is sure and wrong, at the late 32 sure and right."""
+    made = trials()
+    late, early = BANDS
+    known = {tuple(row[:n]): row[n] for row in made.text_MT1.tolist() for n in range(1, S)}
+
+    def right_late(seen):
+        at, token = len(seen) - 1, known.get(tuple(seen))
+        if token is None or at < early[1]:
+            return {}
+        return {token if at >= late[0] else BAR: SURE}
+
+    found = try_out(Planted(right_late), made)
+    assert found["behaviour/icl_score"] == pytest.approx(0 - np.log(V), abs=1e-5)
+    everywhere = (4 * np.log(V) + 28 * SURE + 32 * 0) / 64
+    assert found["behaviour/real_loss"] == pytest.approx(everywhere, abs=1e-5)
+
+
 def test_a_planted_copier_copies_and_gains_what_the_first_showing_costs():
     found = try_out(Planted(shown_again), trials())
     assert found["behaviour/copy_accuracy"] == 1
@@ -169,7 +188,7 @@ def test_ablation_changes_what_it_says_by_the_difference_of_two_measurements():
     found = behaviour(model, arch, made, heads, SMALL)
     plain = try_out(model, made)
     assert {name: found[name] for name in plain} == plain
-    top, *others = head_sets(heads, SMALL)
+    top, *others = sets = head_sets(heads, SMALL)
     assert top == heads[:2] and len(others) == 2
     assert all(len(one) == 2 and not set(one) & set(top) for one in others)
     weights = {name: p.clone() for name, p in model.named_parameters()}
@@ -181,21 +200,27 @@ def test_ablation_changes_what_it_says_by_the_difference_of_two_measurements():
         )
         for at, module in enumerate(dense)
     ]
+    changes = []
     with torch.no_grad():
         model(made.text_MT1[:, :-1])
         for hook in hooks:
             hook.remove()
-        for layer, head in top:  # a constant output is a column of zeros and a bias
-            own = slice(4 * head, 4 * head + 4)
-            dense[layer].bias += dense[layer].weight[:, own] @ means[layer][own]
-            dense[layer].weight[:, own] = 0
-        without = try_out(model, made)
-        for name, value in plain.items():
-            change = without[name] - value
-            assert found[f"{name}/top_heads"] == pytest.approx(change, abs=2e-5), name
-        for name, p in model.named_parameters():
-            p.copy_(weights[name])
-    assert abs(found["behaviour/real_loss/top_heads"]) > 1e-3
+        for one in sets:
+            for layer, head in one:  # a constant output is a column of zeros and a bias
+                own = slice(4 * head, 4 * head + 4)
+                dense[layer].bias += dense[layer].weight[:, own] @ means[layer][own]
+                dense[layer].weight[:, own] = 0
+            without = try_out(model, made)
+            changes.append({name: without[name] - value for name, value in plain.items()})
+            for name, p in model.named_parameters():
+                p.copy_(weights[name])
+    for name in plain:
+        top_change, *other_changes = (change[name] for change in changes)
+        assert found[f"{name}/top_heads"] == pytest.approx(top_change, abs=2e-5), name
+        random_change = sum(other_changes) / 2
+        assert found[f"{name}/random_heads"] == pytest.approx(random_change, abs=2e-5), name
+    real = [change["behaviour/real_loss"] for change in changes]
+    assert min(abs(a - b) for a, b in itertools.combinations([*real, 0], 2)) > 1e-3
     off = BehaviourConfig(**(vars(SMALL) | {"ablation": False}))
     assert behaviour(model, arch, made, heads, off) == plain
     assert head_sets([HeadId(0, 0)], SMALL) == []

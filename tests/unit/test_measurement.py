@@ -100,18 +100,28 @@ def test_label_is_the_mean_log_probability_of_the_tokens():
     assert label_objective(tokens).value(model) == pytest.approx(expected, rel=1e-12)
 
 
+def head_kind(model, corpus, target="previous_token", **settings):
+    probe = ProbeConfig(target=target, n_sequences=3, length=6, repeats=1)
+    settings = HeadConfig(metric=target, probe=probe, **settings)
+    return AttentionHeads(settings, Materials(corpus, architecture(model)))
+
+
+@pytest.mark.parametrize(("target", "back"), [("previous_token", 1), ("second_previous_token", 2)])
 @pytest.mark.parametrize("case", FAMILIES)
-def test_own_attention_is_the_mean_of_its_diagonal(case, monkeypatch):
+def test_own_attention_is_the_mean_of_its_diagonal(case, target, back, corpus, monkeypatch):
     monkeypatch.setattr(attention_head, "CHUNK", 2)
     model = make_toy(case)
-    tokens = attention_tokens(UNIFORM, n=3, length=9, seed=0)
-    found = OwnAttention(architecture(model), tokens).values(model)
+    own = head_kind(model, corpus, target).measured
+    assert isinstance(own, OwnAttention) and own.tokens_MT.shape == (3, 6)
+    found = own.values(model)
     with eager_attention(model), torch.no_grad():
-        patterns = model(tokens, output_attentions=True).attentions
+        patterns = model(own.tokens_MT, output_attentions=True).attentions
     assert found.shape == (N_LAYERS, architecture(model).n_heads)
     for layer, pattern in enumerate(patterns):
         for head in range(found.shape[1]):
-            diagonal = [pattern[m, head, t, t - 1].item() for m in range(3) for t in range(1, 9)]
+            diagonal = [
+                pattern[m, head, t, t - back].item() for m in range(3) for t in range(back, 6)
+            ]
             # transformers' eager softmax is float32 even in a float64 model
             assert found[layer, head].item() == pytest.approx(np.mean(diagonal), abs=1e-6)
 
@@ -146,12 +156,6 @@ def test_gradients_of_token_measurements_equal_finite_differences(case, kind, mo
             model, block, owner, gradients[owner] / norm, lambda: objective.value(model)
         )
         assert norm > 1e-6 and numeric == pytest.approx(norm, rel=1e-6), block
-
-
-def head_kind(model, corpus, target="previous_token", **settings):
-    probe = ProbeConfig(target=target, n_sequences=3, length=6, repeats=1)
-    settings = HeadConfig(metric=target, probe=probe, **settings)
-    return AttentionHeads(settings, Materials(corpus, architecture(model)))
 
 
 @pytest.mark.parametrize(
