@@ -16,8 +16,8 @@ from mda.emergence.measure import (
     make_probes,
     measure,
 )
-from mda.emergence.onset import crossing, onset
-from mda.model.build import scratch
+from mda.emergence.onset import crossing, onset, unit_onset
+from mda.model.build import eager_attention, scratch
 from mda.schema import EmergenceConfig, ScratchConfig
 from mda.unit.metrics import prefix_matching, previous_token, second_previous_token
 from mda.unit.tokens import repeated_tokens, token_distribution
@@ -122,7 +122,15 @@ def test_a_measured_row_is_what_transformers_says():
         log_p = model(held_out[:, :-1]).logits.log_softmax(-1)
     loss = -log_p.gather(2, held_out[:, 1:, None]).squeeze(2)
     score = loss[:, 12:24].mean(1) - loss[:, :2].mean(1)
+    with torch.no_grad(), eager_attention(model):
+        own = model(repeated, output_attentions=True).attentions[1][:, 0].double()
+    found = {
+        "prefix_matching": torch.stack([own[:, t, t - 7] for t in range(8, 16)]).mean(0),
+        "previous_token": torch.stack([own[:, t, t - 1] for t in range(1, 16)]).mean(0),
+    }
     expected = {
+        **{f"emergence/{metric}/L1H0": of.mean() for metric, of in found.items()},
+        **{f"emergence/{metric}_se/L1H0": of.std() / 4**0.5 for metric, of in found.items()},
         "val/loss": loss.mean(),
         "val/loss/prose": loss[[3, 5]].mean(),
         "emergence/icl_score": score.mean(),
@@ -158,6 +166,24 @@ def test_onset_band_brackets_the_crossing():
     found = onset(steps, values, np.full(5, 0.05 / 1.96), 0.2)
     assert (found.low, found.step, found.high) == pytest.approx((150, 200, 250))
     assert onset(steps, values, None, 0.2).low == found.step
+
+
+def test_a_units_onset_is_that_of_its_own_rows_and_errors():
+    """Crosses 0.2 at 200; the band is 0.05 wide on either side, the other metric's has no width."""
+    curve = [{"step": step, "val/loss": 1.0} for step in range(0, 500, 50)]
+    for row, value in zip(curve[::2], (0.0, 0.1, 0.2, 0.3, 0.4), strict=True):
+        row |= {"emergence/previous_token/L2H1": value, "emergence/previous_token/L2H0": 0.9}
+        row |= {
+            "emergence/previous_token_se/L2H1": 0.05 / 1.96,
+            "emergence/previous_token_se/L2H0": 0.0,
+            "emergence/prefix_matching_se/L2H1": 0.0,
+        }
+    found = unit_onset(curve, "previous_token", "L2H1", 0.2)
+    assert (found.low, found.step, found.high) == pytest.approx((150, 200, 250))
+    for row in curve[::2]:
+        del row["emergence/previous_token_se/L2H1"]
+    found = unit_onset(curve, "previous_token", "L2H1", 0.2)
+    assert (found.low, found.step, found.high) == pytest.approx((200, 200, 200))
 
 
 def test_probe_tokens_are_seeded_and_never_special():
