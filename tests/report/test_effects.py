@@ -16,6 +16,7 @@ from mda.analysis.metrics import (
     references_of,
 )
 from mda.analysis.statistics import holm, paired_effect
+from mda.report.arm import base_heads
 from mda.report.tables import spread
 from mda.schema import ArmConfig, StudyConfig
 
@@ -134,7 +135,19 @@ def test_other_heads_move_as_shares_of_what_they_were(compared):
         row = table(rows, "control", f"heads/{name}")["remove mask ekfac top 10 %"]
         assert row.arm_mean is not None and row.reference_mean is not None
         assert found[name] == pytest.approx(row.arm_mean / row.reference_mean - 1)
-    assert found["induction"] < -0.2 and abs(found["rest"]) < 0.02
+    induction, rest = found["induction"], found["rest"]
+    assert induction is not None and rest is not None
+    assert induction < -0.2 and abs(rest) < 0.02
+
+
+def test_the_base_runs_heads_are_read_at_its_last_step_if_that_is_after_the_window():
+    names = [f"emergence/{name}" for name in ("prefix_matching/L0H1", "prefix_matching/L2H0",
+             "prefix_matching/strongest", "previous_token/L0H1")]  # fmt: skip
+    values = {0: (0.1, 0.2, 0.2, 0.9), 50: (0.3, 0.4, 0.4, 0.9), 100: (0.5, 0.6, 0.6, 0.9)}
+    curve = [{"step": at, **dict(zip(names, row, strict=True))} for at, row in values.items()]
+    assert base_heads(curve, "prefix_matching", 99) == {names[0]: 0.5, names[1]: 0.6}
+    assert base_heads(curve, "prefix_matching", 100) is None
+    assert base_heads(curve, "prefix_matching", 101) is None
 
 
 def test_other_induction_heads_are_those_of_the_base_run(compared):
