@@ -1,5 +1,6 @@
 """Scores that are no influence, each against a slow and obvious computation of the same."""
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -28,7 +29,7 @@ from mda.schema import (
     RandomConfig,
     RepetitionConfig,
 )
-from mda.types import Part, Unit
+from mda.types import Part, Unit, Window
 from mda.unit.module import Modules
 
 N_VOCAB = 40
@@ -170,11 +171,23 @@ def test_gradient_norms_of_a_mechanism_and_of_units_that_share_a_module(toy, tab
     assert torch.equal(found[:, 5], found[:, 7])
 
 
-def test_gradient_norm_reads_the_checkpoint_it_is_told(work, toy, table):
-    found = GradientNorm(GradientNormConfig(batch_size=4)).score(work)
+def test_gradient_norm_and_loss_read_the_checkpoint_they_are_told(work, toy, table):
+    """The earlier of two, where the window's middle is nearer to the later."""
+    later, window = copy.deepcopy(toy), Window(3, 10, None, "")
+    with torch.no_grad():
+        for parameter in later.parameters():
+            parameter.mul_(1.1)
+    models, settings = {3: toy, 7: later}, {"checkpoint": 3, "batch_size": 4}
     blocks = [block for unit in work.units for block, _ in unit.parts]
-    expected = plain_norms(toy, table, blocks, work.units, lambda _, row: row)
-    torch.testing.assert_close(found.values_NU, expected)
+    norms = plain_norms(toy, table, blocks, work.units, lambda _, row: row)
+    for estimator, expected in (
+        (GradientNorm(GradientNormConfig(**settings)), norms),
+        (Loss(LossConfig(**settings)), losses_of(toy, table)[:, None].expand_as(norms)),
+    ):
+        told = replace(work, models=models, steps=estimator.steps(sorted(models), window))
+        found = estimator.score(told)
+        torch.testing.assert_close(found.values_NU.to(expected), expected)
+        torch.testing.assert_close(found.losses_N.float(), losses_of(toy, table))
 
 
 def test_random_scores_belong_to_seed_and_sample():
