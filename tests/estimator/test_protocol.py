@@ -26,6 +26,7 @@ from mda.stages.plugin import estimator_of
 from mda.types import Unit, Window
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import Directions
+from mda.unit.loss import label_uniforms
 from mda.unit.mlp_neuron import MlpNeurons
 from mda.unit.module import Modules
 
@@ -131,23 +132,43 @@ def adam_divides_by(model, block, owner):
     return own(model, block, owner, roots).flatten()
 
 
-@pytest.mark.parametrize("adam", [False, True])
-def test_exact_is_the_explicit_damped_fisher_of_every_owner(work, adam):
+def drawn_by_hand(model, row, uniforms):
+    """Labels of one row from the model's own distribution, [T]: u inverts its CDF."""
+    cdf = model(row[None, :-1]).logits[0].double().softmax(-1).cumsum(-1)
+    return (cdf <= uniforms[:, None]).sum(-1)
+
+
+EMPIRICAL = {"labels": "empirical"}
+SAMPLED = {"labels": "sampled", "seed": 3, "fit_sequences": 5}
+
+
+@pytest.mark.parametrize(
+    ("adam", "fisher_of"), [(False, EMPIRICAL), (True, EMPIRICAL), (False, SAMPLED)]
+)
+def test_exact_is_the_explicit_damped_fisher_of_every_owner(work, adam, fisher_of):
     """Made of gradients by autograd, one owner after the other."""
     work = InMemoryWork(**(vars(work) | {"steps": [3]}))
-    wanted = ExactConfig(labels="empirical", damping=0.2, adam_damping=adam)
+    wanted = ExactConfig(damping=0.2, adam_damping=adam, **fisher_of)
     found = estimator_of(wanted).score(work).values_NU
     model, gradients = work.model(3), work.gradients(work.model(3))
-    rows = [
-        block_gradients(model, list(gradients), row) for row in work.corpus.rows(work.sample_ids)
-    ]
+    blocks, tokens = list(gradients), work.corpus.rows(work.sample_ids)
+    rows = [block_gradients(model, blocks, row) for row in tokens]
+    fitted = rows
+    if fisher_of is SAMPLED:
+        some = np.sort(np.random.default_rng(3).choice(len(tokens), 5, replace=False))
+        uniforms = label_uniforms(3, work.sample_ids[some], tokens.shape[1] - 1)
+        fitted = [
+            block_gradients(model, blocks, row, drawn_by_hand(model, row, own))
+            for row, own in zip(tokens[some], uniforms, strict=True)
+        ]
     expected = torch.zeros_like(found)
     for u, unit in enumerate(work.units):
         for block, owner in unit.parts:
             if block not in gradients:
                 continue
             g = torch.stack([row[block][owner].flatten() for row in rows])
-            fisher, metric = g.T @ g / len(g), torch.ones(g.shape[1]).double()
+            own = torch.stack([row[block][owner].flatten() for row in fitted])
+            fisher, metric = own.T @ own / len(own), torch.ones(own.shape[1]).double()
             if adam:
                 metric = adam_divides_by(model, block, owner)
             damped = fisher + 0.2 * fisher.diagonal().mean() * (metric / metric.mean()).diag()
