@@ -6,13 +6,16 @@ files of the base run, and nothing of mda/stages is used to compute the other si
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from mda.data.stream import stream_order
+from mda.data.stream import schedule, stream_order
+from mda.estimator.replay import TrainingWindow, load_state
+from mda.estimator.unrolled import unrolled_influence
 from mda.model.architecture import architecture
 from mda.model.build import from_config
 from mda.schema import RemoveConfig
@@ -87,16 +90,19 @@ HEAD0 = "gpt_neox.layers.0.attention.dense"
 
 
 @pytest.mark.parametrize(
-    ("labels", "step"), [("sampled", MIDDLE), ("empirical", MIDDLE), ("sampled", 32)]
-)
-def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labels, step):
+    ("labels", "step", "n_fitted"),
+    [("sampled", MIDDLE, 160), ("empirical", MIDDLE, 160), ("sampled", 32, 160),
+     ("sampled", MIDDLE, 40)],
+)  # fmt: skip
+def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labels, step, n_fitted):
     """A, S, their eigenvectors, Lambda with the SAME labels, damping, solve, minus the product."""
     overrides = (f"estimator.labels={labels}", "estimator.seed=5", f"estimator.checkpoint={step}")
-    trace, context = traced(*overrides)
+    trace, context = traced(*overrides, f"estimator.fit_sequences={n_fitted}")
     model = model_at(trace, step).double()
     ids = trace.traced.scores.sample_ids
-    rows = trace.corpus.rows(ids)
-    uniforms = label_uniforms(5, ids, rows.shape[1] - 1) if labels == "sampled" else None
+    some = ids[np.sort(np.random.default_rng(5).choice(160, n_fitted, replace=False))]
+    rows = trace.corpus.rows(some)
+    uniforms = label_uniforms(5, some, rows.shape[1] - 1) if labels == "sampled" else None
     parts = own_parts(trace)
     blocks = [part.block for part in parts]
     gradients = heads_of(trace, context, model).gradients(model, trace.unit.units)
@@ -247,6 +253,26 @@ def test_unrolled_scores_are_what_one_more_weight_does_to_the_units_metric(trace
             ends[weight] = metric(retrained_plainly(trace, context, weights)).item()
         numeric = (ends[1.1] - ends[0.9]) / 0.2
         assert ours[row] == pytest.approx(numeric, rel=0.02)
+
+
+def test_unrolled_scores_of_a_perturbed_start_are_those_of_noise_drawn_here(traced):
+    """0.05 of each parameter's spread, from seed 4 and the first of the perturbed runs."""
+    perturbed = ("estimator.n_perturbed=1", "estimator.seed=4", "estimator.perturbation=0.05")
+    trace, context = traced("estimator=unrolled", "estimator.last_steps=3", *perturbed)
+    settings, model, name = context.config.training, model_at(trace, 20), trace.unit.name
+    state = load_state(trace.base.folder / "checkpoints/step_20", model, settings)
+    noise = np.random.default_rng([4, 0]).standard_normal(len(state.weights_P))
+    parts = [p.detach().flatten() for p in model.parameters()]
+    spread = torch.cat([p.std(correction=0).expand(len(p)) for p in parts])
+    moved = torch.cat(parts) + 0.05 * spread * torch.from_numpy(noise).float()
+    order = stream_order(trace.corpus, context.config.seed)
+    window = TrainingWindow(model, schedule(order, 4, 20, 60), trace.corpus.rows, settings)
+    metric = heads_of(trace, context, model).differentiable(name, [name])
+    *_, last = unrolled_influence(
+        window, {20: replace(state, weights_P=moved)}, [metric], last_steps=3
+    )
+    assert not last.values_NU[:-12].any()
+    assert_scores(trace, last.values_NU[:, 0].numpy(), name)
 
 
 def retrained_plainly(trace, context, weights):
