@@ -144,6 +144,32 @@ def test_planted_causes_are_the_labels_of_the_heads_and_the_neuron_s_own(bench, 
         assert row["roc_auc"] == pytest.approx((1 + pairs.mean()) / 2)
 
 
+def test_the_samples_and_labels_that_are_shown_are_those_of_the_highest_scores(
+    bench, traces, context_of
+):
+    """80 samples: ten of them are listed, and eight are the highest tenth."""
+    ekfac = bench.traced(HEAD, context_of("estimator=ekfac", "estimator.damping=0.1").config)
+    shown = {HEAD: {**traces[HEAD], "ekfac": ekfac}, NEURON: traces[NEURON]}
+    values = ekfac.scores.of(bench.located[HEAD].name).tolist()
+    best = sorted(range(80), key=lambda i: -values[i])
+    ids = bench.schedule.sample_ids
+    labels = np.array(bench.corpus.labels_of(ids))
+    rows = list(make.top_rows(bench, SETTINGS, shown))
+    assert {(row["unit"], row["estimator"]) for row in rows} == {(HEAD, "ekfac")}
+    assert [
+        (row["rank"], row["sample"], row["step"], row["label"], row["score"]) for row in rows
+    ] == [(n, ids[i], 20 + i // 4, labels[i], values[i]) for n, i in enumerate(best[:10], 1)]
+    for row, i in zip(rows, best, strict=False):
+        words = "".join(bench.corpus.decode(bench.corpus.rows(ids[[i]])[0].tolist())).split()
+        assert row["text"] and " ".join(words).startswith(row["text"])
+    shares = {row["label"]: row for row in make.label_rows(bench, SETTINGS, shown)}
+    assert set(shares) == set(labels)
+    for label, row in shares.items():
+        assert row["share_of_top"] == (labels[best[:8]] == label).sum() / 8
+        assert row["share_of_window"] == (labels == label).sum() / 80
+        assert (row["unit"], row["estimator"]) == (HEAD, "ekfac")
+
+
 def test_a_curvature_that_others_fitted_counts_for_all_that_use_it(bench, context_of):
     """Damping is no part of it: the second estimator finds what the first one fitted."""
     wide, narrow = (
