@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mda.intervention.select import amount, choose, in_window, loss_groups, matched_random
+from mda.intervention.select import amount, choose, in_window, loss_groups, matched_random, ranked
 from mda.types import Scores
 
 LABELS = ("code", "latex", "prose")
@@ -35,6 +35,13 @@ def test_top_and_bottom_are_the_ends_of_the_ranking():
     assert set(choose(scores, "L0H1", "top", fraction=0.1)) == set(ranked[:20])
     assert set(choose(scores, "L0H1", "bottom", count=7)) == set(ranked[-7:])
     assert set(choose(scores, "mechanism", "top", count=20)) != set(ranked[:20])
+
+
+def test_samples_are_taken_from_the_highest_score_down_or_from_the_lowest_up():
+    scores = make_scores()
+    order = ranked_ids(scores, "L0H1")
+    assert scores.sample_ids[ranked(scores, "L0H1", "top")].tolist() == order
+    assert scores.sample_ids[ranked(scores, "L0H1", "bottom")].tolist() == order[::-1]
 
 
 @pytest.mark.parametrize("n", [200, 203, 10, 17])

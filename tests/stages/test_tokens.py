@@ -84,12 +84,26 @@ def test_what_is_masked_is_what_is_trained_without(arm):
     assert float(row["train/loss"]) == pytest.approx(expected, rel=1e-5)
 
 
+def highest_that_repeat(found, budget) -> list[int]:
+    """From the highest score down, the samples whose repeated tokens fit into the budget."""
+    scores, chosen = found.traced.scores, []
+    for at in np.argsort(-scores.of(found.unit.name)):
+        (row,) = found.corpus.rows(scores.sample_ids[[at]]).numpy()
+        n = repeated(row, 3).sum()
+        if (budget := budget - n) < 0:
+            break
+        if n:
+            chosen.append(int(scores.sample_ids[at]))
+    return chosen
+
+
 @pytest.mark.parametrize("kind", ["fresh", "renamed"])
 def test_repeated_spans_become_others_and_all_else_stays(arm, kind):
     found = arm(*SPANS, f"intervention.spans={kind}")
     plan, corpus, base = found.edited.plan, found.edited.corpus, found.corpus
     assert BUDGET["spans"] - 32 < len(plan.sample_ids) <= BUDGET["spans"]
     ids, first = np.unique(plan.sample_ids, return_index=True)
+    assert ids.tolist() == sorted(highest_that_repeat(found, BUDGET["spans"]))
     old, new = base.rows(ids).numpy(), corpus.rows(plan.replacements[first]).numpy()
     marks = np.stack([repeated(row, 3) for row in old])
     assert marks.sum() == len(plan.sample_ids)
