@@ -7,6 +7,7 @@ import pytest
 
 from mda import pipeline
 from mda.config import compose
+from mda.data.stream import stream_order
 from mda.schema import ConfigError
 from mda.stages.context import Context
 from mda.stages.editing import select
@@ -64,6 +65,16 @@ def test_a_matched_set_leaves_targeted_samples_out_or_may_hold_them(arm):
         arm("intervention.fraction=0.2", *without)  # most of a label is targeted
 
 
+def test_what_comes_in_place_of_removed_samples_lies_behind_the_window_in_the_stream(arm):
+    """The samples that come next where the stream closes up, and any later ones as replacements."""
+    dropped = arm("intervention=remove", "intervention.mode=drop")
+    later = stream_order(dropped.corpus, 0)[40 * 4 :]
+    assert dropped.edited.schedule.sample_ids[-8:].tolist() == later[:8].tolist()
+    replaced = arm("intervention=remove", "intervention.mode=replace", "intervention.fraction=1")
+    assert len(set(replaced.edited.plan.replacements.tolist())) == 80
+    assert set(replaced.edited.plan.replacements.tolist()) <= set(later.tolist())
+
+
 def test_an_arm_is_trained_once_however_it_was_chosen(arm):
     first = arm("estimator=random", "estimator.seed=3")
     ids = ",".join(map(str, first.edited.plan.sample_ids))
@@ -80,13 +91,17 @@ def test_upweighting_twice_is_a_duplicate(arm):
     assert a == pytest.approx(b, rel=1e-5)
 
 
-def test_inserted_rows_are_trained_on(arm, tmp_path):
+@pytest.mark.parametrize(("at_step", "first"), [("null", 20), ("25", 25)])
+def test_inserted_rows_are_trained_on(arm, tmp_path, at_step, first):
     rows = np.random.default_rng(0).integers(2, 250, (10, 33), dtype=np.uint16)
     np.save(tmp_path / "rows.npy", rows)
     insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
-    found = arm(*insert, f"intervention.rows={tmp_path / 'rows.npy'}")
-    ids, _ = found.edited.schedule.at(20)
-    assert len(ids) == 4 + 4
+    insert += (f"intervention.at_step={at_step}", f"intervention.rows={tmp_path / 'rows.npy'}")
+    found = arm(*insert)
+    extra = dict(zip(range(first, first + 3), (4, 4, 2), strict=True))
+    sizes = np.diff(found.edited.schedule.offsets)
+    assert sizes.tolist() == [4 + extra.get(step, 0) for step in range(20, 40)]
+    ids, _ = found.edited.schedule.at(first)
     assert found.edited.corpus.rows(ids[-4:]).tolist() == rows[:4].tolist()
 
 
@@ -101,10 +116,20 @@ def test_rows_that_cannot_be_inserted_are_refused_before_the_base_run(tmp_path, 
     assert not (tmp_path / "store" / "base").exists()
 
 
+def test_a_set_matched_by_loss_has_the_loss_deciles_of_the_targeted_set(arm):
+    found = arm()
+    scores, config = found.traced.scores, compose(["intervention.match=loss"]).intervention
+    decile = dict(zip(np.argsort(scores.losses, kind="stable"), np.arange(80) // 8, strict=True))
+    targeted = np.argsort(-scores.of(found.unit.name), kind="stable")[:8]
+    drawn = select(found.corpus, found.unit.name, config, scores, 0)
+    places = [scores.sample_ids.tolist().index(sample) for sample in drawn]
+    assert sorted(decile[at] for at in places) == sorted(decile[at] for at in targeted)
+    assert not set(places) & set(targeted.tolist())
+
+
 def test_scores_without_losses_can_match_none(arm):
     found = arm()
     scores, config = found.traced.scores, compose(["intervention.match=loss"]).intervention
-    assert len(select(found.corpus, found.unit.name, config, scores, 0)) > 0
     without = replace(scores, losses=np.full_like(scores.losses, np.nan))
     with pytest.raises(ValueError, match="without the samples' losses"):
         select(found.corpus, found.unit.name, config, without, 0)
