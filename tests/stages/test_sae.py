@@ -9,8 +9,10 @@ import torch
 
 from mda import pipeline
 from mda.config import compose
+from mda.data.stream import stream_order
 from mda.sae.hooks import Hookpoint, activations
 from mda.sae.quality import quality
+from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError
 from mda.stages.context import Context
 from mda.stages.sae import drawn, sae_of, trained_sae
@@ -95,6 +97,29 @@ def test_every_setting_that_decides_it_makes_another_and_no_other_does(stage, fo
     for name, value in same.items():
         context, corpus, base = stage(f"sae.{name}={value}", "sae.steps=5")
         assert trained_sae(context, context.config.sae, corpus, base).fingerprint == usual, name
+
+
+def test_it_is_trained_on_the_checkpoint_it_names_with_its_own_settings(stage):
+    """Against `train_topk_sae` on activations that are read here, with every number written out."""
+    settings = {
+        "hook": "mlp_out", "layer": 1, "checkpoint": 40, "n_features": 32, "k": 3, "steps": 6,
+        "batch_size": 2, "peak_lr": 1e-3, "warmup_steps": 3, "dead_tokens": 100, "aux_weight": 0.5,
+        "seed": 1,
+    }  # fmt: skip
+    context, corpus, base = stage(*(f"sae.{name}={value}" for name, value in settings.items()))
+    trained = trained_sae(context, context.config.sae, corpus, base)
+    model, hook = base.model(40).eval(), Hookpoint("mlp_out", 1)
+    rows = corpus.rows(stream_order(corpus, 1)[:12])[:, :-1]
+    with torch.no_grad():
+        read = [activations(model, part, hook, base.architecture) for part in rows.split(2)]
+    again, history = train_topk_sae(
+        read, hook=hook, n_features=32, k=3, steps=6, seed=1, lr=1e-3, warmup=3, dead_tokens=100,
+        aux_weight=0.5,
+    )  # fmt: skip
+    assert history[-1].dead_share > 0
+    for name in ("W_enc_FD", "b_enc_F", "W_dec_FD", "b_dec_D"):
+        ours, expected = getattr(trained.sae, name), getattr(again, name)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_samples_are_of_the_stream_and_each_comes_once_in_a_round(stage):
