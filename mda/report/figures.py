@@ -25,6 +25,7 @@ from mda.analysis.series import arm_curves, head_difference, same_window, titles
 from mda.report.dose import dose_figure
 from mda.report.style import styles
 from mda.types import HeadId
+from mda.unit.metrics import HEAD_METRICS
 
 matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names of arms
 
@@ -139,14 +140,15 @@ def heads_figure(measured: Measurements, seeds: int = 6) -> Figure | None:
     """Layer x head maps of arm - control, a row for each arm and a column for each seed.
 
     Seeds are not averaged, for each puts its induction heads elsewhere. A box marks the fixed
-    head. At most the first `seeds` seeds are drawn.
+    head. At most the first `seeds` seeds are drawn. None where no edit was aimed at a head.
     """
+    aimed = [run for run in measured.runs if run.metric in HEAD_METRICS]
     arms = {
         arm: runs
-        for arm, runs in by_arm(measured.runs).items()
+        for arm, runs in by_arm(aimed).items()
         if arm.intervention != CONTROL and not arm.is_band
     }
-    shown = sorted({run.seed for run in measured.runs})[:seeds]
+    shown = sorted({seed for runs in arms.values() for seed in runs})[:seeds]
     if not arms:
         return None
     maps = {

@@ -132,7 +132,7 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
                     "arm": arms.index(arm),
                     "seed": seed,
                     "metric": metric,
-                    "unit": list(runs[0].heads),
+                    "unit": list(runs[0].heads) if runs[0].metric in SCORES else [],
                     "shape": list(maps[0].shape),
                     "steps": steps[kept].astype(int).tolist(),
                     "values": [short(values.ravel()) for values in maps],

@@ -71,6 +71,22 @@ def write_runs(
     ]
 
 
+def aim_at_neurons(folders: Sequence[Path]) -> None:
+    """Make the unit of these runs a neuron, which rises as their head does, twice as high."""
+    for folder in folders:
+        summary = store.read_json(folder / "summary.json")
+        head = f"emergence/prefix_matching/{summary['unit']}"
+        name, metric = summary["unit"].replace("H", "N"), "label_auc"
+        curve = store.read_csv(folder / "curve.csv")
+        rows = [row | {f"emergence/{metric}/{name}": 0.5 + 2 * float(row[head])} for row in curve]
+        store.write_csv(folder / "curve.csv", rows)
+        unit = {"unit": name, "heads": [name], "metric": metric, "threshold": 0.65}
+        results = summary["results"] | {"base_heads": {f"emergence/{metric}/{name}": 0.8}}
+        changed = {"fingerprints": summary["fingerprints"]
+                   | {"arm": f"{summary['fingerprints']['arm']}-neuron"}}  # fmt: skip
+        store.write_json(folder / "summary.json", summary | unit | changed | {"results": results})
+
+
 def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) -> Path:
     name = f"{edit.intervention}_{edit.estimator}_{edit.select}_{edit.band}_{edit.fraction}"
     folder = (

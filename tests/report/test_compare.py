@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_runs import BANDS, STANDARD, Edit, write_runs
+from made_up_runs import BANDS, STANDARD, Edit, aim_at_neurons, write_runs
 from made_up_traces import write_trace
 from matplotlib.image import imread
 
 from mda import store
+from mda.analysis.folders import read_runs
+from mda.analysis.metrics import measure
 from mda.report.compare import FILES, CompareSettings, compare
+from mda.report.figures import heads_figure
 from mda.schema import ArmConfig, ClaimConfig, StudyConfig
 
 STUDY = StudyConfig(
@@ -298,3 +301,31 @@ def test_an_arm_has_one_colour_whatever_stands_beside_it(tmp_path):
         looks.append({a["name"]: (a["colour"], a["dash"]) for a in data["arms"]})
     assert looks[1].items() <= looks[0].items()
     assert len(set(looks[0].values())) == len(looks[0])
+
+
+def test_arms_of_a_neuron_have_a_page_and_tables_and_no_figure_of_heads(tmp_path):
+    aim_at_neurons(write_runs(tmp_path / "runs", range(2), STANDARD))
+    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    assert set(FILES) <= set(summary["files"]) and "heads.png" not in summary["files"]
+    assert not (tmp_path / "report" / "heads.png").exists()
+    assert (tmp_path / "report" / "curves.png").exists()
+
+    def end(part, seed):
+        (folder,) = (tmp_path / "runs" / f"seed{seed}").glob(f"{part}*")
+        name = store.read_json(folder / "summary.json")["unit"]
+        return float(store.read_csv(folder / "curve.csv")[-1][f"emergence/label_auc/{name}"])
+
+    effect = summary["results"]["arms"]["remove mask ekfac top 10 %"]["unit"]["to_control"]
+    changes = [end("remove_ekfac", seed) - end("control", seed) for seed in (0, 1)]
+    assert effect["n"] == 2 and effect["difference"] == pytest.approx(np.mean(changes))
+    maps = page_data_of(tmp_path / "report" / "report.html")["heads"]
+    assert maps and all(one["unit"] == [] for one in maps)  # no head of the maps is marked
+
+
+def test_the_figure_of_heads_leaves_out_the_arms_of_a_neuron(tmp_path):
+    write_runs(tmp_path / "heads", [0], STANDARD[:2])
+    aim_at_neurons(write_runs(tmp_path / "neurons", [0], STANDARD[:2]))
+    figure = heads_figure(measure(read_runs([tmp_path])))
+    assert figure is not None
+    (line,) = [ax for ax in figure.axes if ax.get_images() and ax.get_title() == "seed 0"]
+    assert "metric=prefix_matching" in line.get_ylabel().replace("\n", "")
