@@ -76,19 +76,25 @@ def measure(runs: Sequence[Run]) -> Measurements:
     """Metrics of every run. Raises ValueError where a run has no control of its seed and window."""
     table = {}
     for run in runs:
-        control = control_of(run, runs)
-        targets = {(r.unit, r.metric): r for r in runs if r.seed == run.seed}
+        control_of(run, runs)  # refuses a run without one
+        mates = sorted((r for r in runs if r.seed == run.seed), key=lambda r: _pairs(r, run))
+        targets = {(r.unit, r.metric): r for r in mates}  # of the run's own window, if any is
         for unit, metric in sorted(targets):
-            one = _measure(run, control, targets[unit, metric])
-            table[str(run.folder), unit, metric] = one
+            table[str(run.folder), unit, metric] = _measure(run, targets[unit, metric])
     return Measurements(tuple(runs), table)
 
 
 def control_of(run: Run, runs: Sequence[Run]) -> Run:
-    """The unedited run of the same seed and window."""
-    for other in runs:
-        if other.arm.intervention == CONTROL and _pairs(other, run):
+    """The unedited run of the same seed and window: one that has the run's unit in its curve.
+
+    Neurons, modules and features stand in the curves of the arms that were aimed at them alone.
+    """
+    found = [r for r in runs if r.arm.intervention == CONTROL and _pairs(r, run)]
+    for other in found:
+        if other.of_unit(run.heads, run.metric) is not None:
             return other
+    if found:
+        return found[0]
     raise ValueError(
         f"no control of seed {run.seed} and window [{run.start}, {run.end}) for {run.folder}; "
         f"run one with intervention=control seed={run.seed}"
@@ -160,7 +166,7 @@ def random_values(
     return found
 
 
-def _measure(run: Run, control: Run, target: Run) -> Measured:
+def _measure(run: Run, target: Run) -> Measured:
     metric, threshold = target.metric, target.threshold
     curves = {
         "": run.of_unit(target.heads, metric),
@@ -185,15 +191,15 @@ def _measure(run: Run, control: Run, target: Run) -> Measured:
         values[name] = run.at_end(f"emergence/{name}")
     shown = ("val/loss", "behaviour/")
     values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
-    values |= _head_means(run, control, target)
+    values |= _head_means(run, target)
     known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
     return Measured(run, target.unit, known, frozenset(censored))
 
 
-def _head_means(run: Run, control: Run, target: Run) -> Values:
+def _head_means(run: Run, target: Run) -> Values:
     metric = target.metric
     means: Values = {"heads/induction": None, "heads/rest": None, "heads/contrast": None}
-    base = control.base_heads or {}
+    base = (target.base_heads if _pairs(target, run) else None) or {}
     prefix = f"emergence/{metric}/"
     chosen = {name.removeprefix(prefix): v for name, v in base.items() if name.startswith(prefix)}
     others = {name: value for name, value in chosen.items() if name not in target.heads}

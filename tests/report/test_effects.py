@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from made_up_runs import BANDS, END, STANDARD, Edit, write_runs
+from made_up_runs import BANDS, END, STANDARD, Edit, aim_at_neurons, write_runs
 
 from mda import store
 from mda.analysis.effects import compare_arms, told
@@ -166,6 +166,44 @@ def test_other_induction_heads_are_those_of_the_base_run(compared):
     moved = table(rows, "control", "heads/induction")["remove mask ekfac top 10 %"].effect.mean
     still = table(rows, "control", "heads/rest")["remove mask ekfac top 10 %"].effect.mean
     assert moved < -0.02 and abs(still) < 5e-4
+
+
+def test_a_neuron_is_compared_with_the_control_that_followed_it(tmp_path):
+    edits = (STANDARD[0], STANDARD[1], STANDARD[3])
+    write_runs(tmp_path / "head", range(2), edits)
+    aim_at_neurons(write_runs(tmp_path / "neuron", range(2), edits))
+    measured = measure(read_runs([tmp_path]))
+    found = table(compare_arms(measured, STUDY, resamples=99), "control", "unit")
+    for unit in ("head", "neuron"):
+        metric, letter = {"head": ("prefix_matching", "H"), "neuron": ("label_auc", "N")}[unit]
+        row = next(row for name, row in found.items()
+                   if f"metric={metric}" in name and "random" not in name)  # fmt: skip
+        changes = []
+        for seed in range(2):
+            (mine,) = (tmp_path / unit / f"seed{seed}").glob("remove_ekfac*")
+            (control,) = (tmp_path / unit / f"seed{seed}").glob("control*")
+            column = f"emergence/{metric}/L{2 + seed}{letter}{seed}"
+            changes.append(at_end(mine, column) - at_end(control, column))
+        assert row.dropped == () and row.seeds == (0, 1)
+        assert row.effect.mean == pytest.approx(np.mean(changes))
+
+
+def test_other_heads_of_a_metric_are_found_where_the_control_had_another(tmp_path):
+    """The control of two kinds of head is one training, and says the base's heads of one kind."""
+    edits = (STANDARD[0], Edit("remove", "ekfac"))
+    write_runs(tmp_path / "first", [0], edits[:1])
+    for folder in write_runs(tmp_path / "second", [0], edits[1:]):
+        summary = store.read_json(folder / "summary.json")
+        heads = {f"emergence/previous_token/L{layer}H{head}": 0.15 if layer == 1 else 0.1
+                 for layer, head in np.ndindex(4, 4)}  # fmt: skip
+        changed = {"metric": "previous_token", "threshold": 0.12, "unit": "L1H2", "heads": ["L1H2"]}
+        results = summary["results"] | {"base_heads": heads}
+        store.write_json(folder / "summary.json", summary | changed | {"results": results})
+    measured = measure(read_runs([tmp_path]))
+    run = next(r for r in measured.runs if r.arm.intervention == "remove")
+    values = measured.of(run, run).values
+    assert values["heads/induction"] == pytest.approx(0.15)  # L1H0, L1H1 and L1H3
+    assert values["heads/rest"] == pytest.approx(0.1)
 
 
 def test_noise_at_the_threshold_makes_no_contrast(tmp_path):
