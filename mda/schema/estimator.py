@@ -20,6 +20,7 @@ class EstimatorConfig(Group):
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
     tells_tokens: ClassVar[bool] = False  # whether it scores the loss of single tokens
     tells_losses: ClassVar[bool] = False  # whether it computes the samples' losses on the way
+    scores_found: ClassVar[bool] = False  # whether it scores the unit that was found, by its metric
 
     name: str = setting("???", "kind of estimator, set by estimator=...")
 
@@ -129,6 +130,7 @@ class UnrolledConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.through_training:Unrolled"
     not_inputs: ClassVar[tuple[str, ...]] = ("segment",)
+    scores_found: ClassVar[bool] = True
 
     name: str = setting("unrolled", "kind of estimator", one_of=("unrolled",))
     segment: int | None = setting(

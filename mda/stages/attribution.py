@@ -170,6 +170,8 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
     }
     if steps:  # else no model is asked, and no measurement
         inputs["unit"] = located.inputs
+    if config.estimator.scores_found:
+        inputs["found"] = [located.name, *located.members, config.unit.metric]
 
     def build(part: Path) -> None:
         fetch(context, corpus, schedule.sample_ids)

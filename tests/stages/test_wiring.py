@@ -275,6 +275,21 @@ def test_unrolled_scores_of_a_perturbed_start_are_those_of_noise_drawn_here(trac
     assert_scores(trace, last.values_NU[:, 0].numpy(), name)
 
 
+def test_unrolled_scores_are_of_the_unit_and_the_metric_that_are_asked_for(traced):
+    asked = ("estimator=unrolled", "estimator.last_steps=2")
+    first, context = traced(*asked)
+    names = [unit.name for unit in first.unit.units]
+    other = next(name for name in names if name != first.unit.name)
+    second, _ = traced(*asked, f"unit.locate={other}")
+    third, renamed = traced(*asked, f"unit.locate={other}", "unit.metric=previous_token")
+    again, _ = traced(*asked, f"unit.locate={first.unit.name}")
+    assert again.traced.fingerprint == first.traced.fingerprint  # located, or named: one unit
+    assert not np.isnan(second.traced.scores.of(other)).any()
+    one, two = second.traced.scores.of(other), third.traced.scores.of(other)
+    assert not np.isnan(two).any() and not np.allclose(one, two)
+    assert context.config.unit.metric != renamed.config.unit.metric
+
+
 def retrained_plainly(trace, context, weights):
     """The window from its start in float64: AdamW, clipping and rates written out once more."""
     settings = context.config.training
