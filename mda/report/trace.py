@@ -72,16 +72,19 @@ def write_enrichment(path: Path, found: dict[str, list[Enrichment]]) -> None:
 
 
 def plot_distribution(values: np.ndarray, unit: str, path: Path) -> None:
-    """Histogram of the scores, and cumulative influence of the top x %."""
+    """Histogram of the scores, and cumulative influence of the top x %, where there is any."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
     left.hist(values, bins=120, color="tab:blue")
     left.set(yscale="log", xlabel=f"score for {unit}", ylabel="samples")
-    shares = np.linspace(0, 1, 201)
-    right.plot(100 * shares, 100 * heavy_tail(values, shares), lw=2)
-    right.plot([0, 100], [0, 100], color="0.7", ls=":")
-    at_ten = 100 * heavy_tail(values, [0.1])[0]
-    right.plot(10, at_ten, "o", color="tab:red")
-    right.annotate(f"top 10 % carry {at_ten:.0f} %", (10, at_ten), (18, at_ten - 8), fontsize=9)
+    if (values > 0).any():
+        shares = np.linspace(0, 1, 201)
+        right.plot(100 * shares, 100 * heavy_tail(values, shares), lw=2)
+        right.plot([0, 100], [0, 100], color="0.7", ls=":")
+        at_ten = 100 * heavy_tail(values, [0.1])[0]
+        right.plot(10, at_ten, "o", color="tab:red")
+        right.annotate(f"top 10 % carry {at_ten:.0f} %", (10, at_ten), (18, at_ten - 8), fontsize=9)
+    else:
+        right.text(0.5, 0.5, "no score is positive", ha="center", transform=right.transAxes)
     right.set(xlabel="top samples, % of the window", ylabel="% of all positive influence")
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
@@ -216,15 +219,15 @@ def report_trace(
     if causes is not None:
         print_catalysts(causes)
     store.write_json(folder / CATALYSTS, None if causes is None else asdict(causes))
-    tail = heavy_tail(values, TAIL)
-    print(
-        f"{len(values):,} samples scored for {unit}; the top 10 % carry "
-        f"{tail[TAIL.index(0.1)]:.0%} of all positive influence"
-    )
+    tail, said = None, "no score is positive"
+    if (values > 0).any():
+        tail = dict(zip(map(str, TAIL), heavy_tail(values, TAIL).tolist(), strict=True))
+        said = f"the top 10 % carry {tail['0.1']:.0%} of all positive influence"
+    print(f"{len(values):,} samples scored for {unit}; {said}")
     return {
         "unit": unit,
         "samples": len(values),
-        "cumulative_influence": dict(zip(map(str, TAIL), tail.tolist(), strict=True)),
+        "cumulative_influence": tail,
         "catalysts": None if causes is None else asdict(causes),
         "enrichment": {d: [asdict(e) for e in rows] for d, rows in found.items()},
     }
