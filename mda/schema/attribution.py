@@ -70,7 +70,12 @@ class EditConfig(InterventionConfig):
     band: list[float] | None = setting(
         None, "quantiles [lower,upper] of the score, with select=band", low=0, high=1
     )
-    seed: int = setting(0, "seed of select=random and of match", low=0, high=2**32 - 1)
+    seed: int = setting(
+        0,
+        "seed of select=random, match and mode=replace, mixed with the run's",
+        low=0,
+        high=2**32 - 1,
+    )
     match: str = setting(
         "none", "give a random set the targeted one's distribution; sample: of tokens",
         one_of=("none", "label", "loss", "sample"),

@@ -94,7 +94,8 @@ def _plan(
     chosen = select(corpus, unit.name, config, scores, context.config.seed)
     if config.mode in plans.REMOVALS:
         unused = following(context.config, corpus, end)
-        return plans.remove(scores, chosen, start, end, config.mode, unused, config.seed)
+        seed = mixed_seed(context.config.seed, config.seed)
+        return plans.remove(scores, chosen, start, end, config.mode, unused, seed)
     weight = cast(AugmentConfig, config).weight
     return plans.augment(scores, chosen, start, end, config.mode, weight)
 

@@ -10,7 +10,7 @@ from mda.config import compose
 from mda.data.stream import stream_order
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.editing import select
+from mda.stages.editing import plan_edit, select
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,26 @@ def test_what_comes_in_place_of_removed_samples_lies_behind_the_window_in_the_st
     replaced = arm("intervention=remove", "intervention.mode=replace", "intervention.fraction=1")
     assert len(set(replaced.edited.plan.replacements.tolist())) == 80
     assert set(replaced.edited.plan.replacements.tolist()) <= set(later.tolist())
+
+
+def test_every_seed_draws_its_own_replacements_for_the_same_samples(arm):
+    found = arm("intervention.mode=replace")
+    plans = {}
+    for seed, own in ((0, 0), (1, 0), (1, 1)):
+        config = compose([
+            "experiment=smoke", "intervention.window=[20,40]", "intervention.mode=replace",
+            f"seed={seed}", f"intervention.seed={own}", "data.order_seed=0",
+        ])  # fmt: skip
+        context = Context(config, Context.of(config).store, progress=False)
+        assert found.traced is not None
+        edited = plan_edit(context, found.corpus, found.unit, found.traced.scores)
+        plans[seed, own] = edited.plan
+    drawn = {seeds: frozenset(plan.replacements.tolist()) for seeds, plan in plans.items()}
+    assert all(
+        np.array_equal(plan.sample_ids, found.edited.plan.sample_ids) for plan in plans.values()
+    )
+    assert np.array_equal(plans[0, 0].replacements, found.edited.plan.replacements)
+    assert len(set(drawn.values())) == 3
 
 
 def test_an_arm_is_trained_once_however_it_was_chosen(arm):
