@@ -39,6 +39,8 @@ class Work(Protocol):
     def found(self) -> Sequence[str]: ...  # the unit that was located, or the mechanism
     @property
     def seed(self) -> int: ...  # the run's own
+    @property
+    def adam_eps(self) -> float: ...  # what the run's Adam adds to the root of a second moment
 
     def model(self, step: int) -> PreTrainedModel:
         """The model at a kept checkpoint, on the device of training."""

@@ -100,7 +100,7 @@ class Tracin:
         eta = work.learning_rate(step) if self.settings.lr_weights else 1.0
         sizes = None
         if self.settings.adam_preconditioning:
-            sizes = adam_step_sizes(work.second_moments(step), gradients)
+            sizes = adam_step_sizes(work.second_moments(step), gradients, work.adam_eps)
         return model, Directions.of(work.units, preconditioned(gradients, eta, sizes))
 
     def score(self, work: Work) -> SampleScores:
@@ -226,7 +226,7 @@ def targets_over_steps(estimator: DirectionEstimator, work: Work, batch_size: in
 
 
 def adam_step_sizes(
-    second_moments: Mapping[str, Tensor], blocks: Iterable[ParameterBlock], eps: float = 1e-8
+    second_moments: Mapping[str, Tensor], blocks: Iterable[ParameterBlock], eps: float
 ) -> dict[ParameterBlock, Tensor]:
     """1 / (sqrt(v) + eps) of every block, [H, I, J]: what Adam multiplies a gradient with.
 
@@ -240,7 +240,7 @@ def adam_denominators(
     work: Work, step: int, blocks: Iterable[ParameterBlock]
 ) -> dict[ParameterBlock, Tensor]:
     """D = sqrt(v) + eps of every block, [H, I, J]: what Adam divides a gradient by at a step."""
-    sizes = adam_step_sizes(work.second_moments(step), blocks)
+    sizes = adam_step_sizes(work.second_moments(step), blocks, work.adam_eps)
     return {block: 1 / size for block, size in sizes.items()}
 
 

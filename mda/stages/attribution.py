@@ -73,6 +73,10 @@ class ScoringWork:
     def seed(self) -> int:
         return self.context.config.seed
 
+    @property
+    def adam_eps(self) -> float:
+        return self.context.config.training.eps
+
     def model(self, step: int) -> PreTrainedModel:
         return self.base.model(step)
 

@@ -19,6 +19,9 @@ from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Materials, UnitKind
 
 
+ADAM_EPS = 0.03  # far from torch's own, so that a score shows which one it was made with
+
+
 def corpus_of(rows: Tensor, n_vocab: int, labels: Sequence[str], held_out: np.ndarray) -> Corpus:
     """Token rows as a corpus without special tokens."""
     names = tuple(sorted(set(labels)))
@@ -89,6 +92,7 @@ class InMemoryWork:
     models: Mapping[int, PreTrainedModel]
     steps: Sequence[int]
     seed: int = 0
+    adam_eps: float = ADAM_EPS
     rates: Mapping[int, float] = field(default_factory=dict)
     moments: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     found: Sequence[str] = ()

@@ -141,7 +141,7 @@ def test_one_small_step_moves_the_measurement_as_predicted(
             parameter: torch.rand(p.shape, generator=generator, dtype=p.dtype) + 0.1
             for parameter, p in model.named_parameters()
         }
-        sizes = adam_step_sizes(second_moments, gradients)
+        sizes = adam_step_sizes(second_moments, gradients, eps=1e-8)
     if estimator == "ekfac":
         fit_on = UNSEEN[8:40]
         curvature = fit_curvature(model, corpus.rows, fit_on, list(gradients), Labels())

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from in_memory import InMemoryWork, materials
+from in_memory import ADAM_EPS, InMemoryWork, materials
 from plain_gradients import block_gradients, own
 
 from mda.estimator.ekfac import Labels, fit_curvature, fit_subset
@@ -128,7 +128,7 @@ def test_ekfac_takes_its_damping_labels_seed_and_subset_from_its_settings(work):
 
 def adam_divides_by(model, block, owner):
     """sqrt(v) + eps of one owner, [P], where v of a weight is its square."""
-    roots = {name: p.detach().abs() + 1e-8 for name, p in model.named_parameters()}
+    roots = {name: p.detach().abs() + ADAM_EPS for name, p in model.named_parameters()}
     return own(model, block, owner, roots).flatten()
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from in_memory import Case, InMemoryWork, materials
+from in_memory import ADAM_EPS, Case, InMemoryWork, materials
 from plain_gradients import block_gradients, own
 
 from mda.estimator.influence import Tracin, adam_step_sizes, preconditioned, spread
@@ -85,7 +85,7 @@ def test_adams_step_sizes_multiply_the_gradient(toy, table):
     }
     work = replace(work_of({0: toy}, table, {0: 0.3}), moments={0: moments})
     scores = Tracin(TracinConfig(adam_preconditioning=True)).score(work)
-    rooted = {name: 1 / (v.sqrt() + 1e-8) for name, v in moments.items()}
+    rooted = {name: 1 / (v.sqrt() + ADAM_EPS) for name, v in moments.items()}
     blocks, gradients = Case.of(toy, "heads").blocks, work.gradients(toy)
     plain = {b: gradients[b] * layout(toy, b, rooted) for b in blocks}
     expected = -0.3 * plain_products(toy, table, plain, blocks, work.units)
@@ -143,7 +143,7 @@ def test_adam_step_sizes_of_grouped_heads_and_gated_neurons(llama):
 
 def test_a_missing_second_moment_is_named(toy):
     with pytest.raises(KeyError, match=r"gpt_neox.layers.0.attention.query_key_value.weight"):
-        adam_step_sizes({}, Case.of(toy, "heads").blocks)
+        adam_step_sizes({}, Case.of(toy, "heads").blocks, eps=0.0)
 
 
 def test_which_checkpoints_are_read():
