@@ -65,6 +65,14 @@ BAD_CONFIG = {
         "intervention.mode=mask_tokens estimator=loss",
         "estimator=loss is refused; accepted: ekfac, exact, random, repetition, tracin with inter",
     ),
+    "Adam's moments before the first update": (
+        "estimator.checkpoint=0 estimator.adam_damping=true",
+        "estimator.checkpoint=0 is refused; accepted: a step from 1 with estimator.adam_damping=tr",
+    ),
+    "Adam's moments before the first update, of one of several": (
+        "estimator=tracin estimator.checkpoints=[0,500] estimator.adam_preconditioning=true",
+        "estimator.checkpoints=[0,500] is refused; accepted: steps from 1 with estimator.adam_prec",
+    ),
     "losses of an estimator that computes none": (
         "intervention.match=loss estimator=unrolled",
         "estimator=unrolled is refused; accepted: ekfac, exact, gradient_norm, loss, tracin with i",

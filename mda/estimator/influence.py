@@ -41,7 +41,7 @@ from mda.estimator.score import (
     target_influence,
     token_influence,
 )
-from mda.schema import EkfacConfig, ExactConfig, TracinConfig
+from mda.schema import ConfigError, EkfacConfig, ExactConfig, TracinConfig
 from mda.types import ParameterBlock, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
 from mda.unit.capture import capture
@@ -54,6 +54,7 @@ class Ekfac:
         self.settings = settings
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        kept = with_moments(kept) if self.settings.adam_damping else kept
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
@@ -91,6 +92,11 @@ class Tracin:
         if given := self.settings.checkpoints:
             return tuple(kept_step(kept, step, "estimator.checkpoints") for step in given)
         inside = [step for step in kept if window.start <= step <= window.end]
+        if self.settings.adam_preconditioning and not (inside := with_moments(inside)):
+            raise ConfigError(
+                "estimator.adam_preconditioning=true is refused; accepted: false, or an "
+                f"intervention.window with a kept checkpoint after step 0, of {[*kept]}"
+            )
         return spread(inside, self.settings.n_checkpoints)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
@@ -120,6 +126,7 @@ class Exact:
         self.settings = settings
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        kept = with_moments(kept) if self.settings.adam_damping else kept
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
@@ -223,6 +230,11 @@ def targets_over_steps(estimator: DirectionEstimator, work: Work, batch_size: in
         )  # type: ignore[return-value]  # at least one checkpoint  # fmt: skip
 
     return influence
+
+
+def with_moments(steps: Sequence[int]) -> list[int]:
+    """The steps whose checkpoint has Adam's moments: not the one before the first update."""
+    return [step for step in steps if step > 0]
 
 
 def adam_step_sizes(

@@ -70,6 +70,12 @@ class WithCurvature(AtCheckpoint):
     seed: int = setting(0, "seed of the subset and of sampled labels", **SEED)
     adam_damping: bool = setting(False, "add what Adam divides by in place of the identity")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adam_damping and self.checkpoint == 0:
+            accepted = "a step from 1 with estimator.adam_damping=true"
+            raise self._refuse("checkpoint", f"{accepted}: Adam has no moments at step 0")
+
     @property
     def needs_state(self) -> tuple[str, object] | None:
         return ("estimator.adam_damping", True) if self.adam_damping else None
@@ -108,6 +114,9 @@ class TracinConfig(EstimatorConfig):
         super().__post_init__()
         if self.checkpoints is not None and not self.checkpoints:
             raise self._refuse("checkpoints", "at least one step, or null")
+        if self.adam_preconditioning and 0 in (self.checkpoints or ()):
+            accepted = "steps from 1 with estimator.adam_preconditioning=true"
+            raise self._refuse("checkpoints", f"{accepted}: Adam has no moments at step 0")
 
     @property
     def needs_state(self) -> tuple[str, object] | None:

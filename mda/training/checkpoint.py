@@ -111,8 +111,16 @@ def _refuse_names(path: Path, missing: set[str], unknown: set[str]) -> None:
 
 
 def second_moments(folder: Path, beta2: float) -> dict[str, torch.Tensor]:
-    """Bias-corrected exp_avg_sq of every parameter: v / (1 - beta2^step)."""
+    """Bias-corrected exp_avg_sq of every parameter: v / (1 - beta2^step).
+
+    Raises ConfigError for a checkpoint without an optimizer's state, as before the first update.
+    """
     moments = load_file(folder / "optimizer.safetensors")
+    if not moments:
+        raise ConfigError(
+            f"{folder}/optimizer.safetensors has no second moments of Adam; accepted: a checkpoint "
+            "after the first update"
+        )
     return {
         key.removesuffix("/exp_avg_sq"): value
         / (1 - beta2 ** float(moments[key.removesuffix("exp_avg_sq") + "step"]))

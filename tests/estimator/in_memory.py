@@ -18,7 +18,6 @@ from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Materials, UnitKind
 
-
 ADAM_EPS = 0.03  # far from torch's own, so that a score shows which one it was made with
 
 

@@ -9,9 +9,23 @@ import torch
 from in_memory import ADAM_EPS, Case, InMemoryWork, materials
 from plain_gradients import block_gradients, own
 
-from mda.estimator.influence import Tracin, adam_step_sizes, preconditioned, spread
+from mda.estimator.influence import (
+    Ekfac,
+    Exact,
+    Tracin,
+    adam_step_sizes,
+    preconditioned,
+    spread,
+)
 from mda.estimator.score import score_samples
-from mda.schema import ConfigError, HeadConfig, ProbeConfig, TracinConfig
+from mda.schema import (
+    ConfigError,
+    EkfacConfig,
+    ExactConfig,
+    HeadConfig,
+    ProbeConfig,
+    TracinConfig,
+)
 from mda.types import Window
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import Directions
@@ -144,6 +158,19 @@ def test_adam_step_sizes_of_grouped_heads_and_gated_neurons(llama):
 def test_a_missing_second_moment_is_named(toy):
     with pytest.raises(KeyError, match=r"gpt_neox.layers.0.attention.query_key_value.weight"):
         adam_step_sizes({}, Case.of(toy, "heads").blocks, eps=0.0)
+
+
+def test_adams_moments_are_asked_of_no_checkpoint_before_the_first_update():
+    kept, window = [0, 10, 20, 30, 40, 50], Window(0, 40, None, "")
+    assert Tracin(TracinConfig(n_checkpoints=3)).steps(kept, window) == (0, 20, 40)
+    adam = TracinConfig(n_checkpoints=2, adam_preconditioning=True)
+    assert Tracin(adam).steps(kept, window) == (10, 40)
+    with pytest.raises(ConfigError, match=r"^estimator.adam_preconditioning=true .* after step 0"):
+        Tracin(adam).steps(kept, Window(0, 9, None, ""))
+    start = Window(0, 4, None, "")
+    for make, settings in ((Ekfac, EkfacConfig), (Exact, ExactConfig)):
+        assert make(settings(adam_damping=True)).steps([0, 4, 8], start) == (4,)
+        assert make(settings()).steps([0, 4, 8], start) == (0,)  # of two as near the earlier one
 
 
 def test_which_checkpoints_are_read():

@@ -99,6 +99,13 @@ def test_a_tied_tensor_is_found_under_either_name(tmp_path):
         checkpoint.load(folder, other, adamw(other, TrainingConfig()))
 
 
+def test_second_moments_before_the_first_update_are_refused(tmp_path):
+    model = scratch(SHAPE, 0)
+    folder = checkpoint.save(tmp_path, 0, model, adamw(model, TrainingConfig()))
+    with pytest.raises(ConfigError, match=r"step_0.* accepted: a checkpoint after the first upd"):
+        checkpoint.second_moments(folder, 0.95)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_the_optimizer_s_state_lies_beside_its_parameters(device, tmp_path):
     """The fused AdamW wants all of it there; meta stands in for a GPU: what stays behind shows."""
