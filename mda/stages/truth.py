@@ -175,7 +175,7 @@ def scoring_seconds(bench: Bench, traced: Traced) -> float | None:
 
 
 def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
-    """The EK-FAC curvature behind scores with these inputs; None where they read none."""
+    """The newest EK-FAC curvature behind scores with these inputs; None where they read none."""
     wanted = scores["estimator"]
     if wanted["name"] != "ekfac":
         return None
@@ -187,11 +187,13 @@ def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
         "labels": {"kind": wanted["labels"], "seed": wanted["seed"]},
     }
     blocks = {part.partition("[")[0] for parts in scores["units"].values() for part in parts}
-    for path in (bench.context.store.root / "curvature").glob("*/manifest.json"):
-        inputs = store.read_json(path)["inputs"]
-        if set(inputs["blocks"]) == blocks and entering.items() <= inputs.items():
-            return path.parent
-    return None
+    found = [
+        artifact
+        for artifact in bench.context.store.artifacts("curvature")
+        if set((inputs := artifact.manifest["inputs"])["blocks"]) == blocks
+        and entering.items() <= inputs.items()
+    ]
+    return max(found, key=lambda one: one.manifest["created"]).path if found else None
 
 
 def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:

@@ -136,10 +136,10 @@ class Store:
         """SHA-256 of a file outside of the store, read once as long as it stays as it is."""
         return self.memory.hash_file(Path(path))
 
-    def artifacts(self) -> list[Artifact]:
-        """Every finished artifact whose manifest can be read, by kind, then fingerprint."""
+    def artifacts(self, kind: str = "*") -> list[Artifact]:
+        """Finished artifacts, of one kind or all, whose manifest can be read, by fingerprint."""
         found = []
-        for folder in self._finished():
+        for folder in self._finished(kind):
             with suppress(ValueError):
                 manifest = read_manifest(folder)
                 found.append(Artifact(folder, manifest["kind"], folder.name, manifest, False))

@@ -1,5 +1,7 @@
 """Wires of the benchmark: which samples, which start, which unit, which other run."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -191,6 +193,29 @@ def test_a_curvature_that_others_fitted_counts_for_all_that_use_it(bench, contex
     finally:
         path.write_text(text, "utf-8")
     assert fit
+
+
+def test_the_curvature_is_a_finished_one_and_the_newest(bench, context_of):
+    traced = bench.traced(HEAD, context_of("estimator=ekfac").config)
+    inputs = store.read_json(traced.folder / "manifest.json")["inputs"]
+    folder = curvature_of(bench, inputs)
+    assert folder is not None
+    manifest = store.read_json(folder / "manifest.json")
+    unfinished = {key: manifest[key] for key in ("kind", "fingerprint", "inputs", "computed")}
+    beside = {  # names that come first in any order
+        "0000000000000000.part": unfinished,
+        "0000000000000000.broken-1": manifest | {"created": "2999-01-01T00:00:00+00:00"},
+        "0000000000000000": manifest | {"created": "2000-01-01T00:00:00+00:00"},
+        "f" * 16: manifest | {"created": "2000-01-01T00:00:00+00:00"},
+    }
+    try:
+        for name, content in beside.items():
+            store.write_json(folder.with_name(name) / "manifest.json", content)
+        assert curvature_of(bench, inputs) == folder
+        assert scoring_seconds(bench, traced) is not None
+    finally:
+        for name in beside:
+            shutil.rmtree(folder.with_name(name))
 
 
 def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed(
