@@ -92,4 +92,4 @@ class TruthConfig(Group):
     @property
     def retrains(self) -> bool:
         """Whether any window is trained again."""
-        return bool(self.subsets or self.edits)
+        return bool(self.subsets or (self.edits and self.edited))

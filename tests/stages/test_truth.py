@@ -8,6 +8,7 @@ import torch
 
 from mda import pipeline, store
 from mda.intervention.subsets import AT_RANDOM
+from mda.programs.truth import retrainings
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
 from mda.stages.found import FindOnly, NotBuilt
@@ -231,6 +232,17 @@ def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed
         assert row[f"spearman/{row['estimator']}"] == pytest.approx(1)
     store.write_json(tmp_path / "manifest.json", {"resumed": True, "wall_s": 1.0, "cpu_s": 1.0})
     assert seconds(tmp_path) is None
+
+
+@pytest.mark.parametrize("given", [{"edits": []}, {"edits": [0.1], "edits_of": []}])
+def test_without_retraining_no_control_is_trained_and_the_base_run_is_the_measure(
+    bench, traces, given
+):
+    settings = TruthConfig(**{**vars(SETTINGS), "subsets": 0, "transfer": [], **given})
+    assert not settings.retrains and retrainings(settings) == 0
+    base_s = store.read_json(bench.base.folder / "manifest.json")["cpu_s"]
+    for row in make.estimator_rows(bench, settings, traces):
+        assert row["window_seconds"] == pytest.approx(base_s * 20 / 60)  # of its 60 steps
 
 
 def test_a_store_that_only_finds_gives_the_rows_that_are_there(bench, traces, subset_rows):
