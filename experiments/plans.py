@@ -45,7 +45,7 @@ def page(hardware: str = "h100") -> str:
         for precision in ("32-true", "bf16-mixed"):
             choice = [f"experiment=paper/{name}", f"training.precision={precision}"]
             config = compose([*choice, f"plan.hardware={hardware}"])
-            estimates = Estimates([(config, stage) for stage in stages_of(config, "arm")])
+            estimates = Estimates([(config, stage) for stage in stages_of(config, "behaviour")])
             (rates,) = estimates.rates.values()
             totals = estimates.totals()
             if precision == "32-true":

@@ -61,10 +61,10 @@ def _base(job: Job) -> list[Cost]:
 
 
 def _arm(job: Job) -> list[Cost]:
-    return [_training(job, "arm", *job.window, 1), _behaviour(job)]
+    return [_training(job, "arm", *job.window, 1)]
 
 
-def _behaviour(job: Job) -> Cost:
+def _behaviour(job: Job) -> list[Cost]:
     """Text and two tasks: as the arm is, without its strongest heads, and without random ones."""
     settings, length = job.config.behaviour, job.config.data.seq_len
     tries = 2 + settings.random_sets if settings.ablation else 1
@@ -75,7 +75,7 @@ def _behaviour(job: Job) -> Cost:
         lengths += [prompt] * settings.prompts * tries
     flops = sum(passes.forward_flops(job.shape, n) for n in lengths)
     memory = FLOAT * job.shape.n_parameters + measurement_bytes(job)
-    return Cost("behaviour", sum(lengths), {"measure": flops}, memory)
+    return [Cost("behaviour", sum(lengths), {"measure": flops}, memory)]
 
 
 def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
@@ -127,4 +127,5 @@ COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
     "scores": scoring.scores,
     "tokens": scoring.token_scores,
     "arm": _arm,
+    "behaviour": _behaviour,
 }

@@ -30,6 +30,7 @@ STAGES = (
     "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
     "tokens", "state", "arm", "behaviour",
 )  # fmt: skip
+ENDS_OF_RUN = ("arm", "behaviour")
 IN_HOST_MEMORY = ("corpus", "weights")  # beside a GPU, too
 LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 WINDOW = ("window", "before_onset", "after_onset")
@@ -64,9 +65,10 @@ def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
         stages = stages_of(config, last)
         first = STAGES.index(stopped.kind)
         missing = [kind for kind in stages if STAGES.index(kind) >= first]
-        # The last one is known by its hash; of those before it, what they will be made from.
-        keys = [stopped.fingerprint] if stopped.kind == last else []
-        keys += [_key(config, kind) for kind in missing[len(keys) :]]
+        # An arm and the last one are known by their hash; others by what they will be made from.
+        keys = [stopped.fingerprint] if stopped.kind in ("arm", last) else []
+        for kind in missing[len(keys) :]:
+            keys.append(_key(config, kind, keys[-1] if keys else None))
         return Preview(config, tuple(missing), tuple(keys))
     except ConfigError as error:
         return Preview(config, refused=str(error))
@@ -85,7 +87,7 @@ def print_preview(
     planned: set[str] = set()
     builds: list[tuple[Config, str]] = []
     for number, job in enumerate(jobs):
-        about = (str(number), str(job.config.seed), _arm(job.config) if last == "arm" else "")
+        about = (str(number), str(job.config.seed), _arm(job.config) if last in ENDS_OF_RUN else "")
         if job.refused:
             table.add_row(*about, "", f"fails: {escape(job.refused)}")
             continue
@@ -207,21 +209,25 @@ def stages_of(config: Config, last: str) -> list[str]:
     left_out = {"sae", "ranking", "emergence", "curvature", "state"}
     if not config.base.published:
         left_out |= {"weights", "curve"}
-    if last == "arm" and not config.intervention.chooses:
+    if last in ENDS_OF_RUN and not config.intervention.chooses:
         left_out.add("scores")
     if not config.intervention.scores_tokens:
         left_out.add("tokens")
     return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
 
 
-def _key(config: Config, kind: str) -> str:
+def _key(config: Config, kind: str, before: str | None = None) -> str:
+    """What tells a stage from those of other jobs; `before` is the key of the one before it."""
+    if kind == "behaviour":
+        own = {"behaviour": asdict(config.behaviour), "metric": config.unit.metric}
+        return fingerprint(kind, own | {"arm": before})
     groups = ["base"] if kind == "weights" else ["data"]
     if kind not in ("corpus", "weights"):
         groups += ["base", "seed", "model", "training", "emergence"]
     if kind in ("scores", "tokens", "arm") or (kind == "base" and config.intervention.steps):
         groups += ["window"]  # a base run keeps a checkpoint where a given window starts
     if kind in ("scores", "tokens", "arm"):
-        groups += ["unit"]
+        groups += ["unit", *(["sae"] if config.unit.reads_sae else [])]
     if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.chooses):
         groups += ["estimator"]
     if kind == "arm":

@@ -94,6 +94,6 @@ def test_a_dry_run_tells_what_is_missing_and_builds_nothing(tmp_path):
     args = [sys.executable, "experiments/run.py", "sweeps=smoke", f"output_dir={tmp_path}"]
     done = warm.run([*args, "--dry-run"], ROOT)
     assert done.returncode == 0, done.stderr
-    assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 8 scores." in done.stdout
+    assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 20 behaviour, 8 scores." in done.stdout
     assert re.search(r"^estimate: [\d.]+ (s|min), one job at a time$", done.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []

@@ -168,11 +168,11 @@ def test_a_dry_run_counts_what_is_missing_and_what_it_will_take(whole, tmp_path)
     assert f"{JOBS} jobs; to build: nothing" in finish(sweep(tmp_path, "dry", "--dry-run"))
     shutil.rmtree(tmp_path / "store" / "arm")
     said = finish(sweep(tmp_path, "dry", "--dry-run"))
-    assert f"{JOBS} jobs; to build: {5 * SEEDS} arm." in said
+    assert f"{JOBS} jobs; to build: {5 * SEEDS} arm, {5 * SEEDS} behaviour." in said
     assert re.search(r"estimate: [\d.]+ (s|min), 2 jobs side by side", said)
     shutil.rmtree(tmp_path / "store" / "scores")
     said = finish(sweep(tmp_path, "dry", "--dry-run"))
-    assert f"to build: {5 * SEEDS} arm, {2 * SEEDS} scores." in said
+    assert f"to build: {5 * SEEDS} arm, {5 * SEEDS} behaviour, {2 * SEEDS} scores." in said
     impossible = finish(sweep(tmp_path, "dry", "--dry-run", "intervention.window=auto"))
     assert "fails: intervention.window=auto" in " ".join(impossible.split())
     assert not (tmp_path / "runs").exists()

@@ -118,8 +118,7 @@ def test_scores_of_tokens_are_another_pass_and_what_an_arm_can_do_is_a_row(conte
     assert done.tokens is not None
     folder = outputs / "store/tokens" / done.tokens.fingerprint
     assert tokens.disk == pytest.approx(size_of(folder, "*.safetensors"), abs=400)
-    arm, behaviour = costs(job, "arm")
-    assert (arm.stage, behaviour.stage) == ("arm", "behaviour")
+    (behaviour,) = costs(job, "behaviour")
     trials = make_trials(done.corpus, context.config.behaviour, ((16, 32), (0, 1)))
     rows = [trials.text_MT1, trials.copying.tokens_MS]
     rows += [trials.labelling.tokens_MS] if trials.labelling else []

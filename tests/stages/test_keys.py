@@ -10,9 +10,10 @@ import torch
 from mda import pipeline, store
 from mda.config import compose
 from mda.model.build import saved_config, scratch
+from mda.programs import run
 from mda.schema import OPTIONS
 from mda.schema.keys import settings
-from mda.stages.preview import fingerprints
+from mda.stages.preview import fingerprints, preview_job
 from mda.stages.runs import model_inputs
 
 STAGES = ("corpus", "base", "scores", "tokens", "arm", "behaviour")
@@ -293,6 +294,33 @@ def test_a_state_between_two_checkpoints_is_that_of_its_step(context_of, baselin
         control = context_of("intervention=control", f"intervention.window=[{start},50]")
         keys.add(fingerprints(control.config, pipeline.arm)["state"])
     assert len(keys) == 2
+
+
+def test_a_plan_says_that_what_an_arm_can_do_is_missing(context_of, baseline, capsys):
+    card = "plan.hardware=h100"  # which takes no measuring of this machine
+    run.preview([context_of(card).config], 1)
+    assert "1 jobs; to build: nothing." in capsys.readouterr().out
+    run.preview([context_of(card, "behaviour.prompts=5").config], 1)
+    assert "1 jobs; to build: 1 behaviour." in capsys.readouterr().out
+
+
+def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path):
+    def keys(*overrides: str) -> dict[str, str]:
+        config = context_of(f"output_dir={tmp_path}", *overrides).config
+        planned = preview_job(config, pipeline.arm, "behaviour")
+        assert planned.missing == ("corpus", "base", "scores", "arm", "behaviour")
+        return dict(zip(planned.missing, planned.keys, strict=True))
+
+    def first(before: dict[str, str], after: dict[str, str]) -> str:
+        same = [stage for stage in before if before[stage] == after[stage]]
+        assert same == list(before)[: len(same)]
+        return next((stage for stage in before if stage not in same), NOTHING)
+
+    feature = ("unit=sae_feature", "unit.label=generated_xml")
+    assert first(keys(*feature, "sae.k=4"), keys(*feature, "sae.k=6")) == "scores"
+    assert first(keys("sae.k=4"), keys("sae.k=6")) == NOTHING  # no head reads one
+    assert first(keys(), keys("behaviour.prompts=5")) == "behaviour"
+    assert first(keys(), keys("intervention.fraction=0.3")) == "arm"
 
 
 def test_a_matched_set_is_another_set(context_of, baseline):
