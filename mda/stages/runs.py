@@ -136,6 +136,8 @@ def retrained(
         "schedule": schedule_hash(schedule),
         "inserted": inserted,
     }
+    if context.config.base.published:  # the key of a trained one has it
+        inputs["every"] = context.config.emergence.every
     if follow is not None:
         inputs["followed"] = followed
     if start is not None:

@@ -244,6 +244,15 @@ def test_a_setting_of_a_published_base_run_changes_the_key_of_its_stage(
     assert first_difference(before, after, ("corpus", "weights", "curve", "base")) == stage
 
 
+def test_an_arm_of_a_published_base_run_is_measured_as_often_as_it_is_asked(context_of, published):
+    _, given, _ = published
+    found = {}
+    for every in (10, 20):
+        config = context_of(*given, "intervention=control", f"emergence.every={every}").config
+        found[every] = fingerprints(config, pipeline.arm)
+    assert first_difference(found[10], found[20]) == "arm"
+
+
 def test_a_revision_of_a_hub_is_found_by_its_name(context_of, published):
     _, (kind, _, steps), _ = published
     keys = set()
