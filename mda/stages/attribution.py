@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda import store
-from mda.data.stream import Corpus
+from mda.data.stream import Corpus, schedule_hash
 from mda.estimator import ekfac
 from mda.estimator.estimator import Item
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
@@ -174,6 +174,8 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
     }
     if steps:  # else no model is asked, and no measurement
         inputs["unit"] = located.inputs
+    if config.base.published:  # the key of a trained one has the order of its stream
+        inputs["schedule"] = schedule_hash(schedule)
     if config.estimator.scores_found:
         inputs["found"] = [located.name, *located.members, config.unit.metric]
 

@@ -244,6 +244,20 @@ def test_a_setting_of_a_published_base_run_changes_the_key_of_its_stage(
     assert first_difference(before, after, ("corpus", "weights", "curve", "base")) == stage
 
 
+@pytest.mark.parametrize("order", ["data.shuffle=false", "data.order_seed=7"])
+@pytest.mark.parametrize("estimator", ["repetition", "tracin"])
+def test_scores_of_a_published_base_run_are_of_the_order_that_is_asked_for(
+    context_of, published, order, estimator
+):
+    _, given, _ = published
+    asked = (*given, f"estimator={estimator}")
+    before, after = (
+        fingerprints(context_of(*asked, *changed).config, pipeline.trace)
+        for changed in ((), (order,))
+    )
+    assert first_difference(before, after) == "scores"
+
+
 def test_an_arm_of_a_published_base_run_is_measured_as_often_as_it_is_asked(context_of, published):
     _, given, _ = published
     found = {}
