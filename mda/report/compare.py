@@ -124,7 +124,7 @@ def compare(
             "page_mb": round(size, 2),
         },
         files=files,
-        times={"total_s": time.perf_counter() - begin, "built": []},
+        times={"total_s": time.perf_counter() - begin},
         notes=notes,
         study=asdict(study) | {"hash": study.hash, "content_hash": study.content_hash()},
     )  # fmt: skip

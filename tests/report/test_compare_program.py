@@ -35,6 +35,7 @@ def test_it_ends_with_the_table_and_the_path(called):
     assert "verdicts" in done.stdout and (out / "report.html").exists()
     verdicts = store.read_json(out / "summary.json")["results"]["verdicts"]
     assert {v["claim"] for v in verdicts} >= {"removal_delays", "augmentation_speeds"}
+    assert store.read_json(out / "job.json")["status"] == "done"  # a store has no comparisons
 
 
 def test_the_page_has_the_traces_samples_and_the_command(called):
