@@ -45,7 +45,7 @@ _KINDS = {"resid": "resid_post", "attn": "attn_out", "mlp": "mlp_out"}
 _FOLDERS = 3  # how far up a folder may name the activation
 
 
-def load(folder: Path, hook: Hookpoint | None = None) -> Sae:
+def load(folder: Path) -> Sae:
     """An SAE of this layout. Raises ConfigError for a class or an activation that is not known."""
     settings, weights = (folder / name for name in FILES)
     cfg, tensors = read_settings(settings), read_tensors(weights)
@@ -77,7 +77,7 @@ def load(folder: Path, hook: Hookpoint | None = None) -> Sae:
     said, where = _activation(folder, trainer)
     return Sae(
         kind,
-        placed(hook, said, where, folder),
+        placed(said, where, folder),
         W_enc_FD.contiguous(),
         b_enc_F,
         W_dec_FD.contiguous(),

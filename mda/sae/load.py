@@ -6,28 +6,21 @@ from pathlib import Path
 
 from mda.sae import dictionary_learning, saelens, sparsify
 from mda.sae.autoencoder import Sae
-from mda.sae.hooks import Hookpoint
 from mda.schema import ConfigError, refuse
 
-FORMATS = {
-    "saelens": saelens.FILES,
-    "sparsify": sparsify.FILES,
-    "dictionary_learning": dictionary_learning.FILES,
+MODULES = {
+    "saelens": saelens,
+    "sparsify": sparsify,
+    "dictionary_learning": dictionary_learning,
 }
+FORMATS = {name: module.FILES for name, module in MODULES.items()}
 
 
-def load_sae(
-    folder: Path,
-    format: str = "auto",
-    *,
-    hook: Hookpoint | None = None,
-    input_scale: float | None = None,
-) -> Sae:
+def load_sae(folder: Path, format: str = "auto") -> Sae:
     """The SAE in a folder, in float32; `auto` tells its layout by the names of the files.
 
-    `hook` takes the place of the hookpoint that the files or the folder's name say, for a folder
-    that was renamed. `input_scale` concerns SAELens alone, see there. Raises ConfigError, one
-    sentence, for a folder of another layout and for an SAE that is not supported.
+    Raises ConfigError, one sentence, for a folder of another layout and for an SAE that is not
+    supported.
     """
     folder = Path(folder)
     if format not in ("auto", *FORMATS):
@@ -43,9 +36,7 @@ def load_sae(
         several = f"holds {' and '.join(found)}" if found else "holds no SAE"
         raise ConfigError(f"{folder}: {several}; accepted: a folder with {layouts}")
     try:
-        if found[0] == "saelens":
-            return saelens.load(folder, hook, input_scale)
-        return (sparsify if found[0] == "sparsify" else dictionary_learning).load(folder, hook)
+        return MODULES[found[0]].load(folder)
     except ConfigError:
         raise
     except ValueError as error:  # tensors that don't fit together

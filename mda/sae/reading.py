@@ -61,14 +61,11 @@ def only(values: Mapping[str, Any], file: Path, **accepted: Any) -> None:
             raise refuse(f"{file}: {name}", values[name], show(value))
 
 
-def placed(hook: Hookpoint | None, said: Hookpoint | None, name: object, file: Path) -> Hookpoint:
-    """The hookpoint that is given, else the one that the files say.
-
-    Raises ConfigError where there is neither; `name` is what the files call it.
-    """
-    if (found := hook or said) is None:
+def placed(said: Hookpoint | None, name: object, file: Path) -> Hookpoint:
+    """The hookpoint that the files say, by `name`. Raises ConfigError where it is not known."""
+    if said is None:
         raise ConfigError(
             f"{file}: the hookpoint {name!r} is not known; accepted: the output of a layer, of its "
-            "attention or its MLP, the residual stream before a layer, or any of these as hook"
+            "attention or its MLP, or the residual stream before a layer"
         )
-    return found
+    return said

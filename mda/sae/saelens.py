@@ -9,7 +9,7 @@ keys had other names; since then what concerns the model stands in `metadata`.
 
 `apply_b_dec_to_input` is `centred` of `Sae`. `expected_average_only_in` means that the SAE reads
 c x with c = sqrt(D) / (mean of ||x||). SAELens folds c into the weights at the end of training and
-writes `none`; where it did not, c comes from `activation_scaler.json` beside them or is given.
+writes `none`; where it did not, c comes from `activation_scaler.json` beside them.
 `rescale_acts_by_decoder_norm` is folded, too: a feature is multiplied by its decoder row's norm.
 """
 
@@ -34,8 +34,8 @@ _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index
             "activation_fn_str": "activation_fn"}  # fmt: skip
 
 
-def load(folder: Path, hook: Hookpoint | None = None, input_scale: float | None = None) -> Sae:
-    """An SAE of this layout; `input_scale` is c of `expected_average_only_in`.
+def load(folder: Path) -> Sae:
+    """An SAE of this layout.
 
     Raises ConfigError for transcoders and other architectures, activations of single heads, and
     models whose weights TransformerLens centred: these have other activations.
@@ -64,7 +64,7 @@ def load(folder: Path, hook: Hookpoint | None = None, input_scale: float | None 
         parts["b_mag_F"] = wanted(tensors, "b_mag", weights)
     normalization = cfg.get("normalize_activations") or "none"
     if normalization == SCALED:
-        _fold_scale(parts, _scale(folder, input_scale))
+        _fold_scale(parts, _scale(folder))
         normalization = "none"
     if normalization not in NORMALIZATIONS:
         accepted = ", ".join((*NORMALIZATIONS, SCALED))
@@ -74,7 +74,7 @@ def load(folder: Path, hook: Hookpoint | None = None, input_scale: float | None 
     name = cfg.get("hook_name")
     return Sae(
         kind,
-        placed(hook, _hookpoint(str(name)), name, file),
+        placed(_hookpoint(str(name)), name, file),
         centred=bool(cfg.get("apply_b_dec_to_input", True)),
         normalization=normalization,
         k=int(wanted(cfg, "k", file)) if kind == "topk" else None,
@@ -112,17 +112,16 @@ def _hookpoint(name: str) -> Hookpoint | None:
     return of_module(name)
 
 
-def _scale(folder: Path, given: float | None) -> float:
+def _scale(folder: Path) -> float:
     file = folder / "activation_scaler.json"
-    if given is None and file.is_file():
-        given = read_settings(file).get("scaling_factor")
-    if given is None:
+    found = read_settings(file).get("scaling_factor") if file.is_file() else None
+    if found is None:
         raise ConfigError(
             f"{folder}: normalize_activations={SCALED} needs its factor; accepted: "
-            "activation_scaler.json beside the weights, or input_scale, which is sqrt(d_in) / "
-            "mean norm of the activations"
+            "activation_scaler.json beside the weights, whose scaling_factor is sqrt(d_in) / mean "
+            "norm of the activations"
         )
-    return float(given)
+    return float(found)
 
 
 def _fold_scale(parts: dict[str, Tensor], c: float) -> None:

@@ -16,14 +16,14 @@ import torch
 
 from mda import store
 from mda.sae.autoencoder import Sae
-from mda.sae.hooks import Hookpoint, ModulePaths, module_name, of_module
+from mda.sae.hooks import ModulePaths, module_name, of_module
 from mda.sae.reading import only, placed, read_settings, read_tensors, wanted
 from mda.schema import refuse
 
 FILES = ("cfg.json", "sae.safetensors")
 
 
-def load(folder: Path, hook: Hookpoint | None = None) -> Sae:
+def load(folder: Path) -> Sae:
     """A top-k SAE of this layout. Raises ConfigError for transcoders and other activations."""
     settings, weights = (folder / name for name in FILES)
     cfg, tensors = read_settings(settings), read_tensors(weights)
@@ -33,7 +33,7 @@ def load(folder: Path, hook: Hookpoint | None = None) -> Sae:
         raise refuse(f"{settings}: d_in", d_in, f"{found.shape[1]}, as in {weights.name}")
     return Sae(
         "topk",
-        placed(hook, of_module(folder.name), folder.name, folder),
+        placed(of_module(folder.name), folder.name, folder),
         found,
         wanted(tensors, "encoder.bias", weights),
         wanted(tensors, "W_dec", weights),

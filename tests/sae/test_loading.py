@@ -87,20 +87,25 @@ def test_saelens_before_version_6(tmp_path, x, architecture):
 def test_saelens_with_a_scale_that_was_not_folded_in(tmp_path, x):
     c = 16**0.5 / x.norm(dim=-1).mean().item()
     written = saelens(tmp_path / "sae", x, "standard", normalize="expected_average_only_in", c=c)
-    with pytest.raises(ConfigError, match="expected_average_only_in needs its factor; accepted: "):
+    said = "expected_average_only_in needs its factor; accepted: activation_scaler.json beside the"
+    with pytest.raises(ConfigError, match=said) as refused:
         load_sae(written.folder)
-    check(written, x, load_sae(written.folder, input_scale=c), "relu")
-    (written.folder / "activation_scaler.json").write_text(json.dumps({"scaling_factor": c}))
+    assert "input_scale" not in str(refused.value)  # no setting has that name
+    scaler = written.folder / "activation_scaler.json"
+    scaler.write_text(json.dumps({"scaling_factor": c}))
     check(written, x, load_sae(written.folder), "relu")
     good = explained_variance(x, load_sae(written.folder).reconstruct(x))
-    unscaled = load_sae(written.folder, input_scale=1.0)
+    scaler.write_text(json.dumps({"scaling_factor": 1.0}))
+    unscaled = load_sae(written.folder)
     assert 1 - explained_variance(x, unscaled.reconstruct(x)) > 2 * (1 - good)
 
 
 def test_saelens_of_old_says_the_scale_by_a_boolean(tmp_path, x):
     written = saelens(tmp_path / "sae", x, "standard", c=0.4)
     before_version_6(written.folder, normalize_activations=True)
-    check(written, x, load_sae(written.folder, input_scale=0.4), "relu")
+    scaler = written.folder / "activation_scaler.json"
+    scaler.write_text(json.dumps({"scaling_factor": 0.4}))
+    check(written, x, load_sae(written.folder), "relu")
 
 
 def test_sparsify(tmp_path, x):
@@ -246,12 +251,13 @@ def test_what_sparsify_has_and_this_has_not_is_refused_by_name(tmp_path, x, chan
         load_sae(folder)
 
 
-def test_an_activation_that_is_not_known_is_refused_unless_it_is_given(tmp_path, x):
+def test_an_activation_that_is_not_known_is_refused(tmp_path, x):
     folder = sparsify(tmp_path, x, steps=0).folder
     folder = folder.rename(tmp_path / "layers.1.mlp.act")
-    with pytest.raises(ConfigError, match=r"the hookpoint 'layers\.1\.mlp\.act' is not known"):
+    said = r"the hookpoint 'layers\.1\.mlp\.act' is not known; .* residual stream before a layer$"
+    with pytest.raises(ConfigError, match=said):
         load_sae(folder)
-    assert load_sae(folder, hook=AFTER_1).hook == AFTER_1
+    assert load_sae(folder.rename(tmp_path / "layers.1")).hook == AFTER_1
 
 
 @pytest.mark.parametrize(
