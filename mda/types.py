@@ -184,7 +184,7 @@ class Scores:
     steps: np.ndarray  # int64 [N], the training step at which each sample is seen, rising
     values: np.ndarray  # float32 [N, U]
     units: tuple[str, ...]
-    losses: np.ndarray  # float32 [N], mean token loss in nats at the scored checkpoint
+    losses: np.ndarray  # float32 [N], mean token loss in nats at the last scored step; else NaN
 
     def of(self, unit: str) -> np.ndarray:
         """Scores of one unit, float32 [N]. Raises KeyError with the units there are."""

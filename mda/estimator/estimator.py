@@ -98,7 +98,10 @@ class Estimator(Protocol):
     """Influence, or what stands in for it, of every sample on every unit."""
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
-        """The kept checkpoints it reads. Raises ConfigError where one it was told is not kept."""
+        """Steps whose state it reads: kept checkpoints, and of `unrolled` the window's start too.
+
+        Raises ConfigError where one it was told is not kept.
+        """
         ...
 
     def score(self, work: Work) -> SampleScores:

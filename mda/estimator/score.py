@@ -31,8 +31,8 @@ Rows = Callable[[np.ndarray], Tensor]
 class SampleScores(NamedTuple):
     """Scores and losses of samples, in the order of their ids."""
 
-    values_NU: Tensor  # float32 on the CPU (float64 from a float64 model)
-    losses_N: Tensor  # mean token loss in nats
+    values_NU: Tensor  # on the CPU, float32 or float64
+    losses_N: Tensor  # mean token loss in nats; NaN where an estimator computes none
 
 
 def batches(sample_ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:

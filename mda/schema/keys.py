@@ -17,7 +17,7 @@ def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
     """Full key -> the places it is defined in: the option it belongs to ("" for all) and field.
 
     `data.seq_len` is there for each option of data, `data.path` for `data=tokens` alone. A name
-    that the user gives is a star: `report.claims.*.alpha`.
+    that the user gives is a star: `study.claims.*.margin`.
     """
     found: dict[str, list[tuple[str, Field[Any]]]] = {}
 

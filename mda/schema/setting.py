@@ -43,9 +43,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field of a group. `limits`: low, high (inclusive), above, below, one_of, each.
+    """A field of a group. `limits`: low, high (inclusive), above, below, one_of, accepts.
 
-    A mutable default is copied for each object; `each` says that limits hold for list items.
+    A list is copied for each object, and limits hold for its items. `accepts` says in words what
+    is accepted, where type and limits do not.
     """
     metadata = {"meaning": meaning, **limits}
     if isinstance(default, list):

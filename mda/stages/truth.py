@@ -1,7 +1,8 @@
 """What a benchmark of estimators asks for: scores of every unit, and retrained windows.
 
 All units have one window and one base run, so that a set of samples is retrained once, whichever
-unit and estimator it serves: an arm's key is the base run and the edited stream alone.
+unit and estimator it serves: an arm's key is the base run and the edited stream, and of a rerun
+the perturbed start.
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ def train(
 
     `model` holds the initial weights; `start_from` is the checkpoint folder of the schedule's start
     (weights and optimizer), None for a run from its very beginning. `curves` are callbacks that
-    keep tables of their own. Every row of every table goes to `log` exactly once a call, those
-    of an earlier, killed call included. `progress` names the progress bar, None hides it.
+    keep tables of their own. Every row of a curve and every 20th update's loss goes to `log`
+    exactly once a call, those of an earlier, killed call included. `progress` names the progress
+    bar, None hides it.
     """
     root = folder / "checkpoints"
     done = [step for step in checkpoint.steps(root) if schedule.start <= step <= schedule.end]
