@@ -206,6 +206,22 @@ def test_other_heads_of_a_metric_are_found_where_the_control_had_another(tmp_pat
     assert values["heads/rest"] == pytest.approx(0.1)
 
 
+def test_heads_of_the_base_run_are_those_after_the_runs_own_window(tmp_path):
+    """Where the window ends with the base run, they would be chosen by the control's values."""
+    write_runs(tmp_path / "short", [0], STANDARD[:2])
+    for folder in write_runs(tmp_path / "last", [0], STANDARD[:2]):
+        summary = store.read_json(folder / "summary.json")
+        prints = {name: f"{text}-last" if name == "arm" else text
+                  for name, text in summary["fingerprints"].items()}  # fmt: skip
+        changed = {"window": {"start": 1100, "end": END}, "fingerprints": prints}
+        results = summary["results"] | {"base_heads": None}
+        store.write_json(folder / "summary.json", summary | changed | {"results": results})
+    measured = measure(read_runs([tmp_path]))
+    for run in measured.runs:
+        known = measured.of(run, run).values["heads/rest"]
+        assert (known is None) == ("last" in run.folder.parts)
+
+
 def test_noise_at_the_threshold_makes_no_contrast(tmp_path):
     """Heads that only chance puts above the threshold in control fall back in every other run."""
     folders = write_runs(tmp_path, range(8), (STANDARD[0], Edit("remove", "ekfac")))
