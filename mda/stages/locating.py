@@ -53,14 +53,14 @@ def locate(context: Context, corpus: Corpus, base: Run) -> Located:
         kind = kind_of(settings, materials)
     except ValueError as error:
         raise ConfigError(f"unit={settings.name}: {error}") from error
-    ranked = _ranked(context, base, kind, inputs)
-    wanted = getattr(settings, "k", 1)
-    if settings.named is not None:
-        if settings.locate not in ranked:
-            there = f"{ranked[0]} and {len(ranked) - 1:,} others"
-            raise ConfigError(f"unit.locate={settings.locate} does not exist; accepted: {there}")
-        ranked = [settings.locate, *(name for name in ranked if name != settings.locate)]
-    together = settings.locate == "mechanism"
+    wanted, together = getattr(settings, "k", 1), settings.locate == "mechanism"
+    ranked = [settings.locate] if settings.named is not None else []
+    if len(ranked) < wanted:  # one that is named and traced alone needs no other's metric
+        ranked += [n for n in _ranked(context, base, kind, inputs) if n not in ranked]
+    units = tuple(kind.units(ranked[:wanted], together))
+    if settings.named is not None and ranked[0] not in (names := [unit.name for unit in units]):
+        there = f"{names[0]} and {len(names) - 1:,} others"
+        raise ConfigError(f"unit.locate={ranked[0]} does not exist; accepted: {there}")
     members = tuple(ranked[: wanted if together else 1])
     name = "mechanism" if together else members[0]
     curve, follow = base.curve, None
@@ -69,7 +69,6 @@ def locate(context: Context, corpus: Corpus, base: Run) -> Located:
         followed = _followed(context, base, follow, inputs | {"followed": list(members)})
         curve = joined(base.curve, followed)
     window = _window(context, base, curve, members[0])
-    units = tuple(kind.units(ranked[:wanted], together))
     return Located(name, members, window, curve, kind, units, inputs, follow)
 
 

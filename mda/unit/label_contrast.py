@@ -9,8 +9,9 @@ gradient. The two are taken on different held-out samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from transformers import PreTrainedModel
 
 from mda.unit.kind import Materials
 
-CHUNK = 32  # samples that go through the model together
+CHUNK = 2**12  # tokens that go through the model together, one row at least
+KEPT = 2**29  # activations that a metric holds at a time: 2 GB of float32
+
+Id = TypeVar("Id")
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,32 @@ class LabelledText:
         rest = self.has_label_M.numel() * n_tokens - n
         weights_M = torch.full((len(self.has_label_M),), -1 / rest, dtype=torch.float64)
         weights_M[self.has_label_M] = 1 / n
-        for tokens, weights in zip(
-            self.tokens_MS.split(CHUNK), weights_M.split(CHUNK), strict=True
-        ):
+        rows = max(1, CHUNK // n_tokens)
+        for tokens, weights in zip(self.tokens_MS.split(rows), weights_M.split(rows), strict=True):
             yield tokens[:, :-1].to(device), weights[:, None].expand(-1, n_tokens).to(device)
+
+    def auc(
+        self,
+        device: torch.device,
+        ids: Sequence[Id],
+        activations: Callable[[Tensor, Sequence[Id]], Tensor],
+    ) -> np.ndarray:
+        """ROC AUC of each of `ids`, [U]; `activations` are those of some of them, [B, T, U].
+
+        The model reads the text anew for every `KEPT` activations: those of all features of an
+        autoencoder on long sequences fit into no memory.
+        """
+        is_positive_N = self.has_label_M.repeat_interleave(self.tokens_MS.shape[1] - 1).numpy()
+        found, size = np.empty(len(ids)), max(1, KEPT // len(is_positive_N))
+        for start in range(0, len(ids), size):
+            some = ids[start : start + size]
+            values_NU, row = np.empty((len(is_positive_N), len(some)), np.float32), 0
+            for inputs_BT, _ in self.chunks(device):
+                part = activations(inputs_BT, some).flatten(0, 1).float().cpu().numpy()
+                values_NU[row : row + len(part)] = part
+                row += len(part)
+            found[start : start + size] = roc_auc(values_NU, is_positive_N)
+        return found
 
 
 def contrast(

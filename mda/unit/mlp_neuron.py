@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,7 +19,7 @@ from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, outer_sum
 from mda.unit.capture import module_inputs, modules_of, record
 from mda.unit.kind import Materials, Measurement
-from mda.unit.label_contrast import LabelledText, contrast, roc_auc
+from mda.unit.label_contrast import LabelledText, contrast
 from mda.unit.measurement import add
 
 
@@ -43,15 +42,13 @@ class MlpNeurons:
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
         """ROC AUC of some neurons."""
         wanted = [parse(name) for name in names]
-        paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in wanted}}
-        parts, labels = [], []
-        for inputs_BT, weights_BT in self.metric_text.chunks(model.device):
+
+        def activations(inputs_BT: Tensor, some: Sequence[tuple[int, int]]) -> Tensor:
+            paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in some}}
             read = module_inputs(model, inputs_BT, paths.values())
-            by_layer = {at: read[path].flatten(0, 1) for at, path in paths.items()}
-            columns = [by_layer[at][:, neuron] for at, neuron in wanted]
-            parts.append(torch.stack(columns, 1).float().cpu().numpy())
-            labels.append((weights_BT > 0).flatten().cpu().numpy())
-        auc = roc_auc(np.concatenate(parts), np.concatenate(labels))
+            return torch.stack([read[paths[at]][..., neuron] for at, neuron in some], -1)
+
+        auc = self.metric_text.auc(model.device, wanted, activations)
         return dict(zip(names, auc.tolist(), strict=True))
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -22,7 +21,7 @@ from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients
 from mda.unit.capture import frozen, modules_of, record
 from mda.unit.kind import Materials, Measurement
-from mda.unit.label_contrast import LabelledText, contrast, roc_auc
+from mda.unit.label_contrast import LabelledText, contrast
 from mda.unit.measurement import add
 
 
@@ -33,6 +32,11 @@ class SaeFeatures:
         self.settings, self.architecture = settings, materials.architecture
         self.sae: Sae = materials.sae()
         self.hook = _written(self.sae.hook)
+        if settings.named is not None:
+            layer, feature = parse(settings.locate)
+            if layer != self.hook.layer or feature >= self.sae.n_features:
+                there = f"L{self.hook.layer}F0 to L{self.hook.layer}F{self.sae.n_features - 1}"
+                raise ValueError(f"unit.locate={settings.locate} does not exist; accepted: {there}")
         label = settings.label
         self.metric_text = LabelledText.draw(materials, label, materials.metric_ids())
         self.measured_text = LabelledText.draw(materials, label, materials.measurement_ids())
@@ -105,12 +109,11 @@ class SaeFeatures:
 
     def _auc(self, model: PreTrainedModel, ids: Sequence[int]) -> dict[str, float]:
         sae = self.sae.to(model.device, model.dtype)
-        parts, labels = [], []
-        for inputs_BT, weights_BT in self.metric_text.chunks(model.device):
-            features = sae.encode_some(self._read(model, inputs_BT), ids)
-            parts.append(features.flatten(0, 1).float().cpu().numpy())
-            labels.append((weights_BT > 0).flatten().cpu().numpy())
-        auc = roc_auc(np.concatenate(parts), np.concatenate(labels))
+
+        def features(inputs_BT: Tensor, some: Sequence[int]) -> Tensor:
+            return sae.encode_some(self._read(model, inputs_BT), some)
+
+        auc = self.metric_text.auc(model.device, ids, features)
         names = [f"L{self.hook.layer}F{i}" for i in ids]
         return dict(zip(names, auc.tolist(), strict=True))
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mda import pipeline
+from mda import pipeline, store
 from mda.config import compose
 from mda.data.stream import stream_order
 from mda.sae.hooks import Hookpoint, activations
@@ -15,6 +15,7 @@ from mda.sae.quality import quality
 from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError
 from mda.stages.context import Context
+from mda.stages.locating import locate
 from mda.stages.sae import drawn, sae_of, trained_sae
 
 
@@ -166,6 +167,36 @@ def test_a_unit_gets_the_sae_it_asks_for(stage, found, tmp_path):
     context, corpus, base = stage(*feature, f"unit.source={tmp_path / 'layers.2'}")
     with pytest.raises(ConfigError, match=r"reads L2\.resid_post of width 16; accepted: width 16"):
         sae_of(context, corpus, base)
+
+
+def kinds_used(locating):
+    used = []
+    with store.noting_uses(lambda kind, _: used.append(kind)):
+        located = locating()
+    return located, used
+
+
+def test_a_feature_that_is_named_and_traced_alone_is_found_without_ranking_the_others(stage):
+    given = stage("unit=sae_feature", "unit.label=generated_xml", "unit.locate=L0F5", "unit.k=1")
+    alone, used = kinds_used(lambda: locate(*given))
+    assert alone.name == "L0F5" and [unit.name for unit in alone.units] == ["L0F5"]
+    assert "emergence" in used and "ranking" not in used
+    given = stage("unit=sae_feature", "unit.label=generated_xml", "unit.locate=L0F5", "unit.k=2")
+    two, used = kinds_used(lambda: locate(*given))
+    assert two.name == "L0F5" and len(two.units) == 2 and "ranking" in used
+
+
+@pytest.mark.parametrize(
+    ("unit", "says"),
+    [
+        (("unit=sae_feature", "unit.locate=L0F64"), r"L0F64 does not exist; .* L0F0 to L0F63$"),
+        (("unit=sae_feature", "unit.locate=L1F3"), r"L1F3 does not exist; .* L0F0 to L0F63$"),
+        (("unit=mlp_neuron", "unit.layers=[1]", "unit.locate=L0N3"), "L1N0 and 31 others"),
+    ],
+)
+def test_a_unit_that_does_not_exist_is_refused(stage, unit, says):
+    with pytest.raises(ConfigError, match=says):
+        locate(*stage(*unit, "unit.label=generated_xml"))
 
 
 def test_the_folder_is_one_that_others_can_read(found):

@@ -1,10 +1,12 @@
 """Neurons and SAE features that tell one class of text: the area under the curve, the contrast."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from derivatives import slope
-from families import FAMILIES
+from families import FAMILIES, LENGTH
 from families import toy as make_toy
 from scipy.stats import mannwhitneyu
 
@@ -53,7 +55,7 @@ def test_a_perfect_a_useless_and_an_inverted_separator():
 
 
 def test_weights_are_a_difference_of_means_over_all_chunks(corpus, monkeypatch):
-    monkeypatch.setattr(label_contrast, "CHUNK", 4)
+    monkeypatch.setattr(label_contrast, "CHUNK", 4 * LENGTH)
     materials = Materials(corpus, None)
     ids = materials.metric_ids()
     text = LabelledText.draw(materials, "code", ids)
@@ -102,7 +104,7 @@ def neurons(model, tokens, layer):
 
 @pytest.mark.parametrize("case", ["neox", "llama groups of 3", "olmo2"])
 def test_metric_and_measurement_of_neurons_are_their_definitions(case, corpus, monkeypatch):
-    monkeypatch.setattr(label_contrast, "CHUNK", 4)
+    monkeypatch.setattr(label_contrast, "CHUNK", 4 * LENGTH)
     model = make_toy(case)
     kind = neuron_kind(model, corpus)
     units = kind.units([])
@@ -133,7 +135,7 @@ def test_metric_and_measurement_of_neurons_are_their_definitions(case, corpus, m
 @pytest.mark.parametrize("case", FAMILIES)
 def test_gradients_of_neurons_equal_finite_differences(case, corpus, monkeypatch):
     """Own weights and biases; and a neuron's row of the output matrix does not move it."""
-    monkeypatch.setattr(label_contrast, "CHUNK", 8)  # fifteen rows in two chunks
+    monkeypatch.setattr(label_contrast, "CHUNK", 8 * LENGTH)  # fifteen rows in two chunks
     model = make_toy(case)
     kind = neuron_kind(model, corpus, biases=True)
     units = [unit for unit in kind.units([]) if unit.name in ("L0N0", "L0N10", "L1N5")]
@@ -209,7 +211,7 @@ HOOKS = {
 def test_gradients_of_sae_features_equal_finite_differences(
     case, sae_kind, hook, corpus, monkeypatch
 ):
-    monkeypatch.setattr(label_contrast, "CHUNK", 8)
+    monkeypatch.setattr(label_contrast, "CHUNK", 8 * LENGTH)
     model = make_toy(case)
     at, layer = HOOKS[hook]
     kind = feature_kind(model, corpus, make_sae(at, model.config.hidden_size, sae_kind))
@@ -258,6 +260,34 @@ def test_metric_and_measurement_of_features_are_their_definitions(hook, corpus):
     means = on_measured[code].mean((0, 1)) - on_measured[~code].mean((0, 1))
     torch.testing.assert_close(values, means)
     assert kind.metrics(model, [f"{layer}F7"]) == pytest.approx({f"{layer}F7": expected[7]})
+
+
+@pytest.mark.parametrize("kept", [1, 9 * 15 * 3, 2**20])
+def test_a_metric_is_the_same_however_few_activations_are_held(kept, corpus, monkeypatch):
+    """One unit at a time, three of them, all: of 15 rows of 9 tokens."""
+    monkeypatch.setattr(label_contrast, "CHUNK", 4 * LENGTH)
+    model = make_toy("llama")
+    sae = make_sae(Hookpoint("resid_post", 1), 24)
+    for kind in (feature_kind(model, corpus, sae), neuron_kind(model, corpus)):
+        monkeypatch.setattr(label_contrast, "KEPT", 2**20)
+        expected, widths = kind.ranking(model), []
+        monkeypatch.setattr(label_contrast, "KEPT", kept)
+
+        def seen(values, positive, widths=widths):
+            widths.append(values.size)
+            return roc_auc(values, positive)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(label_contrast, "roc_auc", seen)
+            assert kind.ranking(model) == expected
+        assert max(widths) <= max(kept, 9 * 15)
+
+
+def test_long_sequences_go_through_the_model_a_few_at_a_time(corpus):
+    long = dataclasses.replace(corpus, tokens=np.tile(corpus.tokens, (1, 150)))
+    text = LabelledText.draw(Materials(long, None), "code", long.held_out)
+    sizes = [tokens.shape for tokens, _ in text.chunks(torch.device("cpu"))]
+    assert sizes == [(2, 1499)] * 15
 
 
 def test_owners_choose_the_modules_of_the_layer(corpus):
