@@ -122,6 +122,63 @@ def test_every_alternative_of_a_sweep_is_checked_before_the_first_job(overrides,
         check(arguments(*overrides), None)
 
 
+PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        ["training.devices=2", "seed=0,1", *PARALLEL],
+        ["training.devices=1,2", *PARALLEL],
+        ["training.devices=2", "seed=range(0,40)", *PARALLEL],
+    ],
+)
+def test_arms_on_several_devices_side_by_side_are_refused_before_the_first_job(sweep):
+    said = r"training\.devices=2 is refused; accepted: 1 with hydra\.launcher\.n_jobs=2, or one job"
+    with pytest.raises(ConfigError, match=said):
+        check(arguments(*sweep), None)
+    trace = ("base", "data", "model", "training", "unit", "estimator")  # finds a base run of two
+    assert check(arguments(*sweep), trace).at_once == 2
+    assert check(arguments(*sweep[:-2]), None).at_once == 1
+
+
+CARDS = """
+import os, time, torch
+from pathlib import Path
+
+told = Path(os.environ["TOLD"])
+
+def set_device(gpu):
+    (told / f"{os.getpid()}").write_text(str(gpu))
+    while len(list(told.iterdir())) < 2:  # the other job is still to come
+        time.sleep(0.02)
+
+torch.cuda.device_count = lambda: 2
+torch.cuda.get_device_name = lambda i: "card"
+torch.cuda.set_device = set_device
+"""
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """What torch says of GPUs in all processes started from here; those that were taken."""
+    (tmp_path / "sitecustomize.py").write_text(CARDS)
+    (tmp_path / "told").mkdir()
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    return lambda: [path.read_text() for path in (tmp_path / "told").iterdir()]
+
+
+@pytest.mark.slow
+def test_of_two_jobs_side_by_side_each_has_a_gpu_of_its_own_and_those_on_the_cpu_none(
+    tmp_path, two_gpus
+):
+    done = run(tmp_path, "training.accelerator=auto,cpu", "seed=0,1", "-m", *PARALLEL)
+    assert done.returncode == 0, done.stderr
+    assert sorted(two_gpus()) == ["0", "1"]
+
+
 def test_a_sweep_kept_in_a_file_is_checked_as_well(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "grid.yaml").write_text(

@@ -32,7 +32,7 @@ from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
 from mda.config.words import advice
-from mda.schema import Config, ConfigError
+from mda.schema import Config, ConfigError, refuse
 
 Program = Callable[[Config, Path], None]
 Preview = Callable[[Sequence[Config], int], None]
@@ -130,6 +130,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
                 cfg = hydra.compose(name, job + extra)
                 _fix_threads(cfg, at_once)
                 configs.append(typed(cfg, needs))
+                _refuse_nested(configs[-1], needs, at_once)
             return Checked(configs, sum(1 for _ in _jobs(given, every=True)), at_once)
         except Exception as error:
             raise explain(error, job) from error
@@ -161,6 +162,7 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
             with (
                 jobs.output_to(jobs.own_output(node, folder)),
                 _running(cfg, node.job.name, jobs.words_of(node), folder, at_once),
+                jobs.own_gpu(folder.parent, 1 if cfg.training.accelerator == "cpu" else at_once),
             ):
                 program(typed(cfg, needs), folder)
         except ConfigError as error:  # from data files and checkpoints, which only now are read
@@ -222,6 +224,14 @@ def _fix_threads(cfg: DictConfig, at_once: int) -> None:
     """Settle `training.threads=null`: a result depends on the number, so a run must know it."""
     if cfg.training.threads is None:
         cfg.training.threads = max(1, jobs.cores() // at_once)
+
+
+def _refuse_nested(config: Config, needs: Sequence[str] | None, at_once: int) -> None:
+    """Refuse arms on several devices side by side: else only the arm would, after the scores."""
+    trains_arms = needs is None or "behaviour" in needs  # what an arm ends with
+    if at_once > 1 and config.training.devices > 1 and trains_arms:
+        limit = f"1 with hydra.launcher.n_jobs={at_once}, or one job at a time"
+        raise refuse("training.devices", config.training.devices, limit)
 
 
 def _jobs(given: Sequence[Override], every: bool) -> Iterator[list[str]]:

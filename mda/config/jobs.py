@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from mda.schema.setting import printable
+from mda.schema.setting import ConfigError, printable
 
 FILE = "job.json"
 CONFIG_DIR = "--config-dir="
@@ -147,6 +147,30 @@ def side_by_side(hydra: Any) -> int:
     if n is None:
         return 1
     return int(n) if n > 0 else max(1, cores() + 1 + int(n))
+
+
+@contextlib.contextmanager
+def own_gpu(sweep: Path, at_once: int) -> Iterator[None]:
+    """Within, a job of `at_once` side by side has a GPU that no other has, while there are enough.
+
+    It holds the first place that is free: by its number, two jobs could share a GPU while another
+    idles. A killed job's place is free again. Raises ConfigError for GPUs of several kinds.
+    """
+    if at_once == 1:
+        yield
+        return
+    from mda import store
+
+    with contextlib.ExitStack() as held:
+        for place in range(at_once):
+            with contextlib.suppress(store.Busy):
+                held.enter_context(store.hold(sweep / f".place{place}.lock", waiting=None))
+                break
+        try:
+            store.take_gpu(place)
+        except ValueError as error:
+            raise ConfigError(f"jobs side by side on {error}") from error
+        yield
 
 
 def own_output(hydra: Any, folder: Path) -> Path | None:

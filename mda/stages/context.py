@@ -22,7 +22,7 @@ from rich.progress import (
 )
 
 from mda.schema import Config, ConfigError
-from mda.store import Artifact, Store
+from mda.store import Artifact, Store, take_gpu
 from mda.training.table import RowLog
 
 Item = TypeVar("Item")
@@ -90,14 +90,11 @@ def process_group(config: Config) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if config.training.accelerator != "cpu" and (n_gpus := torch.cuda.device_count()):
-        kinds = {torch.cuda.get_device_name(i) for i in range(n_gpus)}
-        if len(kinds) > 1:  # each would look for results of its own
-            raise ConfigError(
-                f"torchrun on {' and '.join(sorted(kinds))} together; accepted: GPUs of one kind, "
-                "see CUDA_VISIBLE_DEVICES"
-            )
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])) % n_gpus)
+    if config.training.accelerator != "cpu":
+        try:
+            take_gpu(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
+        except ValueError as error:
+            raise ConfigError(f"torchrun on {error}") from error
     dist.init_process_group("gloo", timeout=timedelta(days=1))
     try:
         yield

@@ -1,7 +1,8 @@
 """Content-addressed artifacts: what has been computed once is found again, by what went into it.
 
 `keys` says what an artifact is found by, `artifacts` keeps them, `integrity` tells whether they
-are what was built, `locks` lets one process build while others wait, `files` reads and writes.
+are what was built, `locks` lets one process build while others wait, `gpus` gives each a GPU of its
+own, `files` reads and writes.
 """
 
 from mda.store.artifacts import Artifact, Store, noting_uses, texts
@@ -19,13 +20,14 @@ from mda.store.files import (
     write_npy_parts,
     write_safetensors,
 )
+from mda.store.gpus import gpu_of, take_gpu
 from mda.store.integrity import Torn
 from mda.store.keys import device_kind, fingerprint, make_key
 from mda.store.locks import Busy, hold, say
 
 __all__ = [
     "Artifact", "Busy", "Store", "Torn", "device_kind", "fingerprint", "git_diff", "git_state",
-    "hash_arrays", "hash_file", "hold", "make_key", "noting_uses", "read_csv", "read_json",
-    "read_npy", "read_safetensors", "say", "texts", "versions", "write_csv", "write_json",
-    "write_npy", "write_npy_parts", "write_safetensors",
+    "gpu_of", "hash_arrays", "hash_file", "hold", "make_key", "noting_uses", "read_csv",
+    "read_json", "read_npy", "read_safetensors", "say", "take_gpu", "texts", "versions",
+    "write_csv", "write_json", "write_npy", "write_npy_parts", "write_safetensors",
 ]  # fmt: skip

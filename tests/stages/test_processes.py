@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from mda.config import compose
+from mda.config.jobs import own_gpu
 from mda.schema import ConfigError
 from mda.stages.context import process_group
+from mda.store import gpu_of
 from mda.training import fit
 
 
@@ -26,6 +28,14 @@ def machine(monkeypatch):
     return monkeypatch
 
 
+@pytest.mark.parametrize(
+    ("n_gpus", "expected"),
+    [(0, [None] * 4), (1, [0, 0, 0, 0]), (2, [0, 1, 0, 1]), (3, [0, 1, 2, 0])],
+)
+def test_processes_are_dealt_out_over_the_gpus_in_turn(n_gpus, expected):
+    assert [gpu_of(number, ["card"] * n_gpus) for number in range(4)] == expected
+
+
 @pytest.mark.parametrize(("words", "gpu"), [({"LOCAL_RANK": "1"}, 1), ({"RANK": "2"}, 0)])
 def test_each_process_takes_a_gpu_of_its_own_in_turn(machine, words, gpu):
     machine.delenv("LOCAL_RANK", raising=False)
@@ -37,12 +47,29 @@ def test_each_process_takes_a_gpu_of_its_own_in_turn(machine, words, gpu):
     assert chosen.value.args == (gpu,)
 
 
-def test_gpus_of_several_kinds_are_refused(machine):
-    machine.setattr(torch.cuda, "device_count", lambda: 4)
-    config = compose(["training.accelerator=gpu"])
-    wanted = "card 0 and card 1 together; accepted: GPUs of one kind"
-    with pytest.raises(ConfigError, match=wanted), process_group(config):
+def test_a_job_of_a_sweep_takes_the_gpu_of_the_first_place_that_is_free(machine, tmp_path):
+    taken = []
+    machine.setattr(torch.cuda, "set_device", taken.append)
+    with own_gpu(tmp_path, 3):
+        with own_gpu(tmp_path, 3), own_gpu(tmp_path, 3):
+            assert taken == [0, 1, 0]  # three jobs on two GPUs
+        with own_gpu(tmp_path, 3):
+            pass
+    with own_gpu(tmp_path, 3):
         pass
+    assert taken == [0, 1, 0, 1, 0]
+    with own_gpu(tmp_path, 1):
+        assert len(taken) == 5, "a job alone stays where it is"
+
+
+def test_gpus_of_several_kinds_are_refused(machine, tmp_path):
+    machine.setattr(torch.cuda, "device_count", lambda: 4)
+    machine.setenv("RANK", "0")
+    config = compose(["training.accelerator=gpu"])
+    for start, who in ((process_group(config), "torchrun"), (own_gpu(tmp_path, 2), "side by side")):
+        wanted = f"{who} on card 0 and card 1 together; accepted: GPUs of one kind"
+        with pytest.raises(ConfigError, match=wanted), start:
+            pass
 
 
 @pytest.mark.parametrize(
