@@ -18,6 +18,7 @@ from mda.estimator import ekfac
 from mda.estimator.estimator import Item
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
+from mda.schema import refuse
 from mda.stages.context import Context, barrier, build_together, mine, rank, without
 from mda.stages.corpus import base_schedule, fetch
 from mda.stages.curvature import fitted_curvature, sharded
@@ -31,6 +32,12 @@ from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
 SCORE_SHARD = 1024  # samples between two points at which a kill loses nothing
+NOT_SCORED = (
+    "accelerator", "activation_checkpointing", "devices", "micro_batch_size", "precision",
+    "threads",
+)  # fmt: skip
+"""Settings of the arms of a published run which no score of its samples depends on; the kind of
+device and, on a CPU, the number of threads are in the key as they are."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class ScoringWork:
         return self.context.config.training.eps
 
     def model(self, step: int) -> PreTrainedModel:
-        return self.base.model(step)
+        return self.base.model(self._scored(step))
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
         return self.located.kind.gradients(model, self.units)
@@ -91,7 +98,7 @@ class ScoringWork:
         n_sequences: int | None,
         batch_size: int,
     ) -> ekfac.Curvature:
-        ids = ekfac.fit_subset(self.sample_ids, n_sequences, labels.seed)
+        ids, step = ekfac.fit_subset(self.sample_ids, n_sequences, labels.seed), self._scored(step)
         return fitted_curvature(
             self.context, self.corpus, self.base, ids, step, blocks, labels, batch_size
         )
@@ -100,16 +107,31 @@ class ScoringWork:
         return learning_rate(step, self.context.config.training)
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
+        self._refuse_published()
         beta2 = self.context.config.training.beta2
         return checkpoint.second_moments(self.base.checkpoint(step), beta2)
 
     def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
+        self._refuse_published()
         settings, start = self.context.config.training, self.schedule.start
         model = self.base.model(self.base.checkpoints[-1])
         folders = {step: self.base.checkpoint(step) for step in self.steps if step != start}
         folders[start] = state_at(self.context, self.corpus, self.base, start)
         states = {step: load_state(folder, model, settings) for step, folder in folders.items()}
         return TrainingWindow(model, self.schedule, self.corpus.rows, settings), states
+
+    def _scored(self, step: int) -> int:
+        """A step that is in the scores' key. Raises ValueError for another."""
+        if step not in self.steps:
+            there = ", ".join(map(str, self.steps)) or "none"
+            raise ValueError(f"step {step} is read; accepted: the estimator's own steps, {there}")
+        return step
+
+    def _refuse_published(self) -> None:
+        """Refuse what the key of a published run's scores does not hold."""
+        if self.base.published is not None:
+            accepted = "what needs no optimizer state, which base=published lacks"
+            raise refuse("estimator", self.context.config.estimator.name, accepted)
 
     def metric(self, unit: str) -> Measurement:
         return self.located.kind.differentiable(unit, self.located.members)
@@ -166,7 +188,7 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
     schedule = base_schedule(config, corpus, window.start, window.end)
     steps = estimator.steps(base.checkpoints, window)
     inputs: dict[str, object] = {
-        "base": base.fingerprint,
+        "base": base.read_at(*steps),
         "window": [window.start, window.end],
         "units": as_text(located.units),
         "estimator": without(asdict(config.estimator), *config.estimator.not_inputs),
@@ -174,10 +196,11 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
     }
     if steps:  # else no model is asked, and no measurement
         inputs["unit"] = located.inputs
-    if config.base.published:  # the key of a trained one has the order of its stream
-        inputs["schedule"] = schedule_hash(schedule)
     if config.estimator.scores_found:
         inputs["found"] = [located.name, *located.members, config.unit.metric]
+    if base.published is not None:  # what the key of a trained run has already
+        training = without(asdict(config.training), *NOT_SCORED)
+        inputs |= {"schedule": schedule_hash(schedule), "seed": config.seed, "training": training}
 
     def build(part: Path) -> None:
         fetch(context, corpus, schedule.sample_ids)

@@ -29,7 +29,7 @@ def fitted_curvature(
 ) -> ekfac.Curvature:
     """EK-FAC curvature at a checkpoint: an artifact of its own, whatever is measured or damped."""
     inputs = {
-        "base": base.fingerprint,
+        "base": base.read_at(step),
         "step": step,
         "samples": store.hash_arrays(sample_ids),
         "blocks": {b.name: [ekfac.input_site(b), ekfac.output_site(b)] for b in blocks},

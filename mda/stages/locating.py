@@ -82,7 +82,7 @@ def _ranked(context: Context, base: Run, kind: UnitKind, inputs: Mapping[str, ob
     def build(part: Path) -> None:
         store.write_json(part / "ranking.json", dict(kind.ranking(base.model(step))))
 
-    entering = {"base": base.fingerprint, "step": step, "unit": dict(inputs)}
+    entering = {"base": base.read_at(step), "step": step, "unit": dict(inputs)}
     found = build_together(context.store, "ranking", entering, build, code_of(context), base.device)
     values = store.read_json(found.path / "ranking.json")
     return sorted(values, key=lambda name: (-values[name], _place(name)))
@@ -117,7 +117,8 @@ def _followed(context: Context, base: Run, follow: Follow, inputs: Mapping[str, 
         ]
         store.write_csv(part / "curve.csv", rows)
 
-    entering = {"base": base.fingerprint, "steps": base.checkpoints, "unit": dict(inputs)}
+    read = base.read_at(*base.checkpoints)
+    entering = {"base": read, "steps": base.checkpoints, "unit": dict(inputs)}
     found = build_together(
         context.store, "emergence", entering, build, code_of(context), base.device
     )

@@ -31,7 +31,7 @@ from mda.schema.setting import show
 from mda.stages.context import Context, without
 from mda.stages.hub import fetch_revision, weight_files
 from mda.stages.plugin import module_of
-from mda.stages.runs import NOT_INPUTS, Run, base_run, device_of
+from mda.stages.runs import NOT_INPUTS, Published, Run, base_run, device_of, threads_in
 from mda.store import Artifact
 from mda.training.checkpoint import checkpoint_folder
 from mda.training.table import CsvTable
@@ -86,6 +86,8 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
     _refuse_different(settings, revisions)
     _refuse_same(settings, hashes)
     device = device_of(config)
+    threads = threads_in(config, device)
+    sizes = without(revisions[0].config, *NOT_THE_FUNCTION)
     curve = _curve(context, corpus, revisions, hashes)
     states = _states(settings)
     inputs = {
@@ -93,7 +95,7 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
         "weights": {str(step): digest for step, digest in hashes.items()},
         "states": {str(step): context.store.hash_file(path) for step, path in states.items()},
         "curve": curve.fingerprint,
-        "training": without(asdict(config.training), *NOT_INPUTS),  # how arms go on
+        "training": without(asdict(config.training), *NOT_INPUTS, "threads") | threads,  # of arms
         "seed": config.seed,
     }
 
@@ -114,7 +116,8 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
 
     artifact = context.store.get_or_build("base", inputs, build)
     wall_s = curve.manifest["wall_s"]
-    run = Run(artifact.path, artifact.fingerprint, artifact.built, wall_s, device)
+    published = Published(hashes, {"corpus": corpus.fingerprint, "config": sizes, **threads})
+    run = Run(artifact.path, artifact.fingerprint, artifact.built, wall_s, device, published)
     for row in run.curve:
         context.log(row)
     return run
@@ -233,7 +236,7 @@ def _curve(
         "config": without(revisions[0].config, *NOT_THE_FUNCTION),
         "emergence": without(asdict(config.emergence), "onset", "every"),
         "batch_size": config.training.batch_size,
-        "threads": config.training.threads,
+        **threads_in(config, device),
     }
 
     def build(part: Path) -> None:

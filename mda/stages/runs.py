@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +47,14 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What decides what is read of a published run: each step's weights, and what all share."""
+
+    weights: Mapping[int, str]  # step -> hash
+    shared: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class Run:
     """A finished training, a base run or an arm: its checkpoints, and the curve it left."""
 
@@ -55,6 +63,18 @@ class Run:
     built: bool
     wall_s: float
     device: torch.device  # where its models are put
+    published: Published | None = None  # None for a run that was trained here
+
+    def read_at(self, *steps: int) -> object:
+        """What enters a stage that reads models of these steps and the corpus, and no more of it.
+
+        That is the run; of a published one these weights alone, whatever its curve measured, which
+        other steps it has, and how its arms go on.
+        """
+        if self.published is None:
+            return self.fingerprint
+        weights = {str(step): self.published.weights[step] for step in steps}
+        return {**self.published.shared, "weights": weights}
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:
@@ -185,6 +205,11 @@ def device_of(config: Config) -> torch.device:
     """Where models are trained and scored."""
     gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
+
+
+def threads_in(config: Config, device: torch.device) -> dict[str, object]:
+    """The number of threads, where results depend on it: on a CPU."""
+    return {"threads": config.training.threads} if device.type == "cpu" else {}
 
 
 def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:

@@ -92,7 +92,7 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
     ids = drawn(corpus, settings.steps * settings.batch_size, settings.seed)
     held_out = np.asarray(corpus.held_out)[: settings.held_out]
     inputs = {
-        "base": base.fingerprint,
+        "base": base.read_at(step),
         "step": step,
         "hookpoint": asdict(hook),
         "settings": without(asdict(settings), *NOT_INPUTS),

@@ -58,7 +58,8 @@ def score_tokens(
                 store.write_safetensors(path, packed(scorer(ids)))
         barrier()
 
-    inputs = {"base": base.fingerprint, "scores": traced.fingerprint, "unit": located.name}
+    read = base.read_at(*traced.steps)
+    inputs = {"base": read, "scores": traced.fingerprint, "unit": located.name}
     code = ("mda.stages.tokens", module_of(config.estimator.estimator))
     artifact = build_together(context.store, "tokens", inputs, build, code, base.device)
 

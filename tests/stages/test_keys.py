@@ -4,17 +4,23 @@ A key that misses a setting returns the result of another configuration; one tha
 computes again what is there. So both sides are written down here, for every setting there is.
 """
 
+import shutil
+
+import numpy as np
 import pytest
 import torch
 
 from mda import pipeline, store
 from mda.config import compose
+from mda.estimator.ekfac import Labels
 from mda.model.build import saved_config, scratch
 from mda.programs import run
-from mda.schema import OPTIONS
+from mda.schema import OPTIONS, ConfigError
 from mda.schema.keys import settings
+from mda.stages.attribution import ScoringWork
+from mda.stages.corpus import base_schedule
 from mda.stages.preview import fingerprints, preview_job
-from mda.stages.runs import model_inputs
+from mda.stages.runs import model_inputs, threads_in
 
 STAGES = ("corpus", "base", "scores", "tokens", "arm", "behaviour")
 
@@ -265,6 +271,123 @@ def test_an_arm_of_a_published_base_run_is_measured_as_often_as_it_is_asked(cont
         config = context_of(*given, "intervention=control", f"emergence.every={every}").config
         found[every] = fingerprints(config, pipeline.arm)
     assert first_difference(found[10], found[20]) == "arm"
+
+
+SCORED = ("intervention.window=[20,40]", "unit.locate=L1H0")
+TRACIN = ("estimator=tracin", "estimator.checkpoints=[20]")
+EKFAC = ("estimator=ekfac", "estimator.checkpoint=20", "estimator.batch_size=8")
+SAME_SCORES = {  # what other scores of a published run do not depend on, as words
+    "training.devices=2",
+    "training.precision=bf16-mixed",
+    "training.micro_batch_size=2 training.activation_checkpointing=true",
+    "emergence.every=20 emergence.seed=3 emergence.n_sequences=5",
+    "base.steps=[0,20,40]",
+    "base.folder={later}",  # step 60, which is not scored, has other weights
+    "base.state={state}",
+    "estimator.batch_size=8",
+    "unit.locate=L0H0",  # one pass scores every head
+}
+OTHER_SCORES = {
+    "base.folder={earlier}",  # step 20, which is scored, has other weights
+    "base.folder={other_sizes}",
+    "estimator.checkpoints=[40]",
+    "estimator.checkpoints=[20,40]",
+    "estimator.lr_weights=false",
+    "training.peak_lr=1e-3",
+    "training.warmup_steps=6",
+    "training.total_steps=80",
+    "training.schedule=neox",
+    "training.batch_size=5",
+    "training.threads=2",  # on a CPU
+    "seed=1",
+    "data.seed=1",
+    "data.held_out=30",
+    "data.order_seed=7",
+    "intervention.window=[20,60]",
+    "unit=previous_token_head",
+    "unit.locate=mechanism",
+    "unit.probe.seed=9",
+}
+
+
+@pytest.fixture(scope="module")
+def scored(context_of, published):
+    """Words -> scores of the published run, whose folders have copies with one change each."""
+    root, given, _ = published
+    for name, step in (("earlier", 20), ("later", 60)):
+        shutil.copytree(root / "own", root / name)
+        other = root / "others" / f"step{step}"
+        shutil.copytree(other, root / name / other.name, dirs_exist_ok=True)
+    shutil.copytree(root / "own", root / "other_sizes")
+    for path in (root / "other_sizes").glob("*/config.json"):
+        content = store.read_json(path)
+        store.write_json(path, content | {"layer_norm_eps": 1e-3})  # the same weights
+    folders = {n: root / n for n in ("earlier", "later", "other_sizes", "state")}
+
+    def scores(words: str = "", estimator: tuple[str, ...] = TRACIN):
+        own = words.format(**folders).split()
+        return pipeline.trace(context_of(*given, *SCORED, *estimator, *own)).traced
+
+    return scores, scores()
+
+
+@pytest.mark.parametrize("words", sorted(SAME_SCORES))
+def test_scores_of_a_published_run_are_found_whatever_they_do_not_depend_on(scored, words):
+    scores, first = scored
+    again = scores(words)
+    assert again.fingerprint == first.fingerprint and not again.built
+
+
+@pytest.mark.parametrize("words", sorted(OTHER_SCORES))
+def test_scores_of_a_published_run_are_never_used_for_others(scored, words):
+    scores, first = scored
+    assert scores(words).fingerprint != first.fingerprint
+
+
+def test_curvature_of_a_published_run_is_that_of_its_step_s_weights(scored):
+    scores, _ = scored
+    folder = scores("", EKFAC).folder.parents[1] / "curvature"
+
+    def fitted(words: str) -> int:
+        before = len(list(folder.glob("*/manifest.json")))
+        scores(words, EKFAC)
+        return len(list(folder.glob("*/manifest.json"))) - before
+
+    same = "training.peak_lr=1e-3 estimator.damping=0.3", "base.folder={later} training.devices=2"
+    assert [fitted(words) for words in same] == [0, 0]
+    others = "base.folder={earlier}", "estimator.checkpoint=40", "data.seed=1", "data.order_seed=7"
+    assert [fitted(words) for words in others] == [1, 1, 1, 1]
+
+
+def test_threads_count_on_a_cpu_alone(context_of, published, monkeypatch):
+    """`meta` stands in for a GPU: nothing is measured on it, the key alone is asked for."""
+    _, given, _ = published
+    config = context_of("training.threads=3").config
+    assert threads_in(config, torch.device("cpu")) == {"threads": 3}
+    assert threads_in(config, torch.device("meta")) == {}
+    monkeypatch.setattr("mda.stages.published.device_of", lambda config: torch.device("meta"))
+    one, two = (
+        fingerprints(context_of(*given, f"training.threads={n}").config, pipeline.train)["curve"]
+        for n in (1, 2)
+    )
+    assert one == two
+
+
+def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_scores_holds(
+    context_of, published
+):
+    _, given, _ = published
+    context = context_of(*given, *SCORED, *TRACIN)
+    trace = pipeline.trace(context)
+    schedule = base_schedule(context.config, trace.corpus, 20, 40)
+    work = ScoringWork(context, trace.corpus, trace.base, trace.unit, schedule, trace.traced.steps)
+    work.model(20)
+    for asked in (lambda: work.second_moments(20), work.training):
+        with pytest.raises(ConfigError, match=r"estimator=tracin .* what needs no optimizer state"):
+            asked()
+    for asked in (lambda: work.model(40), lambda: work.curvature(40, [], Labels(), 8, 8)):
+        with pytest.raises(ValueError, match=r"step 40 is read; accepted: .* own steps, 20"):
+            asked()
 
 
 def test_a_revision_of_a_hub_is_found_by_its_name(context_of, published):
