@@ -15,7 +15,7 @@ from mda.stages.behaviour import Behaviour, behaviour_of
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
 from mda.stages.editing import Edited, check_inserted, plan_edit
-from mda.stages.locating import Located, locate
+from mda.stages.locating import Located, check_label, locate
 from mda.stages.published import base_of
 from mda.stages.runs import Run, retrained
 from mda.stages.tokens import TracedTokens, score_tokens
@@ -52,6 +52,8 @@ class Arm:
 def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
     """Corpus and base run."""
     corpus = corpus_of(context)
+    if "unit" in groups:
+        check_label(context, corpus)
     return corpus, base_of(context, corpus, groups)
 
 
@@ -69,6 +71,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     """
     corpus = corpus_of(base_context or context)
     check_inserted(context, corpus)
+    check_label(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
     edit = context.config.intervention

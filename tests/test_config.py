@@ -179,6 +179,27 @@ def test_of_two_jobs_side_by_side_each_has_a_gpu_of_its_own_and_those_on_the_cpu
     assert sorted(two_gpus()) == ["0", "1"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data=pile"], r"null, or data\.labels that gives data=pile classes of text"),
+        (["data=tokens", "data.path=a.npy"], r"null, or data\.labels that gives data=tokens"),
+        (["data=hf", "data.dataset=a", "data.tokenizer=b"], r"null, or data\.label that gives"),
+        (
+            ["data=pile", "data.labels=a.npy", "data.label_names=[prose,xml]"],
+            r"one of data\.label_names=\[prose,xml\]",
+        ),
+    ],
+)
+def test_a_unit_that_tells_a_class_of_text_needs_data_that_have_it(words, said):
+    unit = ["unit=sae_feature", "unit.label=code"]
+    needs = ("data", "unit")
+    with pytest.raises(ConfigError, match=rf"^unit\.label=code is refused; accepted: {said}"):
+        compose([*words, *unit], needs)
+    compose(words, needs)
+    compose(["data=pile", "data.labels=a.npy", "data.label_names=[prose,code]", *unit], needs)
+
+
 def test_a_sweep_kept_in_a_file_is_checked_as_well(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "grid.yaml").write_text(

@@ -16,7 +16,7 @@ import numpy as np
 from mda import store
 from mda.data.errors import DataError
 from mda.data.shards import Layout, LocalFiles, Range, ShardRows
-from mda.data.tokens import tokenizer_hash, write_corpus
+from mda.data.tokens import read_labels, tokenizer_hash, write_corpus
 from mda.schema import PileConfig
 
 
@@ -24,11 +24,17 @@ def inputs(config: PileConfig, hash_file: Callable[[Path], str]) -> Mapping[str,
     """What enters beside the settings. Raises DataError for a folder that is not there."""
     if _is_local(config) and not Path(str(config.source)).is_dir():
         raise DataError(f"data.source={config.source}: no such folder")
-    return {"tokenizer": tokenizer_hash(config.tokenizer)}
+    entering: dict[str, object] = {"tokenizer": tokenizer_hash(config.tokenizer)}
+    if config.labels is not None:
+        if not Path(config.labels).is_file():
+            raise DataError(f"data.labels={config.labels}: no such file")
+        entering["labels"] = hash_file(Path(config.labels))
+    return entering
 
 
 def build_from_config(out: Path, config: PileConfig, downloads: Path) -> None:
     """Fetch the held-out rows, and write what describes the corpus."""
+    labels, names = _labels(config)
     rows = shard_rows(config, downloads)
     held_out = np.arange(len(rows) - config.held_out, len(rows))
     tokens = rows[held_out]
@@ -36,8 +42,8 @@ def build_from_config(out: Path, config: PileConfig, downloads: Path) -> None:
         out,
         counts=np.bincount(tokens.ravel(), minlength=config.vocab_size).astype(np.int64),
         held_out=held_out,
-        labels=None,
-        label_names=["all"],
+        labels=labels,
+        label_names=names,
         special_ids=config.special_ids,
         tokenizer=config.tokenizer,
         about={"held_out_sha256": store.hash_arrays(tokens)},
@@ -58,6 +64,20 @@ def open_rows(folder: Path, config: PileConfig, downloads: Path) -> ShardRows:
             "corpus was built; give data.repo another name for other data"
         )
     return rows
+
+
+def _labels(config: PileConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels of all rows; where the held-out ones alone have some, the others are `unlabelled`."""
+    if config.labels is None:
+        return None, ("all",)
+    n, held_out = config.n_sequences, config.held_out
+    lengths = {n: "row", held_out: "held-out row"}
+    labels, names = read_labels(Path(config.labels), config.label_names, lengths)
+    if len(labels) == n:
+        return labels, names
+    of_all = np.full(n, len(names), np.int32)
+    of_all[-held_out:] = labels
+    return of_all, (*names, "unlabelled")
 
 
 def shard_rows(config: PileConfig, downloads: Path) -> ShardRows:

@@ -88,7 +88,9 @@ def build_tokens(
     rows = map_rows(path, seq_len, dtype)
     if held_out >= len(rows):
         raise DataError(f"data.held_out={held_out}: {path} has only {len(rows):,} rows")
-    row_labels, names = _labels(labels, label_names, len(rows))
+    row_labels, names = None, ("all",)
+    if labels is not None:
+        row_labels, names = read_labels(labels, label_names, {len(rows): "row"})
     counts = count_ids(rows, vocab_size, path)
     write_corpus(
         out,
@@ -141,19 +143,23 @@ def write_corpus(
     store.write_json(out / "corpus.json", content)
 
 
-def _labels(
-    path: Path | None, names: Sequence[str], rows: int
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    if path is None:
-        return None, ("all",)
+def read_labels(
+    path: Path, names: Sequence[str], lengths: Mapping[int, str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels from 0 on, int32, and what they are called; `lengths` says how many, and of what.
+
+    Raises DataError for a file that holds something else.
+    """
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"data.labels={path}: not a readable .npy file ({error})") from error
-    if values.shape != (rows,) or not np.issubdtype(values.dtype, np.integer):
+    fits = values.ndim == 1 and len(values) in lengths
+    if not fits or not np.issubdtype(values.dtype, np.integer):
+        each = " or ".join(f"each of the {n:,} {what}s" for n, what in lengths.items())
         raise DataError(
             f"data.labels={path}: {values.dtype} {list(values.shape)}; "
-            f"accepted: one integer for each of the {rows:,} rows"
+            f"accepted: one integer for {each}"
         )
     if values.min() < 0:
         raise DataError(f"data.labels={path}: label {values.min()}; accepted: 0 and above")

@@ -22,6 +22,8 @@ class DataConfig(Group):
     """What builds and opens it, see mda/stages/corpus.py."""
     not_inputs: ClassVar[tuple[str, ...]] = ()
     """Settings that leave the rows as they are, or whose content counts in place of their value."""
+    labelled_by: ClassVar[str | None] = None
+    """The setting without which all samples have one label; None where they have several anyway."""
     name: str = setting("???", "kind of corpus, set by data=...")
     seq_len: int = setting(128, "T, predicted tokens in a sequence", low=8)
     vocab_size: int = setting(512, "tokens in the vocabulary", low=2, high=2**32)
@@ -85,6 +87,7 @@ class TokensConfig(DataConfig):
 
     module: ClassVar[str] = "mda.data.tokens"
     not_inputs: ClassVar[tuple[str, ...]] = ("path", "dtype", "labels", "tokenizer")
+    labelled_by: ClassVar[str | None] = "labels"
     name: str = setting("tokens", "kind of corpus", one_of=("tokens",))
     path: str = setting(
         "???",
@@ -105,11 +108,7 @@ class TokensConfig(DataConfig):
         if self.dtype is None and self.vocab_size > 2**16 and untyped(self.path):
             limit = f"uint32, int32 or int64: uint16 cannot hold data.vocab_size={self.vocab_size}"
             raise self._refuse("dtype", limit)
-        for label in self.label_names:
-            if not label or not label.isprintable():
-                raise ConfigError(
-                    f"data.label_names has {label!r}; accepted: names of printable characters"
-                )
+        _check_label_names(self.label_names)
 
 
 @dataclass
@@ -118,6 +117,7 @@ class HfConfig(DataConfig):
 
     module: ClassVar[str] = "mda.data.hf"
     not_inputs: ClassVar[tuple[str, ...]] = ("dataset", "streaming", "revision", "tokenizer")
+    labelled_by: ClassVar[str | None] = "label"
     name: str = setting("hf", "kind of corpus", one_of=("hf",))
     dataset: str = setting(
         "???",
@@ -163,7 +163,8 @@ class PileConfig(DataConfig):
     """The rows of the Pile in the order of Pythia's training: raw shards, local or by range."""
 
     module: ClassVar[str] = "mda.data.pile"
-    not_inputs: ClassVar[tuple[str, ...]] = ("source", "rows_per_request", "tokenizer")
+    not_inputs: ClassVar[tuple[str, ...]] = ("source", "rows_per_request", "labels", "tokenizer")
+    labelled_by: ClassVar[str | None] = "labels"
     name: str = setting("pile", "kind of corpus", one_of=("pile",))
     seq_len: int = setting(2048, "T, predicted tokens in a sequence", low=8)
     vocab_size: int = setting(50_304, "tokens in the vocabulary", low=2, high=2**16)
@@ -182,12 +183,17 @@ class PileConfig(DataConfig):
     n_sequences: int = setting(
         2_048_512, "first rows that are used, held-out ones, which come last, included", low=16
     )
+    labels: str | None = setting(
+        None, ".npy of one integer for each row, or each held-out row; null for none"
+    )
+    label_names: list[str] = setting([], "names of the labels, in their order")
     tokenizer: str | None = setting(None, TOKENIZER)
     special_ids: list[int] = setting([0], "ids that no probe may draw", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ids(self, self.special_ids)
+        _check_label_names(self.label_names)
         if self.n_sequences > self.total_rows:
             raise self._refuse("n_sequences", f"at most data.total_rows={self.total_rows}")
         if self.held_out >= self.n_sequences:
@@ -203,6 +209,14 @@ class PileConfig(DataConfig):
 def untyped(path: str) -> bool:
     """Whether a file of rows does not say its type, as a .npy does, or an .idx beside it."""
     return Path(path).suffix != ".npy" and not Path(path).with_suffix(".idx").is_file()
+
+
+def _check_label_names(names: list[str]) -> None:
+    for label in names:
+        if not label or not label.isprintable():
+            raise ConfigError(
+                f"data.label_names has {label!r}; accepted: names of printable characters"
+            )
 
 
 def _check_ids(config: HfConfig | PileConfig | TokensConfig, ids: list[int]) -> None:

@@ -44,6 +44,18 @@ def _data_lasts(c: Config) -> None:
         )
 
 
+def _label_is_told(c: Config) -> None:
+    label, by = getattr(c.unit, "label", None), c.data.labelled_by
+    if label is None or by is None:
+        return
+    if getattr(c.data, by) is None:
+        accepted = f"null, or data.{by} that gives data={c.data.name} classes of text"
+        raise refuse("unit.label", label, accepted)
+    names = getattr(c.data, "label_names", [])
+    if names and label not in names:
+        raise refuse("unit.label", label, f"one of data.label_names={show(names)}")
+
+
 def _icl_positions_exist(c: Config) -> None:
     for name in ("icl_late", "icl_early"):
         band = getattr(c.emergence, name)
@@ -197,6 +209,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "model"), _data_fits_model),
     (("data", "training"), _data_lasts),
     (("data", "intervention"), _inserted_rows_are_typed),
+    (("data", "unit"), _label_is_told),
     (("data", "emergence"), _icl_positions_exist),
     (("data", "behaviour"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),

@@ -20,6 +20,7 @@ from mda.stages.sae import sae_of
 from mda.training.table import read_rows
 from mda.types import Unit, Window
 from mda.unit.kind import Materials, UnitKind
+from mda.unit.kind import check_label as check_label_of
 
 NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source")
 
@@ -38,6 +39,16 @@ class Located:
     units: tuple[Unit, ...]  # everything that is scored in one pass
     inputs: dict[str, object]  # what decides the units' measurement
     follow: Follow | None  # measures the members where curves do not anyway
+
+
+def check_label(context: Context, corpus: Corpus) -> None:
+    """Raise ConfigError for a `unit.label` that tells nothing apart, before there is a base run."""
+    unit = context.config.unit
+    try:
+        if (label := getattr(unit, "label", None)) is not None:
+            check_label_of(corpus, label)
+    except ValueError as error:
+        raise ConfigError(f"unit={unit.name}: {error}") from error
 
 
 def locate(context: Context, corpus: Corpus, base: Run) -> Located:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,33 +66,43 @@ class Materials:
         """What random tokens are drawn from, float64 [V]."""
         return token_distribution(self.corpus.counts, self.corpus.special_ids, distribution)
 
-    @cached_property
-    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
-        held_out = np.asarray(self.corpus.held_out)
-        return held_out[::2], held_out[1::2]
-
     def metric_ids(self) -> np.ndarray:
         """Held-out samples on which metrics are taken: every second one."""
-        return self._halves[0]
+        return _halves(self.corpus)[0]
 
     def measurement_ids(self) -> np.ndarray:
         """Held-out samples on which measurements are taken: the others."""
-        return self._halves[1]
+        return _halves(self.corpus)[1]
 
     def with_label(self, ids: np.ndarray, label: str) -> np.ndarray:
         """Which of some samples have a label, bool [n].
 
         Raises ValueError where none or all have it: nothing can be told apart then.
         """
-        labels = np.array(self.corpus.labels_of(ids))
-        has = labels == label
-        if not has.any() or has.all():
-            there = ", ".join(sorted(set(labels.tolist())))
-            raise ValueError(
-                f"unit.label={label}: {int(has.sum())} of {len(ids)} held-out samples have it; "
-                f"accepted: a label that some but not all have, of {there}"
-            )
-        return has
+        return _with_label(self.corpus, ids, label)
+
+
+def check_label(corpus: Corpus, label: str) -> None:
+    """Raise ValueError for a label that tells no held-out samples apart."""
+    for ids in _halves(corpus):
+        _with_label(corpus, ids, label)
+
+
+def _halves(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    held_out = np.asarray(corpus.held_out)
+    return held_out[::2], held_out[1::2]
+
+
+def _with_label(corpus: Corpus, ids: np.ndarray, label: str) -> np.ndarray:
+    labels = np.array(corpus.labels_of(ids))
+    has = labels == label
+    if not has.any() or has.all():
+        there = ", ".join(sorted(set(labels.tolist())))
+        raise ValueError(
+            f"unit.label={label}: {int(has.sum())} of {len(ids)} held-out samples have it; "
+            f"accepted: a label that some but not all have, of {there}"
+        )
+    return has
 
 
 def joint(units: Sequence[Unit], names: Sequence[str]) -> Unit:

@@ -53,6 +53,58 @@ def build(folder, config):
     return open_again(folder, config)
 
 
+@pytest.fixture
+def labels(tmp_path):
+    """Values -> the path of a file of labels."""
+
+    def save(values):
+        np.save(tmp_path / "labels.npy", np.asarray(values))
+        return str(tmp_path / "labels.npy")
+
+    return save
+
+
+def test_labels_of_the_held_out_rows_suffice_and_the_others_have_none(tmp_path, shards, labels):
+    path = labels([1, 0, 0, 1, 1, 1, 0, 0])
+    config = settings(shards, labels=path, label_names=["code", "prose"])
+    assert pile.inputs(config, lambda p: f"hash of {p}")["labels"] == f"hash of {path}"
+    pile.build_from_config(tmp_path / "corpus", config, tmp_path / "downloads")
+    corpus = open_again(tmp_path, config)
+    said = corpus.labels_of(corpus.held_out)
+    assert said == ["prose", "code", "code", "prose", "prose", "prose", "code", "code"]
+    assert corpus.labels_of(np.array([0, 87])) == ["unlabelled"] * 2
+
+
+def test_labels_of_all_rows_are_those_of_the_rows(tmp_path, shards, labels):
+    config = settings(shards, labels=labels(np.arange(96) % 5 * 10))
+    pile.build_from_config(tmp_path / "corpus", config, tmp_path / "downloads")
+    ids = np.array([0, 7, 95])
+    assert open_again(tmp_path, config).labels_of(ids) == ["class_0", "class_20", "class_0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.zeros(9, int), r"int64 \[9\]; .* each of the 96 rows or each of the 8 held-out rows$"),
+        (np.zeros(8), r"float64 \[8\]; accepted: one integer for"),
+        (np.zeros((8, 1), int), r"\[8, 1\]; accepted: one integer for"),
+        (np.arange(8), "label 7, but data.label_names has 2"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_before_a_row_is_fetched(
+    tmp_path, server, labels, values, says
+):
+    config = settings(server.url, labels=labels(values), label_names=["code", "prose"])
+    with pytest.raises(DataError, match=rf"^data\.labels=.*{says}"):
+        pile.build_from_config(tmp_path / "corpus", config, tmp_path / "downloads")
+    assert not server.requests
+
+
+def test_a_file_of_labels_that_is_not_there_is_refused(shards):
+    with pytest.raises(DataError, match=r"^data\.labels=nowhere\.npy: no such file"):
+        pile.inputs(settings(shards, labels="nowhere.npy"), str)
+
+
 def open_again(folder, config):
     rows = pile.open_rows(folder / "corpus", config, folder / "downloads")
     return open_corpus(folder / "corpus", "fp", rows)

@@ -18,7 +18,7 @@ from mda.estimator.replay import TrainingWindow, load_state
 from mda.estimator.unrolled import unrolled_influence
 from mda.model.architecture import architecture
 from mda.model.build import from_config
-from mda.schema import RemoveConfig
+from mda.schema import ConfigError, RemoveConfig
 from mda.stages.editing import select
 from mda.types import Part
 from mda.unit.attention_head import AttentionHeads
@@ -234,6 +234,40 @@ def test_another_kind_of_unit_is_followed_like_a_head(context_of, unit):
     model = model_at(arm, 60)
     ranked = arm.unit.kind.ranking(model)
     assert max(ranked, key=lambda n: ranked[n]) == arm.unit.name
+
+
+@pytest.fixture
+def pile(tmp_path):
+    """Words for rows of two kinds of tokens, of which the 32 that are held out have labels."""
+    rng, high = np.random.default_rng(0), np.arange(2000) // 2 % 2
+    rows = rng.integers(1, 100, (2000, 33)) + 100 * high[:, None]
+    rows.astype("<u2").tofile(tmp_path / "rows-0.bin")
+    np.save(tmp_path / "labels.npy", high[-32:])
+    given = {"source": tmp_path, "files": "'rows-{shard}.bin'", "shard_bytes": 10**6}
+    given |= {"total_rows": 2000, "labels": tmp_path / "labels.npy"}
+    return ["data=pile", *(f"data.{name}={value}" for name, value in given.items())]
+
+
+def test_a_neuron_is_traced_on_rows_of_the_pile_by_labels_of_the_held_out_ones(traced, pile):
+    trace, _ = traced(*pile, "data.label_names=[low,high]", "unit=mlp_neuron", "unit.label=high")
+    held_out = trace.corpus.rows(trace.corpus.held_out)[:, 0].numpy()
+    said = np.array(trace.corpus.labels_of(trace.corpus.held_out))
+    assert np.array_equal(said == "high", held_out > 100)
+    assert trace.unit.curve[-1][f"emergence/label_auc/{trace.unit.name}"] > 0.8
+    assert np.isfinite(trace.traced.scores.of(trace.unit.name)).all()
+
+
+def test_a_class_that_no_held_out_row_has_is_refused_before_there_is_a_base_run(context_of, pile):
+    from mda import pipeline, store
+
+    context, used = context_of(*pile, "unit=mlp_neuron", "unit.label=high"), []
+    for stages in (pipeline.trace, pipeline.arm):
+        with (
+            store.noting_uses(lambda kind, _: used.append(kind)),
+            pytest.raises(ConfigError, match=r"unit\.label=high: 0 of 16 .* of class_0, class_1"),
+        ):
+            stages(context)
+    assert set(used) == {"corpus"}
 
 
 def test_unrolled_scores_are_what_one_more_weight_does_to_the_units_metric(traced):
