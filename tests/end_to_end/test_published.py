@@ -12,6 +12,7 @@ import subprocess
 import time
 from dataclasses import replace
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,10 @@ from publications import STEPS, old_style, publish, sharded
 from safetensors.torch import load_file, save_file
 
 from mda import pipeline
-from mda.config import compose
+from mda.config import compose, prepared
 from mda.data.stream import open_corpus
 from mda.model.build import read_model
+from mda.programs.reproduce import reproduce
 from mda.schema import ConfigError
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule
@@ -52,6 +54,14 @@ def hub(trained, tmp_path):
     shutil.copytree(trained[0], tmp_path / "hub")
     with serving(tmp_path / "hub") as server:
         yield server
+
+
+def ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this process ask a hub for what it fetches."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT is read at import
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
 def start(hub: Hub, program: str, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -87,14 +97,13 @@ def artifact(out: Path, folder: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def finished_runs(trained, tmp_path_factory):
-    """The main job on the repository: curve, trace, removal, control, comparison."""
+    """The main job on the repository: curve, removal, control, comparison."""
     out = tmp_path_factory.mktemp("out")
     with serving(trained[0]) as hub:
         hub.token = TOKEN  # private: the client must send it
         where = ("base.repo=me/tiny", STEP_LIST)
         runs = {
             "train": finished(start(hub, "train", out, *where)),
-            "trace": finished(start(hub, "trace", out, *where, "estimator=tracin")),
             "remove": finished(
                 start(hub, "run", out, *where, "estimator=tracin", "intervention.fraction=0.25")
             ),
@@ -174,30 +183,20 @@ def test_the_manifest_has_commit_and_hash_of_every_file(trained, finished_runs):
         assert row["commit"] == commit_of(f"step{row['step']}")
 
 
-def test_a_reproduction_compares_what_was_published(trained, finished_runs, tmp_path):
+def test_a_reproduction_compares_what_was_published(finished_runs, hub, monkeypatch, capsys):
     """The same again is equal; weights that have changed since are not."""
     out, runs, _ = finished_runs
-    (tmp_path / "hub").mkdir()
-    shutil.copytree(trained[0] / "me", tmp_path / "hub/me")
-    with serving(tmp_path / "hub") as hub:
-        home = {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN}
-        base = [str(ROOT / "experiments/reproduce.py"), str(runs["train"]), f"--outputs={out}"]
-
-        def reproduce(*more: str) -> subprocess.CompletedProcess[str]:
-            args = [command("train", out)[0], *base, *more]
-            env = {**os.environ, **home}
-            return subprocess.run(args, capture_output=True, text=True, env=env, timeout=300)
-
-        done = reproduce()
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert hub.requests == []  # its weights were in the store
-        path = tmp_path / "hub/me/tiny/step40/model.safetensors"
-        weights = load_file(path)
-        weights["gpt_neox.final_layer_norm.bias"] += 1e-3
-        save_file(weights, path, {"format": "pt"})
-        done = reproduce("--from-scratch")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "revisions.csv" in done.stdout and "sha256" in done.stdout
+    ask(hub, monkeypatch)
+    assert reproduce(runs["train"], out, anyway=False, from_scratch=False)
+    assert hub.requests == []  # its weights were in the store
+    path = hub.root / "me/tiny/step40/model.safetensors"
+    weights = load_file(path)
+    weights["gpt_neox.final_layer_norm.bias"] += 1e-3
+    save_file(weights, path, {"format": "pt"})
+    capsys.readouterr()
+    assert not reproduce(runs["train"], out, anyway=False, from_scratch=True)
+    said = capsys.readouterr().out
+    assert "revisions.csv" in said and "sha256" in said
 
 
 @pytest.mark.long
@@ -240,12 +239,10 @@ def test_a_revision_known_to_be_bad_is_used_when_told_so():
     assert config.base.steps == [49_000, 50_000]  # type: ignore[attr-defined]
 
 
-def test_sizes_that_are_not_the_repository_s_are_refused_before_weights_are_fetched(hub, tmp_path):
-    done = start(hub, "train", tmp_path, "base.repo=me/tiny", STEP_LIST, "model.n_layers=3")
-    assert (
-        "model.n_layers=3 is refused; accepted: 2, as base.repo=me/tiny, revision step0 has"
-        in refused(done)
-    )
+def test_sizes_that_are_not_the_repository_s_are_refused_before_weights_are_fetched(hub, attempt):
+    says = "model.n_layers=3 is refused; accepted: 2, as base.repo=me/tiny, revision step0 has"
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        attempt("model.n_layers=3")
     assert hub.fetched() == ["step0/config.json"]
 
 
@@ -261,12 +258,9 @@ FAULTS = {  # file, what goes wrong with it, what is said
 @pytest.fixture
 def attempt(hub, tmp_path, monkeypatch):
     """Overrides -> `train` on the hub, in this process: a start of the program takes seconds."""
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     def run(*overrides: str) -> pipeline.Run:
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT is read at import
+        ask(hub, monkeypatch)
         where = ["experiment=smoke", "base=published", *TRAIN, f"output_dir={tmp_path / 'out'}"]
         config = compose([*where, *overrides])
         return pipeline.train(replace(Context.of(config), progress=False))[1]
@@ -329,11 +323,13 @@ def test_what_is_not_there_is_named(hub, attempt, spoil, says):
         attempt("intervention.window=auto", *overrides)
 
 
-def test_a_token_that_may_not_read_is_refused_and_not_shown(hub, tmp_path):
+def test_a_token_that_may_not_read_is_refused_and_not_shown(hub, attempt, capsys):
     hub.token = "hf_another"
-    done = start(hub, "train", tmp_path, *TRAIN)
-    assert "revision step0: may not be read (401); accepted: a repository that HF_" in refused(done)
-    assert TOKEN not in done.stdout + done.stderr
+    says = "revision step0: may not be read (401); accepted: a repository that HF_"
+    with pytest.raises(ConfigError, match=re.escape(says)) as found:
+        attempt()
+    said = capsys.readouterr()
+    assert TOKEN not in str(found.value) + said.out + said.err
 
 
 # Local folders.
@@ -350,24 +346,23 @@ def llama(tmp_path_factory):
 
 
 @pytest.fixture
-def nowhere(tmp_path):
+def nowhere(tmp_path, monkeypatch):
     """No hub: what is local asks none."""
     (tmp_path / "empty").mkdir()
     with serving(tmp_path / "empty") as server:
-        yield server
+        ask(server, monkeypatch)
+        yield
     assert server.requests == []
 
 
-def test_llama_weights_of_a_local_folder_go_all_the_way(llama, nowhere, tmp_path):
+@pytest.mark.usefixtures("nowhere")
+def test_llama_weights_of_a_local_folder_go_all_the_way(llama, tmp_path):
     folder, base = llama
-    where = (f"base.folder={folder}", STEP_LIST, *LLAMA)
-    done = [
-        start(nowhere, "trace", tmp_path, *where, "unit=mlp_neuron", "estimator=tracin"),
-        start(nowhere, "run", tmp_path, *where, "intervention.fraction=0.25"),
-        start(nowhere, "run", tmp_path, *where, "intervention=control"),
-    ]
-    runs = [finished(one) for one in done]
-    kept = artifact(tmp_path, runs[1], "base") / "checkpoints"
+    where = (f"base.folder={folder}", *LLAMA)
+    here("trace", tmp_path, *where, "unit=mlp_neuron", "estimator=tracin")
+    removed = here("run", tmp_path, *where, "intervention.fraction=0.25")
+    here("run", tmp_path, *where, "intervention=control")
+    kept = artifact(tmp_path, removed, "base") / "checkpoints"
     for step, dtype in ((0, torch.float32), (20, torch.bfloat16), (40, torch.float16)):
         published = load_file(base / f"checkpoints/step_{step}/model.safetensors")
         ours = load_file(kept / f"step_{step}/model.safetensors")
@@ -377,6 +372,16 @@ def test_llama_weights_of_a_local_folder_go_all_the_way(llama, nowhere, tmp_path
             assert torch.equal(value, published[name].to(dtype).float()), name
     args = command("compare", tmp_path, f"report.runs=[{tmp_path / 'runs/run'}]")
     finished(warm.run(args, ROOT))
+
+
+def here(program: str, out: Path, *overrides: str) -> Path:
+    """A program with `base=published` in this process; returns the folder of its run."""
+    module = import_module(f"mda.programs.{program}")
+    folder = out / "runs" / program / str(len(list(out.glob("runs/*/*"))))
+    words = ["experiment=smoke", "base=published", STEP_LIST, f"output_dir={out}", *overrides]
+    with prepared(program, words, folder, module.NEEDS, 1) as config:
+        getattr(module, program)(config, folder)
+    return folder
 
 
 @pytest.fixture
@@ -415,14 +420,12 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused_and_not_executed(revis
     assert not trace.exists()
 
 
-def test_an_optimizer_state_that_is_given_makes_the_control_arm_the_run_itself(
-    trained, nowhere, tmp_path
-):
+@pytest.mark.usefixtures("nowhere")
+def test_an_optimizer_state_that_is_given_makes_the_control_arm_the_run_itself(trained, tmp_path):
     """Published weights and the run's own optimizer: the window repeats bit for bit."""
     root, base = trained
-    where = (f"base.folder={root / 'me/tiny'}", STEP_LIST, f"base.state={base / 'checkpoints'}")
-    folder = finished(start(nowhere, "run", tmp_path / "out", *where, "intervention=control"))
-    arm = artifact(tmp_path / "out", folder, "arm") / "checkpoints/step_40"
+    choice = (f"base.state={base / 'checkpoints'}", "intervention=control")
+    arm = pipeline.arm(local(root / "me/tiny", tmp_path / "out", *choice)).run.checkpoint(40)
     for name in ("model.safetensors", "optimizer.safetensors"):
         ours, theirs = load_file(arm / name), load_file(base / "checkpoints/step_40" / name)
         assert ours.keys() == theirs.keys()
