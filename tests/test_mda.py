@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import warm
 
+from mda import cli
 from mda.cli import PROGRAMS
 from mda.config import setting_word
 
@@ -34,14 +35,34 @@ def test_help_names_every_program_and_its_module_is_there():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_file_for_those_who_clone_is_the_same_program(name):
+def test_the_file_for_those_who_clone_only_starts_the_program_of_its_name(name):
+    text = (ROOT / f"experiments/{name}.py").read_text("utf-8")
+    about, _, code = text.partition('"""\n\n')
+    assert about.startswith(f'"""`mda {name}` for those who clone: ')
+    assert code == (
+        f'from mda.programs.{name} import start\n\nif __name__ == "__main__":\n    start()\n'
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_help_of_a_program_is_headed_by_its_docstring(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mda"])
+    try:
+        code = cli.main([name, "--help"])
+    except SystemExit as stop:  # of argparse
+        code = stop.code
+    assert code == 0
     about = import_module(f"mda.programs.{name}").__doc__.strip()
-    file = [sys.executable, f"experiments/{name}.py", "--help"]
+    text = capsys.readouterr().out
+    assert about.splitlines()[0] in text and f"mda {name} " in text
+
+
+def test_the_file_and_the_command_say_the_same():
+    file = [sys.executable, "experiments/trace.py", "--help"]
     cloned = subprocess.run(file, cwd=ROOT, capture_output=True, text=True)
-    done = mda(name, "--help")
+    done = mda("trace", "--help")
     assert (done.returncode, done.stdout) == (cloned.returncode, cloned.stdout)
-    assert done.returncode == 0 and about.splitlines()[0] in done.stdout
-    assert f"mda {name} " in done.stdout
+    assert done.returncode == 0 and "mda trace " in done.stdout
 
 
 def test_a_run_lies_where_the_file_s_would_and_finds_what_the_file_has_built(tmp_path):
