@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mda.store import Store, write_json
+from mda.store import Store, artifacts, write_json
 from mda.store.files import hash_file
 from mda.store.keys import HOME
 from mda.store.memory import HashMemory
@@ -33,13 +33,30 @@ print(found.built, read_npy(found.path / "tokens.npy").sum() + state["step"])
 """
 
 
-def run(root: Path) -> tuple[str, str]:
+def run_elsewhere(root: Path) -> tuple[str, str]:
     """(whether it was built and its value, what was said), by a process that knows nothing yet."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, root], cwd=HOME, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
+
+
+Run = Callable[[Path], tuple[str, str]]
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys) -> Run:
+    """`run_elsewhere` in this process, after it has forgotten what it found sound."""
+
+    def run(root: Path) -> tuple[str, str]:
+        monkeypatch.setattr(artifacts, "_sound", set())
+        monkeypatch.setattr(sys, "argv", ["", str(root)])
+        exec(PROGRAM, {})
+        said = capsys.readouterr()
+        return said.out.strip(), said.err
+
+    return run
 
 
 def flip(path: Path) -> None:
@@ -81,7 +98,9 @@ def replace_text(old: str, new: str) -> Callable[[Path], None]:
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )  # fmt: skip
-def test_damage_is_named_set_aside_and_built_again(tmp_path, name, damage, said):
+def test_damage_is_named_set_aside_and_built_again(tmp_path, run_here, name, damage, said):
+    """A flipped bit is found by who has not read the file yet: by another process."""
+    run = run_elsewhere if damage in (flip, flip_and_hide) else run_here
     assert run(tmp_path) == ("True 22", "")
     assert run(tmp_path) == ("False 22", "")
     (folder,) = (path for path in (tmp_path / "corpus").iterdir() if path.is_dir())
@@ -95,12 +114,12 @@ def test_damage_is_named_set_aside_and_built_again(tmp_path, name, damage, said)
     assert run(tmp_path) == ("False 22", "")
 
 
-def test_damage_twice_leaves_both_aside(tmp_path):
+def test_damage_twice_leaves_both_aside(tmp_path, run_here):
     for n in (1, 2):
-        run(tmp_path)
+        run_here(tmp_path)
         (path,) = (tmp_path / "corpus").glob("*[0-9a-f]/tokens.npy")
         path.unlink()
-        assert f"broken-{n}" in run(tmp_path)[1]
+        assert f"broken-{n}" in run_here(tmp_path)[1]
 
 
 def test_sizes_are_compared_at_every_use_in_one_process(tmp_path):
