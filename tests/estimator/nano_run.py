@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,21 +19,17 @@ def structured_rows(n: int, length: int, n_vocab: int) -> Tensor:
 
 
 ROWS = structured_rows((STEPS + 4) * BATCH, 32, N_VOCAB)
-UNSEEN = ROWS[STEPS * BATCH :]  # rows that no step trains on
 
 
-def trained(model: PreTrainedModel, kept: Sequence[int]) -> dict[int, PreTrainedModel]:
-    """The model after each of some steps of AdamW, in float64."""
+def trained(model: PreTrainedModel) -> PreTrainedModel:
+    """The model after `STEPS` steps of AdamW, in float64."""
     model.double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    found = {}
-    for step, batch in enumerate(ROWS[: max(kept) * BATCH].split(BATCH), 1):
+    for batch in ROWS[: STEPS * BATCH].split(BATCH):
         logits = model(batch[:, :-1]).logits
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step in kept:
-            optimizer.zero_grad()
-            found[step] = copy.deepcopy(model)
-    return found
+    optimizer.zero_grad()
+    return model

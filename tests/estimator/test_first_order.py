@@ -95,7 +95,7 @@ def corpus():
 def sample_gradients(nano, corpus):
     """Gradient of each sample's loss in all layers' parameters, by name."""
     rows = corpus.rows(UNSEEN[:N])
-    found = (sample_gradient(nano[0], row) for row in rows)
+    found = (sample_gradient(nano, row) for row in rows)
     return [{name: g for name, g in one.items() if "layers" in name} for one in found]
 
 
@@ -125,7 +125,7 @@ def measured_changes(model, sample_gradients, unit, blocks, value, precondition)
 def test_one_small_step_moves_the_measurement_as_predicted(
     nano, corpus, sample_gradients, name, estimator
 ):
-    model, n = nano[0], N if estimator != "adam" and name in ALL_SAMPLES else 8
+    model, n = nano, N if estimator != "adam" and name in ALL_SAMPLES else 8
     make, settings, names, together = UNITS[name]
     kind = make(settings, materials(corpus, model, random_sae))
     units = kind.units(names, together)
