@@ -2,9 +2,9 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
-from time import process_time
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from mda import pipeline
 from mda.cost.hardware import WORK, Rates
 from mda.cost.stages import costs
 from mda.emergence.behaviour import make_trials
+from mda.model.build import eager_attention
 from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
 from mda.stages.preview import Estimates
@@ -184,18 +185,71 @@ def test_exact_has_at_most_the_operations_that_are_said(traced, tmp_path, n):
     assert tokens == planned.tokens + probe_tokens(context)
 
 
-def test_a_measured_rate_foretells_ten_times_the_work(context_of):
-    """By own CPU time, which other work on the cores disturbs little."""
-    job = job_of(context_of("model.d_model=64", "model.d_ff=256", "data.seq_len=64").config)
-    rates = rates_here(job, ("update", "score"), 2.0)
-    bench = Bench(job)
-    for kind in rates.of:
-        work = getattr(bench, kind)
-        work(8, 64)
-        start = process_time()
-        flops = sum(work(8, 64) for _ in range(10))
-        taken = process_time() - start
-        assert 0.5 < rates.seconds({kind: flops}) / taken < 2, kind
+class Machine:
+    """A clock that fake work sets forward; others take half of the cores where it is `busy`."""
+
+    slower = (50, 1, 3, 1, 2)  # than it can: what is built at first, a trial, three tries
+
+    def __init__(self, busy: bool) -> None:
+        self.wall, self.cpu, self.busy, self.calls = 0.0, 0.0, busy, []
+
+    def perf_counter(self) -> float:
+        return self.wall
+
+    def process_time(self) -> float:
+        return self.cpu
+
+    def busy_s(self) -> float:
+        return self.cpu + self.busy * 0.5 * (os.cpu_count() or 1) * self.wall
+
+    def work(self, kind: str, rate: float, n: int, length: int) -> float:
+        """A thousand operations for each token; beside others it takes four times as long."""
+        flops = 1000.0 * n * length
+        seconds = flops / rate * self.slower[[k for k, *_ in self.calls].count(kind)]
+        self.calls.append((kind, n, length))
+        self.cpu += seconds
+        self.wall += seconds * (4 if self.busy else 1)
+        return flops
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_rate_is_that_of_the_fastest_try_left_alone(context_of, monkeypatch, busy):
+    """An update has 2 MFLOP/s here, a score 0.5; of 8 s a try has one."""
+    job = job_of(context_of("data.seq_len=128", "training.batch_size=16").config)
+    machine = Machine(busy)
+    monkeypatch.setattr("mda.benchmark.time", machine)
+    monkeypatch.setattr("mda.benchmark._busy_s", machine.busy_s)
+    for kind, rate in (("update", 2e6), ("score", 5e5)):
+        monkeypatch.setattr(Bench, kind, lambda _, *size, of=(kind, rate): machine.work(*of, *size))
+    rates = rates_here(job, ("update", "score"), 8.0)
+    assert rates.of == pytest.approx({"update": 2e6, "score": 5e5})
+    assert rates.seconds({"update": 6e6, "score": 1e6}) == pytest.approx(3 + 2)
+    assert ("others take 50% of its cores" in rates.source) == busy
+    # A second is 2000 tokens of updates, 500 of scores: so many whole sequences, 16 at most.
+    tries = [("update", 15, 128)] * 3, [("score", 3, 128)] * 3
+    first = [[(kind, 1, 64)] * 2 for kind in ("update", "score")]
+    assert machine.calls == [*first[0], *tries[0], *first[1], *tries[1]]
+
+
+def test_a_sequence_that_takes_too_long_is_tried_at_a_part_of_its_length(context_of, monkeypatch):
+    """400 tokens a second, 1 s for a try: of 512 tokens half."""
+    job = job_of(context_of("data.seq_len=512", "model.max_seq_len=512").config)
+    machine = Machine(busy=False)
+    monkeypatch.setattr("mda.benchmark.time", machine)
+    monkeypatch.setattr("mda.benchmark._busy_s", machine.busy_s)
+    monkeypatch.setattr(Bench, "update", lambda _, *size: machine.work("update", 4e5, *size))
+    assert rates_here(job, ("update",), 4.0).of == pytest.approx({"update": 4e5})
+    assert machine.calls[2:] == [("update", 1, 256)] * 3
+
+
+@pytest.mark.parametrize("kind", WORK)
+def test_a_kind_of_work_has_at_most_the_operations_that_it_says(context_of, kind):
+    """And at least three quarters of them, by torch's count, which leaves out sums in place."""
+    wide = ("model.d_model=64", "model.d_ff=256", "data.seq_len=64")
+    bench = Bench(job_of(context_of(*wide).config))
+    with eager_attention(bench.model), Operations() as counter:  # torch can't count the fused one
+        said = getattr(bench, kind)(4, 64)
+    assert 0.75 < counter.total / said <= 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
