@@ -39,3 +39,5 @@ def test_an_error_is_told_and_a_killed_one_is_dead(tmp_path):
     process.kill()
     process.join(10)
     assert process.exitcode == -9
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm.run([sys.executable, "program.py"], tmp_path, timeout=0.2)

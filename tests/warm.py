@@ -69,12 +69,16 @@ def start(args: Sequence[str | Path], cwd: Path, streams: tuple[str, str] = (os.
     return process
 
 
-def run(args: Sequence[str | Path], cwd: Path) -> subprocess.CompletedProcess[str]:
+def run(
+    args: Sequence[str | Path], cwd: Path, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
     """`subprocess.run(args, cwd=cwd, capture_output=True, text=True)` of this interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         streams = (f"{folder}/stdout", f"{folder}/stderr")
         process = start(args, cwd, streams)
-        process.join()
-        assert process.exitcode is not None
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(args, timeout or 0)
         out, err = (Path(stream).read_text() for stream in streams)
     return subprocess.CompletedProcess(args, process.exitcode, out, err)
