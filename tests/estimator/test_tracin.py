@@ -3,7 +3,6 @@
 import copy
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from in_memory import ADAM_EPS, Case, InMemoryWork, materials
@@ -180,5 +179,22 @@ def test_which_checkpoints_are_read():
     assert Tracin(TracinConfig(checkpoints=[0, 50])).steps(kept, window) == (0, 50)
     with pytest.raises(ConfigError, match=r"estimator.checkpoints=7: .* accepted: 0, 10, 20"):
         Tracin(TracinConfig(checkpoints=[7])).steps(kept, window)
-    assert spread([3, 4, 9], 1) == (4,)  # 6 is the middle
-    assert spread(np.arange(0, 101, 10).tolist(), 3) == (0, 50, 100)
+
+
+STEPS = [1750, 2000, 2048, 2250, 2500, 2750, 3000, 3250, 3500]
+
+
+@pytest.mark.parametrize(
+    ("n", "wanted"),
+    [
+        (1, (2500,)),  # the middle is 2625: of two as near the earlier one
+        (2, (1750, 3500)),
+        (3, (1750, 2500, 3500)),
+        (4, (1750, 2250, 3000, 3500)),
+        (9, tuple(STEPS)),
+        (50, tuple(STEPS)),
+        (None, tuple(STEPS)),
+    ],
+)
+def test_checkpoints_are_spread_over_the_steps_of_the_window(n, wanted):
+    assert spread(STEPS, n) == wanted

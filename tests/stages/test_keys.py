@@ -426,13 +426,6 @@ def test_every_setting_is_tried():
     assert [key for key in missing if key not in skipped] == []
 
 
-def test_a_found_arm_is_used_whatever_chose_its_samples(context_of, baseline):
-    _, arm = baseline
-    ids = ",".join(map(str, arm.edited.plan.sample_ids))
-    context = context_of("intervention.select=ids", f"intervention.ids=[{ids}]")
-    assert pipeline.arm(context).run.fingerprint == arm.run.fingerprint
-
-
 def test_a_state_between_two_checkpoints_is_that_of_its_step(context_of, baseline):
     keys = set()
     for start in (21, 23):
@@ -466,15 +459,3 @@ def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path)
     assert first(keys("sae.k=4"), keys("sae.k=6")) == NOTHING  # no head reads one
     assert first(keys(), keys("behaviour.prompts=5")) == "behaviour"
     assert first(keys(), keys("intervention.fraction=0.3")) == "arm"
-
-
-def test_a_matched_set_is_another_set(context_of, baseline):
-    """Random samples with the targeted set's labels: not that set, and none of it by default."""
-    _, arm = baseline
-    context = context_of("intervention.match=label", "intervention.fraction=0.05")
-    few = pipeline.arm(context_of("intervention.fraction=0.05"))
-    matched = pipeline.arm(context)
-    targeted, chosen = (set(a.edited.plan.sample_ids.tolist()) for a in (few, matched))
-    assert len(chosen) == len(targeted) == 8 and not chosen & targeted
-    labels = [sorted(arm.corpus.labels_of(sorted(s))) for s in (chosen, targeted)]
-    assert labels[0] == labels[1]

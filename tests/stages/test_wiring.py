@@ -210,6 +210,16 @@ def test_samples_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced,
     assert len(sets) == 4
 
 
+def test_a_matched_set_has_the_labels_of_the_targeted_one_and_none_of_it(traced):
+    trace, _ = traced("estimator=random")
+    scores, corpus = trace.traced.scores, trace.corpus
+    highest = scores.sample_ids[np.argsort(-scores.of(UNIT), kind="stable")[:8]]
+    drawn = select(corpus, UNIT, RemoveConfig(match="label", fraction=0.05), scores, 0)
+    assert len(scores.sample_ids) == 160 and not {*drawn} & {*highest}
+    labels = [sorted(corpus.labels[ids].tolist()) for ids in (drawn, highest)]
+    assert labels[0] == labels[1]
+
+
 def test_an_arm_starts_from_the_base_runs_state_and_a_control_repeats_it(context_of):
     from mda import pipeline
 
