@@ -171,3 +171,5 @@ class ControlConfig(InterventionConfig):
     edits: ClassVar[bool] = False
 
     name: str = setting("control", "kind of edit", one_of=("control",))
+    fraction: float | None = setting(None, "no effect: the edits' amount, which presets give")
+    count: int | None = setting(None, "no effect: the edits' amount, which presets give")

@@ -121,5 +121,19 @@ def test_windows_counts_and_units_are_the_paper_s(size, window, share):
     assert config.unit.blocks == ["qk", "v", "o"] and config.unit.probe.length == 64
     assert config.model.name == f"pythia-{size}" and config.base.repo.endswith(f"pythia-{size}")
     assert config.data.shuffle is False
+    assert config.emergence.n_sequences == 100
     other = compose([f"experiment=paper/{size}", "unit=previous_token_head"])
     assert other.unit.blocks == ["qk"] and other.unit.probe.target == "previous_token"
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("edit", "unit"),
+    [("control", "induction_head"), ("remove", "sae_feature"), ("augment", "mlp_neuron"),
+     ("control", "module")],
+)  # fmt: skip
+def test_every_edit_of_every_unit_can_be_chosen_with_the_paper_s_presets(size, edit, unit):
+    words = [f"experiment=paper/{size}", f"intervention={edit}", f"unit={unit}"]
+    config = compose(words, needs=("base", "training", "intervention"))
+    assert (config.intervention.name, config.unit.name) == (edit, unit)
+    assert config.intervention.steps is not None, "the paper's window"
