@@ -76,7 +76,7 @@ class Ekfac:
         return sum_over_steps(self, work, self.settings.batch_size)
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return tokens_over_steps(self, work, sample_ids)
+        return tokens_over_steps(self, work, sample_ids, self.settings.batch_size)
 
     def target_influence(self, work: Work) -> TokenScorer:
         return targets_over_steps(self, work, self.settings.batch_size)
@@ -113,7 +113,7 @@ class Tracin:
         return sum_over_steps(self, work, self.settings.batch_size)
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return tokens_over_steps(self, work, sample_ids)
+        return tokens_over_steps(self, work, sample_ids, self.settings.batch_size)
 
     def target_influence(self, work: Work) -> TokenScorer:
         return targets_over_steps(self, work, self.settings.batch_size)
@@ -156,7 +156,7 @@ class Exact:
         return sum_over_steps(self, work, self.settings.batch_size)
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return tokens_over_steps(self, work, sample_ids)
+        return tokens_over_steps(self, work, sample_ids, self.settings.batch_size)
 
     def target_influence(self, work: Work) -> TokenScorer:
         return targets_over_steps(self, work, self.settings.batch_size)
@@ -198,13 +198,18 @@ def sum_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -
     return total
 
 
-def tokens_over_steps(estimator: DirectionEstimator, work: Work, sample_ids: np.ndarray) -> Tensor:
+def tokens_over_steps(
+    estimator: DirectionEstimator, work: Work, sample_ids: np.ndarray, batch_size: int
+) -> Tensor:
     """Influence of every token of some samples, [n, T, U] float64, summed over checkpoints."""
     parts = []
     for step in work.steps:
         model, directions = estimator.directions(work, step)
-        found = token_influence(model, work.corpus.rows(sample_ids), directions)
-        parts.append(found.cpu().double())
+        found = [
+            token_influence(model, work.corpus.rows(ids), directions).cpu().double()
+            for ids in batches(sample_ids, batch_size)
+        ]
+        parts.append(torch.cat(found))
     return torch.stack(parts).sum(0)
 
 

@@ -1,6 +1,7 @@
 """Every estimator that a configuration can name answers what a stage asks of it."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,23 @@ def test_scores_and_what_tokens_add_to_them(work, name):
         )
     if name in {"ekfac", "exact", "tracin"}:
         assert found.values_NU.abs().sum(0).all() and tokens.any()
+
+
+@pytest.mark.parametrize("name", ["ekfac", "exact", "tracin"])
+def test_token_influence_takes_no_more_samples_at_a_time_than_a_batch(work, name):
+    estimator = estimator_of(replace(settings_of(name), batch_size=3))
+    work = InMemoryWork(**(vars(work) | {"steps": [3]}))
+    model, some, seen = work.model(3), work.sample_ids[:7], []
+    whole = estimator_of(settings_of(name)).token_influence(work, some)
+
+    def see(module, inputs):
+        seen.append(len(inputs[0]))
+
+    hook = model.get_input_embeddings().register_forward_pre_hook(see)
+    parts = estimator.token_influence(work, some)
+    hook.remove()
+    assert seen[-3:] == [3, 3, 1]
+    torch.testing.assert_close(parts, whole)
 
 
 def test_ekfac_takes_its_damping_labels_seed_and_subset_from_its_settings(work):
