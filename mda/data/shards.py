@@ -191,10 +191,12 @@ class ShardRows:
     def fetch(self, block: int) -> np.ndarray:
         """A block's rows, from the cache or from afar; one that is damaged is fetched again."""
         first = block * self.per_block
-        end = min(first + self.per_block, len(self))
+        end = min(first + self.per_block, self.layout.n_rows)  # whole, however many rows are used
         path = self._file(block)
         try:
             rows = store.read_npy(path, mmap=True)
+            if len(rows) < end - first:
+                raise EOFError  # by a version that kept no more than the rows in use
             if block in self._verified:
                 return rows
             if store.hash_arrays(rows) == store.read_json(self._hash_file(block)):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from servers import serving
 
+from mda import store
 from mda.data import pile
 from mda.data.errors import DataError
 from mda.data.shards import Layout
@@ -244,6 +245,19 @@ def test_a_block_with_a_flipped_bit_is_fetched_again_and_said(tmp_path, server, 
     assert steps(open_again(tmp_path, config), 0, 2) == TOKENS[:16].reshape(2, 8, 9).tolist()
     assert server.sent - before == 8 * WIDTH * 2
     assert "rows-000000008.npy is damaged; it is fetched again" in capsys.readouterr().err
+
+
+def test_more_rows_may_be_used_later_than_the_held_out_ones_were_part_of(tmp_path, server):
+    build(tmp_path / "few", settings(server.url, n_sequences=44, held_out=2))
+    downloads = tmp_path / "few" / "downloads"
+    more = pile.shard_rows(settings(server.url), downloads)
+    assert more.missing(np.arange(40, 48)) == []
+    assert more[np.arange(40, 48)].tolist() == TOKENS[40:48].tolist()
+    (block,) = downloads.rglob("rows-000000040.npy")
+    store.write_npy(block, TOKENS[40:44])
+    store.write_json(block.with_suffix(".json"), store.hash_arrays(TOKENS[40:44]))
+    again = pile.shard_rows(settings(server.url), downloads)
+    assert again[np.arange(40, 48)].tolist() == TOKENS[40:48].tolist(), "one kept by rows in use"
 
 
 def test_a_block_whose_hash_was_not_written_yet_is_fetched_again(tmp_path, server):
