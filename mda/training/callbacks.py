@@ -18,6 +18,7 @@ from mda.training.table import CsvTable, RowLog, replay
 class Checkpoints(pl.Callback):
     """Keeps the declared checkpoints, and one more every `rolling_s` seconds until the next.
 
+    Where writing one takes long they are fewer, so that it takes a twentieth of the time at most.
     Exact resume makes the moment of the rolling checkpoint irrelevant to the result.
     """
 
@@ -29,7 +30,7 @@ class Checkpoints(pl.Callback):
         rolling_s: float = 10.0,
     ):
         self.root, self.declared, self.rolling_s = root, set(declared), rolling_s
-        self.saved_at = time.monotonic()
+        self.saved_at, self.pause_s = time.monotonic(), rolling_s
         self.last = resumed
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
@@ -37,17 +38,18 @@ class Checkpoints(pl.Callback):
             self._save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object) -> None:
-        late = time.monotonic() - self.saved_at > self.rolling_s
+        late = time.monotonic() - self.saved_at > self.pause_s
         if late or pl_module.step in self.declared:
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: LanguageModel) -> None:
-        scale = trainer.precision_plugin.state_dict()
+        began, scale = time.monotonic(), trainer.precision_plugin.state_dict()
         checkpoint.save(self.root, module.step, module.model, trainer.optimizers[0], scale)
         before, self.last = self.last, module.step
         if before is not None and before not in self.declared and before != self.last:
             shutil.rmtree(checkpoint.checkpoint_folder(self.root, before))
         self.saved_at = time.monotonic()
+        self.pause_s = max(self.rolling_s, 20 * (self.saved_at - began))
 
 
 class LossLog(pl.Callback):

@@ -3,9 +3,11 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 
@@ -207,6 +209,33 @@ def test_a_run_cut_off_after_any_file_resumes_bit_equal(corpus, base, tmp_path):
     with_text = [row["step"] for row in points if math.isfinite(row["val/loss"])]
     assert with_text == [0, 10, 14, 20, 24]
     assert checkpoint.steps(tmp_path / "checkpoints") == [0, 10, 24]
+
+
+def test_slow_checkpoints_are_written_so_seldom_that_they_take_a_twentieth_of_the_time(
+    corpus, tmp_path, monkeypatch
+):
+    """A clock by which an update takes 4 seconds and a checkpoint 2."""
+    now, saved, save = [0.0], [], checkpoint.save
+
+    class Clock(pl.Callback):
+        def resume(self, step, log):
+            pass
+
+        def on_train_batch_end(self, *_):
+            now[0] += 4
+
+    def slowly(root, step, *rest):
+        save(root, step, *rest)
+        saved.append(step)
+        now[0] += 2
+
+    time = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("mda.training.callbacks.time", time)
+    monkeypatch.setattr(checkpoint, "save", slowly)
+    plan = schedule(stream_order(corpus, 0), 4, 0, 24)
+    start = {"checkpoints": [0, 24], "curves": [Clock()], "progress": None}
+    train(tmp_path, scratch(SHAPE, 0), corpus, plan, SETTINGS, **start)
+    assert saved == [0, 11, 22, 24], "11 updates are the first to take more than 40 seconds"
 
 
 def test_measuring_does_not_change_the_run(corpus, base, tmp_path):
