@@ -77,7 +77,7 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str | None:
         return f"{place} is no valid YAML: {error.problem}"
     if isinstance(error, MissingMandatoryValue):
         key = str(error.full_key or text.rpartition(" ")[2])
-        return f"{key} is not given; accepted: {accepted_at(key)}"
+        return f"{key} is not given; accepted: {accepted_at(key, missing=True)}"
     if isinstance(error, InterpolationResolutionError) and error.full_key:
         return f"{error.full_key} refers to what does not exist: {text.splitlines()[0]}"
     if isinstance(error, ValidationError) and error.full_key:

@@ -37,10 +37,11 @@ def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
     return found
 
 
-def accepted_at(key: str) -> str:
-    """What `key` accepts, in words."""
-    places = settings().get(_starred(key.partition("[")[0]))
-    return accepted(places[0][1]) if places else "another value"
+def accepted_at(key: str, missing: bool = False) -> str:
+    """What `key` accepts, in words; of the option that must be told, where it is `missing`."""
+    places = settings().get(_starred(key.partition("[")[0]), [])
+    items = sorted((item for _, item in places), key=lambda item: missing and item.default != "???")
+    return accepted(items[0]) if items else "another value"
 
 
 def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> str:

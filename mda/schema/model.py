@@ -37,7 +37,7 @@ class ModelConfig(Group):
     key: ClassVar[str] = "model"
     known: ClassVar[bool] = True  # before anything is fetched
     name: str = setting("nano", "preset, for tables and figures")
-    peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
+    peak_lr: float = setting("???", "learning rate it is trained with", above=0)
 
     def weight_files(self) -> list[Path]:
         """Files that its initial weights come from; none where they are drawn."""
@@ -48,6 +48,7 @@ class ModelConfig(Group):
 class ScratchConfig(ModelConfig):
     """Sizes of a model that starts from random weights."""
 
+    peak_lr: float = setting(3e-3, "learning rate this size is trained with", above=0)
     family: str = setting("gpt_neox", "architecture", accepts=f"one of {', '.join(FAMILIES)}")
     n_layers: int = setting(4, "layers", low=1)
     d_model: int = setting(64, "width of the residual stream", low=2)
@@ -95,6 +96,7 @@ class CheckpointConfig(ModelConfig):
     """A local folder of weights: built from its own config.json, whatever its sizes."""
 
     name: str = setting("checkpoint", "name, for tables and figures")
+    peak_lr: float = setting(1e-4, "learning rate of further training", above=0)
     source: str = setting(
         "???", "folder with config.json and model.safetensors", accepts="a checkpoint's folder"
     )
@@ -132,7 +134,11 @@ class PublishedModelConfig(ModelConfig):
 
     known: ClassVar[bool] = False
     name: str = setting("published", "name, for tables and figures", one_of=("published",))
-    peak_lr: float = setting(1e-3, "learning rate it was trained with", above=0)
+    peak_lr: float = setting(
+        "???", "learning rate it was trained with", above=0,
+        accepts="the highest learning rate of its training, above 0; Pythia's: 14m, 31m and 70m "
+        "1e-3, 160m 6e-4, 410m 3e-4, 1b 2.5e-4",
+    )  # fmt: skip
 
 
 def supported_config(path: Path, key: str) -> dict[str, Any]:

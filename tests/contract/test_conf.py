@@ -17,12 +17,14 @@ GROUPS = sorted({path.parts[0] for path in FILES if len(path.parts) > 1} - {"hyd
 
 ALSO = {
     "base/published.yaml": ["base.repo=a/b", "base.steps=[0,6000]"],
-    "model/published.yaml": ["base=published", "base.repo=a/b", "base.steps=[0,6000]"],
+    "model/published.yaml": [
+        "base=published", "base.repo=a/b", "base.steps=[0,6000]", "model.peak_lr=1e-3",
+    ],
     "data/tokens.yaml": ["data.path=rows.npy"],
     "data/hf.yaml": ["data.dataset=texts.jsonl", "data.tokenizer=tokenizer.json"],
     "experiment/pythia.yaml": ["data.path=rows.npy"],
     "training/pythia.yaml": ["data=tokens", "data.path=rows.npy"],
-}
+}  # fmt: skip
 """Overrides that a file cannot do without: what it leaves to the user, or to other groups."""
 PRESETS = {"model": "scratch", "unit": "head"}
 """Groups in which several files are of one class: its option, for the files that name none."""
@@ -83,6 +85,15 @@ def test_defaults_in_python_and_in_yaml_are_the_same(choice):
 def test_a_file_with_a_value_left_to_the_user_is_refused_without_it():
     with pytest.raises(ConfigError, match=r"data\.path is not given; accepted: the path of"):
         compose(["data=tokens"])
+    base = ["base=published", "base.repo=EleutherAI/pythia-160m", "base.steps=[0,512]"]
+    pile = ["model=published", "training=pythia", "data=pile"]
+    with pytest.raises(ConfigError, match=r"model\.peak_lr is not given; .* 160m 6e-4, 410m 3e-4"):
+        compose([*base, *pile])
+    assert compose([*base, *pile, "model.peak_lr=6e-4"]).training.peak_lr == 6e-4
+    with pytest.raises(
+        ConfigError, match=r"model\.peak_lr=high is refused; accepted: a number above 0"
+    ):
+        compose(["model.peak_lr=high"])
 
 
 @pytest.mark.parametrize(

@@ -496,6 +496,7 @@ def local(revisions: Path, out: Path, *overrides: str) -> Context:
     return replace(Context.of(config), progress=False)
 
 
+PUBLISHED = ("base=published", "model=published", "model.peak_lr=1e-3")
 SMALL = (
     "data=synthetic", "data.seq_len=32", "data.vocab_size=300", "data.held_out=32",
     "data.n_sequences=2000", "training.batch_size=4", "training.total_steps=60",
@@ -517,14 +518,14 @@ def test_sizes_come_from_config_json_and_rules_hold_before_weights_are_read(
 ):
     """With model=published no size is known to the settings."""
     (revisions / "step0/model.safetensors").write_bytes(b"never read")
-    base = ["base=published", "model=published", f"base.folder={revisions}", STEP_LIST]
+    base = [*PUBLISHED, f"base.folder={revisions}", STEP_LIST]
     config = compose([*base, f"output_dir={tmp_path}", *SMALL, choice])
     with pytest.raises(ConfigError, match=re.escape(says)):
         pipeline.trace(Context.of(config))
 
 
 def test_a_published_model_needs_no_sizes(revisions, tmp_path):
-    base = ["base=published", "model=published", f"base.folder={revisions}", STEP_LIST]
+    base = [*PUBLISHED, f"base.folder={revisions}", STEP_LIST]
     found = pipeline.trace(
         Context.of(compose([*base, f"output_dir={tmp_path}", *SMALL, "unit.probe.length=8"]))
     )
@@ -537,4 +538,4 @@ def test_a_published_model_needs_no_sizes(revisions, tmp_path):
     with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config\.json is"):
         pipeline.train(Context.of(config))
     with pytest.raises(ConfigError, match="model=published is refused; accepted: a model with si"):
-        compose(["model=published"])
+        compose(["model=published", "model.peak_lr=1e-3"])
