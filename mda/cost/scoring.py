@@ -11,6 +11,7 @@ from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.schema import UnrolledConfig
 from mda.schema.unit import HEAD_METRICS
+from mda.training.optimizer import learning_rate
 from mda.unit.loss import chunk_at_once
 
 
@@ -164,6 +165,8 @@ def _read_checkpoints(job: Job) -> int:
     if not hasattr(settings, "n_checkpoints"):
         return 1
     inside = [step for step in job.checkpoints if start <= step <= end]
+    if settings.by_rate:
+        inside = [step for step in inside if learning_rate(step, job.config.training) > 0]
     return len(settings.checkpoints or inside[: settings.n_checkpoints])  # type: ignore[attr-defined]
 
 

@@ -25,6 +25,11 @@ class EstimatorConfig(Group):
     name: str = setting("???", "kind of estimator, set by estimator=...")
 
     @property
+    def by_rate(self) -> bool:
+        """Whether it chooses checkpoints itself and weights them by their learning rates."""
+        return False
+
+    @property
     def needs_state(self) -> tuple[str, object] | None:
         """The setting, and its value, that needs an optimizer's state; None where none does."""
         return None
@@ -104,7 +109,9 @@ class TracinConfig(EstimatorConfig):
         None, "steps that are summed over, null: estimator.n_checkpoints of the window", low=0
     )
     n_checkpoints: int | None = setting(
-        3, "spread evenly over the window's steps; each is a pass, null: all there are", low=1
+        3,
+        "spread evenly over the window's steps of a learning rate above 0; each is a pass, null: all there are",
+        low=1,
     )
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
     adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")
@@ -117,6 +124,10 @@ class TracinConfig(EstimatorConfig):
         if self.adam_preconditioning and 0 in (self.checkpoints or ()):
             accepted = "steps from 1 with estimator.adam_preconditioning=true"
             raise self._refuse("checkpoints", f"{accepted}: Adam has no moments at step 0")
+
+    @property
+    def by_rate(self) -> bool:
+        return self.lr_weights and self.checkpoints is None
 
     @property
     def needs_state(self) -> tuple[str, object] | None:

@@ -186,7 +186,10 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
     config, window = context.config, located.window
     estimator = estimator_of(config.estimator)
     schedule = base_schedule(config, corpus, window.start, window.end)
-    steps = estimator.steps(base.checkpoints, window)
+    kept = base.checkpoints
+    if config.estimator.by_rate:  # a pass over the window, only to be multiplied by 0
+        kept = [step for step in kept if learning_rate(step, config.training) > 0]
+    steps = estimator.steps(kept, window)
     inputs: dict[str, object] = {
         "base": base.read_at(*steps),
         "window": [window.start, window.end],

@@ -109,6 +109,18 @@ def test_tracin_passes_over_the_window_once_for_each_checkpoint_it_reads(traced)
     assert planned.tokens == len(trace.traced.steps) * once
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_tracin_spends_no_pass_on_a_checkpoint_whose_learning_rate_is_0(traced, weighted):
+    """The first, where the warm-up is GPT-NeoX's."""
+    overrides = ("training.schedule=neox", "intervention.window=[0,40]", "estimator=tracin")
+    every = ("estimator.n_checkpoints=null", f"estimator.lr_weights={weighted}")
+    trace, context = traced(*overrides, *every)
+    inside = tuple(step for step in trace.base.checkpoints if step <= 40)
+    assert inside[0] == 0 and trace.traced.steps == (inside[1:] if weighted else inside)
+    once = job_of(context.config).samples * context.config.data.seq_len
+    assert cost_of(context.config, "scores").tokens == len(trace.traced.steps) * once
+
+
 def test_scores_of_tokens_are_another_pass_and_what_an_arm_can_do_is_a_row(context_of, outputs):
     context = context_of("intervention.mode=mask_tokens", "estimator=tracin")
     job, length = job_of(context.config), context.config.data.seq_len
