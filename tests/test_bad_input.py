@@ -11,8 +11,8 @@ from mda.config import explain, main
 
 PROGRAM = Path(__file__).with_name("program.py")
 NEEDS = (
-    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "behaviour",
-    "logger",
+    "base", "data", "model", "training", "emergence", "unit", "estimator", "intervention",
+    "behaviour", "logger",
 )  # fmt: skip
 
 # The sentences below name these values; the defaults may change.
@@ -24,6 +24,7 @@ GIVEN = [
     *("unit.probe.length=64", "unit.probe.repeats=2"),
 ]
 
+PUBLISHED = "base=published base.repo=a/b base.steps=[0,1000,4000]"
 BAD_CONFIG = {
     "typo in a key": (
         "model.n_head=8",
@@ -295,6 +296,11 @@ BAD_CONFIG = {
     "too few rows of the Pile for the steps": (
         "data=pile data.seq_len=64 data.vocab_size=512 data.n_sequences=1000",
         "data.n_sequences=1000 is refused; accepted: at least 32512: 4000 steps x training.batch_",
+    ),
+    "too few rows for the window of a published run": (
+        f"{PUBLISHED} data=synthetic data.n_sequences=1000 intervention.window=[0,1000]",
+        "data.n_sequences=1000 is refused; accepted: at least 8512: 1000 steps x training.batch_"
+        "size=8 + data.held_out=512, to the end of intervention.window=[0,1000]\n",
     ),
     "name that is a path": ("name=../x", "name=../x is refused; accepted: letters, digits and any"),
 }

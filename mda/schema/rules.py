@@ -31,16 +31,28 @@ def _data_fits_model(c: Config) -> None:
 
 
 def _data_lasts(c: Config) -> None:
-    if isinstance(c.base, PublishedConfig):
-        return  # of which the window alone is read; its schedule says what is missing
+    if not isinstance(c.base, PublishedConfig):  # of a published run the window alone is read
+        _lasts_to(c, last_step(c))
+
+
+def _window_lasts(c: Config) -> None:
+    if isinstance(c.base, PublishedConfig) and c.intervention.steps:
+        _lasts_to(
+            c,
+            c.intervention.steps[1],
+            f", to the end of intervention.window={show(c.intervention.window)}",
+        )
+
+
+def _lasts_to(c: Config, step: int, why: str = "") -> None:
     total = getattr(c.data, "n_sequences", None)
-    needed = last_step(c) * c.training.batch_size + c.data.held_out
+    needed = step * c.training.batch_size + c.data.held_out
     if total is not None and total < needed:
         raise refuse(
             "data.n_sequences",
             total,
-            f"at least {needed}: {last_step(c)} steps x training.batch_size="
-            f"{c.training.batch_size} + data.held_out={c.data.held_out}",
+            f"at least {needed}: {step} steps x training.batch_size="
+            f"{c.training.batch_size} + data.held_out={c.data.held_out}{why}",
         )
 
 
@@ -208,6 +220,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "intervention"), _window_starts_at_revision),
     (("data", "model"), _data_fits_model),
     (("data", "training"), _data_lasts),
+    (("base", "data", "training", "intervention"), _window_lasts),
     (("data", "intervention"), _inserted_rows_are_typed),
     (("data", "unit"), _label_is_told),
     (("data", "emergence"), _icl_positions_exist),
