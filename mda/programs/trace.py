@@ -76,7 +76,10 @@ def trace(config: Config, folder: Path) -> None:
         warnings=list(context.store.warnings.values()),
         unit=unit.name,
         window=asdict(unit.window),
+        scored_steps=list(traced.steps),
     )
+    if traced.steps:
+        print(f"scored at step {', '.join(map(str, traced.steps))}")
     print(f"scores of all units: {traced.folder}")
     edit = [] if config.intervention.edits else ["intervention=remove"]
     print(f"{log.upload}next: {next_command('run', folder, f'seed={config.seed}', *edit)}")

@@ -110,7 +110,7 @@ class TracinConfig(EstimatorConfig):
     )
     n_checkpoints: int | None = setting(
         3,
-        "spread evenly over the window's steps; each is a pass, none at rate 0; null: all there are",
+        "spread over the window's steps; each is a pass, none at rate 0; null: all there are",
         low=1,
     )
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")

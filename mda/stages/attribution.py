@@ -217,6 +217,13 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
     if steps:
         code += (module_of(config.unit.kind),)
     artifact = build_together(context.store, "scores", inputs, build, code, base.device)
+    wanted = getattr(config.estimator, "checkpoint", None)
+    if isinstance(wanted, str) and not window.start <= steps[0] <= window.end and rank() == 0:
+        context.store.warn(
+            artifact.fingerprint,
+            f"estimator.checkpoint={wanted} is step {steps[0]}, the base run's nearest checkpoint, "
+            f"which lies outside the window [{window.start},{window.end}]",
+        )
     return Traced(
         load_scores(artifact.path),
         artifact.fingerprint,

@@ -255,6 +255,11 @@ class Store:
         _say_once(f"warning: {sentence}")
         return self._handed_out(replace(found, warning=sentence))
 
+    def warn(self, fingerprint: str, sentence: str) -> None:
+        """Say a sentence that holds for an artifact, and for all that is made from it."""
+        _say_once(f"warning: {sentence}")
+        self.warnings[fingerprint] = f"{self.warnings.get(fingerprint, '')} {sentence}".strip()
+
     def _handed_out(self, artifact: Artifact) -> Artifact:
         _tell_use(artifact.kind, artifact.fingerprint)
         said = [artifact.warning, *artifact.manifest.get("warnings", [])]

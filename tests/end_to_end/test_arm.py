@@ -102,6 +102,7 @@ def test_the_trace_holds_what_the_summary_names(out):
         assert (folder / name).stat().st_size > 0, name
     rows = list(csv.DictReader((folder / "scores.csv").open()))
     assert len(rows) == found["results"]["samples"] == 80
+    assert found["scored_steps"] == [32], "the kept one nearest to the middle"
     samples = json.loads((folder / "top_samples.json").read_text())["samples"]
     for record in samples["The 50 highest"]:
         parts = np.array(record["influence"])  # written with four digits each
