@@ -17,8 +17,8 @@ import numpy as np
 
 from mda.data.shards import ShardRows
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
-from mda.schema import Config, refuse
-from mda.stages.context import Context, without
+from mda.schema import Config, PileConfig, PublishedConfig, refuse
+from mda.stages.context import Context, rank, without
 from mda.types import Schedule
 
 VERSION = 2
@@ -37,10 +37,29 @@ def corpus_of(context: Context) -> Corpus:
     downloads = context.store.root / "downloads"
     build = partial(source.build_from_config, config=data, downloads=downloads)
     artifact = context.store.get_or_build("corpus", entering, build, (data.module,), "cpu")
+    if rank() == 0 and (seen := _trained_on_held_out(context.config)):
+        context.store.warn(artifact.fingerprint, seen)
     rows = None
     if hasattr(source, "open_rows"):
         rows = source.open_rows(artifact.path, data, downloads)
     return open_corpus(artifact.path, artifact.fingerprint, rows)
+
+
+def _trained_on_held_out(config: Config) -> str | None:
+    """The sentence where published checkpoints have seen the rows that are held out here."""
+    base, data, batch_size = config.base, config.data, config.training.batch_size
+    if not (isinstance(base, PublishedConfig) and isinstance(data, PileConfig)) or data.shuffle:
+        return None
+    first = data.n_sequences - data.held_out
+    steps = [step for step in base.steps if step * batch_size > first]
+    if not steps:
+        return None
+    enough = steps[-1] * batch_size + data.held_out
+    advice = f"; data.n_sequences={enough} holds out later ones" * (enough <= data.total_rows)
+    return (
+        f"checkpoints from step {steps[0]} on were trained on rows that data.n_sequences="
+        f"{data.n_sequences} holds out: their held-out loss is that of training text{advice}"
+    )
 
 
 def tokenizer_of(corpus: Corpus) -> Path:

@@ -16,6 +16,7 @@ from servers import serving as serving_ranges
 from mda import pipeline
 from mda.config import compose
 from mda.stages.context import Context
+from mda.stages.corpus import corpus_of
 
 SIZES = ("14m", "31m", "70m", "160m")
 STEP, BATCH, T, N = 125, 4, 16, 80
@@ -104,6 +105,26 @@ def test_a_miniature_of_the_paper_s_experiment_runs(published, tmp_path, monkeyp
     published_curve = {row["step"]: row for row in done.base.curve}
     assert done.run.curve[0] == published_curve[start], "it starts from the published weights"
     assert int(done.run.curve[-1]["step"]) == end
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (72, None),  # 64 rows to step 16, and 8 that are held out
+        (71, "checkpoints from step 16 on were trained on rows that data.n_sequences=71 holds out: "
+         "their held-out loss is that of training text; data.n_sequences=72 holds out later ones"),
+        (40, "checkpoints from step 16 on were trained on rows that data.n_sequences=40 holds out: "
+         "their held-out loss is that of training text; data.n_sequences=72 holds out later ones"),
+    ],
+)  # fmt: skip
+def test_held_out_rows_that_a_checkpoint_was_trained_on_are_warned_of(
+    published, tmp_path, rows, says
+):
+    root, _, pile = published
+    config = compose([*shrunk("160m", root, pile, tmp_path), f"data.n_sequences={rows}"])
+    context = Context.of(config)
+    corpus = corpus_of(context)
+    assert context.store.warnings == ({corpus.fingerprint: says} if says else {})
 
 
 @pytest.mark.parametrize(
