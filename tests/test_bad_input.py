@@ -25,6 +25,7 @@ GIVEN = [
 ]
 
 PUBLISHED = "base=published base.repo=a/b base.steps=[0,1000,4000]"
+PILE = "data=pile data.seq_len=64 data.vocab_size=512"
 BAD_CONFIG = {
     "typo in a key": (
         "model.n_head=8",
@@ -301,6 +302,27 @@ BAD_CONFIG = {
         f"{PUBLISHED} data=synthetic data.n_sequences=1000 intervention.window=[0,1000]",
         "data.n_sequences=1000 is refused; accepted: at least 8512: 1000 steps x training.batch_"
         "size=8 + data.held_out=512, to the end of intervention.window=[0,1000]\n",
+    ),
+    "data that Pythia never saw": (
+        "base=published base.repo=EleutherAI/pythia-70m base.steps=[0,512]",
+        "data=embedded is refused; accepted: pile, or hf or tokens with the rows that Pythia saw; ",
+    ),
+    "the Pile in other batches than Pythia's": (
+        f"{PUBLISHED} {PILE}",
+        "training.batch_size=8 is refused; accepted: 1024, as Pythia was trained; or base.other_",
+    ),
+    "the Pile with another learning rate than Pythia's": (
+        f"{PUBLISHED} {PILE} training.batch_size=1024",
+        "training.schedule=cosine is refused; accepted: neox, as Pythia was trained; or base.oth",
+    ),
+    "the Pile in another order than Pythia's": (
+        f"{PUBLISHED} {PILE} training.batch_size=1024 training.schedule=neox data.shuffle=true",
+        "data.shuffle=true is refused; accepted: false, as Pythia was trained; or base.other_trai",
+    ),
+    "the Pile otherwise than Pythia, as it was meant, in too few rows": (
+        f"{PUBLISHED} {PILE} base.other_training=true data.n_sequences=1000 "
+        "intervention.window=[0,1000]",
+        "data.n_sequences=1000 is refused; accepted: at least 8512: 1000 steps x training.batch_",
     ),
     "name that is a path": ("name=../x", "name=../x is refused; accepted: letters, digits and any"),
 }

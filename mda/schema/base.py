@@ -82,6 +82,9 @@ class PublishedConfig(BaseConfig):
         accepts="a folder, or null",
     )
     allow_bad: bool = setting(False, "use revisions that are known not to be what they claim")
+    other_training: bool = setting(
+        False, "name data, batch size and schedule otherwise than the model was trained with"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +105,11 @@ class PublishedConfig(BaseConfig):
     def source(self) -> str:
         """The setting that names the source, as on the command line."""
         return f"base.folder={self.folder}" if self.repo is None else f"base.repo={self.repo}"
+
+    @property
+    def is_pythia(self) -> bool:
+        """Whether the repository's name says that it is one of Pythia's models."""
+        return self.repo is not None and self.repo.rpartition("/")[2].startswith("pythia-")
 
     def revision_of(self, step: int) -> str:
         """Name of a step's revision."""

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from mda.schema.base import PublishedConfig
-from mda.schema.data import untyped
+from mda.schema.data import EmbeddedConfig, PileConfig, SyntheticConfig, untyped
 from mda.schema.model import SIZES, PublishedModelConfig
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import refuse, show
@@ -193,6 +193,23 @@ def _published_within_schedule(c: Config) -> None:
         raise refuse("base.steps", c.base.steps, f"steps of the learning-rate schedule, {total}")
 
 
+def _trained_as_pythia(c: Config) -> None:
+    if not isinstance(c.base, PublishedConfig) or c.base.other_training:
+        return
+    if c.base.is_pythia and isinstance(c.data, EmbeddedConfig | SyntheticConfig):
+        known = "pile, or hf or tokens with the rows that Pythia saw; or base.other_training=true"
+        raise refuse("data", c.data.name, known)
+    if isinstance(c.data, PileConfig):
+        for key, given, wanted in (
+            ("training.batch_size", c.training.batch_size, 1024),
+            ("training.schedule", c.training.schedule, "neox"),
+            ("data.shuffle", c.data.shuffle, False),
+        ):
+            if given != wanted:
+                known = f"{show(wanted)}, as Pythia was trained; or base.other_training=true"
+                raise refuse(key, given, known)
+
+
 def _state_is_published(c: Config) -> None:
     if isinstance(c.base, PublishedConfig) and c.estimator.needs_state is not None:
         name, value = c.estimator.needs_state
@@ -216,6 +233,7 @@ def _inserted_rows_are_typed(c: Config) -> None:
 RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "model"), _model_is_known),
     (("base", "training"), _published_within_schedule),
+    (("base", "data", "training"), _trained_as_pythia),
     (("base", "estimator"), _state_is_published),
     (("base", "intervention"), _window_starts_at_revision),
     (("data", "model"), _data_fits_model),

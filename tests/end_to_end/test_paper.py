@@ -79,7 +79,11 @@ def shrunk(size: str, root, pile, out) -> list[str]:
     else:
         data += [f"data.dataset={root / 'deduped.parquet'}"]
     window = [f"intervention.window=[{start},{end}]", f"intervention.count={count}"]
-    base = ["base.repo=me/tiny", f"base.steps=[{','.join(map(str, steps))}]"]
+    base = [
+        "base.other_training=true",
+        "base.repo=me/tiny",
+        f"base.steps=[{','.join(map(str, steps))}]",
+    ]
     return [f"experiment=paper/{size}", f"output_dir={out}", *base, *data, *window, *TINY]
 
 

@@ -234,7 +234,7 @@ def test_what_cannot_be_is_refused_before_work_starts(choice, says):
 def test_a_revision_known_to_be_bad_is_used_when_told_so():
     where = ["experiment=smoke", "base=published", "base.repo=EleutherAI/pythia-12b"]
     where += ["training.total_steps=143000", "data.n_sequences=1000000"]
-    where += ["intervention.window=auto"]
+    where += ["intervention.window=auto", "base.other_training=true"]
     config = compose([*where, "base.steps=[49000,50000]", "base.allow_bad=true"])
     assert config.base.steps == [49_000, 50_000]  # type: ignore[attr-defined]
 

@@ -173,6 +173,7 @@ PUBLISHED = {  # settings of a published base run, whose stages are corpus, weig
     "base.revision": ("base.folder={renamed} base.revision=rev*", NOTHING),  # the same files
     "base.state": ("base.state={state}", "base"),
     "base.allow_bad": ("base.allow_bad=true", NOTHING),
+    "base.other_training": ("base.other_training=true", NOTHING),
 }
 
 
