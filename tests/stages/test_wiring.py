@@ -213,8 +213,8 @@ def test_samples_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced,
 def test_a_matched_set_has_the_labels_of_the_targeted_one_and_none_of_it(traced):
     trace, _ = traced("estimator=random")
     scores, corpus = trace.traced.scores, trace.corpus
-    highest = scores.sample_ids[np.argsort(-scores.of(UNIT), kind="stable")[:8]]
-    drawn = select(corpus, UNIT, RemoveConfig(match="label", fraction=0.05), scores, 0)
+    highest = scores.sample_ids[np.argsort(-scores.of(UNIT), kind="stable")[:32]]
+    drawn = select(corpus, UNIT, RemoveConfig(match="label", fraction=0.2), scores, 0)
     assert len(scores.sample_ids) == 160 and not {*drawn} & {*highest}
     labels = [sorted(corpus.labels[ids].tolist()) for ids in (drawn, highest)]
     assert labels[0] == labels[1]
