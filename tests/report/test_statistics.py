@@ -269,8 +269,15 @@ def test_equivalence_is_two_one_sided_tests():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [normal, skewed])
-@pytest.mark.parametrize("n", [5, 8, 12])
+@pytest.mark.parametrize(
+    ("n", "noise"),
+    [
+        (5, skewed),
+        (8, skewed),
+        *(pytest.param(*case, marks=pytest.mark.long)
+          for case in ((5, normal), (8, normal), (12, normal), (12, skewed))),
+    ],
+)  # fmt: skip
 def test_false_claims_are_replicated_less_often_than_the_level(n, noise):
     rate = family_wise_rate(n, noise, studies=1000)
     assert rate < 0.05
