@@ -115,6 +115,9 @@ def _print_costs(console: Console, estimates: Estimates, side_by_side: int) -> N
     time = duration(sum(known) / side_by_side) if sum(known) else "unknown"
     least = "at least " if sum(known) and len(known) < len(totals) else ""
     console.print(f"estimate: {least}{time}, {jobs}")
+    for n in sorted({_sharing(config) for config, _ in estimates.costs} - {1}):
+        said = f"training.devices={n} share the updates; scores, curves and behaviour run on one"
+        console.print(said, highlight=False, soft_wrap=True)
     for rate in rates:
         console.print(rate.source, highlight=False, soft_wrap=True)
 
@@ -163,7 +166,9 @@ class Estimates:
             return corpus_seconds(config.data)
         if cost.flops is None:
             return None
-        return self.rates[_shape(config)].seconds(cost.flops) if cost.flops else 0.0
+        n = _sharing(config)
+        flops = {k: v / n if k == "update" else v for k, v in cost.flops.items()}
+        return self.rates[_shape(config)].seconds(flops) if flops else 0.0
 
     def totals(self) -> list[StageTotal]:
         """Stage by stage, in the order of the work."""
@@ -181,6 +186,11 @@ class Estimates:
             )  # fmt: skip
             found[cost.stage] = _added(found[cost.stage], new) if cost.stage in found else new
         return list(found.values())
+
+
+def _sharing(config: Config) -> int:
+    """Devices that share an update; the processes of a CPU share that."""
+    return config.training.devices if job_device(config).type == "cuda" else 1
 
 
 def _added(one: StageTotal, other: StageTotal) -> StageTotal:

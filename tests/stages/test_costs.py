@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -21,7 +22,7 @@ from mda.emergence.behaviour import make_trials
 from mda.model.build import eager_attention
 from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
-from mda.stages.preview import Estimates
+from mda.stages.preview import Estimates, _print_costs
 from mda.store import Store, hash_arrays
 from mda.training.loss import GPU_LOGITS, LOGITS
 
@@ -307,6 +308,26 @@ def test_a_process_s_own_memory_counts_where_its_stage_has_its_tensors(
     found = {t.stage: t for t in Estimates([(config, s) for s in ("corpus", "base")]).totals()}
     more = {stage: total.memory - cost_of(config, stage).memory for stage, total in found.items()}
     assert more == pytest.approx({"corpus": 1e9 if device == "cpu" else 0.0, "base": 1e9})
+
+
+@pytest.mark.parametrize(("device", "of_updates"), [("gpu", 0.5), ("cpu", 1.0)])
+def test_two_cards_halve_the_time_of_updates_and_of_nothing_else(
+    context_of, monkeypatch, capsys, device, of_updates
+):
+    """By rates of one operation a second for updates, and of one in 3 seconds for all else."""
+    rates = Rates(dict.fromkeys(WORK, 1 / 3) | {"update": 1.0}, "")
+    monkeypatch.setattr(Estimates, "_rates", lambda *_: rates)
+    card = ("plan.hardware=h100", f"training.accelerator={device}", "training.devices=2")
+    config = context_of(*card).config
+    found = Estimates([(config, stage) for stage in ("base", "scores")])
+    base, scores = cost_of(config, "base").flops, cost_of(config, "scores").flops
+    seconds = {total.stage: total.seconds for total in found.totals()}
+    assert base.keys() == {"update", "measure"} and "update" not in scores
+    assert seconds["base"] == pytest.approx(of_updates * base["update"] + 3 * base["measure"])
+    assert seconds["scores"] == pytest.approx(3 * scores["score"])
+    _print_costs(Console(), found, 1)
+    said = "training.devices=2 share the updates; scores, curves and behaviour run on one\n"
+    assert (said in capsys.readouterr().out) == (device == "gpu")
 
 
 def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_of):
