@@ -322,7 +322,7 @@ def test_two_cards_halve_the_time_of_updates_and_of_nothing_else(
     found = Estimates([(config, stage) for stage in ("base", "scores")])
     base, scores = cost_of(config, "base").flops, cost_of(config, "scores").flops
     seconds = {total.stage: total.seconds for total in found.totals()}
-    assert base.keys() == {"update", "measure"} and "update" not in scores
+    assert base and base.keys() == {"update", "measure"} and scores and "update" not in scores
     assert seconds["base"] == pytest.approx(of_updates * base["update"] + 3 * base["measure"])
     assert seconds["scores"] == pytest.approx(3 * scores["score"])
     _print_costs(Console(), found, 1)
