@@ -2,7 +2,9 @@
 
 Builds what is missing of corpus, base run, scores and plan, or finds it in the store. The arm
 starts from the base run's weights and optimizer at the window's start; everything but the edit is
-unchanged. `intervention=control` retrains the unedited stream and repeats the base run.
+unchanged. `intervention=control` retrains the unedited stream and repeats the base run. A published
+base run has no optimizer's state: its arms, and their control, start with a fresh AdamW, unless
+`base.state` gives one, and the control says how far that leads away from the published run.
 """
 
 import time

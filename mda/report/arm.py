@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,10 @@ def report_arm(
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
     print(told(able))
+    apart = {}
+    if config.base.published and arm == "control":
+        apart = from_published(curve, base_curve, (name, "val/loss"))
+        print(apart_in_words(apart))
     kept = [
         "emergence/copy_gain",
         "emergence/icl_score",
@@ -114,6 +118,7 @@ def report_arm(
         "onset": onset.step,
         **{key: last[key] for key in kept if key in last},
         **able,
+        **({"from_published": apart} if apart else {}),
         "started": store.read_json(source / "manifest.json").get("started"),
         "base_heads": base_heads(base_curve, metric, window.end),
     }
@@ -131,6 +136,29 @@ def told(able: Mapping[str, float]) -> str:
             text += f" ({able[top]:+.3f} without the strongest heads, {other:+.3f} without others)"
         said.append(text)
     return "; ".join(said)
+
+
+def from_published(
+    curve: Curve, published: Curve, names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What a control adds to the published run's numbers, by step, after the step they share."""
+    there = {int(row["step"]): row for row in published}
+    return {
+        str(step): {name: row[name] - there[step][name] for name in names}
+        for row in curve[1:]
+        if (step := int(row["step"])) in there and all(name in there[step] for name in names)
+    }
+
+
+def apart_in_words(apart: Mapping[str, Mapping[str, float]]) -> str:
+    """`from_published` in one line: what an edit has to be larger than."""
+    if not apart:
+        return "control and published run: none of base.steps is in the window after its start"
+    said = [
+        f"{', '.join(f'{name} {value:+.4f}' for name, value in values.items())} at step {step}"
+        for step, values in apart.items()
+    ]
+    return f"control minus published run: {'; '.join(said)}"
 
 
 def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | None:

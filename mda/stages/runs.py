@@ -166,7 +166,8 @@ def retrained(
 
     def build(part: Path) -> None:
         model = _model_in(base, start_from)
-        _train(context, corpus, model, schedule, part, [schedule.end], start_from, "arm", follow)
+        keep, measured = [schedule.end], base.checkpoints if base.published else []
+        _train(context, corpus, model, schedule, part, keep, start_from, "arm", follow, measured)
 
     artifact = context.store.get_or_build(
         "arm", inputs, build, code_of(base.model_type), base.device
@@ -227,15 +228,17 @@ def _train(
     start_from: Path | None,
     name: str,
     follow: Follow | None = None,
+    measured: Sequence[int] = (),  # steps at which the curve has a row besides
 ) -> None:
     config = context.config
+    also = {step for step in measured if schedule.start <= step <= schedule.end}
     fetch(context, corpus, schedule.sample_ids)
     store.write_json(part / CONFIG_FILE, saved_config(model))
     curve = EmergenceCurve(
         part / "curve.csv",
         make_probes(corpus, config.emergence),
-        curve_steps(schedule.start, schedule.end, config.emergence.every),
-        curve_steps(schedule.start, schedule.end, held_out_every(config.emergence)),
+        also.union(curve_steps(schedule.start, schedule.end, config.emergence.every)),
+        also.union(curve_steps(schedule.start, schedule.end, held_out_every(config.emergence))),
         schedule.batch_size * corpus.seq_len,
         follow,
     )

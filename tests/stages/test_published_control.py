@@ -1,0 +1,60 @@
+"""The control of a published run: measured where that was, and told how far apart the two are."""
+
+import pytest
+
+from mda import pipeline, store
+from mda.model.build import saved_config, scratch
+from mda.report.arm import apart_in_words, from_published, report_arm
+
+STEPS = (0, 20, 44, 60)
+
+
+@pytest.fixture(scope="module")
+def control(context_of, tmp_path_factory):
+    """(context, arm) of revisions that are no one training: each has weights of its own."""
+    root = tmp_path_factory.mktemp("published")
+    for step in STEPS:
+        model = scratch(context_of().config.model, step)
+        store.write_json(root / f"step{step}/config.json", saved_config(model))
+        weights = dict(model.named_parameters())
+        store.write_safetensors(root / f"step{step}/model.safetensors", weights, {"format": "pt"})
+    words = "base=published", f"base.folder={root}", f"base.steps={list(STEPS)}".replace(" ", "")
+    context = context_of(*words, "intervention=control", "unit.locate=L1H0", "emergence.every=50")
+    return context, pipeline.arm(context)
+
+
+def test_an_arm_is_measured_at_the_steps_that_were_published_too(control, context_of):
+    _, arm = control
+    assert [row["step"] for row in arm.run.curve] == [20, 44, 50, 60]
+    held_out = [row["step"] for row in arm.run.curve if row["val/loss"] == row["val/loss"]]
+    assert held_out == [20, 44, 60]
+    words = "emergence.every=50", "intervention=control"
+    trained = pipeline.arm(context_of(*words, "intervention.window=[20,60]"))
+    assert [row["step"] for row in trained.run.curve] == [20, 50, 60]
+
+
+def test_a_control_says_how_far_it_is_from_the_published_run(control, tmp_path, capsys):
+    context, arm = control
+    found = report_arm(
+        context.config, "L1H0", arm.unit.window, arm.edited.plan, arm.unit.curve, arm.run.curve,
+        arm.run.folder, tmp_path, arm.behaviour.values,
+    )  # fmt: skip
+    ours, theirs = (
+        {row["step"]: (row["emergence/prefix_matching/L1H0"], row["val/loss"]) for row in curve}
+        for curve in (arm.run.curve, arm.base.curve)
+    )
+    wanted = {
+        str(step): pytest.approx([a - b for a, b in zip(ours[step], theirs[step], strict=True)])
+        for step in (44, 60)
+    }
+    assert {step: list(apart.values()) for step, apart in found["from_published"].items()} == wanted
+    assert abs(ours[60][1] - theirs[60][1]) > 0.01
+    loss = f"val/loss {ours[60][1] - theirs[60][1]:+.4f} at step 60"
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("control minus")]
+    assert line.endswith(loss) and "at step 44; emergence/prefix_matching/L1H0 " in line
+
+
+def test_where_no_published_step_is_in_the_window_it_says_so():
+    curve = [{"step": 20, "x": 1.0}, {"step": 30, "x": 2.0}]
+    assert from_published(curve, [{"step": 20, "x": 1.0}, {"step": 40, "x": 1.0}], ("x",)) == {}
+    assert "none of base.steps is in the window" in apart_in_words({})
