@@ -300,7 +300,7 @@ OTHER_SCORES = {
     "training.batch_size=5",
     "training.threads=2",  # on a CPU
     "seed=1",
-    "data.templates.xml=2",  # other rows with the same ids
+    "data.seed=1",
     "data.held_out=30",
     "data.order_seed=7",
     "intervention.window=[20,60]",
@@ -355,8 +355,22 @@ def test_curvature_of_a_published_run_is_that_of_its_step_s_weights(scored):
 
     same = "training.peak_lr=1e-3 estimator.damping=0.3", "base.folder={later} training.devices=2"
     assert [fitted(words) for words in same] == [0, 0]
-    others = "base.folder={earlier}", "estimator.checkpoint=40", "data.templates.xml=2", "seed=1"
+    others = "base.folder={earlier}", "estimator.checkpoint=40", "data.seed=1", "data.order_seed=7"
     assert [fitted(words) for words in others] == [1, 1, 1, 1]
+
+
+def test_scores_of_other_rows_with_the_same_ids_are_others(context_of, published, tmp_path):
+    _, given, _ = published
+    found = []
+    for seed in (0, 1):
+        path = tmp_path / f"rows{seed}.npy"
+        np.save(path, np.random.default_rng(seed).integers(1, 300, (2000, 33), dtype=np.uint16))
+        context = context_of(*given, *SCORED, *EKFAC, "data=tokens", f"data.path={path}")
+        found.append(pipeline.trace(context))
+    one, other = (trace.traced for trace in found)
+    assert np.array_equal(one.scores.sample_ids, other.scores.sample_ids)
+    assert one.fingerprint != other.fingerprint
+    assert not np.allclose(one.scores.values, other.scores.values, rtol=1e-3)  # nor the curvature
 
 
 def test_threads_count_on_a_cpu_alone(context_of, published, monkeypatch):
