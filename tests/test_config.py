@@ -60,6 +60,15 @@ def test_a_program_gets_its_typed_configuration_and_a_folder_of_its_own(tmp_path
     assert (folder / ".hydra" / "overrides.yaml").exists()
 
 
+def test_processes_of_torchrun_are_refused_by_a_program_that_shares_no_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = run(tmp_path, "seed=1")
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert done.stderr.startswith("error: WORLD_SIZE=2: each process of torchrun would do all the")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(tmp_path, "seed=1").returncode == 0
+
+
 def test_runs_without_a_name_never_share_a_folder(tmp_path):
     assert [run(tmp_path).returncode for _ in range(2)] == [0, 0]
     assert len(folders(tmp_path)) == 2

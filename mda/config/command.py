@@ -41,13 +41,16 @@ EXHAUSTIVE = 16
 one takes a quarter of a second, and Hydra does it again."""
 
 
-def main(program: Program, needs: Sequence[str], preview: Preview | None = None) -> None:
+def main(
+    program: Program, needs: Sequence[str], preview: Preview | None = None, shared: bool = False
+) -> None:
     """Run `program(config, folder)` as the command line says; exit code 2 after a mistake.
 
     With --dry-run, `preview(configs, jobs side by side)` says what would be built. `needs` are the
     groups that the program uses: `--help` shows these, and the rules between groups are checked
-    among these. The docstring of the program's module heads its help. Import what is heavy (torch,
-    transformers) inside `program`, so that help and mistakes answer at once.
+    among these. Processes of torchrun are refused unless the work is `shared` among them. The
+    docstring of the program's module heads its help. Import what is heavy (torch, transformers)
+    inside `program`, so that help and mistakes answer at once.
     """
     parser = get_args_parser()
     parser.error = lambda message: _refuse(ConfigError(f"{message}; see --help"))
@@ -69,6 +72,11 @@ def main(program: Program, needs: Sequence[str], preview: Preview | None = None)
         return
     wanted = 1
     try:
+        if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not shared:
+            raise ConfigError(
+                f"WORLD_SIZE={processes}: each process of torchrun would do all the work; "
+                f"accepted: torchrun with trace.py, or training.devices={processes} without it"
+            )
         if preview is not None and args.dry_run:
             found = check(args, needs, every=True)
             return preview(found.configs, found.at_once)

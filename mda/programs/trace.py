@@ -95,4 +95,4 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
 
 def start() -> None:
     """Run as the command line says."""
-    main(trace, NEEDS, preview)
+    main(trace, NEEDS, preview, shared=True)

@@ -206,7 +206,7 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
         inputs |= {"schedule": schedule_hash(schedule), "seed": config.seed, "training": training}
 
     def build(part: Path) -> None:
-        fetch(context, corpus, schedule.sample_ids)
+        fetch(context, corpus, schedule.sample_ids, together=True)
         found = estimator.score(ScoringWork(context, corpus, base, located, schedule, steps, part))
         if rank() == 0:
             _save(part, schedule, located.units, found)

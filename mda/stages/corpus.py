@@ -18,7 +18,7 @@ import numpy as np
 from mda.data.shards import ShardRows
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
 from mda.schema import Config, PileConfig, PublishedConfig, refuse
-from mda.stages.context import Context, rank, without
+from mda.stages.context import Context, barrier, rank, without, world
 from mda.types import Schedule
 
 VERSION = 2
@@ -91,10 +91,17 @@ def following(config: Config, corpus: Corpus, step: int) -> np.ndarray:
     return stream(config, corpus)[step * config.training.batch_size :]
 
 
-def fetch(context: Context, corpus: Corpus, sample_ids: np.ndarray) -> None:
-    """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones."""
+def fetch(context: Context, corpus: Corpus, sample_ids: np.ndarray, together: bool = False) -> None:
+    """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones.
+
+    `together`: all processes call it, and each brings its share before any goes on.
+    """
     if isinstance(corpus.tokens, ShardRows):
         ids = np.asarray(sample_ids)
         missing = corpus.tokens.missing(ids[ids < len(corpus.tokens)])
+        if together:  # by their numbers: another process may have brought some of its own
+            missing = [block for block in missing if block % world() == rank()]
         for block in context.bar(missing, "fetching rows", len(missing)):
             corpus.tokens.fetch(block)
+        if together:
+            barrier()

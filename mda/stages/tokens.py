@@ -48,7 +48,7 @@ def score_tokens(
     shards = sharded(schedule.sample_ids, SCORE_SHARD)
 
     def build(part: Path) -> None:
-        fetch(context, corpus, schedule.sample_ids)
+        fetch(context, corpus, schedule.sample_ids, together=True)
         work = ScoringWork(context, corpus, base, located, schedule, traced.steps, part)
         scorer = estimator_of(config.estimator).target_influence(work)
         assert scorer is not None  # what can't tell is refused with the configuration

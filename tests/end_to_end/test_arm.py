@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from programs import command, kill_when, run, summary
 from safetensors.torch import load_file
+from servers import serving
 
+from mda import store
 from mda.analysis.arms import read_run
+from mda.config import compose
+from mda.model.build import saved_config, scratch
 
 WINDOW = ("intervention.window=[20,40]",)
 # A window of 2,400 samples: several shards of curvature and of scores.
@@ -142,6 +146,30 @@ def test_killed_while_scoring_it_resumes_bit_equal(wide, tmp_path, moment):
     assert not [p for p in tmp_path.glob("store/scores/*/manifest.json") if not p.parent.suffix]
     found = scores_of(tmp_path, run("trace", tmp_path, *WIDE))
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.slow
+def test_two_processes_fetch_every_row_once(tmp_path):
+    """Of a published run, whose window nobody has fetched before."""
+    sizes = compose(["experiment=smoke"]).model
+    for step in (0, 20, 40, 60):
+        folder = tmp_path / f"revisions/step{step}"
+        model = scratch(sizes, step)
+        store.write_json(folder / "config.json", saved_config(model))
+        store.write_safetensors(folder / "model.safetensors", dict(model.named_parameters()))
+    (tmp_path / "shards").mkdir()
+    rows = np.random.default_rng(0).integers(1, 300, (2000, 33))
+    rows[::2, 20:] = rows[::2, :13]  # repetitions to count
+    rows.astype("<u2").tofile(tmp_path / "shards/rows-0.bin")
+    with serving(tmp_path / "shards") as server:
+        words = ["base=published", f"base.folder={tmp_path / 'revisions'}", "data=pile"]
+        words += [f"data.source={server.url}", "data.files='rows-{shard}.bin'"]
+        words += ["data.shard_bytes=1000000", "data.total_rows=2000", "data.rows_per_request=8"]
+        words += ["base.steps=[0,20,40,60]", "intervention.window=[20,60]", "estimator=repetition"]
+        torchrun = str(Path(sys.executable).parent / "torchrun")
+        run("trace", tmp_path / "out", *words, prefix=[torchrun, "--nproc-per-node", "2"])
+        asked = [start for _, start, *_ in server.requests]
+    assert len(asked) == len(set(asked)) == 32 // 8 + 160 // 8  # held out, and in the window
 
 
 def test_two_processes_score_what_one_does(wide, tmp_path):

@@ -1,12 +1,17 @@
-"""Which GPU each of several processes takes: what torch is asked is watched, no GPU is touched."""
+"""What each of several processes takes: a GPU (no GPU is touched), and its share of the rows."""
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from servers import serving
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from mda.config import compose
 from mda.config.jobs import own_gpu
 from mda.schema import ConfigError
 from mda.stages.context import process_group
+from mda.stages.corpus import corpus_of, fetch
 from mda.store import gpu_of
 from mda.training import fit
 
@@ -60,6 +65,29 @@ def test_a_job_of_a_sweep_takes_the_gpu_of_the_first_place_that_is_free(machine,
     assert taken == [0, 1, 0, 1, 0]
     with own_gpu(tmp_path, 1):
         assert len(taken) == 5, "a job alone stays where it is"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_bring_every_second_block_each(rank, context_of, tmp_path):
+    """torch's stand-in for a group: it answers rank and size, and waits for nobody."""
+    np.ones((96, 33), "<u2").tofile(tmp_path / "rows-0.bin")
+    with serving(tmp_path) as server:
+        given = {"source": server.url, "files": "'rows-{shard}.bin'", "shard_bytes": 10**6}
+        given |= {"total_rows": 96, "n_sequences": 96, "rows_per_request": 8, "held_out": 16}
+        words = [f"data.{name}={value}" for name, value in given.items()]
+        context = context_of("data=pile", *words, f"output_dir={tmp_path}", "emergence.held_out=8",
+                             "training.total_steps=20", "intervention.window=[0,20]")  # fmt: skip
+        corpus = corpus_of(context)
+        assert len(server.requests) == 2, "the held-out rows, which are in blocks 10 and 11"
+        dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
+        try:
+            fetch(context, corpus, np.arange(96), together=True)
+        finally:
+            dist.destroy_process_group()
+        assert corpus.tokens.missing(np.arange(96)) == [*range(1 - rank, 10, 2)]
+        fetch(context, corpus, np.arange(96))
+        assert corpus.tokens.missing(np.arange(96)) == []
+        assert len(server.requests) == 12
 
 
 def test_gpus_of_several_kinds_are_refused(machine, tmp_path):
