@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,11 @@ from rich.progress import (
 )
 
 from mda.schema import Config, ConfigError
-from mda.store import Artifact, Store, take_gpu
+from mda.store import Artifact, Store, say, take_gpu
 from mda.training.table import RowLog
+
+SPOKEN_S = 300.0
+"""Seconds from one line about a long pass to the next, where there is no terminal."""
 
 Item = TypeVar("Item")
 
@@ -45,13 +49,29 @@ class Context:
         return cls(config, Store(Path(config.output_dir) / "store"), log)
 
     def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
-        """Iterate with a progress bar and the time left, on the first process only."""
+        """Iterate with a progress bar and the time left, on the first process only.
+
+        Where no terminal shows the bar, as in a job of a cluster, a line says so every few minutes.
+        """
         if not self.progress or rank() > 0:
             yield from items
             return
         columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn()) as bar:
-            yield from bar.track(items, total=total)
+            shown = bar.console.is_terminal or bar.console.is_jupyter
+            tracked = bar.track(items, total=total)
+            yield from tracked if shown else _spoken(tracked, name, total)
+
+
+def _spoken(items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
+    """Iterate, and say now and then how far it is; the time left is as of the items since then."""
+    since, before = time.monotonic(), 0
+    for n, item in enumerate(items):
+        if (spent := time.monotonic() - since) >= SPOKEN_S:
+            left = timedelta(seconds=round(spent / (n - before) * (total - n)))
+            say(f"{name}: {n:,} of {total:,}, {left} left")
+            since, before = time.monotonic(), n
+        yield item
 
 
 def without(values: Mapping[str, object], *names: str) -> dict[str, object]:
