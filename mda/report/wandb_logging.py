@@ -1,7 +1,15 @@
-"""One W&B run per job, offline unless told otherwise, closed before the next job begins."""
+"""One W&B run per job, offline unless told otherwise, closed before the next job begins.
+
+A job that was killed goes on in the run that it had, when it is started again into its folder. A
+file there has the run's id and a line for every record. Online the server says how many of them it
+has, and these are not logged again. Offline, W&B can't resume: the job logs everything anew under
+the same id, and uploading the last of its offline folders replaces what was uploaded before.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 import re
@@ -17,12 +25,18 @@ from mda.types import HeadId
 if TYPE_CHECKING:
     import wandb
 
+KEPT = "wandb_records.txt"
+"""In the folder of a job that has not ended well: the run's id, settings, and records."""
+
 
 class JobLog:
-    """Where one job's rows and figures go: a W&B run, or nowhere with `logger=csv`."""
+    """Where one job's rows and figures go: a W&B run, or nowhere with `logger=csv`.
 
-    def __init__(self, run: wandb.Run | None):
-        self.run = run
+    `kept` is the file of its records, whose `lines` the server has already.
+    """
+
+    def __init__(self, run: wandb.Run | None, kept: Path | None = None, lines: Sequence[str] = ()):
+        self.run, self.kept, self.there = run, kept, frozenset(lines)
         self.defined: set[str] = set()
 
     @property
@@ -54,14 +68,23 @@ class JobLog:
             else:
                 self.run.define_metric(name, step_metric="step")
             self.defined.add(name)
-        self.run.log(row)
+        names = hashlib.sha256(" ".join(sorted(row)).encode()).hexdigest()[:16]
+        if (record := f"{row['step']} {names}") not in self.there:
+            self._log(row, record)
+
+    def _log(self, values: Mapping[str, Any], record: str = "-") -> None:
+        assert self.run is not None
+        if self.kept is not None:  # first the line: the server may have less than that, not more
+            with self.kept.open("a", encoding="utf-8") as file:
+                file.write(f"{record}\n")
+        self.run.log(dict(values))
 
     def figures(self, paths: Sequence[Path]) -> None:
         """Log pictures under `figures/<file name>`."""
         if self.run is not None:
             import wandb
 
-            self.run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+            self._log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log a table whose columns are the first row's keys."""
@@ -70,7 +93,7 @@ class JobLog:
 
             columns: list[Any] = list(rows[0])
             data: list[Any] = [[row[column] for column in columns] for row in rows]
-            self.run.log({name: wandb.Table(columns=columns, data=data)})
+            self._log({name: wandb.Table(columns=columns, data=data)})
 
     def heads(self, curve: Sequence[Mapping[str, float]]) -> None:
         """Log the metrics of every head at every measured step as the table `heads`."""
@@ -144,7 +167,8 @@ def job_log(
 
     Every record is flushed at once, so that a killed job keeps what it logged. Nothing is put
     into the environment, and the run is closed with the block: jobs of a sweep cannot mix.
-    It lies in `folder` unless WANDB_DIR says where. Raises ConfigError where W&B cannot be reached.
+    It lies in `folder` unless WANDB_DIR says where; the address of one that is sent is printed.
+    Raises ConfigError where W&B cannot be reached.
     """
     logger = config.logger
     if not isinstance(logger, WandbConfig):
@@ -153,6 +177,9 @@ def job_log(
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
+    kept, online = folder / KEPT, mode_of(logger) == "online"
+    about = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    found, lines = _records(kept, about)
     with reaching(logger):
         run = wandb.init(
             project=project_of(logger),
@@ -162,11 +189,27 @@ def job_log(
             name=f"{arm or job_type} seed {config.seed}",
             dir=os.environ.get("WANDB_DIR") or folder,
             mode=mode_of(logger),  # type: ignore[arg-type]  # W&B refuses another WANDB_MODE
+            id=found,
+            resume="allow" if online else None,  # offline W&B warns that it can't
             config=dict(settings) | {"arm": arm},
             reinit="finish_previous",
             settings=wandb.Settings(
                 x_transaction_log_flush_interval=1, silent=True, console="off", x_disable_meta=True
             ),
         )
+    if online:
+        print(f"W&B: {run.url}")
+    there = lines[: run.starting_step] if online else []
+    kept.write_text("".join(f"{line}\n" for line in (f"{run.id} {about}", *there)), "utf-8")
     with run:
-        yield JobLog(run)
+        yield JobLog(run, kept, there)
+    kept.unlink()
+
+
+def _records(kept: Path, about: str) -> tuple[str | None, list[str]]:
+    """Id and records of the run that a killed job with the same settings had; None for none."""
+    if not kept.exists():
+        return None, []
+    head, *lines = kept.read_text("utf-8").splitlines() or [""]
+    name, _, settings = head.partition(" ")
+    return (name, lines) if settings == about else (None, [])

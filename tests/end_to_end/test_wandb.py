@@ -10,7 +10,7 @@ import pytest
 from programs import ROOT, command, kill_when, leet
 
 from mda.config import compose
-from mda.report.wandb_logging import group_of, job_log, mode_of, project_of
+from mda.report.wandb_logging import KEPT, group_of, job_log, mode_of, project_of
 from mda.schema import ConfigError
 
 FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
@@ -126,3 +126,74 @@ def test_the_environment_counts_where_no_setting_says_otherwise(tmp_path, monkey
     monkeypatch.setenv("WANDB_MODE", "online")
     given = compose(["logger=wandb", "logger.mode=offline", "logger.project=p"]).logger
     assert (mode_of(given), project_of(given)) == ("offline", "p")
+
+
+def killed(config, folder, rows):
+    """A job that logs rows and dies."""
+    with (
+        pytest.raises(KeyboardInterrupt),
+        job_log(config, folder, settings={"a": 1}, job_type="arm") as log,
+    ):
+        for row in rows:
+            log.row(row)
+        raise KeyboardInterrupt
+
+
+def test_a_killed_job_goes_on_offline_under_its_id_and_the_last_folder_has_it_all(tmp_path):
+    """So does W&B's own upload: what comes later under an id replaces what was there."""
+    config = compose(["logger=wandb"])
+    killed(config, tmp_path, [{"step": 1, "val/loss": 3.0}])
+    time.sleep(1.1)  # W&B names folders by the second
+    with job_log(config, tmp_path, settings={"a": 1}, job_type="arm") as log:
+        for step in (1, 2):
+            log.row({"step": step, "val/loss": 4.0 - step})
+    one, two = sorted(tmp_path.glob("wandb/offline-run-*"))
+    (first,), (second,) = ([r["run"] for r in leet(f) if r["type"] == "run"] for f in (one, two))
+    assert first["run_id"] == second["run_id"]
+    history = [r["history"]["item"] for r in leet(two) if r["type"] == "history"]
+    assert [item["val/loss"] for item in history] == [3.0, 2.0]
+    assert not (tmp_path / KEPT).exists(), "the job ended well: another one has its own id"
+
+
+def test_a_job_with_other_settings_in_the_folder_of_a_killed_one_is_another_run(tmp_path):
+    config = compose(["logger=wandb"])
+    killed(config, tmp_path, [])
+    name = (tmp_path / KEPT).read_text().split()[0]
+    with job_log(config, tmp_path, settings={"a": 2}, job_type="arm") as log:
+        assert log.id != name
+
+
+class Online:
+    """Stands in for W&B's server, which has `received` of the records that were sent."""
+
+    def __init__(self, received):
+        self.id, self.url, self.starting_step, self.rows = "abc", "https://w/abc", received, []
+        self.define_metric = lambda *_, **__: None
+        self.log = self.rows.append
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_a_killed_job_that_is_sent_goes_on_after_what_the_server_has(tmp_path, monkeypatch, capsys):
+    """The third row was on its way when the job died; the replay has another order."""
+    config, asked = compose(["logger=wandb", "logger.mode=online"]), []
+    runs = [Online(0), Online(2), Online(4)]
+
+    def init(**given):
+        asked.append((given["id"], given["resume"]))
+        return runs[len(asked) - 1]
+
+    monkeypatch.setattr("wandb.init", init)
+    a, b, c, d = ({"step": s, n: 1.0} for s, n in ((1, "x"), (1, "y"), (2, "x"), (2, "y")))
+    killed(config, tmp_path, [a, b, c])
+    killed(config, tmp_path, [b, a, c, d])
+    with job_log(config, tmp_path, settings={"a": 1}, job_type="arm") as log:
+        for row in (a, b, c, d, e := {"step": 3, "x": 1.0}):
+            log.row(row)
+    assert [run.rows for run in runs] == [[a, b, c], [c, d], [e]]
+    assert asked == [(None, "allow"), ("abc", "allow"), ("abc", "allow")]
+    assert capsys.readouterr().out.count("W&B: https://w/abc") == 3
