@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 
 def gpu_of(number: int, kinds: Sequence[str]) -> int | None:
     """The GPU of process `number`, in turn; `kinds` are what the GPUs are called. None for none.
@@ -22,6 +20,8 @@ def gpu_of(number: int, kinds: Sequence[str]) -> int | None:
 
 def take_gpu(number: int) -> None:
     """Make the GPU of process `number` the one that `cuda` means in this process."""
+    import torch
+
     kinds = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     if (gpu := gpu_of(number, kinds)) is not None:
         torch.cuda.set_device(gpu)

@@ -363,10 +363,13 @@ def test_scores_of_other_rows_with_the_same_ids_are_others(context_of, published
     _, given, _ = published
     found = []
     for seed in (0, 1):
-        path = tmp_path / f"rows{seed}.npy"
-        np.save(path, np.random.default_rng(seed).integers(1, 300, (2000, 33), dtype=np.uint16))
-        context = context_of(*given, *SCORED, *EKFAC, "data=tokens", f"data.path={path}")
-        found.append(pipeline.trace(context))
+        source = tmp_path / str(seed)
+        source.mkdir()
+        rows = np.random.default_rng(seed).integers(1, 300, (2000, 33))
+        rows.astype("<u2").tofile(source / "rows-0.bin")
+        words = [f"data.source={source}", f"data.repo=me/{seed}", "data.files='rows-{shard}.bin'"]
+        words += ["data=pile", "data.shard_bytes=1000000", "data.total_rows=2000"]
+        found.append(pipeline.trace(context_of(*given, *SCORED, *EKFAC, *words)))
     one, other = (trace.traced for trace in found)
     assert np.array_equal(one.scores.sample_ids, other.scores.sample_ids)
     assert one.fingerprint != other.fingerprint
