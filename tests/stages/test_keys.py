@@ -6,6 +6,7 @@ computes again what is there. So both sides are written down here, for every set
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
