@@ -163,6 +163,7 @@ def test_two_processes_fetch_every_row_once(tmp_path):
     rows.astype("<u2").tofile(tmp_path / "shards/rows-0.bin")
     with serving(tmp_path / "shards") as server:
         words = ["base=published", f"base.folder={tmp_path / 'revisions'}", "data=pile"]
+        words += ["base.other_training=true"]
         words += [f"data.source={server.url}", "data.files='rows-{shard}.bin'"]
         words += ["data.shard_bytes=1000000", "data.total_rows=2000", "data.rows_per_request=8"]
         words += ["base.steps=[0,20,40,60]", "intervention.window=[20,60]", "estimator=repetition"]

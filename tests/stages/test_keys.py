@@ -370,6 +370,7 @@ def test_scores_of_other_rows_with_the_same_ids_are_others(context_of, published
         rows.astype("<u2").tofile(source / "rows-0.bin")
         words = [f"data.source={source}", f"data.repo=me/{seed}", "data.files='rows-{shard}.bin'"]
         words += ["data=pile", "data.shard_bytes=1000000", "data.total_rows=2000"]
+        words += ["base.other_training=true"]
         found.append(pipeline.trace(context_of(*given, *SCORED, *EKFAC, *words)))
     one, other = (trace.traced for trace in found)
     assert np.array_equal(one.scores.sample_ids, other.scores.sample_ids)
