@@ -46,8 +46,18 @@ def start(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("first", [(), ("-m", "seed=0,1")], ids=["run", "sweep"])
-@pytest.mark.parametrize("second", [(), ("-m", "seed=0,1")], ids=["run", "sweep"])
+SWEEP = ("-m", "seed=0,1")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pytest.param((), (), id="run-run"),
+        pytest.param((), SWEEP, id="run-sweep", marks=pytest.mark.long),
+        pytest.param(SWEEP, (), id="sweep-run", marks=pytest.mark.long),
+        pytest.param(SWEEP, SWEEP, id="sweep-sweep"),
+    ],
+)
 def test_a_second_run_or_sweep_of_one_name_is_refused(start, tmp_path, first, second):
     one = start(*first, "training.total_steps=1000")
     while "working" not in (line := one.stdout.readline()):

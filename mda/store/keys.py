@@ -28,7 +28,16 @@ PACKAGES = ("torch", "transformers")
 NEVER = ("TYPE_CHECKING", "typing.TYPE_CHECKING")  # conditions of imports that nothing executes
 KEEPERS = frozenset(
     f"mda.store{name}"
-    for name in ("", ".artifacts", ".environment", ".integrity", ".keys", ".locks", ".memory")
+    for name in (
+        "",
+        ".artifacts",
+        ".environment",
+        ".gpus",
+        ".integrity",
+        ".keys",
+        ".locks",
+        ".memory",
+    )
 )
 """Modules that find and keep artifacts and compute none of their values. The readers and writers
 of `mda.store.files` are counted."""

@@ -34,11 +34,12 @@ def command(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_command_of_a_sweep_file_composes_every_job(path):
+def test_the_command_of_a_sweep_file_composes_every_job(path, monkeypatch):
     program, *overrides = command(path)
     assert (ROOT / program).is_file()
     assert f"sweeps={path.stem}" in overrides
     every = "MDA_CI" not in os.environ  # else each value once, not each combination
+    monkeypatch.setattr("mda.config.command.EXHAUSTIVE", 1)
     found = check(get_args_parser().parse_args(overrides), None, every)
     assert (found.at_once, found.jobs) == (2, JOBS[path.stem])
     plain = [repr(config) for config in found.configs]
@@ -91,9 +92,15 @@ def test_every_command_of_a_wandb_agent_composes(path):
 
 
 def test_a_dry_run_tells_what_is_missing_and_builds_nothing(tmp_path):
-    args = [sys.executable, "experiments/run.py", "sweeps=smoke", f"output_dir={tmp_path}"]
+    args = [
+        sys.executable,
+        "experiments/run.py",
+        "sweeps=smoke",
+        "seed=0,1",
+        f"output_dir={tmp_path}",
+    ]
     done = warm.run([*args, "--dry-run"], ROOT)
     assert done.returncode == 0, done.stderr
-    assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 20 behaviour, 8 scores." in done.stdout
+    assert "12 jobs; to build: 1 corpus, 2 base, 10 arm, 10 behaviour, 4 scores." in done.stdout
     assert re.search(r"^estimate: [\d.]+ (s|min), one job at a time$", done.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []

@@ -148,6 +148,7 @@ def test_killed_while_scoring_it_resumes_bit_equal(wide, tmp_path, moment):
     assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_two_processes_fetch_every_row_once(tmp_path):
     """Of a published run, whose window nobody has fetched before."""

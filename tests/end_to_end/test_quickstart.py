@@ -64,10 +64,10 @@ def test_it_ends_with_every_arm_a_trace_and_a_page(whole):
 
 
 def test_a_setting_that_some_arm_cannot_take_is_refused_before_any_work(tmp_path):
-    command = [*quickstart(tmp_path), "intervention.fraction=0.2"]
+    command = [*quickstart(tmp_path), "intervention.select=bottom"]
     done = warm.run(command, ROOT)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: intervention.fraction is a setting of intervention=")
+    assert done.stderr.startswith("error: intervention.select is a setting of intervention=")
     assert not (tmp_path / "store").exists()
 
 
