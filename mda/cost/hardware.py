@@ -27,9 +27,9 @@ CARDS = {
     "a100": Card("NVIDIA A100 SXM 80 GB", 312 * TERA, 19.5 * TERA, 80 * GB, 2.039 * TERA,
                  "NVIDIA A100 Tensor Core GPU data sheet"),
     "h100": Card("NVIDIA H100 SXM", 989 * TERA, 67 * TERA, 80 * GB, 3.35 * TERA,
-                 "NVIDIA H100 Tensor Core GPU data sheet; half of its rate with sparsity"),
+                 "NVIDIA H100 Tensor Core GPU data sheet, without sparsity"),
     "h200": Card("NVIDIA H200 SXM", 989 * TERA, 67 * TERA, 141 * GB, 4.8 * TERA,
-                 "NVIDIA H200 Tensor Core GPU data sheet; half of its rate with sparsity"),
+                 "NVIDIA H200 Tensor Core GPU data sheet, without sparsity"),
     "l40s": Card("NVIDIA L40S", 362 * TERA, 91.6 * TERA, 48 * GB, 0.864 * TERA,
                  "NVIDIA L40S data sheet"),
 }  # fmt: skip
