@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -79,22 +79,6 @@ class Ratio:
         """Of two sides' seconds, one figure a round. Raises ValueError for unequal lengths."""
         ratios = [a / b for a, b in zip(above, below, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
-
-
-def alternate(
-    sides: Mapping[str, Callable[[], object]], rounds: int, turns: int = 1
-) -> dict[str, list[Clock]]:
-    """Call the sides in turn, `turns` times a round; one clock a round for each side."""
-    clocks: dict[str, list[Clock]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        current = {name: Clock() for name in sides}
-        for _ in range(turns):
-            for name, side in sides.items():
-                with current[name]:
-                    side()
-        for name, clock in current.items():
-            clocks[name].append(clock)
-    return clocks
 
 
 def verdict(others: float | None) -> str:

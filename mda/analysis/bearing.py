@@ -17,6 +17,7 @@ ABLE = {
     "copy_gain": "gain from a copy",
     "label_margin": "margin of few-shot labels",
 }
+"""Numbers of the model's behaviour that are told, in nats."""
 
 
 def bearing(measured: Measurements, study: StudyConfig) -> list[str]:

@@ -13,7 +13,7 @@ from mda.analysis.arms import CONTROL, Arm, Run, arm_order, read_run
 from mda.analysis.table import RUNS, read_table
 
 _NUISANCE = {"name", "seed", "batch_size", "n", "tokens", "window", "before_onset", "after_onset"}
-_IN_NAME = {
+IN_NAME = {
     "mode", "action", "select", "fraction", "count", "band", "match",
     "match_targeted", "label", "within", "spans", "rows",
 }  # fmt: skip
@@ -83,7 +83,7 @@ def _settings(run: Run) -> dict[str, str]:
         key: value
         for part in (edit, {} if run.arm.estimator in ("", "random") else estimator)
         for key, value in part.items()
-        if key not in _NUISANCE | _IN_NAME
+        if key not in _NUISANCE | IN_NAME
     }
     settings["window"] = f"{run.start}-{run.end}"
     # Control and random edits do not know the unit: they serve every unit of their seed.

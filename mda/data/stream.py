@@ -37,43 +37,9 @@ class TokenRows(Protocol):
         ...
 
 
-class TokenSource(Protocol):
-    """What training, measuring and scoring ask of a corpus."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def special_ids(self) -> tuple[int, ...]: ...
-
-    @property
-    def counts(self) -> np.ndarray:
-        """How often each token occurs, int64 [V]: the unigram distribution of probes."""
-        ...
-
-    @property
-    def held_out(self) -> np.ndarray:
-        """Sample ids that no stream contains, int64, sorted."""
-        ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def seq_len(self) -> int: ...
-
-    def rows(self, sample_ids: np.ndarray) -> torch.Tensor:
-        """Tokens of samples, int64 [B, T + 1]."""
-        ...
-
-    def labels_of(self, sample_ids: np.ndarray) -> list[str]:
-        """Class label of each sample."""
-        ...
-
-
 @dataclass(frozen=True)
 class Corpus:
-    """An opened corpus artifact, a `TokenSource`; `tokens` stay where they are stored."""
+    """An opened corpus artifact; `tokens` stay where they are stored."""
 
     tokens: TokenRows  # uint16 or uint32 [rows, T + 1]
     labels: np.ndarray  # integers [rows], index into label_names

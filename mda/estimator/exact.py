@@ -19,11 +19,7 @@ the N x N matrix of inner products of the gradients G [N, P] (the dual form, by 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -60,30 +56,6 @@ def solve_dual(gradients_NP: Tensor, v_RP: Tensor, added: float) -> Tensor:
     factor = _factor(gradients_NP @ gradients_NP.T, n * added)
     inside_NR = torch.cholesky_solve(gradients_NP @ v_RP.T, factor)
     return (v_RP - inside_NR.T @ gradients_NP) / added
-
-
-class Agreement(NamedTuple):
-    """Correlations of two estimators' scores over the samples, one for each unit, [U]."""
-
-    pearson: np.ndarray
-    spearman: np.ndarray
-
-
-def agreement(values_NU: np.ndarray, exact_NU: np.ndarray) -> Agreement:
-    """How far approximate scores, such as EK-FAC's, go with exact ones.
-
-    NaN for a unit whose scores are all the same. Raises ValueError for different shapes.
-    """
-    if values_NU.shape != exact_NU.shape:
-        raise ValueError(f"scores of shapes {values_NU.shape} and {exact_NU.shape} do not match")
-    ranks = (rankdata(values, axis=0) for values in (values_NU, exact_NU))
-    return Agreement(_correlation(values_NU, exact_NU), _correlation(*ranks))
-
-
-def _correlation(a_NU: np.ndarray, b_NU: np.ndarray) -> np.ndarray:
-    a, b = (x.astype(np.float64) - x.mean(0, dtype=np.float64) for x in (a_NU, b_NU))
-    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0)
 
 
 def _damping(mean_diagonal: Tensor, relative: float) -> float:

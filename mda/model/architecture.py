@@ -35,8 +35,6 @@ from mda.schema.model import FAMILIES, ScratchConfig
 from mda.types import ParameterBlock
 
 HEAD_BLOCKS = ("qk", "v", "o")
-MLP_BLOCKS = ("in", "out")
-ATTENTION_BLOCKS = ("qkv", "o")
 
 
 class Architecture(Protocol):

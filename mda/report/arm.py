@@ -15,6 +15,8 @@ import matplotlib.pyplot as plt
 
 from mda import store
 from mda.analysis.arms import Arm, arm_of
+from mda.analysis.bearing import ABLE
+from mda.analysis.folders import IN_NAME
 from mda.emergence.onset import column, measured, unit_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
@@ -33,18 +35,8 @@ FILES = {
     "heads.png": "the metrics of every head at the window's end",
 }
 
-TOLD = {
-    "real_loss": "loss on real text",
-    "icl_score": "its ICL score",
-    "copy_gain": "gain from a copy",
-    "label_margin": "margin of few-shot labels",
-}
-"""Numbers of the model's behaviour that are printed, in nats."""
-
-UNNAMED = {  # settings that stand in an arm's name already, or make no other arm
-    "name", "seed", "batch_size", "mode", "select", "fraction", "count", "band", "match", "label",
-    "match_targeted", "within", "spans", "rows",
-}  # fmt: skip
+UNNAMED = IN_NAME | {"name", "seed", "batch_size"}
+"""Settings that stand in an arm's name already, or make no other arm."""
 
 
 def arm_name(config: Config) -> str:
@@ -127,7 +119,7 @@ def report_arm(
 def told(able: Mapping[str, float]) -> str:
     """What the model can do, and what its strongest heads bear of it, in one line."""
     said = []
-    for name, words in TOLD.items():
+    for name, words in ABLE.items():
         if (key := f"behaviour/{name}") not in able:
             continue
         text = f"{words} {able[key]:.3f}"

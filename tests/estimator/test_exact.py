@@ -3,12 +3,11 @@
 import itertools
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from mda.estimator import kfac_math
-from mda.estimator.exact import agreement, inverse_times, solve, solve_dual
+from mda.estimator.exact import inverse_times, solve, solve_dual
 
 C = 0.1
 
@@ -125,15 +124,3 @@ def test_ekfac_errs_where_its_basis_does():
 def test_no_curvature_or_no_damping_is_refused(gradients, c):
     with pytest.raises(ValueError, match=f"damping={c} times the mean curvature"):
         inverse_times(gradients, random(1, 3), c)
-
-
-def test_agreement_is_the_correlation_of_each_unit():
-    exact = np.array([[1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [3.0, 0.0, 0.0], [4.0, -9.0, 0.0]])
-    values = np.stack([exact[:, 0] ** 3, -2 * exact[:, 1] + 7, exact[:, 0]], 1)
-    found = agreement(values.astype(np.float32), exact)
-    cubes = np.corrcoef([1, 8, 27, 64], [1, 2, 3, 4])[0, 1]
-    assert found.pearson[:2] == pytest.approx([cubes, -1])
-    assert found.spearman[:2] == pytest.approx([1, -1])
-    assert np.isnan(found.pearson[2])
-    with pytest.raises(ValueError, match=r"\(4, 3\) and \(4, 2\)"):
-        agreement(values, exact[:, :2])
