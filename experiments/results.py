@@ -36,8 +36,8 @@ def readme_lines() -> list[str]:
 
 def results(config: Config, folder: Path) -> None:
     from mda.report.compare import CompareSettings, compare
+    from mda.report.leaderboard import leaderboard_pages
     from mda.report.results import KEPT, fill, results_page
-    from mda.report.truth import leaderboard_pages
 
     report = config.report
     studies = {}

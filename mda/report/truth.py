@@ -1,8 +1,8 @@
-"""The benchmark of estimators for people: tables, a page in Markdown, and a figure."""
+"""What a run of the benchmark of estimators leaves: tables, a page, and a figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +10,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from mda import store
-from mda.analysis.leaderboard import (
-    ABOUT,
-    RERUN,
-    SIDE_BY_SIDE,
-    Row,
-    Tables,
-    comparisons,
-    groups_of,
-    leaderboard,
-    read_tables,
-    write_tables,
-)
-from mda.report.page import DASH, number
-from mda.report.results import fill
+from mda.analysis.leaderboard import Row, Tables, groups_of, leaderboard, write_tables
+from mda.report.leaderboard import MEANINGS, all_comparisons, cell, columns, is_complete, page
 from mda.schema import ReportConfig
 
 FILES = {
@@ -44,29 +31,6 @@ FILES = {
     "about.json": "settings, window, units, and how much of the whole was done",
     "lds.png": "predicted against measured, a point for every set",
 }
-PLACE, README_PRESET = "leaderboard", "default"  # in the README
-NAMES = {RERUN: "*rerun of the same sets*"}
-VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
-OUTCOMES = ("metric", "measurement")
-MEANINGS = """\
-LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
-after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
-percentile bootstrap over the sets. Random sets differ little from each other. Half of the sets are
-therefore drawn within a third of the window by the scores of unrolled, EK-FAC or repetition: that
-spreads these estimators' predictions, so that over all sets the rows also say which estimators are
-like those three. Sets of one band share up to nine tenths of their samples and are resampled
-together. Effects: the metric at the window's end after an edit minus that of the control. Transfer:
-the set removed in a run from other initial weights that sees the same order, where the unit is that
-run's own. Rerun: the rank correlation of two trainings without the same set, one from a start with
-a little noise; under independent noise, scores that know the expected effect would reach its square
-root. For heads, unrolled is the derivative of the metric itself, the other influences are those of
-the measurement, so that both are compared below. Comparisons by LDS have a bootstrap over the sets
-and speak of these runs alone; those by effects have Student's interval over seeds, from three seeds
-on. Each stands alone, uncorrected for their number. With exact: Spearman's correlation of the
-scores with those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor
-time where training is on a CPU (other work on the machine raises it too, though less than time by
-the clock), a fitted curvature included whoever fitted it; a dash where scores were computed in
-pieces."""
 
 
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
@@ -83,164 +47,6 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
     draw(tables, folder / "lds.png", config.dpi)
     show(board)
     return {"complete": is_complete(tables), "leaderboard": board, "comparisons": compared}
-
-
-def all_comparisons(tables: Tables, config: ReportConfig) -> list[Row]:
-    """Comparisons by the metric, and then by the measurement."""
-    found = (comparisons(tables, one, config.confidence, config.resamples) for one in OUTCOMES)
-    return [row for rows in found for row in rows]
-
-
-def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
-    """Lines of Markdown: what was done, a table for each unit, comparisons, highest samples."""
-    lines = [f"- {said(about)}" for about in tables.about]
-    lines += [f"- Warning: {text}" for about in tables.about for text in about["warnings"]]
-    lines += [""]
-    for unit in dict.fromkeys(row["unit"] for row in board):
-        rows = [row for row in board if row["unit"] == unit]
-        if not columns(rows):  # nothing of it has been measured yet
-            continue
-        lines += [f"### {unit}", "", *table(rows), ""]
-        for outcome in OUTCOMES:
-            own = [row for row in compared if (row["unit"], row["outcome"]) == (unit, outcome)]
-            if own:
-                said_of = [f"- {sentence(row)}" for row in own]
-                lines += [f"By the unit's {outcome}:", "", *said_of, ""]
-        lines += side_by_side(tables, unit)
-    return lines
-
-
-def is_complete(tables: Tables) -> bool:
-    """Whether every run did all that its settings ask for."""
-    return all(about["done"] == about["planned"] for about in tables.about)
-
-
-def said(about: Mapping[str, Any]) -> str:
-    """One run in a sentence."""
-    units = ", ".join(f"{name} {located}" for name, located in about["units"].items())
-    start, end = about["window"]
-    whole = "" if about["done"] == about["planned"] else "; **partial**"
-    return (
-        f"Seed {about['seed']}, window [{start:,}, {end:,}), {about['samples']:,} samples; "
-        f"{units}; {counted(about)}{whole}."
-    )
-
-
-def counted(about: Mapping[str, Any]) -> str:
-    """How much of what was asked for was done."""
-    planned = about["planned"].items()
-    return ", ".join(f"{about['done'][what]} of {n} {what}" for what, n in planned if n)
-
-
-def columns(board: Sequence[Row]) -> dict[str, str]:
-    """Key -> heading of what the rows have, in order."""
-    headings = {"lds_at_random": "LDS, random sets", "lds": "LDS, all sets"}
-    for key in dict.fromkeys(key for row in board for key in row):
-        kind, _, share = key.partition("/")
-        if "/" in share or not share.replace(".", "").isdigit():
-            continue
-        words = {"lds": "LDS", "remove": "removal", "augment": "doubling", "transfer": "transfer"}
-        headings[key] = f"{words[kind]} {100 * float(share):g} %"
-    headings |= {"roc_auc": "AUC", "recall_at_k": "recall at k"}
-    headings |= {"with_exact": "with exact", "cost": "cost"}
-    return {k: h for k, h in headings.items() if any(row.get(k) is not None for row in board)}
-
-
-def table(board: Sequence[Row]) -> list[str]:
-    """A Markdown table of one unit's rows, of those that have a number."""
-    shown = columns(board)
-    board = [row for row in board if any(row.get(key) is not None for key in shown)]
-    lines = [f"| estimator | {' | '.join(shown.values())} |", "|---" * (len(shown) + 1) + "|"]
-    for row in board:
-        name = NAMES.get(row["estimator"], row["estimator"])
-        lines.append(f"| {name} | {' | '.join(cell(row, key, board) for key in shown)} |")
-    return lines
-
-
-def cell(row: Row, key: str, board: Sequence[Row]) -> str:
-    """A number, with its interval where it has one; where others have more of it, of how much."""
-    if (value := row.get(key)) is None:
-        return DASH
-    n, most = row.get(f"{key}/n"), max(other.get(f"{key}/n") or 0 for other in board)
-    fewer = f" ({n} of {most} {'sets' if key.startswith('lds') else 'runs'})" if n != most else ""
-    low, high = row.get(f"{key}/low"), row.get(f"{key}/high")
-    interval = f" [{_two(low)}, {_two(high)}]" if low is not None and high is not None else ""
-    text = _two(value) if key.startswith(("lds", "roc", "recall", "with")) else number(value)
-    return text + interval + (fewer if n else "")
-
-
-def sentence(row: Row) -> str:
-    """A comparison, said plainly whichever way it comes out."""
-    what, kind = _question(row)
-    if row["difference"] is None:
-        return f"{what}: {row['one']} and {row['other']} cannot be compared."
-    verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
-    interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    counted = kind + "s" * (row["n"] != 1)
-    return (
-        f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
-        f"{row['n']} {counted}: {row['one']} **{verdict}**."
-    )
-
-
-def _question(row: Row) -> tuple[str, str]:
-    """What was asked in words, and what was counted."""
-    kind, _, share = row["what"].partition("/")
-    percent = f"{100 * float(share or 0):g} %"
-    return {
-        "lds": ("LDS over all sets", "set"),
-        "lds_at_random": ("LDS over random sets", "set"),
-        "remove": (f"Removing {percent}", "seed"),
-        "augment": (f"Doubling {percent}", "seed"),
-        "transfer": (f"Removing {percent} from other initial weights", "seed"),
-    }[kind]
-
-
-def side_by_side(tables: Tables, unit: str) -> list[str]:
-    """Highest samples of two estimators in one table, and the labels of their highest tenths."""
-    tops = [row for row in tables.rows["tops"] if row["unit"] == unit]
-    labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
-    shown = {(row["seed"], row["estimator"]) for row in tops}
-    both = [seed for seed, _ in sorted(shown) if {(seed, name) for name in SIDE_BY_SIDE} <= shown]
-    if not both:
-        return []
-    seed = both[0]
-    lines = [
-        f"Highest samples, seed {seed}:",
-        "",
-        f"| | {' | '.join(SIDE_BY_SIDE)} |",
-        "|---|---|---|",
-    ]
-    by = {(row["rank"], row["estimator"]): row for row in tops if row["seed"] == seed}
-    for rank in sorted({rank for rank, _ in by}):
-        lines.append(f"| {rank} | {' | '.join(_sample(by[rank, name]) for name in SIDE_BY_SIDE)} |")
-    lines += ["", "Labels of the highest tenth, mean over runs:", "",
-              f"| label | window | {' | '.join(SIDE_BY_SIDE)} |", "|---|---|---|---|"]  # fmt: skip
-    for label in dict.fromkeys(row["label"] for row in labels):
-        own = [row for row in labels if row["label"] == label]
-        shares = [_percent(row["share_of_window"] for row in own)]
-        for name in SIDE_BY_SIDE:
-            shares.append(_percent(r["share_of_top"] for r in own if r["estimator"] == name))
-        lines.append(f"| {label} | {' | '.join(shares)} |")
-    return [*lines, ""]
-
-
-def label_sentence(tables: Tables, unit: str) -> list[str]:
-    """The label that EK-FAC's highest tenth has most of beyond its share, and that of unrolled."""
-    labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
-    shares: dict[tuple[str, str], list[float]] = {}
-    for row in labels:
-        shares.setdefault(("window", row["label"]), []).append(row["share_of_window"])
-        shares.setdefault((row["estimator"], row["label"]), []).append(row["share_of_top"])
-    means = {key: float(np.mean(values)) for key, values in shares.items()}
-    theirs = {label: mean - means["window", label]
-              for (name, label), mean in means.items() if name == SIDE_BY_SIDE[1]}  # fmt: skip
-    label = max(theirs, key=theirs.__getitem__, default=None)
-    if label is None or (SIDE_BY_SIDE[0], label) not in means:
-        return []
-    own = ", ".join(f"{100 * means[name, label]:.0f} % by {name}" for name in SIDE_BY_SIDE)
-    window = f"{100 * means['window', label]:.0f} %"
-    return [f"Of the highest tenth {own} are {label}, of the window {window}."]
 
 
 def draw(tables: Tables, path: Path, dpi: int) -> None:
@@ -285,92 +91,3 @@ def show(board: Sequence[Row]) -> None:
         for row in own:
             printed.add_row(row["estimator"], *(cell(row, key, own) for key in shown))
         Console().print(printed)
-
-
-def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
-    """The README's table: the first unit, how much stands behind it, and what follows from it."""
-    if not board:
-        return ["No result has been committed yet."]
-    first = board[0]["unit"]
-    seeds = sorted({about["seed"] for about in tables.about})
-    state = ""
-    if not is_complete(tables):
-        state = " **Partial and exploratory**: the page of results says how much was done."
-    head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
-    rows = [row for row in board if row["unit"] == first]
-    narrow = [{k: v for k, v in row.items() if not k.startswith("lds/0")} for row in rows]
-    lines = [f"{head}{state}", "", *table(narrow)]
-    own = [row for row in compared if row["unit"] == first]
-    said = [in_short(pair) for pair in _by(own, "outcome", "one", "other")]
-    return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
-
-
-def in_short(rows: Sequence[Row]) -> str:
-    """All that one estimator was asked against another by one outcome, in a line."""
-    first, found = rows[0], []
-    for row in rows:
-        what = _question(row)[0]
-        if row["difference"] is None:
-            continue
-        verdict = VERDICTS[row["better"]].removeprefix("is ") if row["low"] is not None else ""
-        told = (
-            f"**{verdict}**" if verdict else f"{row['n']} seed{'s' * (row['n'] != 1)}, not tested"
-        )
-        name = what if what.startswith("LDS") else what.lower()
-        found.append(f"{name} {number(row['difference'])} ({told})")
-    by = f"By the {first['outcome']}, {first['one']} minus {first['other']}: "
-    return by + ("; ".join(found) or "nothing can be compared") + "."
-
-
-def _by(rows: Sequence[Row], *keys: str) -> list[list[Row]]:
-    found: dict[tuple, list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return list(found.values())
-
-
-def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
-    """The page of the committed tables in the folders of `results`, and the README with its table.
-
-    Runs of one preset make a leaderboard; the README has that of `default`. Returns what each of
-    the two files has to hold. Raises ValueError for a README without `PLACE`.
-    """
-    presets: dict[str, list[Path]] = {README_PRESET: []}
-    for place in sorted(path.parent for path in results.glob(f"*/{ABOUT}")):
-        presets.setdefault(store.read_json(place / ABOUT)["settings"]["name"], []).append(place)
-    made = "Made by `python experiments/results.py` from the tables that lie here; do not edit."
-    lines = ["# Leaderboard", "", made, "", MEANINGS, ""]
-    first: list[str] = []
-    for preset, places in presets.items():
-        tables = read_tables(places)
-        refuse_mixed(preset, tables)
-        board = leaderboard(tables, "metric", config.confidence, config.resamples)
-        compared = all_comparisons(tables, config)
-        first = first or leader_table(tables, board, compared)
-        body = page(tables, board, compared) if board else first
-        lines += [f"## `truth={preset}`", "", *body]
-    shown = fill(readme.read_text("utf-8"), PLACE, first)
-    return {results / "README.md": "\n".join([*lines, ""]), readme: shown}
-
-
-def refuse_mixed(preset: str, tables: Tables) -> None:
-    """Raise ValueError where a seed was measured twice, or runs saw different corpora."""
-    seeds = [about["seed"] for about in tables.about]
-    if twice := [seed for seed in sorted(set(seeds)) if seeds.count(seed) > 1]:
-        raise ValueError(f"truth={preset}: seed {twice[0]} has two folders; accepted: one")
-    if len({about["fingerprints"]["corpus"] for about in tables.about}) > 1:
-        raise ValueError(f"truth={preset}: runs of different corpora; accepted: truth.name=another")
-
-
-def _sample(row: Row) -> str:
-    text = " ".join(row["text"].split())[:90].replace("|", "\\|").replace("`", "'")
-    return f"{row['label']}, step {row['step']:,}: `{text}`"
-
-
-def _percent(shares: Iterable[float]) -> str:
-    found = list(shares)
-    return f"{100 * np.mean(found):.1f} %" if found else DASH
-
-
-def _two(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")

@@ -67,7 +67,7 @@ def _spoken(items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
     """Iterate, and say now and then how far it is; the time left is as of the items since then."""
     since, before = time.monotonic(), 0
     for n, item in enumerate(items):
-        if (spent := time.monotonic() - since) >= SPOKEN_S:
+        if n > before and (spent := time.monotonic() - since) >= SPOKEN_S:
             left = timedelta(seconds=round(spent / (n - before) * (total - n)))
             say(f"{name}: {n:,} of {total:,}, {left} left")
             since, before = time.monotonic(), n

@@ -17,8 +17,8 @@ from mda.analysis.null import null_check
 from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import CompareSettings, compare
+from mda.report.leaderboard import leaderboard_pages
 from mda.report.results import KEPT, results_page, study_table
-from mda.report.truth import leaderboard_pages
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "sweeps" / "results"

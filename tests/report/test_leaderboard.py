@@ -14,7 +14,7 @@ from mda.analysis.truth import (
     roc_area,
     spearman,
 )
-from mda.report.truth import PLACE, leaderboard_pages
+from mda.report.leaderboard import PLACE, leaderboard_pages
 from mda.schema import ReportConfig
 
 UNIT = "induction_head"
