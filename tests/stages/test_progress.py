@@ -32,6 +32,16 @@ def test_a_pass_without_a_terminal_says_every_five_minutes_how_far_it_is(tmp_pat
     ]
 
 
+def test_a_first_item_that_takes_long_to_come_is_no_progress_yet(tmp_path, clock, capsys):
+    def slow():
+        clock[0] += 1000
+        yield from (20.0, 20.0)
+
+    for spent in Context(compose([]), Store(tmp_path)).bar(slow(), "scores", 2):
+        clock[0] += spent
+    assert capsys.readouterr().err.splitlines() == ["scores: 1 of 2, 0:17:00 left"]
+
+
 def test_a_short_pass_says_nothing_and_neither_does_one_without_progress(tmp_path, clock, capsys):
     passed(tmp_path, clock, [20.0] * 10)
     passed(tmp_path, clock, [1000.0] * 3, progress=False)
