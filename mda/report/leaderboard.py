@@ -140,10 +140,9 @@ def sentence(row: Row) -> str:
         return f"{what}: {row['one']} and {row['other']} cannot be compared."
     verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
     interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    counted = kind + "s" * (row["n"] != 1)
     return (
         f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
-        f"{row['n']} {counted}: {row['one']} **{verdict}**."
+        f"{_n_of(row, kind)}: {row['one']} **{verdict}**."
     )
 
 
@@ -158,6 +157,10 @@ def _question(row: Row) -> tuple[str, str]:
         "augment": (f"Doubling {percent}", "seed"),
         "transfer": (f"Removing {percent} from other initial weights", "seed"),
     }[kind]
+
+
+def _n_of(row: Row, counted: str) -> str:
+    return f"{row['n']} {counted}{'s' * (row['n'] != 1)}"
 
 
 def side_by_side(tables: Tables, unit: str) -> list[str]:
@@ -229,15 +232,13 @@ def in_short(rows: Sequence[Row]) -> str:
     """All that one estimator was asked against another by one outcome, in a line."""
     first, found = rows[0], []
     for row in rows:
-        what = _question(row)[0]
         if row["difference"] is None:
             continue
-        verdict = VERDICTS[row["better"]].removeprefix("is ") if row["low"] is not None else ""
-        told = (
-            f"**{verdict}**" if verdict else f"{row['n']} seed{'s' * (row['n'] != 1)}, not tested"
-        )
+        what, over = _question(row)
         name = what if what.startswith("LDS") else what.lower()
-        found.append(f"{name} {number(row['difference'])} ({told})")
+        verdict = VERDICTS[row["better"]].removeprefix("is ")
+        told = "not tested" if row["low"] is None else f"**{verdict}**"
+        found.append(f"{name} {number(row['difference'])} over {_n_of(row, over)} ({told})")
     by = f"By the {first['outcome']}, {first['one']} minus {first['other']}: "
     return by + ("; ".join(found) or "nothing can be compared") + "."
 

@@ -29,13 +29,10 @@ SHOWN = {
 }
 ONSET = "onset_step"
 CENSORED = {  # of the arm, of its reference
-    (
-        True,
-        False,
-    ): "some runs of an arm never reach the onset threshold, its delay is a lower bound",
+    (True, False): "some runs of the arm never reach the threshold, the delay is a lower bound",
     (False, True): "some runs of the reference never reach it, the delay is an upper bound",
     (True, True): "some runs of either never reach it, the delay is no bound",
-}
+}  # fmt: skip
 Row = Mapping[str, str]
 
 
