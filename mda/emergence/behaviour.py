@@ -19,7 +19,7 @@ anything (arXiv 2509.22947).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.emergence.measure import GENERATED, TOKENS, icl_scores, token_losses
+from mda.emergence.measure import GENERATED, icl_scores, in_batches, token_losses
 from mda.emergence.prompts import CopyPrompts, LabelPrompts, copy_prompts, label_prompts
 from mda.model.architecture import Architecture
 from mda.schema import BehaviourConfig
@@ -104,7 +104,7 @@ def behaviour(
     sets = head_sets(strongest, settings)
     if not settings.ablation or not sets:
         return found
-    means = mean_outputs(model, architecture, list(_parts(model, trials.text_MT1[:, :-1])))
+    means = mean_outputs(model, architecture, list(in_batches(model, trials.text_MT1[:, :-1])))
     changes = []
     for heads in sets:
         with ablated(model, architecture, heads, means):
@@ -128,7 +128,7 @@ def head_sets(strongest: Sequence[HeadId], settings: BehaviourConfig) -> list[li
 
 
 def _on_text(model: PreTrainedModel, trials: Trials) -> dict[str, float]:
-    loss_MT = torch.cat([_losses(model, part) for part in _parts(model, trials.text_MT1)])
+    loss_MT = torch.cat([_losses(model, part) for part in in_batches(model, trials.text_MT1)])
     late, early = trials.bands
     score = icl_scores(loss_MT, late, early).mean().item()
     return {"real_loss": loss_MT.mean().item(), "icl_score": score}
@@ -136,7 +136,7 @@ def _on_text(model: PreTrainedModel, trials: Trials) -> dict[str, float]:
 
 def _on_copies(model: PreTrainedModel, task: CopyPrompts) -> dict[str, float]:
     gains, hits, span = [], [], task.span
-    for tokens_MS in _parts(model, task.tokens_MS):
+    for tokens_MS in in_batches(model, task.tokens_MS):
         hidden_MTD = _hidden(model, tokens_MS)
         loss_MT = token_losses(model, hidden_MTD, tokens_MS[:, 1:]).double()
         first = loss_MT[:, -2 * span - 1 : -span - 1]
@@ -151,8 +151,8 @@ def _on_copies(model: PreTrainedModel, task: CopyPrompts) -> dict[str, float]:
 
 def _on_labels(model: PreTrainedModel, task: LabelPrompts) -> dict[str, float]:
     margins = []
-    wrong = _parts(model, task.wrong_M[:, None].expand(task.tokens_MS.shape))
-    for tokens_MS, wrong_MS in zip(_parts(model, task.tokens_MS), wrong, strict=True):
+    wrong = in_batches(model, task.wrong_M[:, None].expand(task.tokens_MS.shape))
+    for tokens_MS, wrong_MS in zip(in_batches(model, task.tokens_MS), wrong, strict=True):
         last_MD = _hidden(model, tokens_MS)[:, -1]
         logits_MV = model.get_output_embeddings()(last_MD).double()  # type: ignore
         right_M = logits_MV.gather(1, tokens_MS[:, -1:])
@@ -170,8 +170,3 @@ def _hidden(model: PreTrainedModel, tokens_MS: Tensor) -> Tensor:
 
 def _losses(model: PreTrainedModel, tokens_MS: Tensor) -> Tensor:
     return token_losses(model, _hidden(model, tokens_MS), tokens_MS[:, 1:]).double()
-
-
-def _parts(model: PreTrainedModel, tokens_MS: Tensor) -> Iterator[Tensor]:
-    """Rows on the model's device, not more than `TOKENS` tokens at a time."""
-    yield from tokens_MS.to(model.device).split(max(1, TOKENS // tokens_MS.shape[1]))

@@ -103,7 +103,7 @@ def _on_repeats(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
     per_head: dict[str, list[Tensor]] = {name: [] for name in HEAD_METRICS}
     gains = []
     with eager_attention(model):
-        for tokens_MT in _parts(model, probes.repeated_MT):
+        for tokens_MT in in_batches(model, probes.repeated_MT):
             out = model.base_model(tokens_MT, output_attentions=True, use_cache=False)
             for name, metric in HEAD_METRICS.items():
                 heads = [metric(a, probes.length) for a in out.attentions]
@@ -136,7 +136,7 @@ def copy_gain(loss_MT: Tensor, length: int) -> Tensor:
 def held_out_losses(model: PreTrainedModel, probes: Probes) -> Tensor:
     """Loss in nats of every held-out token, float64 [M, T] on the CPU."""
     parts = []
-    for tokens_MT1 in _parts(model, probes.held_out_MT1):
+    for tokens_MT1 in in_batches(model, probes.held_out_MT1):
         hidden_MTD = model.base_model(tokens_MT1[:, :-1], use_cache=False).last_hidden_state
         parts.append(token_losses(model, hidden_MTD, tokens_MT1[:, 1:]).double())
     return torch.cat(parts).cpu()
@@ -188,6 +188,6 @@ def token_losses(model: PreTrainedModel, hidden_MTD: Tensor, targets_MT: Tensor)
     return losses.view(targets_MT.shape)
 
 
-def _parts(model: PreTrainedModel, tokens_MS: Tensor) -> Iterator[Tensor]:
+def in_batches(model: PreTrainedModel, tokens_MS: Tensor) -> Iterator[Tensor]:
     """Rows on the model's device, not more than `TOKENS` tokens at a time."""
     yield from tokens_MS.to(model.device).split(max(1, TOKENS // tokens_MS.shape[1]))

@@ -15,7 +15,7 @@ from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.schema import ConfigError
 from mda.types import ParameterBlock, Unit, Window
-from mda.unit.blocks import BlockTensors, Directions
+from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
 Item = TypeVar("Item")
@@ -117,14 +117,6 @@ class Estimator(Protocol):
 
         Only asked where the settings say `tells_tokens`.
         """
-        ...
-
-
-class DirectionEstimator(Protocol):
-    """An estimator whose score is minus a product of a direction and the sample's gradient."""
-
-    def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """The model at a step, and for each unit what a sample's gradient is multiplied with."""
         ...
 
 

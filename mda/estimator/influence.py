@@ -24,34 +24,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.estimator import exact
+from mda.estimator.directions import DirectionEstimator
 from mda.estimator.ekfac import Labels, fit_subset
-from mda.estimator.estimator import (
-    DirectionEstimator,
-    TokenScorer,
-    Work,
-    kept_step,
-    step_of,
-)
+from mda.estimator.estimator import Work, kept_step, step_of
 from mda.estimator.kfac_math import sequence_gradients
-from mda.estimator.score import (
-    Rows,
-    SampleScores,
-    batches,
-    score_samples,
-    target_influence,
-    token_influence,
-)
+from mda.estimator.score import Rows, batches
 from mda.schema import ConfigError, EkfacConfig, ExactConfig, TracinConfig
 from mda.types import ParameterBlock, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
 from mda.unit.capture import capture
 
 
-class Ekfac:
+class Ekfac(DirectionEstimator):
     """Influence with EK-FAC curvature at one checkpoint."""
 
-    def __init__(self, settings: EkfacConfig) -> None:
-        self.settings = settings
+    settings: EkfacConfig
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
         kept = with_moments(kept) if self.settings.adam_damping else kept
@@ -72,21 +59,11 @@ class Ekfac:
         blocks = curvature.inverse_times(gradients, wanted.damping, metric)
         return model, Directions.of(work.units, blocks)
 
-    def score(self, work: Work) -> SampleScores:
-        return sum_over_steps(self, work, self.settings.batch_size)
 
-    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return tokens_over_steps(self, work, sample_ids, self.settings.batch_size)
-
-    def target_influence(self, work: Work) -> TokenScorer:
-        return targets_over_steps(self, work, self.settings.batch_size)
-
-
-class Tracin:
+class Tracin(DirectionEstimator):
     """Gradient dot products along the checkpoints of the run itself."""
 
-    def __init__(self, settings: TracinConfig) -> None:
-        self.settings = settings
+    settings: TracinConfig
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
         if given := self.settings.checkpoints:
@@ -109,21 +86,11 @@ class Tracin:
             sizes = adam_step_sizes(work.second_moments(step), gradients, work.adam_eps)
         return model, Directions.of(work.units, preconditioned(gradients, eta, sizes))
 
-    def score(self, work: Work) -> SampleScores:
-        return sum_over_steps(self, work, self.settings.batch_size)
 
-    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return tokens_over_steps(self, work, sample_ids, self.settings.batch_size)
-
-    def target_influence(self, work: Work) -> TokenScorer:
-        return targets_over_steps(self, work, self.settings.batch_size)
-
-
-class Exact:
+class Exact(DirectionEstimator):
     """Influence with each block's damped Gauss-Newton matrix itself, see `exact`."""
 
-    def __init__(self, settings: ExactConfig) -> None:
-        self.settings = settings
+    settings: ExactConfig
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
         kept = with_moments(kept) if self.settings.adam_damping else kept
@@ -152,15 +119,6 @@ class Exact:
                     blocks[block][rows] = found.view_as(v_RIJ[rows])
         return model, Directions.of(work.units, blocks)
 
-    def score(self, work: Work) -> SampleScores:
-        return sum_over_steps(self, work, self.settings.batch_size)
-
-    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return tokens_over_steps(self, work, sample_ids, self.settings.batch_size)
-
-    def target_influence(self, work: Work) -> TokenScorer:
-        return targets_over_steps(self, work, self.settings.batch_size)
-
 
 def sequence_gradients_of(
     model: PreTrainedModel,
@@ -178,63 +136,6 @@ def sequence_gradients_of(
         captured = capture(model, tokens_BS, block.modules, uniforms_BT=uniforms_BT)
         parts.append(sequence_gradients(captured.x(block), captured.dy(block)).cpu())
     return torch.cat(parts)
-
-
-def sum_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -> SampleScores:
-    """Scores summed over the checkpoints; the losses are those at the last one."""
-    total: SampleScores | None = None
-    for step in work.steps:
-        model, directions = estimator.directions(work, step)
-
-        def part(ids: np.ndarray, model=model, directions=directions) -> SampleScores:
-            return score_samples(model, work.corpus.rows, ids, directions, batch_size)
-
-        found = work.over_samples(f"scores at step {step}", part)
-        if total is not None:
-            found.values_NU.add_(total.values_NU)  # in place: they may be too many for memory
-        total = found
-    if total is None:
-        raise ValueError("no checkpoint to score; accepted: one or more")
-    return total
-
-
-def tokens_over_steps(
-    estimator: DirectionEstimator, work: Work, sample_ids: np.ndarray, batch_size: int
-) -> Tensor:
-    """Influence of every token of some samples, [n, T, U] float64, summed over checkpoints."""
-    parts = []
-    for step in work.steps:
-        model, directions = estimator.directions(work, step)
-        found = [
-            token_influence(model, work.corpus.rows(ids), directions).cpu().double()
-            for ids in batches(sample_ids, batch_size)
-        ]
-        parts.append(torch.cat(found))
-    return torch.stack(parts).sum(0)
-
-
-def targets_over_steps(estimator: DirectionEstimator, work: Work, batch_size: int) -> TokenScorer:
-    """Influence of every loss of some samples, [n, T] float64, summed over checkpoints.
-
-    The checkpoints' models are in memory together.
-    """
-    (name,) = work.found
-    unit = next(unit for unit in work.units if unit.name == name)
-    moves = []
-    for step in work.steps:
-        model, directions = estimator.directions(work, step)
-        moves.append((model, directions.tangents(unit, dict(model.named_parameters()))))
-
-    def influence(ids: np.ndarray) -> Tensor:
-        return sum(
-            torch.cat([
-                target_influence(model, work.corpus.rows(part), move).cpu().double()
-                for part in batches(ids, batch_size)
-            ])
-            for model, move in moves
-        )  # type: ignore[return-value]  # at least one checkpoint  # fmt: skip
-
-    return influence
 
 
 def with_moments(steps: Sequence[int]) -> list[int]:

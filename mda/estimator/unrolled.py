@@ -23,21 +23,18 @@ Shapes: P parameters, all of the model's in one vector; N rows of the schedule; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.estimator.replay import TrainingState, TrainingWindow, flat, perturbed, replay
 from mda.model.plain_attention import PlainAttention
 from mda.training.optimizer import learning_rate
-
-Measurement = Callable[[PreTrainedModel], Tensor]
-"""What is asked of the trained model: a differentiable scalar."""
+from mda.unit.kind import Measurement
 
 CLIP_EPS = 1e-6  # what `clip_grad_norm_` adds to the norm
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from mda import store
 from mda.types import EditPlan, Scores
 
 REMOVALS = ("mask", "drop", "replace")
@@ -141,17 +140,13 @@ def save_plan(plan: EditPlan, path: Path) -> None:
 
     Weights are written so that they read back bit for bit.
     """
-    text = io.StringIO()
-    text.write(f"# action={plan.action} start={plan.start} end={plan.end}\n")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(_COLUMNS)
     weights = (repr(float(w)) for w in plan.weights)
     rest = (plan.replacements, plan.positions, plan.tokens)
-    rows.writerows(zip(plan.sample_ids, plan.steps, weights, *rest, strict=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, path)
+    with store.replacing(path) as file:
+        file.write(f"# action={plan.action} start={plan.start} end={plan.end}\n")
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(_COLUMNS)
+        rows.writerows(zip(plan.sample_ids, plan.steps, weights, *rest, strict=True))
 
 
 def load_plan(path: Path) -> EditPlan:

@@ -8,19 +8,15 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from mda import store
 from mda.analysis.arms import Arm, arm_of
 from mda.analysis.bearing import ABLE
 from mda.analysis.folders import IN_NAME
-from mda.emergence.onset import column, measured, unit_onset
+from mda.emergence.onset import Curve, column, measured, unit_onset
 from mda.intervention.plan import save_plan
 from mda.intervention.window import Window
-from mda.report.curves import Curve, plot_heat_maps
+from mda.report.curves import plot_heat_maps
+from mda.report.drawing import plt, save_figure
 from mda.report.style import Style, style
 from mda.schema import Config
 from mda.schema.setting import default_of
@@ -190,7 +186,4 @@ def _plot(
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
     fig.tight_layout()
-    part = path.with_suffix(".part.png")
-    fig.savefig(part, dpi=dpi)
-    plt.close(fig)
-    part.replace(path)
+    save_figure(fig, path, dpi)

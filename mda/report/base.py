@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mda.report.curves import Curve, plot_curves, plot_heat_maps, strongest_heads
+from mda.emergence.onset import Curve
+from mda.report.curves import plot_curves, plot_heat_maps, strongest_heads
 from mda.schema import Config
 from mda.unit.metrics import HEAD_METRICS
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
-from mda.emergence.onset import Onset, column, heads_of, unit_onset
+from mda.emergence.onset import Curve, Onset, column, heads_of, unit_onset
+from mda.report.drawing import plt, save_figure
 from mda.types import HeadId
-
-Curve = Sequence[Mapping[str, float]]
 
 
 def strongest_heads(
@@ -56,7 +50,7 @@ def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, window=
         if window is not None:
             ax.axvspan(*window, color="0.93", zorder=0)
     fig.tight_layout()
-    _save(fig, path)
+    save_figure(fig, path)
 
 
 def head_matrix(row: Mapping[str, float], metric: str, heads: Sequence[HeadId]) -> np.ndarray:
@@ -83,11 +77,4 @@ def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path) -> None:
         fig.colorbar(image, ax=ax, fraction=0.05)
     fig.suptitle(f"step {int(curve[-1]['step']):,}", fontsize=10)
     fig.tight_layout()
-    _save(fig, path)
-
-
-def _save(fig: Figure, path: Path) -> None:
-    part = path.with_suffix(".part.png")
-    fig.savefig(part, dpi=150)
-    plt.close(fig)
-    part.replace(path)
+    save_figure(fig, path)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mda.analysis.arms import band_edges
 from mda.analysis.effects import Comparison
+from mda.report.drawing import plt
 from mda.report.style import style, styles
 
 

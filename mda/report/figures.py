@@ -6,10 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,11 +19,10 @@ from mda.analysis.effects import Comparison
 from mda.analysis.metrics import Measurements, control_of
 from mda.analysis.series import arm_curves, head_difference, same_window, titles
 from mda.report.dose import dose_figure
+from mda.report.drawing import plt, save_figure
 from mda.report.style import styles
 from mda.types import HeadId
 from mda.unit.metrics import HEAD_METRICS
-
-matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names of arms
 
 LEGEND_CHARACTERS = 160  # of one line below the curves
 FOREST = ("unit", "mechanism", "icl_score")
@@ -61,8 +56,7 @@ def draw_all(
     written = {}
     for name, figure in figures.items():
         if figure is not None:
-            figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
-            plt.close(figure)
+            save_figure(figure, folder / f"{name}.png", dpi)
             written[f"{name}.png"] = TITLES[name]
     return written
 

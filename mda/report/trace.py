@@ -8,10 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +17,7 @@ from mda.analysis.enrichment import Enrichment, heavy_tail, label_enrichment
 from mda.data.stream import Corpus
 from mda.report.catalysts import FILE as CATALYSTS
 from mda.report.catalysts import catalysts_of, print_catalysts
+from mda.report.drawing import plt, save_figure
 from mda.report.terminal import shown
 from mda.types import Scores
 
@@ -89,10 +86,7 @@ def plot_distribution(values: np.ndarray, unit: str, path: Path) -> None:
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
-    part = path.with_suffix(".part.png")
-    fig.savefig(part, dpi=150)
-    plt.close(fig)
-    part.replace(path)
+    save_figure(fig, path)
 
 
 def sample_records(

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
 from mda import store
 from mda.analysis.leaderboard import Row, Tables, groups_of, leaderboard, write_tables
+from mda.report.drawing import plt, save_figure
 from mda.report.leaderboard import MEANINGS, all_comparisons, cell, columns, is_complete, page
 from mda.schema import ReportConfig
 
@@ -78,8 +75,7 @@ def draw(tables: Tables, path: Path, dpi: int) -> None:
         line[0].set_ylabel(f"{unit}, measured", fontsize=7)
     axes[0][0].legend(fontsize=6)
     figure.supxlabel("minus the summed scores of the removed set", fontsize=8)
-    figure.savefig(path, dpi=dpi, metadata={"Software": None})
-    plt.close(figure)
+    save_figure(figure, path, dpi)
 
 
 def show(board: Sequence[Row]) -> None:

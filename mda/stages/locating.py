@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mda import store
 from mda.data.stream import Corpus
+from mda.emergence.callback import Follow
 from mda.emergence.onset import Curve, unit_onset, units_of
 from mda.intervention.window import auto_window
 from mda.schema import ConfigError
@@ -23,8 +24,6 @@ from mda.unit.kind import Materials, UnitKind
 from mda.unit.kind import check_label as check_label_of
 
 NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source")
-
-Follow = Callable[[PreTrainedModel], Mapping[str, float]]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mda.store.files import (
     read_json,
     read_npy,
     read_safetensors,
+    replacing,
     write_csv,
     write_json,
     write_npy,
@@ -28,6 +29,6 @@ from mda.store.locks import Busy, hold, say
 __all__ = [
     "Artifact", "Busy", "Store", "Torn", "device_kind", "fingerprint", "git_diff", "git_state",
     "gpu_of", "hash_arrays", "hash_file", "hold", "make_key", "noting_uses", "read_csv",
-    "read_json", "read_npy", "read_safetensors", "say", "take_gpu", "texts", "versions",
-    "write_csv", "write_json", "write_npy", "write_npy_parts", "write_safetensors",
+    "read_json", "read_npy", "read_safetensors", "replacing", "say", "take_gpu", "texts",
+    "versions", "write_csv", "write_json", "write_npy", "write_npy_parts", "write_safetensors",
 ]  # fmt: skip

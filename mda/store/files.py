@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` that takes its place when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def _replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 def write_json(path: Path, content: object) -> None:
     """Indented UTF-8 JSON; NaN and infinities are refused with a ValueError."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
@@ -56,7 +56,7 @@ def write_csv(
     Raises ValueError for a row with a key that is no column.
     """
     rows = list(rows)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         names = columns if columns is not None else list(rows[0]) if rows else []
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
@@ -70,7 +70,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
-    with _replacing(path, "wb") as file:
+    with replacing(path, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
@@ -81,7 +81,7 @@ def write_npy_parts(
 
     Raises ValueError where the parts are not as long as the array.
     """
-    with _replacing(path, "wb") as file:
+    with replacing(path, "wb") as file:
         array = np.lib.format.open_memmap(file.name, "w+", np.dtype(dtype), shape)
         done = 0
         for part in parts:
@@ -104,7 +104,7 @@ def write_safetensors(
     from safetensors.torch import save  # torch takes seconds to import, `mda store ls` needs none
 
     dense = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with _replacing(path, "wb") as file:
+    with replacing(path, "wb") as file:
         file.write(save(dense, dict(metadata) if metadata else None))
 
 

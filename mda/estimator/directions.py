@@ -1,0 +1,97 @@
+"""What estimators share whose score is minus a direction times a sample's gradient."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mda.estimator.estimator import TokenScorer, Work
+from mda.estimator.score import (
+    SampleScores,
+    batches,
+    score_samples,
+    target_influence,
+    token_influence,
+)
+from mda.types import Window
+from mda.unit.blocks import Directions
+
+
+class DirectionEstimator(ABC):
+    """An estimator that says where a unit's direction points at a step; all else follows from it.
+
+    Scores are summed over the steps, `score(z) = - sum_k <P_k, grad L(z; theta_k)>`.
+    """
+
+    settings: Any  # a dataclass with a `batch_size`
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        """The kept checkpoints that it reads."""
+
+    @abstractmethod
+    def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
+        """The model at a step, and for each unit what a sample's gradient is multiplied with."""
+
+    def score(self, work: Work) -> SampleScores:
+        """Scores of every sample; the losses are those at the last step."""
+        total: SampleScores | None = None
+        for step in work.steps:
+            model, directions = self.directions(work, step)
+
+            def part(ids: np.ndarray, model=model, directions=directions) -> SampleScores:
+                rows, batch_size = work.corpus.rows, self.settings.batch_size
+                return score_samples(model, rows, ids, directions, batch_size)
+
+            found = work.over_samples(f"scores at step {step}", part)
+            if total is not None:
+                found.values_NU.add_(total.values_NU)  # in place: they may be too many for memory
+            total = found
+        if total is None:
+            raise ValueError("no checkpoint to score; accepted: one or more")
+        return total
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
+        """Influence of every token of some samples, [n, T, U] float64."""
+        parts = []
+        for step in work.steps:
+            model, directions = self.directions(work, step)
+            found = [
+                token_influence(model, work.corpus.rows(ids), directions).cpu().double()
+                for ids in batches(sample_ids, self.settings.batch_size)
+            ]
+            parts.append(torch.cat(found))
+        return torch.stack(parts).sum(0)
+
+    def target_influence(self, work: Work) -> TokenScorer:
+        """What gives the influence of every loss of some samples, [n, T] float64.
+
+        The steps' models are in memory together.
+        """
+        (name,) = work.found
+        unit = next(unit for unit in work.units if unit.name == name)
+        moves = []
+        for step in work.steps:
+            model, directions = self.directions(work, step)
+            moves.append((model, directions.tangents(unit, dict(model.named_parameters()))))
+
+        def influence(ids: np.ndarray) -> Tensor:
+            found = [
+                torch.cat([
+                    target_influence(model, work.corpus.rows(part), move).cpu().double()
+                    for part in batches(ids, self.settings.batch_size)
+                ])
+                for model, move in moves
+            ]  # fmt: skip
+            return torch.stack(found).sum(0)
+
+        return influence
