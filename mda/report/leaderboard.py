@@ -25,8 +25,18 @@ from mda.schema import ReportConfig
 
 PLACE, README_PRESET = "leaderboard", "default"  # in the README
 NAMES = {RERUN: "*rerun of the same sets*"}
-VERDICTS = {"yes": "is better", "no": "is worse", "open": "is not shown to differ"}
-OUTCOMES = ("metric", "measurement")
+VERDICTS = {"yes": ": **better**", "no": ": **worse**", "open": ""}
+OUTCOMES, PAIR = ("metric", "measurement"), ("outcome", "one", "other")
+QUESTIONS = {  # heading without a share, what was counted
+    "lds_at_random": ("LDS, random sets", "sets"),
+    "lds": ("LDS, all sets", "sets"),
+    "remove": ("removal", "seeds"),
+    "augment": ("doubling", "seeds"),
+    "transfer": ("transfer", "seeds"),
+}
+COMPARED = """\
+Differences, with an interval and over how many sets or seeds. **Better** or **worse** stands where
+the interval leaves out 0; all others are not shown to differ."""
 MEANINGS = """\
 LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
 after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
@@ -64,11 +74,7 @@ def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[
         if not columns(rows):  # nothing of it has been measured yet
             continue
         lines += [f"### {unit}", "", *table(rows), ""]
-        for outcome in OUTCOMES:
-            own = [row for row in compared if (row["unit"], row["outcome"]) == (unit, outcome)]
-            if own:
-                said_of = [f"- {sentence(row)}" for row in own]
-                lines += [f"By the unit's {outcome}:", "", *said_of, ""]
+        lines += comparison_table([row for row in compared if row["unit"] == unit])
         lines += side_by_side(tables, unit)
     return lines
 
@@ -97,16 +103,24 @@ def counted(about: Mapping[str, Any]) -> str:
 
 def columns(board: Sequence[Row]) -> dict[str, str]:
     """Key -> heading of what the rows have, in order."""
-    headings = {"lds_at_random": "LDS, random sets", "lds": "LDS, all sets"}
-    for key in dict.fromkeys(key for row in board for key in row):
-        kind, _, share = key.partition("/")
-        if "/" in share or not share.replace(".", "").isdigit():
-            continue
-        words = {"lds": "LDS", "remove": "removal", "augment": "doubling", "transfer": "transfer"}
-        headings[key] = f"{words[kind]} {100 * float(share):g} %"
+    keys = dict.fromkeys(("lds_at_random", "lds"))
+    keys |= {key: None for row in board for key in row if _is_question(key)}
+    headings = {key: _heading(key) for key in keys}
     headings |= {"roc_auc": "AUC", "recall_at_k": "recall at k"}
     headings |= {"with_exact": "with exact", "cost": "cost"}
     return {k: h for k, h in headings.items() if any(row.get(k) is not None for row in board)}
+
+
+def _is_question(key: str) -> bool:
+    """Whether a key is one of `QUESTIONS`, of a share or of all: no part of an answer as its n."""
+    kind, _, share = key.partition("/")
+    return kind in QUESTIONS and (not share or share.replace(".", "").isdigit())
+
+
+def _heading(key: str) -> str:
+    kind, _, share = key.partition("/")
+    heading, _ = QUESTIONS[kind]
+    return f"{heading.split(',')[0]} {100 * float(share):g} %" if share else heading
 
 
 def table(board: Sequence[Row]) -> list[str]:
@@ -133,34 +147,31 @@ def cell(row: Row, key: str, board: Sequence[Row]) -> str:
     return text + interval + fewer
 
 
-def sentence(row: Row) -> str:
-    """A comparison, said plainly whichever way it comes out."""
-    what, kind = _question(row)
-    if row["difference"] is None:
-        return f"{what}: {row['one']} and {row['other']} cannot be compared."
-    verdict = VERDICTS[row["better"]] if row["low"] is not None else "is not tested: too few"
-    interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-    return (
-        f"{what}: {row['one']} minus {row['other']} {number(row['difference'])}{interval} over "
-        f"{_n_of(row, kind)}: {row['one']} **{verdict}**."
-    )
+def comparison_table(compared: Sequence[Row]) -> list[str]:
+    """What two estimators differ by, a row for each pair and outcome; none without a comparison."""
+    if not compared:
+        return []
+    by = {tuple(row[key] for key in (*PAIR, "what")): row for row in compared}
+    asked = {row["what"]: None for row in compared}
+    asked = [what for what in columns([dict.fromkeys(asked, True)]) if what in asked]
+    lines = [COMPARED, "", f"| by the | difference | {' | '.join(map(_heading, asked))} |"]
+    lines += ["|---" * (len(asked) + 2) + "|"]
+    for outcome, one, other in dict.fromkeys(tuple(row[key] for key in PAIR) for row in compared):
+        cells = [difference(by.get((outcome, one, other, what))) for what in asked]
+        lines.append(f"| {outcome} | {one} minus {other} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
-def _question(row: Row) -> tuple[str, str]:
-    """What was asked in words, and what was counted."""
-    kind, _, share = row["what"].partition("/")
-    percent = f"{100 * float(share or 0):g} %"
-    return {
-        "lds": ("LDS over all sets", "set"),
-        "lds_at_random": ("LDS over random sets", "set"),
-        "remove": (f"Removing {percent}", "seed"),
-        "augment": (f"Doubling {percent}", "seed"),
-        "transfer": (f"Removing {percent} from other initial weights", "seed"),
-    }[kind]
-
-
-def _n_of(row: Row, counted: str) -> str:
-    return f"{row['n']} {counted}{'s' * (row['n'] != 1)}"
+def difference(row: Row | None) -> str:
+    """A difference with its interval, over how much, and the verdict."""
+    if row is None or row["difference"] is None:
+        return DASH
+    _, counted = QUESTIONS[row["what"].partition("/")[0]]
+    value, n = number(row["difference"]), f"{row['n']} {counted[: None if row['n'] != 1 else -1]}"
+    if row["low"] is None:
+        return f"{value}, {n}: not tested"
+    interval = f"[{number(row['low'])}, {number(row['high'])}]"
+    return f"{value} {interval}, {n}{VERDICTS[row['better']]}"
 
 
 def side_by_side(tables: Tables, unit: str) -> list[str]:
@@ -224,30 +235,8 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
     narrow = [{k: v for k, v in row.items() if not k.startswith("lds/0")} for row in rows]
     lines = [f"{head}{state}", "", *table(narrow)]
     own = [row for row in compared if row["unit"] == first]
-    said = [in_short(pair) for pair in _by(own, "outcome", "one", "other")]
-    return [*lines, "", *(f"- {line}" for line in [*said, *label_sentence(tables, first)])]
-
-
-def in_short(rows: Sequence[Row]) -> str:
-    """All that one estimator was asked against another by one outcome, in a line."""
-    first, found = rows[0], []
-    for row in rows:
-        if row["difference"] is None:
-            continue
-        what, over = _question(row)
-        name = what if what.startswith("LDS") else what.lower()
-        verdict = VERDICTS[row["better"]].removeprefix("is ")
-        told = "not tested" if row["low"] is None else f"**{verdict}**"
-        found.append(f"{name} {number(row['difference'])} over {_n_of(row, over)} ({told})")
-    by = f"By the {first['outcome']}, {first['one']} minus {first['other']}: "
-    return by + ("; ".join(found) or "nothing can be compared") + "."
-
-
-def _by(rows: Sequence[Row], *keys: str) -> list[list[Row]]:
-    found: dict[tuple, list[Row]] = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return list(found.values())
+    said = label_sentence(tables, first)
+    return [*lines, "", *comparison_table(own), *said]
 
 
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
