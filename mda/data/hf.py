@@ -23,10 +23,10 @@ import pyarrow.compute as pc
 
 from mda.data import packing
 from mda.data.arrow import FILE, ArrowRows, ArrowWriter
+from mda.data.corpus_folder import tokenizer_hash, write_corpus
 from mda.data.errors import DataError
 from mda.data.packers import PACKERS, Document, Packed
 from mda.data.tokenizer import read_tokenizer
-from mda.data.tokens import tokenizer_hash, write_corpus
 from mda.schema import HfConfig
 from mda.schema.setting import nearest
 

@@ -26,6 +26,7 @@ from rich.progress import (
 )
 
 from mda import store
+from mda.data.corpus_folder import write_corpus
 from mda.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -219,18 +220,18 @@ def build(
     verify(found)
     names = sorted(shares)
     per_label = np.bincount(labels, minlength=len(names)) * tokens.shape[1]
-    counts = np.bincount(tokens.ravel(), minlength=vocab_size).astype(np.int64)
     store.write_npy(out / "tokens.npy", tokens)
-    store.write_npy(out / "labels.npy", labels)
-    store.write_npy(out / "counts.npy", counts)
-    store.write_npy(out / "held_out.npy", kept_out)
-    tokenizer.save(str(out / "tokenizer.json"))
-    content = {
-        "label_names": names,
-        "vocab_size": vocab_size,
-        "special_ids": list(range(len(SPECIAL_TOKENS))),
-        "tokens_per_label": dict(zip(names, per_label.tolist(), strict=True)),
-        "sha256": found,
-        **about,
-    }
-    store.write_json(out / "corpus.json", content)
+    write_corpus(
+        out,
+        counts=np.bincount(tokens.ravel(), minlength=vocab_size).astype(np.int64),
+        held_out=kept_out,
+        labels=labels,
+        label_names=names,
+        special_ids=range(len(SPECIAL_TOKENS)),
+        tokenizer=tokenizer,
+        about={
+            "tokens_per_label": dict(zip(names, per_label.tolist(), strict=True)),
+            "sha256": found,
+            **about,
+        },
+    )

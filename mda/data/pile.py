@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mda import store
+from mda.data.corpus_folder import read_labels, tokenizer_hash, write_corpus
 from mda.data.errors import DataError
 from mda.data.shards import Layout, LocalFiles, Range, ShardRows
-from mda.data.tokens import read_labels, tokenizer_hash, write_corpus
 from mda.schema import PileConfig
 
 

@@ -12,8 +12,8 @@ from mda import store
 from mda.data import embedded, packing
 from mda.data.documents import REAL_LABELS
 from mda.data.embedded import build_embedded, check, describe, recorded_sha256, shares
+from mda.data.errors import DataError
 from mda.data.stream import open_corpus
-from mda.data.tokens import DataError
 from mda.schema import EmbeddedConfig
 from mda.types import Document
 

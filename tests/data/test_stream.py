@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from mda import store
+from mda.data.errors import DataError
 from mda.data.stream import open_corpus, schedule, schedule_hash, stream_order
-from mda.data.tokens import DataError, build_tokens, map_rows
+from mda.data.token_files import map_rows
+from mda.data.tokens import build_tokens
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from random import Random
 import numpy as np
 import pytest
 
+from mda.data.errors import DataError
 from mda.data.stream import open_corpus
 from mda.data.synthetic import FORMAT, TEMPLATES, build_synthetic, generate
-from mda.data.tokens import DataError
 
 PLANTING = sorted(set(TEMPLATES) - {"salad"})
 SETTINGS = {

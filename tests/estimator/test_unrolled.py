@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from mda.data.stream import open_corpus, schedule, stream_order
-from mda.data.tokens import build_tokens, map_rows
+from mda.data.token_files import map_rows
+from mda.data.tokens import build_tokens
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state, perturbed, replay
 from mda.estimator.unrolled import Progress, unrolled_influence
 from mda.model.build import scratch

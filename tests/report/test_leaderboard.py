@@ -1,6 +1,5 @@
 """The benchmark's numbers, on worlds whose truth is known, and its tables as files."""
 
-
 import numpy as np
 import pytest
 from scipy import stats

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mda.data.stream import open_corpus
-from mda.data.tokens import build_tokens, map_rows
+from mda.data.token_files import map_rows
+from mda.data.tokens import build_tokens
 
 
 @pytest.fixture(scope="package")

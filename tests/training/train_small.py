@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from mda.data.stream import open_corpus, schedule, stream_order
-from mda.data.tokens import build_tokens, map_rows
+from mda.data.token_files import map_rows
+from mda.data.tokens import build_tokens
 from mda.model.build import scratch
 from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loop import train
