@@ -101,8 +101,3 @@ def apply_inverse(
     """
     inside = rotated(v_HIJ[None], q_a_GII, q_s_GJJ) / eigenvalues_HIJ
     return rotated(inside, q_a_GII.transpose(1, 2), q_s_GJJ.transpose(1, 2))[0]
-
-
-def apply(v_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor, eigenvalues_HIJ: Tensor) -> Tensor:
-    """H V = Q_A [(Q_A^T V Q_S) * eigenvalues] Q_S^T: undoes `apply_inverse`."""
-    return apply_inverse(v_HIJ, q_a_GII, q_s_GJJ, 1 / eigenvalues_HIJ)
