@@ -38,7 +38,7 @@ def help_page(
         f"  {program} --cfg job           show the configuration, run nothing",
     ]
     if dry_run:
-        lines += [f"  {program} --dry-run           what is in the store, what would be built"]
+        lines += [f"  {program} --dry-run           what would be built, and what that takes"]
     lines += [
         "",
         "Each run gets a folder, outputs/runs/<program>/<name>; its path is printed last.",

@@ -22,7 +22,7 @@ from mda.schema import Config, ConfigError, TruthConfig
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "truth", "report",
+    "truth", "plan", "report",
 )  # fmt: skip
 OWN = ("unit", "estimator")  # groups that truth.units and truth.estimators choose
 
@@ -160,6 +160,35 @@ def about(
     }
 
 
+def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    """What all of it takes, as if nothing of it were in the store."""
+    from mda.stages.preview import Estimates, print_costs
+
+    print("as if nothing of it were in the store:")
+    corpus = [(configs[0], "corpus")]
+    each = (build for one in configs for build in builds(one))
+    print_costs(Estimates([*corpus, *each]), side_by_side)
+
+
+def builds(config: Config) -> list[tuple[Config, str]]:
+    """What one seed builds beside the corpus: base runs, scores of every unit, retrainings."""
+    settings = config.truth
+    units = [compose(_words("unit", words), ("unit",)).unit for words in settings.units]
+    estimators = [
+        compose(_words("estimator", words), ("estimator",)).estimator
+        for words in settings.estimators
+    ]
+    scored = [replace(config, unit=u, estimator=e) for u in units for e in estimators]
+    first = scored[0]
+    runs = [first] * (1 + len(settings.transfer))
+    arms = [first] * retrainings(settings)
+    return [
+        *((one, "base") for one in runs),
+        *((one, "scores") for one in scored),
+        *((one, "arm") for one in arms),
+    ]
+
+
 def retrainings(settings: TruthConfig) -> int:
     """Arms and controls that the settings ask for; sets that are the same are trained once."""
     edits = len(settings.edited) * len(settings.estimators) * len(settings.edits)
@@ -179,12 +208,16 @@ def fixed_words(words: Sequence[str]) -> list[str]:
 
 def chosen(fixed: Sequence[str], group: str, words: str) -> Config:
     """The configuration with an option of a group and settings of its own, from one text."""
-    option, *settings = words.split()
-    own = [f"{group}={option}", *(f"{group}.{setting}" for setting in settings)]
     try:
-        return compose([*fixed, *own], NEEDS)
+        return compose([*fixed, *_words(group, words)], NEEDS)
     except ConfigError as error:
         raise ConfigError(f"truth.{group}s={words}: {error}") from error
+
+
+def _words(group: str, words: str) -> list[str]:
+    """The command line's words for an option of a group and settings of its own."""
+    option, *settings = words.split()
+    return [f"{group}={option}", *(f"{group}.{setting}" for setting in settings)]
 
 
 def _with_units(bench: Any) -> Any:
@@ -195,4 +228,4 @@ def _with_units(bench: Any) -> Any:
 
 def start() -> None:
     """Run as the command line says."""
-    main(truth, NEEDS)
+    main(truth, NEEDS, preview)

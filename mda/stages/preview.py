@@ -103,10 +103,12 @@ def print_preview(
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items()) or "nothing"
     console.print(f"{len(jobs)} jobs; to build: {said}. In brackets: built by a job above.")
     if builds:
-        _print_costs(console, Estimates(builds), side_by_side)
+        print_costs(Estimates(builds), side_by_side)
 
 
-def _print_costs(console: Console, estimates: Estimates, side_by_side: int) -> None:
+def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
+    """A table of what the builds of each stage take, and how long all of them take together."""
+    console = Console()
     totals = estimates.totals()
     rates = list({rate.source: rate for rate in estimates.rates.values()}.values())
     console.print(terminal_table(totals, rates[0].memory if rates else None))

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -22,7 +21,7 @@ from mda.emergence.behaviour import make_trials
 from mda.model.build import eager_attention
 from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
-from mda.stages.preview import Estimates, _print_costs
+from mda.stages.preview import Estimates, print_costs
 from mda.store import Store, hash_arrays
 from mda.training.loss import GPU_LOGITS, LOGITS
 
@@ -325,7 +324,7 @@ def test_two_cards_halve_the_time_of_updates_and_of_nothing_else(
     assert base and base.keys() == {"update", "measure"} and scores and "update" not in scores
     assert seconds["base"] == pytest.approx(of_updates * base["update"] + 3 * base["measure"])
     assert seconds["scores"] == pytest.approx(3 * scores["score"])
-    _print_costs(Console(), found, 1)
+    print_costs(found)
     said = "training.devices=2 share the updates; scores, curves and behaviour run on one\n"
     assert (said in capsys.readouterr().out) == (device == "gpu")
 

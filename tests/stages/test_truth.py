@@ -1,6 +1,8 @@
 """Wires of the benchmark: which samples, which start, which unit, which other run."""
 
 import shutil
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 from mda import pipeline, store
 from mda.intervention.subsets import AT_RANDOM
-from mda.programs.truth import retrainings
+from mda.programs.truth import builds, preview, retrainings
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
 from mda.stages.found import FindOnly, NotBuilt
@@ -243,6 +245,30 @@ def test_without_retraining_no_control_is_trained_and_the_base_run_is_the_measur
     base_s = store.read_json(bench.base.folder / "manifest.json")["cpu_s"]
     for row in make.estimator_rows(bench, settings, traces):
         assert row["window_seconds"] == pytest.approx(base_s * 20 / 60)  # of its 60 steps
+
+
+def test_a_preview_has_every_build_and_scores_each_unit_by_each_estimator(context_of, capsys):
+    config = context_of(f"unit={NEURON}", "unit.label=prose", "plan.hardware=h100").config
+    asked = {"units": [HEAD, "mlp_neuron label=generated_xml"], "edits_of": [HEAD],
+             "estimators": ["repetition", "tracin n_checkpoints=2"]}  # fmt: skip
+    config = replace(config, truth=TruthConfig(**{**vars(SETTINGS), **asked}))
+    found = builds(config)
+    stages = Counter(stage for _, stage in found)
+    assert stages == {"base": 2, "scores": 4, "arm": retrainings(config.truth)}
+    scored = {
+        (one.unit.name, getattr(one.unit, "label", None), one.estimator.name,
+         getattr(one.estimator, "n_checkpoints", None))
+        for one, stage in found if stage == "scores"
+    }  # fmt: skip
+    assert scored == {
+        (unit, label, name, n)
+        for unit, label in ((HEAD, None), (NEURON, "generated_xml"))
+        for name, n in (("repetition", None), ("tracin", 2))
+    }
+    preview([config, replace(config, seed=1)], 1)
+    said = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()[2:]}
+    times = {"corpus": 1, "base": 4, "arm": 2 * retrainings(config.truth)}
+    assert {stage: int(said[stage]) for stage in times} == times
 
 
 def test_a_store_that_only_finds_gives_the_rows_that_are_there(bench, traces, subset_rows):
