@@ -1,8 +1,9 @@
 """Regenerate sweeps/results: tables, figures and README.md, out of what lies there.
 
-A folder of sweeps/results is a study's: it has the name of a file of conf/study, and the runs as
-one table of curves and one of runs. In sweeps/results/truth each folder has the tables of one run
-of the benchmark of estimators; its page and the leaderboard of the main README are made from them.
+A folder of sweeps/results is a study's: it has the name of a file of conf/study, with `-` and the
+model where several sizes were run, and the runs as one table of curves and one of runs. In
+sweeps/results/truth each folder has the tables of one run of the benchmark of estimators; its page
+and the leaderboard of the main README are made from them.
 Nothing is trained.
 """
 
@@ -37,12 +38,12 @@ def readme_lines() -> list[str]:
 def results(config: Config, folder: Path) -> None:
     from mda.report.compare import CompareSettings, compare
     from mda.report.leaderboard import leaderboard_pages
-    from mda.report.results import KEPT, fill, results_page
+    from mda.report.results import KEPT, fill, results_page, study_of
 
     report = config.report
     studies = {}
     for place in sorted(path.parent for path in RESULTS.glob("*/runs.json")):
-        study = compose([f"study={place.name}"]).study
+        study = compose([f"study={study_of(place)}"]).study
         settings = CompareSettings(study, report.confidence, report.resamples, dpi=report.dpi)
         summary = compare([place], folder / place.name, settings)
         for name in KEPT:

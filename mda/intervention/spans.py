@@ -9,8 +9,8 @@ renamed    every repeated token becomes another one, the same wherever it stands
            repeats itself exactly as often and in the same places, with other words
 
 Both draw from one distribution, that of the tokens that are replaced in all samples together, so
-that the edited stream has each token as often as before, in expectation. (`renamed` draws without
-repetition in a sample, so that different tokens stay different.)
+that the edited stream has each token about as often as before. `renamed` draws without repetition
+in a sample, so that different tokens stay different, and frequent ones get a little rarer.
 """
 
 from __future__ import annotations

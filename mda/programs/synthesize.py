@@ -2,8 +2,8 @@
 
 kind=motif writes records of the motifs of a file with names that no sample has. The other kinds
 give as many rows and tokens: the same tokens without repetition (shuffled), rows of the corpus
-(random), repeated blocks of random tokens (repetition). Rows that are near-copies of held-out text
-are drawn again. The same settings give the same files, byte by byte.
+(random), repeated blocks of random tokens (repetition). Rows of motifs that are near-copies of
+held-out text are drawn again. The same settings give the same files, byte by byte.
 """
 
 import time

@@ -51,6 +51,11 @@ def results_page(studies: Mapping[Path, tuple[StudyConfig, str]]) -> str:
     return "\n".join(lines)
 
 
+def study_of(folder: Path) -> str:
+    """Name of the study that a kept folder is of: of `scales-nano`, one size's, it is `scales`."""
+    return folder.name.partition("-")[0]
+
+
 def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
     effects, verdicts, null = (store.read_csv(folder / f"{name}.csv")
                                for name in ("effects", "verdicts", "null"))  # fmt: skip
@@ -62,7 +67,7 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
         "verdict interim while seeds are missing."
     )
     lines = [
-        f"## {study.name}",
+        f"## {folder.name}",
         "",
         f"Written down {study.date}, hash `{study.hash}`, seeds "
         f"{', '.join(map(str, study.seeds))}. {kind}",

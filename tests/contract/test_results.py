@@ -18,7 +18,7 @@ from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import CompareSettings, compare
 from mda.report.leaderboard import leaderboard_pages
-from mda.report.results import KEPT, results_page, study_table
+from mda.report.results import KEPT, results_page, study_of, study_table
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "sweeps" / "results"
@@ -31,7 +31,7 @@ def recomputed(tmp_path_factory):
     report = compose().report
     found = {}
     for name in STUDIES:
-        study = compose([f"study={name}"]).study
+        study = compose([f"study={study_of(RESULTS / name)}"]).study
         out = tmp_path_factory.mktemp(name)
         settings = CompareSettings(study, report.confidence, report.resamples, dpi=30)
         summary = compare([RESULTS / name], out, settings)
