@@ -236,10 +236,8 @@ def _key(config: Config, kind: str, before: str | None = None) -> str:
     groups = ["base"] if kind == "weights" else ["data"]
     if kind not in ("corpus", "weights"):
         groups += ["base", "seed", "model", "training", "emergence"]
-    if kind in ("scores", "tokens", "arm") or (kind == "base" and config.intervention.steps):
-        groups += ["window"]  # a base run keeps a checkpoint where a given window starts
     if kind in ("scores", "tokens", "arm"):
-        groups += ["unit", *(["sae"] if config.unit.reads_sae else [])]
+        groups += ["window", "unit", *(["sae"] if config.unit.reads_sae else [])]
     if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.chooses):
         groups += ["estimator"]
     if kind == "arm":

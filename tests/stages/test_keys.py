@@ -479,3 +479,5 @@ def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path)
     assert first(keys("sae.k=4"), keys("sae.k=6")) == NOTHING  # no head reads one
     assert first(keys(), keys("behaviour.prompts=5")) == "behaviour"
     assert first(keys(), keys("intervention.fraction=0.3")) == "arm"
+    windows = (keys(f"intervention.window={window}") for window in ("[20,40]", "[30,50]"))
+    assert first(*windows) == "scores"
