@@ -22,7 +22,7 @@ from mda.stages.corpus import base_schedule
 from mda.stages.preview import fingerprints, preview_job
 from mda.stages.runs import model_inputs, threads_in
 
-STAGES = ("corpus", "base", "scores", "tokens", "arm", "behaviour")
+STAGES = ("corpus", "base", "ranking", "scores", "tokens", "arm", "behaviour")
 
 NOTHING = "nothing"
 
@@ -49,8 +49,6 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "model.family": ("model.family=llama", "base"),
     "model.n_layers": ("model.n_layers=3", "base"),
     "model.d_model": ("model.d_model=32", "base"),
-    "model.n_heads": ("model.n_heads=4 model.rotary_pct=1.0", "base"),
-    "model.n_key_value_heads": ("model.n_key_value_heads=1 model.family=llama", "base"),
     "model.d_ff": ("model.d_ff=64", "base"),
     "model.vocab_size": ("model.vocab_size=320", "base"),
     "model.max_seq_len": ("model.max_seq_len=64", "base"),
@@ -60,7 +58,6 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "training.batch_size": ("training.batch_size=5", "base"),
     "training.micro_batch_size": ("training.micro_batch_size=2", "base"),
     "training.total_steps": ("training.total_steps=80", "base"),
-    "training.stop_step": ("training.total_steps=80 training.stop_step=60", "base"),
     "training.schedule": ("training.schedule=neox", "base"),
     "training.peak_lr": ("training.peak_lr=1e-3", "base"),
     "training.min_lr_ratio": ("training.min_lr_ratio=0.2", "base"),
@@ -95,16 +92,13 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     ),
     # unit
     "unit.name": ("unit.name=other", NOTHING),
-    "unit.metric": ("unit.metric=previous_token", "maybe arm"),
     "unit.threshold": ("unit.threshold=0.5", NOTHING),
     "unit.locate": ("unit.locate=mechanism", "scores"),
-    "unit.k": ("unit.k=3 unit.locate=mechanism", "scores"),
     "unit.blocks": ("unit.blocks=[qk,o]", "scores"),
     "unit.biases": ("unit.biases=true", "scores"),
     "unit.probe.target": ("unit.probe.target=previous_token", "scores"),
     "unit.probe.n_sequences": ("unit.probe.n_sequences=5", "scores"),
     "unit.probe.length": ("unit.probe.length=12", "scores"),
-    "unit.probe.repeats": ("unit.probe.repeats=3 unit.probe.length=10", "scores"),
     "unit.probe.distribution": ("unit.probe.distribution=uniform", "scores"),
     "unit.probe.seed": ("unit.probe.seed=9", "scores"),
     # estimator
@@ -122,30 +116,10 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "intervention.before_onset": ("intervention.before_onset=9", NOTHING),  # a window is given
     "intervention.after_onset": ("intervention.after_onset=9", NOTHING),
     "intervention.mode": ("intervention.mode=drop", "arm"),
-    "intervention.within": (
-        "intervention.mode=mask_tokens intervention.within=0.5",
-        "tokens",
-    ),
-    "intervention.spans": (
-        "intervention.mode=spans intervention.spans=renamed intervention.fraction=0.03",
-        "arm",
-    ),
-    "intervention.ngram": (
-        "intervention.mode=spans intervention.ngram=4 intervention.fraction=0.03",
-        "arm",
-    ),
     "intervention.select": ("intervention.select=bottom", "arm"),
     "intervention.fraction": ("intervention.fraction=0.2", "arm"),
-    "intervention.count": ("intervention.count=5 intervention.fraction=null", "arm"),
     "intervention.label": ("intervention.label=generated_xml", "arm"),
-    "intervention.ids": ("SELECTED", "arm"),
-    "intervention.band": ("intervention.select=band intervention.band=[0.1,0.2]", "arm"),
-    "intervention.seed": ("intervention.seed=2 intervention.match=label", "maybe arm"),
     "intervention.match": ("intervention.match=label", "arm"),
-    "intervention.match_targeted": (
-        "intervention.match_targeted=allow intervention.match=label",
-        "arm",
-    ),
 }
 for name, value in {
     "held_out": 8, "prompts": 4, "shots": 1, "span": 5, "snippet": 7, "ablation": "false",
@@ -156,16 +130,34 @@ ELSEWHERE = (
     "plan.", "report.", "logger.", "study.", "truth.", "sae.", "motifs.", "synthesis.", "output_dir"
 )  # fmt: skip
 """Settings that no stage of this experiment reads; `sae` and `truth` have tests of their own."""
-OTHER_OPTIONS = {  # settings of other options than those of the experiment
-    "estimator.checkpoints": ("estimator=tracin estimator.checkpoints=[20]", "estimator=tracin"),
-    "estimator.n_checkpoints": ("estimator=tracin estimator.n_checkpoints=1", "estimator=tracin"),
-    "estimator.lr_weights": ("estimator=tracin estimator.lr_weights=false", "estimator=tracin"),
-    "estimator.adam_preconditioning": (
-        "estimator=tracin estimator.adam_preconditioning=true", "estimator=tracin",
+BESIDE = {  # setting -> the words that it needs beside it, its value, the first stage it touches
+    "model.n_heads": ("model.rotary_pct=1.0", "4", "base"),
+    "model.n_key_value_heads": ("model.family=llama", "1", "base"),
+    "training.stop_step": ("training.total_steps=80", "60", "base"),
+    "unit.metric": ("unit.locate={unit}", "previous_token", "behaviour"),  # orders its heads
+    "unit.k": ("unit.locate=mechanism", "3", "scores"),
+    "unit.layers": ("unit=mlp_neuron", "[1]", "ranking"),
+    "unit.label": ("unit=mlp_neuron", "generated_json", "ranking"),
+    "unit.parts": ("unit=module", "[mlp]", "ranking"),
+    "unit.probe.repeats": ("unit.probe.length=10", "3", "scores"),
+    "estimator.checkpoints": ("estimator=tracin", "[20]", "scores"),
+    "estimator.n_checkpoints": ("estimator=tracin", "1", "scores"),
+    "estimator.lr_weights": ("estimator=tracin", "false", "scores"),
+    "estimator.adam_preconditioning": ("estimator=tracin", "true", "scores"),
+    "intervention.within": (
+        "intervention.mode=mask_tokens intervention.select=random", "0.5", "arm",
     ),
-    "unit.layers": ("unit=mlp_neuron unit.layers=[1]", "unit=mlp_neuron"),
-    "unit.label": ("unit=mlp_neuron unit.label=generated_json", "unit=mlp_neuron"),
-    "unit.parts": ("unit=module unit.parts=[mlp]", "unit=module"),
+    "intervention.spans": (
+        "intervention.mode=spans intervention.fraction=0.03", "renamed", "arm",
+    ),
+    "intervention.ngram": ("intervention.mode=spans intervention.fraction=0.03", "4", "arm"),
+    "intervention.count": ("intervention.fraction=null intervention.count=6", "5", "arm"),
+    "intervention.ids": ("intervention.select=ids intervention.ids=[{ids}]", "[{id}]", "arm"),
+    "intervention.band": (
+        "intervention.select=band intervention.band=[0.1,0.2]", "[0.1,0.3]", "arm",
+    ),
+    "intervention.seed": ("intervention.select=random", "2", "arm"),
+    "intervention.match_targeted": ("intervention.match=label", "allow", "arm"),
 }  # fmt: skip
 PUBLISHED = {  # settings of a published base run, whose stages are corpus, weights, curve, base
     "base.folder": ("base.folder={others}", "weights"),
@@ -193,16 +185,11 @@ def first_difference(
 
 @pytest.mark.parametrize("setting", CHANGES)
 def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, baseline, setting):
-    before, arm = baseline
     overrides, stage = CHANGES[setting]
-    if overrides == "SELECTED":
-        ids = ",".join(map(str, arm.edited.plan.sample_ids[:3]))
-        overrides = f"intervention.select=ids intervention.ids=[{ids}]"
     after = fingerprints(context_of(*overrides.split()).config, pipeline.arm)
-    found = first_difference(before, after)
     if setting == "training.accelerator" and torch.cuda.is_available():
         stage = "base"
-    assert found in (("arm", NOTHING) if stage == "maybe arm" else (stage,))
+    assert first_difference(baseline[0], after) == stage
 
 
 def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch):
@@ -212,14 +199,20 @@ def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch)
     assert first_difference(baseline[0], after) == "base"
 
 
-@pytest.mark.parametrize("setting", OTHER_OPTIONS)
-def test_a_setting_of_another_option_changes_the_key_of_its_stage(context_of, baseline, setting):
-    changed, unchanged = OTHER_OPTIONS[setting]
-    before = fingerprints(context_of(*unchanged.split()).config, pipeline.arm)
-    after = fingerprints(context_of(*changed.split()).config, pipeline.arm)
-    last = [kind for kind in after if kind not in ("corpus", "base")]
-    assert before["base"] == after["base"]
-    assert last and all(before.get(kind) != after[kind] for kind in last)
+@pytest.mark.parametrize("setting", BESIDE)
+def test_a_setting_that_needs_another_one_changes_the_key_of_its_stage_by_itself(
+    context_of, baseline, setting
+):
+    beside, value, stage = BESIDE[setting]
+    _, arm = baseline
+    one, *others = arm.edited.plan.sample_ids[:3].tolist()
+    known = {"unit": arm.unit.name, "id": one, "ids": ",".join(map(str, others))}
+    words = beside.format(**known).split()
+    before, after = (
+        fingerprints(context_of(*words, *changed).config, pipeline.arm)
+        for changed in ((), (f"{setting}={value.format(**known)}",))
+    )
+    assert stage in before and first_difference(before, after) == stage
 
 
 @pytest.fixture(scope="module")
@@ -439,7 +432,8 @@ def test_every_setting_is_tried():
         group = key.partition(".")[0]
         options = {option for option, _ in places}
         ours = not options - {""} or kinds.get(group) in options
-        if ours and not key.startswith(ELSEWHERE) and "." in key and key not in CHANGES | PUBLISHED:
+        tried = key in CHANGES | BESIDE | PUBLISHED
+        if ours and not key.startswith(ELSEWHERE) and "." in key and not tried:
             missing.append(key)
     skipped = {"base.name", "data.name", "data.templates", "unit.probe", "emergence.onset"}
     skipped |= set(OPTIONS)
