@@ -149,11 +149,11 @@ def _window_in_run(c: Config) -> None:
 
 def _enough_to_edit(c: Config) -> None:
     count = getattr(c.intervention, "count", None)
-    if c.intervention.steps and count is not None:
+    if c.intervention.chooses and c.intervention.steps and count is not None:
         start, end = c.intervention.steps
         samples = (end - start) * c.training.batch_size
-        by_token = getattr(c.intervention, "by_token", False)
-        there, what = (samples * c.data.seq_len, "tokens") if by_token else (samples, "samples")
+        tokens = (samples * c.data.seq_len, "tokens")
+        there, what = tokens if c.intervention.by_token else (samples, "samples")
         if count > there:
             limit = f"at most the window's {there} {what}"
             raise refuse("intervention.count", count, limit)
@@ -167,7 +167,7 @@ def _tasks_fit_context(c: Config) -> None:
 
 
 def _tokens_are_scored(c: Config) -> None:
-    if getattr(c.intervention, "scores_tokens", False):
+    if c.intervention.scores_tokens:
         _able(c, "tells_tokens", "intervention.mode=mask_tokens")
 
 

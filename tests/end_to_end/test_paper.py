@@ -15,6 +15,7 @@ from servers import serving as serving_ranges
 
 from mda import pipeline
 from mda.config import compose
+from mda.schema import ConfigError
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
 
@@ -164,3 +165,15 @@ def test_every_edit_of_every_unit_can_be_chosen_with_the_paper_s_presets(size, e
     config = compose(words, needs=("base", "training", "intervention"))
     assert (config.intervention.name, config.unit.name) == (edit, unit)
     assert config.intervention.steps is not None, "the paper's window"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    ["intervention=control",
+     "intervention=augment intervention.mode=insert intervention.rows=mine.npy"],
+)  # fmt: skip
+def test_the_presets_amount_is_not_asked_of_an_edit_that_chooses_no_samples(edit):
+    short = ["experiment=paper/160m", "intervention.window=[0,50]"]
+    assert compose([*short, *edit.split()]).intervention.count == 80_000
+    with pytest.raises(ConfigError, match="count=80000 is refused; accepted: at most the window's"):
+        compose(short)
