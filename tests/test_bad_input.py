@@ -177,6 +177,18 @@ BAD_CONFIG = {
         "model.vocab_size=256",
         "data.vocab_size=512 is refused; accepted: at most model.vocab_size=256",
     ),
+    "vocabulary below a byte-level tokenizer's": (
+        "data.vocab_size=257",
+        "data.vocab_size=257 is refused; accepted: an integer from 258 to ",
+    ),
+    "as many sequences held out as there are": (
+        "data.n_sequences=512",
+        "data.held_out=512 is refused; accepted: fewer than data.n_sequences=512",
+    ),
+    "all generated documents held out": (
+        "data=synthetic data.n_sequences=500",
+        "data.held_out=512 is refused; accepted: fewer than data.n_sequences=500",
+    ),
     "sequence beyond the context": (
         "model.max_seq_len=64 emergence.length=32 unit.probe.length=32",
         "data.seq_len=128 is refused; accepted: at most model.max_seq_len=64",

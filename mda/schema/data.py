@@ -11,6 +11,7 @@ from mda.schema.setting import ConfigError, Group, refuse, setting
 RAW_TYPES = ("uint16", "uint32", "int32", "int64")
 TOKENIZER = "tokenizer.json, folder or hub id: makes ids of texts, shows text in place of ids"
 PACKINGS = ("across", "within", "rows")
+BYTE_LEVEL = 256 + 2  # tokens of a byte-level tokenizer: the bytes and two special ones
 
 
 @dataclass
@@ -45,11 +46,16 @@ class EmbeddedConfig(DataConfig):
 
     module: ClassVar[str] = "mda.data.embedded"
     name: str = setting("embedded", "kind of corpus", one_of=("embedded",))
+    vocab_size: int = setting(512, "tokens in the vocabulary", low=BYTE_LEVEL, high=2**32)
     generated_share: float = setting(
         0.32, "share of the sequences that are generated documents", low=0, below=1
     )
     n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
     seed: int = setting(0, "seed of generated documents and of their order", low=0, high=2**32 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_held_out(self)
 
 
 @dataclass
@@ -76,9 +82,14 @@ class SyntheticConfig(DataConfig):
 
     module: ClassVar[str] = "mda.data.synthetic"
     name: str = setting("synthetic", "kind of corpus", one_of=("synthetic",))
+    vocab_size: int = setting(512, "tokens in the vocabulary", low=BYTE_LEVEL, high=2**32)
     n_sequences: int = setting(64_000, "sequences in all, held-out ones included", low=16)
     templates: TemplateWeights = field(default_factory=TemplateWeights)
     seed: int = setting(0, "seed of the documents", low=0, high=2**32 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_held_out(self)
 
 
 @dataclass
@@ -196,8 +207,7 @@ class PileConfig(DataConfig):
         _check_label_names(self.label_names)
         if self.n_sequences > self.total_rows:
             raise self._refuse("n_sequences", f"at most data.total_rows={self.total_rows}")
-        if self.held_out >= self.n_sequences:
-            raise self._refuse("held_out", f"fewer than data.n_sequences={self.n_sequences}")
+        _check_held_out(self)
         try:
             first, last = (self.files.format(shard=shard, last=1) for shard in (0, 1))
         except (KeyError, ValueError, IndexError):
@@ -209,6 +219,12 @@ class PileConfig(DataConfig):
 def untyped(path: str) -> bool:
     """Whether a file of rows does not say its type, as a .npy does, or an .idx beside it."""
     return Path(path).suffix != ".npy" and not Path(path).with_suffix(".idx").is_file()
+
+
+def _check_held_out(config: EmbeddedConfig | SyntheticConfig | PileConfig) -> None:
+    if config.held_out >= config.n_sequences:
+        accepted = f"fewer than data.n_sequences={config.n_sequences}"
+        raise refuse("data.held_out", config.held_out, accepted)
 
 
 def _check_label_names(names: list[str]) -> None:
