@@ -239,7 +239,7 @@ BAD_CONFIG = {
     ),
     "head in another notation": (
         "unit.locate=3.1",
-        "unit.locate=3.1 is refused; accepted: auto, mechanism, all, or a unit's name such as L3H1",
+        "unit.locate=3.1 is refused; accepted: auto, mechanism, or a unit's name such as L3H1",
     ),
     "checkpoint after the end": (
         "estimator.checkpoint=4001",

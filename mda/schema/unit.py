@@ -80,7 +80,7 @@ class HeadConfig(UnitConfig):
     kind: ClassVar[str] = "mda.unit.attention_head:AttentionHeads"
     pattern: ClassVar[str] = r"L(\d+)H(\d+)"
     example: ClassVar[str] = "L3H1"
-    words: ClassVar[tuple[str, ...]] = ("auto", "mechanism", "all")
+    words: ClassVar[tuple[str, ...]] = ("auto", "mechanism")
 
     name: str = setting("induction_head", "preset, for tables and figures")
     metric: str = setting("prefix_matching", "metric that finds it", one_of=HEAD_METRICS)
@@ -88,7 +88,7 @@ class HeadConfig(UnitConfig):
     locate: str = setting(
         "auto",
         "auto: strongest head of the base run; mechanism: the k strongest together; or L3H1",
-        accepts="auto, mechanism, all, or a head such as L3H1",
+        accepts="auto, mechanism, or a head such as L3H1",
     )
     k: int = setting(2, "heads of the mechanism", low=1)
     blocks: list[str] = setting(
