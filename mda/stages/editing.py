@@ -78,6 +78,8 @@ def plan_edit(
         )
         later = following(context.config, corpus, window.end)
         return Edited(plan, edit(plan, base, later), corpus, None)
+    except ConfigError:  # has said its own key
+        raise
     except (ValueError, KeyError) as error:
         raise ConfigError(f"intervention={intervention.name}: {error}") from error
 

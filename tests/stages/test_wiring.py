@@ -19,7 +19,7 @@ from mda.estimator.unrolled import unrolled_influence
 from mda.model.architecture import architecture
 from mda.model.build import from_config
 from mda.schema import ConfigError, RemoveConfig
-from mda.stages.editing import select
+from mda.stages.editing import plan_edit, select
 from mda.types import Part
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import block_gradients, gather
@@ -278,6 +278,14 @@ def test_a_class_that_no_held_out_row_has_is_refused_before_there_is_a_base_run(
         ):
             stages(context)
     assert set(used) == {"corpus"}
+
+
+def test_rows_that_cannot_be_read_are_no_fault_of_the_edit(traced, context_of, pile, tmp_path):
+    own = (*pile, "estimator=random", "intervention.mode=spans")
+    trace, context = traced(*own)
+    (tmp_path / "rows-0.bin").unlink()
+    with pytest.raises(ConfigError, match=r"^data\.source=.*: there is no rows-0\.bin in it"):
+        plan_edit(context, trace.corpus, trace.unit, trace.traced.scores)
 
 
 def test_unrolled_scores_are_what_one_more_weight_does_to_the_units_metric(traced):
