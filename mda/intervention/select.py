@@ -15,26 +15,6 @@ from mda.types import Scores
 SELECTIONS = ("top", "bottom", "band", "random", "ids")
 
 
-def in_window(scores: Scores, start: int, end: int) -> Scores:
-    """The scores of the samples seen at steps [start, end).
-
-    Raises ValueError where the window holds no scored sample.
-    """
-    inside = slice(*np.searchsorted(scores.steps, (start, end)))  # steps rise
-    if not len(scores.steps[inside]):
-        first, last = (scores.steps.min(), scores.steps.max()) if len(scores.steps) else (0, 0)
-        raise ValueError(
-            f"no scored sample in the window [{start}, {end}); scores cover steps {first} to {last}"
-        )
-    return Scores(
-        sample_ids=scores.sample_ids[inside],
-        steps=scores.steps[inside],
-        values=scores.values[inside],
-        units=scores.units,
-        losses=scores.losses[inside],
-    )
-
-
 def amount(
     n: int, fraction: float | None = None, count: int | None = None, of: str = "samples"
 ) -> int:

@@ -15,7 +15,7 @@ from mda.data.token_files import read_inserted
 from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
-from mda.intervention.select import amount, choose, in_window, loss_groups, matched_random, ranked
+from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
 from mda.intervention.spans import fresh, renamed, within_budget
 from mda.intervention.tokens import matched_tokens, random_tokens, top_tokens
 from mda.schema import AugmentConfig, ConfigError, EditConfig, RemoveConfig
@@ -92,7 +92,6 @@ def _plan(
     scores: Scores,
 ) -> EditPlan:
     start, end = unit.window.start, unit.window.end
-    scores = in_window(scores, start, end)
     chosen = select(corpus, unit.name, config, scores, context.config.seed)
     if config.mode in plans.REMOVALS:
         unused = following(context.config, corpus, end)
@@ -112,14 +111,12 @@ def select(
     seed = mixed_seed(run_seed, config.seed)
     labels = corpus.labels_of(scores.sample_ids)
     lower, upper = config.band or (None, None)
-    how_many = {"fraction": config.fraction, "count": config.count}
-    if config.select in ("band", "ids") or config.count is not None:
-        how_many["fraction"] = None
     chosen = choose(
         scores,
         unit,
         config.select,
-        **how_many,
+        fraction=config.fraction,
+        count=config.count,
         lower=lower,
         upper=upper,
         label=config.label,
@@ -147,10 +144,8 @@ def _by_token(
     """An edit of single tokens; amounts are of the window's tokens."""
     start, end = unit.window.start, unit.window.end
     base = base_schedule(context.config, corpus, start, end)
-    scores = in_window(scores, start, end)
     n_tokens = len(scores.sample_ids) * corpus.seq_len
-    fraction = None if config.count is not None else config.fraction
-    n = amount(n_tokens, fraction, config.count, "tokens")
+    n = amount(n_tokens, config.fraction, config.count, "tokens")
     seed = mixed_seed(context.config.seed, config.seed)
     labels = corpus.labels_of(scores.sample_ids) if config.label else None
     order = partial(ranked, scores, unit.name, label=config.label, labels=labels, seed=seed)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mda.intervention.select import amount, choose, in_window, loss_groups, matched_random, ranked
+from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
 from mda.types import Scores
 
 LABELS = ("code", "latex", "prose")
@@ -138,11 +138,6 @@ def test_explicit_ids_come_back_as_they_are():
     assert set(choose(scores, "", "ids", ids=wanted)) == set(wanted)
 
 
-def test_the_window_keeps_its_samples_only():
-    inside = in_window(make_scores(), 20, 25)
-    assert set(inside.steps) == {20, 21, 22, 23, 24} and len(inside.sample_ids) == 20
-
-
 @pytest.mark.parametrize("by", ["label", "loss"])
 @pytest.mark.parametrize("exclude", [True, False])
 def test_a_matched_set_has_the_targeted_sets_distribution(by, exclude):
@@ -196,8 +191,6 @@ def test_more_bad_input():
         choose(scores, "L0H1", count=1, label="xml", labels=labels_for(scores))
     with pytest.raises(KeyError, match="L9H9"):
         choose(scores, "L9H9", count=1)
-    with pytest.raises(ValueError, match=r"no scored sample in the window \[0, 5\)"):
-        in_window(scores, 0, 5)
     scores.values[3, 0] = np.nan
     with pytest.raises(ValueError, match="1 of 200 scores of L0H1 are not finite"):
         choose(scores, "L0H1", count=1)
