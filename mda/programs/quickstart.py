@@ -11,6 +11,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -74,9 +75,9 @@ def quickstart(config: Config, folder: Path) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     print("3/3  comparison")
-    config.report.runs = [str(folder / "arms")]
-    config.report.traces = [str(folder / "trace")]
-    summary = compared(config, folder, next_command("quickstart", folder))
+    runs, traces = [str(folder / "arms")], [str(folder / "trace")]
+    report = replace(config.report, runs=runs, traces=traces)
+    summary = compared(replace(config, report=report), folder, next_command("quickstart", folder))
     print(f"\n{summary['results']['headline']}")
     print(f"figure: {folder / 'curves.png'}")
     print(f"page: {folder / 'report.html'}")
