@@ -26,7 +26,7 @@ from mda.schema.plugins import load_plugins
 
 
 def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -> Config:
-    """The checked configuration for these overrides, for tests and notebooks.
+    """The checked configuration for these overrides.
 
     Raises ConfigError, one sentence. Rules between groups concern `needs` only, where given.
     """

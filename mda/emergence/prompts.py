@@ -67,9 +67,10 @@ def label_prompts(
     probabilities_V: np.ndarray,
     seed: int,
 ) -> LabelPrompts | None:
-    """n prompts of two classes each, as many examples of both; None without two classes.
+    """n prompts of two classes each, as many examples of both.
 
-    A class needs two rows: the question is never cut from an example's. The tokens that stand for
+    None without two classes, and where fewer than two examples fit in the context. A class needs
+    two rows: the question is never cut from an example's. The tokens that stand for
     the classes are drawn for each prompt from `probabilities_V`.
     """
     names = np.asarray(labels)

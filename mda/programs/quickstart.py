@@ -1,10 +1,10 @@
 """The whole causal result in one command: trace a head, edit its data, see whether it moved.
 
-Trains the base run, traces its induction head with EK-FAC, retrains the critical window with the
-samples of highest influence removed or doubled and with random edits of the same size, and
-compares: a table, verdicts, and one page. Two jobs run at a time where there are two cores.
-Everything is found again in the store, so a second call takes a minute and a killed one goes on.
-One seed shows the effect; it takes sweeps/causal_grid.yaml to test it.
+Trains the base run, traces its induction head with EK-FAC, and retrains the critical window with
+samples removed or doubled: those of highest influence, those that repeat most, and random ones,
+always as many. Then it compares: a table, verdicts, and one page. Two jobs run at a time where
+there are two cores. Everything is found again in the store, so a second call takes a minute and a
+killed one goes on. One seed shows the effect; it takes sweeps/causal_grid.yaml to test it.
 """
 
 import multiprocessing

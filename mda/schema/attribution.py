@@ -72,7 +72,7 @@ class EditConfig(InterventionConfig):
     )
     seed: int = setting(
         0,
-        "seed of select=random, match and mode=replace, mixed with the run's",
+        "seed of select=random, match, mode=replace and mode=spans, mixed with the run's",
         low=0,
         high=2**32 - 1,
     )

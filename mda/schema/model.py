@@ -36,7 +36,7 @@ class ModelConfig(Group):
 
     key: ClassVar[str] = "model"
     known: ClassVar[bool] = True  # before anything is fetched
-    name: str = setting("nano", "preset, for tables and figures")
+    name: str = setting("nano", "name of the preset, that of its file")
     peak_lr: float = setting("???", "learning rate it is trained with", above=0)
 
     def weight_files(self) -> list[Path]:
@@ -95,7 +95,7 @@ class ScratchConfig(ModelConfig):
 class CheckpointConfig(ModelConfig):
     """A local folder of weights: built from its own config.json, whatever its sizes."""
 
-    name: str = setting("checkpoint", "name, for tables and figures")
+    name: str = setting("checkpoint", "kind of model")
     peak_lr: float = setting(1e-4, "learning rate of further training", above=0)
     source: str = setting(
         "???", "folder with config.json and model.safetensors", accepts="a checkpoint's folder"
@@ -133,7 +133,7 @@ class PublishedModelConfig(ModelConfig):
     """The model of a published base run: its config.json, and with it the sizes, come later."""
 
     known: ClassVar[bool] = False
-    name: str = setting("published", "name, for tables and figures", one_of=("published",))
+    name: str = setting("published", "kind of model", one_of=("published",))
     peak_lr: float = setting(
         "???", "learning rate it was trained with", above=0,
         accepts="the highest learning rate of its training, above 0; Pythia's: 14m, 31m and 70m "

@@ -15,7 +15,7 @@ class SaeConfig(Group):
     """A top-k sparse autoencoder (arXiv 2406.04093): what it reads, its size, its training."""
 
     key: ClassVar[str] = "sae"
-    name: str = setting("nano", "preset, for tables and figures")
+    name: str = setting("nano", "name of the preset, that of its file")
     hook: str = setting(
         "resid_post",
         "resid_post: the residual stream after the layer; or the output of its attention or MLP",

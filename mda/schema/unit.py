@@ -82,7 +82,7 @@ class HeadConfig(UnitConfig):
     example: ClassVar[str] = "L3H1"
     words: ClassVar[tuple[str, ...]] = ("auto", "mechanism")
 
-    name: str = setting("induction_head", "preset, for tables and figures")
+    name: str = setting("induction_head", "name of the preset, that of its file")
     metric: str = setting("prefix_matching", "metric that finds it", one_of=HEAD_METRICS)
     threshold: float = setting(0.06, "metric from which a head counts as one", above=0, below=1)
     locate: str = setting(
