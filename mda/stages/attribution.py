@@ -215,7 +215,7 @@ def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Trac
 
     code = ("mda.stages.attribution", module_of(config.estimator.estimator))
     if steps:
-        code += (module_of(config.unit.kind),)
+        code += (module_of(config.unit.kind), base.adapter)
     artifact = build_together(context.store, "scores", inputs, build, code, base.device)
     wanted = getattr(config.estimator, "checkpoint", None)
     if isinstance(wanted, str) and not window.start <= steps[0] <= window.end and rank() == 0:

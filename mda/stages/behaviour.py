@@ -11,10 +11,8 @@ from mda.emergence.behaviour import behaviour, make_trials
 from mda.emergence.measure import icl_bands
 from mda.emergence.onset import heads_of
 from mda.schema import Config
-from mda.schema.model import FAMILIES
 from mda.stages.context import Context
 from mda.stages.corpus import fetch
-from mda.stages.plugin import module_of
 from mda.stages.runs import Run
 from mda.types import HeadId
 from mda.unit.metrics import HEAD_METRICS
@@ -51,7 +49,7 @@ def behaviour_of(context: Context, corpus: Corpus, run: Run) -> Behaviour:
         found = behaviour(model, run.architecture, trials, heads, config.behaviour)
         store.write_json(part / "behaviour.json", found)
 
-    code = ("mda.stages.behaviour", module_of(FAMILIES[run.model_type]))
+    code = ("mda.stages.behaviour", run.adapter)
     artifact = context.store.get_or_build("behaviour", inputs, build, code, run.device)
     values = store.read_json(artifact.path / "behaviour.json")
     wall_s = artifact.manifest["wall_s"]

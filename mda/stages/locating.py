@@ -93,14 +93,15 @@ def _ranked(context: Context, base: Run, kind: UnitKind, inputs: Mapping[str, ob
         store.write_json(part / "ranking.json", dict(kind.ranking(base.model(step))))
 
     entering = {"base": base.read_at(step), "step": step, "unit": dict(inputs)}
-    found = build_together(context.store, "ranking", entering, build, code_of(context), base.device)
+    code = code_of(context, base)
+    found = build_together(context.store, "ranking", entering, build, code, base.device)
     values = store.read_json(found.path / "ranking.json")
     return sorted(values, key=lambda name: (-values[name], _place(name)))
 
 
-def code_of(context: Context) -> tuple[str, ...]:
+def code_of(context: Context, base: Run) -> tuple[str, ...]:
     """The modules that rank and follow units."""
-    return "mda.stages.locating", module_of(context.config.unit.kind)
+    return "mda.stages.locating", module_of(context.config.unit.kind), base.adapter
 
 
 def _place(name: str) -> tuple[int, ...]:
@@ -129,9 +130,8 @@ def _followed(context: Context, base: Run, follow: Follow, inputs: Mapping[str, 
 
     read = base.read_at(*base.checkpoints)
     entering = {"base": read, "steps": base.checkpoints, "unit": dict(inputs)}
-    found = build_together(
-        context.store, "emergence", entering, build, code_of(context), base.device
-    )
+    code = code_of(context, base)
+    found = build_together(context.store, "emergence", entering, build, code, base.device)
     return read_rows(found.path / "curve.csv")
 
 

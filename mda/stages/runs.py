@@ -102,6 +102,11 @@ class Run:
         """The family of its model, as its config.json names it."""
         return store.read_json(self.folder / CONFIG_FILE)["model_type"]
 
+    @property
+    def adapter(self) -> str:
+        """The module of its family's adapter: part of the key of all that reads its models."""
+        return module_of(FAMILIES[self.model_type])
+
     @cached_property
     def architecture(self) -> Architecture:
         """The layout of its model."""

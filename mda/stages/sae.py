@@ -26,7 +26,6 @@ from mda.stages.context import Context, without
 from mda.stages.runs import Run
 from mda.training.table import read_rows
 
-CODE = ("mda.stages.sae",)
 NOT_INPUTS = ("name", "hook", "layer", "checkpoint", "held_out")  # the inputs say what they mean
 
 
@@ -121,7 +120,8 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
         store.write_csv(part / "history.csv", [asdict(point) for point in history])
         store.write_json(part / "quality.json", asdict(reached))
 
-    artifact = context.store.get_or_build("sae", inputs, build, CODE, base.device)
+    code = ("mda.stages.sae", base.adapter)
+    artifact = context.store.get_or_build("sae", inputs, build, code, base.device)
     wall_s = artifact.manifest["wall_s"]
     found = TrainedSae(artifact.path, artifact.fingerprint, hook, step, artifact.built, wall_s)
     for row in found.history:

@@ -60,7 +60,7 @@ def score_tokens(
 
     read = base.read_at(*traced.steps)
     inputs = {"base": read, "scores": traced.fingerprint, "unit": located.name}
-    code = ("mda.stages.tokens", module_of(config.estimator.estimator))
+    code = ("mda.stages.tokens", module_of(config.estimator.estimator), base.adapter)
     artifact = build_together(context.store, "tokens", inputs, build, code, base.device)
 
     def parts() -> Iterator[np.ndarray]:

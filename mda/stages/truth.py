@@ -135,7 +135,7 @@ class Bench:
             checkpoint.save(part / "checkpoints", step, model, optimizer)
 
         artifact = self.context.store.get_or_build(
-            "state", inputs, build, ("mda.estimator.replay",), self.base.device
+            "state", inputs, build, ("mda.estimator.replay", self.base.adapter), self.base.device
         )
         folder = checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
         return Start(folder, artifact.fingerprint)
