@@ -137,9 +137,6 @@ class Loss:
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
         return None
 
-    def target_influence(self, work: Work) -> None:
-        return None
-
 
 class GradientNorm:
     """The norm of the sample's gradient in each unit's own parameters."""
@@ -159,9 +156,6 @@ class GradientNorm:
         )
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
-        return None
-
-    def target_influence(self, work: Work) -> None:
         return None
 
 

@@ -77,8 +77,7 @@ class DirectionEstimator(ABC):
 
         The steps' models are in memory together.
         """
-        (name,) = work.found
-        unit = next(unit for unit in work.units if unit.name == name)
+        unit = next(unit for unit in work.units if unit.name == work.found)
         moves = []
         for step in work.steps:
             model, directions = self.directions(work, step)

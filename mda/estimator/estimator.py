@@ -36,7 +36,7 @@ class Work(Protocol):
     @property
     def steps(self) -> Sequence[int]: ...  # what the estimator's `steps` answered
     @property
-    def found(self) -> Sequence[str]: ...  # the unit that was located, or the mechanism
+    def found(self) -> str: ...  # the unit that was located, or the mechanism
     @property
     def seed(self) -> int: ...  # the run's own
     @property
@@ -112,11 +112,12 @@ class Estimator(Protocol):
         """What each token adds to the scores of some samples, [n, T, U]; None if it can't tell."""
         ...
 
-    def target_influence(self, work: Work) -> TokenScorer | None:
-        """What gives the scores of single losses for the unit that was found; None if it can't.
 
-        Only asked where the settings say `tells_tokens`.
-        """
+class TokenEstimator(Estimator, Protocol):
+    """An estimator whose settings say `tells_tokens`: it scores the loss of single tokens, too."""
+
+    def target_influence(self, work: Work) -> TokenScorer:
+        """What gives the scores of single losses for the unit that was found."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The estimator that differentiates the training itself, for the units that were found.
+"""The estimator that differentiates the training itself, for the unit that was found.
 
 score(z) = d mu(theta_end) / d w_z: the derivative of a unit's metric at the window's end by the
 sample's loss weight, through every update in between; see `unrolled`.
@@ -31,10 +31,9 @@ class Unrolled:
         return (window.start, *(step for step in kept if window.start < step < window.end))
 
     def score(self, work: Work) -> SampleScores:
-        """Scores of the units that were found; NaN for the others of the pass, and for losses."""
+        """Scores of the unit that was found; NaN for the others of the pass, and for losses."""
         window, states = work.training()
-        found = [unit.name for unit in work.units].index
-        columns = [found(name) for name in work.found]
+        column = [unit.name for unit in work.units].index(work.found)
         kept = work.kept(PROGRESS)
         wanted, n_steps = self.settings, window.schedule.end - window.schedule.start
         segment = min(wanted.segment or n_steps, n_steps)
@@ -43,7 +42,7 @@ class Unrolled:
             segments = unrolled_influence(
                 window,
                 states,
-                [work.metric(name) for name in work.found],
+                [work.metric(work.found)],
                 segment=None if wanted.segment is None else segment,
                 last_steps=wanted.last_steps,
                 n_perturbed=wanted.n_perturbed,
@@ -59,11 +58,8 @@ class Unrolled:
         assert progress is not None
         n = len(work.sample_ids)
         values = torch.full((n, len(work.units)), torch.nan, dtype=torch.float64)
-        values[:, columns] = progress.values_NU.double().cpu()
+        values[:, column] = progress.values_NU[:, 0].double().cpu()
         return SampleScores(values, torch.full((n,), torch.nan))
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
-        return None
-
-    def target_influence(self, work: Work) -> None:
         return None

@@ -73,8 +73,8 @@ class ScoringWork:
         return self.located.units
 
     @property
-    def found(self) -> Sequence[str]:
-        return (self.located.name,)
+    def found(self) -> str:
+        return self.located.name
 
     @property
     def seed(self) -> int:

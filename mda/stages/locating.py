@@ -55,12 +55,10 @@ def locate(context: Context, corpus: Corpus, base: Run) -> Located:
     settings = context.config.unit
     sae = sae_of(context, corpus, base)
     inputs = without(asdict(settings), *NOT_THE_MEASUREMENT) | {"kind": settings.kind}
-    materials = Materials(corpus, base.architecture)
     if sae is not None:
         inputs["sae"] = sae.fingerprint()
-        materials = Materials(corpus, base.architecture, lambda: sae)
     try:
-        kind = kind_of(settings, materials)
+        kind = kind_of(settings, Materials(corpus, base.architecture, sae))
     except ValueError as error:
         raise ConfigError(f"unit={settings.name}: {error}") from error
     wanted, together = getattr(settings, "k", 1), settings.locate == "mechanism"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from mda import store
 from mda.data.stream import Corpus
+from mda.estimator.estimator import TokenEstimator
 from mda.stages.attribution import SCORE_SHARD, ScoringWork, Traced
 from mda.stages.context import Context, barrier, build_together, mine
 from mda.stages.corpus import base_schedule, fetch
@@ -50,8 +52,7 @@ def score_tokens(
     def build(part: Path) -> None:
         fetch(context, corpus, schedule.sample_ids, together=True)
         work = ScoringWork(context, corpus, base, located, schedule, traced.steps, part)
-        scorer = estimator_of(config.estimator).target_influence(work)
-        assert scorer is not None  # what can't tell is refused with the configuration
+        scorer = cast(TokenEstimator, estimator_of(config.estimator)).target_influence(work)
         todo = mine(list(enumerate(shards)))
         for i, ids in context.bar(todo, "scores of tokens", len(todo)):
             if not (path := _file(part, i)).exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -15,6 +15,9 @@ from mda.model.architecture import Architecture
 from mda.types import Unit
 from mda.unit.blocks import BlockTensors
 from mda.unit.tokens import token_distribution
+
+if TYPE_CHECKING:  # scores of other kinds do not depend on the code of autoencoders
+    from mda.sae.autoencoder import Sae
 
 Measurement = Callable[[PreTrainedModel], Tensor]
 """A differentiable scalar of the model's parameters."""
@@ -60,7 +63,7 @@ class Materials:
 
     corpus: Corpus
     architecture: Architecture
-    sae: Callable[[], Any] = lambda: None  # loaded or trained when a kind asks for it
+    sae: Sae | None = None  # of a kind whose settings say `reads_sae`
 
     def probabilities(self, distribution: str) -> Tensor:
         """What random tokens are drawn from, float64 [V]."""

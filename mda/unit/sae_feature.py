@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mda.sae.autoencoder import Sae
 from mda.sae.hooks import Hookpoint, activations
 from mda.schema import SaeFeatureConfig
 from mda.types import ParameterBlock, Part, Unit
@@ -30,7 +29,8 @@ class SaeFeatures:
 
     def __init__(self, settings: SaeFeatureConfig, materials: Materials) -> None:
         self.settings, self.architecture = settings, materials.architecture
-        self.sae: Sae = materials.sae()
+        assert materials.sae is not None
+        self.sae = materials.sae
         self.hook = _written(self.sae.hook)
         if settings.named is not None:
             layer, feature = parse(settings.locate)

@@ -14,6 +14,7 @@ from mda.data.stream import Corpus
 from mda.estimator.ekfac import Curvature, Labels, fit_curvature, fit_subset
 from mda.estimator.score import SampleScores
 from mda.model.architecture import architecture
+from mda.sae.autoencoder import Sae
 from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Materials, UnitKind
@@ -94,7 +95,7 @@ class InMemoryWork:
     adam_eps: float = ADAM_EPS
     rates: Mapping[int, float] = field(default_factory=dict)
     moments: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
-    found: Sequence[str] = ()
+    found: str = ""
 
     def model(self, step: int) -> PreTrainedModel:
         return self.models[step]
@@ -124,6 +125,6 @@ class InMemoryWork:
         return SampleScores(torch.cat(values), torch.cat(losses))
 
 
-def materials(corpus: Corpus, model: PreTrainedModel, sae=lambda: None) -> Materials:
+def materials(corpus: Corpus, model: PreTrainedModel, sae: Sae | None = None) -> Materials:
     """What kinds of units are made from."""
     return Materials(corpus, architecture(model), sae)

@@ -127,7 +127,7 @@ def test_one_small_step_moves_the_measurement_as_predicted(
 ):
     model, n = nano, N if estimator != "adam" and name in ALL_SAMPLES else 8
     make, settings, names, together = UNITS[name]
-    kind = make(settings, materials(corpus, model, random_sae))
+    kind = make(settings, materials(corpus, model, random_sae()))
     units = kind.units(names, together)
     place = len(units) - 1 if together else [u.name for u in units].index(names[0])
     gradients, ids = kind.gradients(model, units), UNSEEN[:n]

@@ -1,6 +1,7 @@
 """What the loss of a single token adds to a score: against autograd, one loss at a time."""
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from in_memory import InMemoryWork, materials
 from plain_gradients import block_gradients
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from mda.estimator.estimator import TokenEstimator
 from mda.estimator.score import target_influence
 from mda.schema import (
     OPTIONS,
@@ -59,14 +61,14 @@ def work(request, toy, llama, table):
     units = found.units(["L0H0", "L0H1"], together=name == "mechanism")
     return InMemoryWork(
         table.corpus, table.ids, found, units, {3: model, 8: model}, [3, 8],
-        rates={3: 0.3, 8: 0.1}, found=(name,),
+        rates={3: 0.3, 8: 0.1}, found=name,
     )  # fmt: skip
 
 
 def test_a_tokens_score_is_the_product_of_direction_and_its_losss_own_gradient(work):
     """Random directions; the gradient of each loss by autograd, through the whole model."""
-    model, (name,) = work.model(3), work.found
-    unit = next(unit for unit in work.units if unit.name == name)
+    model = work.model(3)
+    unit = next(unit for unit in work.units if unit.name == work.found)
     generator = torch.Generator().manual_seed(5)
     blocks = {b: torch.randn(g.shape, generator=generator).double()
               for b, g in work.gradients(model).items()}  # fmt: skip
@@ -91,9 +93,7 @@ def test_a_tokens_score_is_the_product_of_direction_and_its_losss_own_gradient(w
 
 def scorer_of(settings, work):
     """What scores the tokens of some samples, by an estimator that can."""
-    scorer = estimator_of(settings).target_influence(work)
-    assert scorer is not None
-    return scorer
+    return cast(TokenEstimator, estimator_of(settings)).target_influence(work)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def scorer_of(settings, work):
 def test_a_samples_token_scores_sum_to_its_score(work, settings):
     steps = [3, 8] if settings.name == "tracin" else [3]
     work = replace(work, steps=steps)
-    estimator, (name,) = estimator_of(settings), work.found
-    column = [unit.name for unit in work.units].index(name)
+    estimator = estimator_of(settings)
+    column = [unit.name for unit in work.units].index(work.found)
     whole = estimator.score(work).values_NU[:, column].double()
     tokens = scorer_of(settings, work)(work.sample_ids)
     assert tokens.shape == (len(work.sample_ids), work.corpus.seq_len)
@@ -117,7 +117,7 @@ def test_masking_a_loss_moves_the_measurement_as_its_token_score_says(toy, table
     found = make(settings, materials(table.corpus, toy))
     units = found.units([name])
     work = InMemoryWork(table.corpus, table.ids, found, units, {3: toy}, [3], rates={3: 1.0},
-                        found=(name,))  # fmt: skip
+                        found=name)  # fmt: skip
     scorer = scorer_of(TracinConfig(n_checkpoints=1), work)
     scores, unit = scorer(table.ids[:1])[0], next(u for u in units if u.name == name)
     row, eps = table.corpus.rows(table.ids[:1]), 1e-4

@@ -45,7 +45,7 @@ def test_what_is_differentiated_is_the_measurement(name, case, corpus, monkeypat
     monkeypatch.setattr(measurement, "CHUNK", 2)
     model = make_toy(case)
     make, settings, chosen = KINDS[name]
-    kind = make(settings, Materials(corpus, architecture(model), autoencoder))
+    kind = make(settings, Materials(corpus, architecture(model), autoencoder()))
     (unit,) = [one for one in kind.units([chosen]) if one.name == chosen]
     with PlainAttention():
         value = kind.differentiable(chosen, [chosen])(model)

@@ -187,7 +187,7 @@ def make_sae(hook, d_model, kind="relu", seed=5):
 
 def feature_kind(model, corpus, sae, **settings):
     settings = SaeFeatureConfig(name="sae_feature", **{"label": "code", "biases": True} | settings)
-    return SaeFeatures(settings, Materials(corpus, architecture(model), lambda: sae))
+    return SaeFeatures(settings, Materials(corpus, architecture(model), sae))
 
 
 HOOKS = {
