@@ -68,7 +68,7 @@ def write_motifs(path: Path, motifs: tuple[Motif, ...], about: Mapping[str, Any]
     part.replace(path)
 
 
-def read_motifs(path: Path, key: str = "synthesis.motifs") -> tuple[tuple[Motif, ...], Any]:
+def read_motifs(path: Path) -> tuple[tuple[Motif, ...], Any]:
     """The motifs of a file, and all that the file says. Raises DataError for what is no motif."""
     try:
         content = store.read_json(path)
@@ -81,7 +81,7 @@ def read_motifs(path: Path, key: str = "synthesis.motifs") -> tuple[tuple[Motif,
             raise ValueError("two motifs have the same name")
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{key}={path} is not a motif file: {reason}") from error
+        raise DataError(f"synthesis.motifs={path} is not a motif file: {reason}") from error
     return motifs, content
 
 

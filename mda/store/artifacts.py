@@ -66,14 +66,13 @@ class Artifact:
 class Store:
     """All artifacts under one root folder, usually `outputs/store`.
 
-    With `reuse`, an artifact of the same inputs that other code, other versions or another device
-    has computed is used, with a warning; else it is computed again. None asks the environment:
-    MDA_REUSE=1 means True. `warnings` collects the sentences of what this store has handed out.
+    With MDA_REUSE=1 in the environment, an artifact of the same inputs that other code, other
+    versions or another device has computed is used, with a warning; else it is computed again.
+    `warnings` collects the sentences of what this store has handed out.
     """
 
-    def __init__(self, root: Path, reuse: bool | None = None) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self.reuse = os.environ.get(REUSE) == "1" if reuse is None else reuse
         self.memory = HashMemory(self.root / "hashes.json")
         self.warnings: dict[str, str] = {}  # fingerprint -> sentence
 
@@ -246,7 +245,7 @@ class Store:
         _, folder, manifest = max(same, key=lambda one: one[:2])
         why = difference(key.computed(), manifest.get("computed", {}))
         computed = f"{key.kind} {folder.name} was computed by other code ({why})"
-        if not self.reuse:
+        if os.environ.get(REUSE) != "1":
             _say_once(f"{computed} and is computed again; {REUSE}=1 uses it")
             return None
         if (found := self._open(folder)) is None:

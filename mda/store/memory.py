@@ -23,12 +23,15 @@ class HashMemory:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
-    def hash_file(self, path: Path, again: bool = False) -> str:
-        """SHA-256 of a file's bytes, 64 hex digits; `again` reads them whatever is known."""
-        return self.hash_files([path], again)[0]
+    def hash_file(self, path: Path) -> str:
+        """SHA-256 of a file's bytes, 64 hex digits."""
+        return self.hash_files([path])[0]
 
     def hash_files(self, paths: list[Path], again: bool = False) -> list[str]:
-        """`hash_file` of each, with one reading and one writing of the memory."""
+        """`hash_file` of each, with one reading and one writing of the memory.
+
+        With `again` the bytes are read, whatever is remembered.
+        """
         known, new, hashes = self._read(), {}, []
         for path in paths:
             name, state = str(path.resolve()), _state(path)

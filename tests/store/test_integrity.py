@@ -132,15 +132,16 @@ def test_sizes_are_compared_at_every_use_in_one_process(tmp_path):
     assert store.get_or_build("base", {}, lambda p: write_json(p / "a.json", [1, 2])).built
 
 
-def safetensors(path: Path) -> None:
-    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+WHOLE = len(HEADER).to_bytes(8, "little") + HEADER + bytes(4)  # a safetensors file
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("shard.safetensors", b""),
+        ("shard.safetensors", WHOLE[:-1]),
+        ("shard.safetensors", WHOLE + b"\x00"),
         ("shard.safetensors", b"\x09\x00\x00\x00\x00\x00\x00\x00{}"),
         ("deep/state.json", b'{"step": '),
         ("deep/state.json", b""),
@@ -156,12 +157,12 @@ def test_a_torn_file_of_an_unfinished_build_is_named_and_the_build_starts_over(
 
     def stopped(part: Path) -> None:
         write_json(part / "done.json", 1)
-        safetensors(part / "whole.safetensors")
+        (part / "whole.safetensors").write_bytes(WHOLE)
         raise KeyboardInterrupt
 
     def build(part: Path) -> None:
         seen.append(sorted(path.name for path in part.iterdir()))
-        safetensors(part / "shard.safetensors")
+        (part / "shard.safetensors").write_bytes(WHOLE)
 
     with pytest.raises(KeyboardInterrupt):
         store.get_or_build("scores", {"n": 1}, stopped)
@@ -180,7 +181,7 @@ def test_whole_files_of_an_unfinished_build_are_resumed(tmp_path, capsys):
     store, seen = Store(tmp_path), []
 
     def stopped(part: Path) -> None:
-        safetensors(part / "whole.safetensors")
+        (part / "whole.safetensors").write_bytes(WHOLE)
         write_json(part / "done.json", 1)
         raise KeyboardInterrupt
 
@@ -225,7 +226,7 @@ def test_a_remembered_hash_counts_only_while_the_file_is_as_it_was(tmp_path):
     # A false memory is believed: what is remembered is not read again ...
     memory.path.write_text(memory.path.read_text().replace(first, "f" * 64))
     assert memory.hash_file(path) == "f" * 64
-    assert memory.hash_file(path, again=True) == first
+    assert memory.hash_files([path], again=True) == [first]
     # ... but not of a file that has changed, even under its old size and time.
     memory.path.write_text(memory.path.read_text().replace(first, "f" * 64))
     before = path.stat()
