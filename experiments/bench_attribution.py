@@ -36,9 +36,10 @@ from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import score_samples
-from mda.model.architecture import HEAD_BLOCKS, architecture
+from mda.model.architecture import architecture
 from mda.model.build import scratch
 from mda.schema import ScratchConfig
+from mda.schema.unit import HEAD_BLOCKS
 from mda.types import HeadId, Part, Unit
 from mda.unit.blocks import Directions
 

@@ -34,8 +34,8 @@ def _embedded(config: EmbeddedConfig) -> float:
     workers = min(os.cpu_count() or 1, 8)
     texts = [document.text for document in documents]
     texts += list(islice(synthetic.texts("repeat", 0), len(texts) // 2))
-    n = config.n_sequences or embedded.N_SEQUENCES
-    return START_S + seconds * len(files) / len(part) / workers + _packing(config, texts, n)
+    reading = seconds * len(files) / len(part) / workers
+    return START_S + reading + _packing(config, texts, config.n_sequences)
 
 
 def _synthetic(config: SyntheticConfig) -> float:

@@ -5,7 +5,8 @@ classes stand generated documents, labelled `generated_*` (`mda.data.synthetic`)
 this size alone rewards copying too rarely for a head of 16 dimensions to learn it in minutes.
 
 `embedded.json` records what the default settings give: the hash of the corpus, and version and
-text hash of every package, so that a mismatch can say where it comes from.
+text hash of every package, so that a mismatch can say where it comes from. Its `sha256` and
+`sources` are those of the corpus's own corpus.json.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ PACKAGES = ("docutils", "jinja2", "mpmath", "networkx", "pygments", "rich", "sym
 TOOLS = ("docutils", "tokenizers")
 REAL_MIX = {"code": 0.5, "prose": 0.1, "latex": 0.13, "xml": 0.13, "html": 0.14}
 GENERATED_MIX = {"repeat": 0.76, "xml": 0.06, "latex": 0.06, "json": 0.06, "log": 0.06}
-N_SEQUENCES = 64_000
 RECORD = Path(__file__).with_name("embedded.json")
 
 
@@ -61,7 +61,7 @@ def build_from_config(out: Path, config: EmbeddedConfig, downloads: Path) -> Non
         "shares": shares(config.generated_share),
         "vocab_size": config.vocab_size,
         "seq_len": config.seq_len,
-        "n_sequences": config.n_sequences or N_SEQUENCES,
+        "n_sequences": config.n_sequences,
         "held_out": config.held_out,
         "seed": config.seed,
     }
@@ -95,7 +95,6 @@ def build_embedded(
     packing.refuse(shares, vocab_size=vocab_size, n_sequences=n_sequences, held_out=held_out)
     documents = harvest(packages, workers)
     found = describe(packages, documents)
-    real = sum(share for label, share in shares.items() if label in REAL_LABELS)
     packing.build(
         out,
         _texts(documents, shares, seed),
@@ -105,7 +104,7 @@ def build_embedded(
         n_sequences=n_sequences,
         held_out=held_out,
         seed=seed,
-        about={"share_real": round(real / sum(shares.values()), 12), "sources": found},
+        about={"sources": found},
         verify=lambda actual: check(actual, expected_sha256, found),
     )
 
@@ -182,17 +181,6 @@ def recorded_sha256(settings: Mapping[str, object]) -> str | None:
     """The recorded hash if it was recorded for these settings, else None."""
     record = store.read_json(RECORD) if RECORD.exists() else {"settings": None}
     return record["sha256"] if record["settings"] == _plain(settings) else None
-
-
-def record(folder: Path, settings: Mapping[str, object]) -> None:
-    """Make the corpus in `folder` the recorded one for these settings; for maintainers."""
-    about = store.read_json(folder / "corpus.json")
-    content = {
-        "sha256": about["sha256"],
-        "settings": _plain(settings),
-        "sources": about["sources"],
-    }
-    store.write_json(RECORD, content)
 
 
 def _plain(settings: Mapping[str, object]) -> dict[str, object]:

@@ -218,20 +218,14 @@ def build(
         )
     found = content_sha256(tokens, labels, tokenizer)
     verify(found)
-    names = sorted(shares)
-    per_label = np.bincount(labels, minlength=len(names)) * tokens.shape[1]
     store.write_npy(out / "tokens.npy", tokens)
     write_corpus(
         out,
         counts=np.bincount(tokens.ravel(), minlength=vocab_size).astype(np.int64),
         held_out=kept_out,
         labels=labels,
-        label_names=names,
+        label_names=sorted(shares),
         special_ids=range(len(SPECIAL_TOKENS)),
         tokenizer=tokenizer,
-        about={
-            "tokens_per_label": dict(zip(names, per_label.tolist(), strict=True)),
-            "sha256": found,
-            **about,
-        },
+        about={"sha256": found, **about},
     )

@@ -246,5 +246,5 @@ def build_synthetic(
         n_sequences=n_sequences,
         held_out=held_out,
         seed=seed,
-        about={"share_real": 0.0, "sources": {}},
+        about={},
     )

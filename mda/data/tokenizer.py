@@ -27,20 +27,20 @@ class Named(NamedTuple):
     end_of_text: int | None
 
 
-def read_tokenizer(name: str, key: str = "data.tokenizer") -> Named:
+def read_tokenizer(name: str) -> Named:
     """The tokenizer of a file, a folder or the hub; it neither truncates nor pads.
 
     Raises DataError for one that is not there or that is malformed.
     """
     path = Path(name)
     if path.is_file():
-        found = Named(_from_file(path, key), None)
+        found = Named(_from_file(path), None)
     elif (path / FILE).is_file():
-        found = Named(_from_file(path / FILE, key), None)
+        found = Named(_from_file(path / FILE), None)
     elif path.is_dir() or (_HUB_ID.fullmatch(name) and path.suffix != ".json"):
-        found = _from_library(name, key)
+        found = _from_library(name)
     else:
-        raise DataError(f"{key}={name}: no such file; accepted: {ACCEPTED}")
+        raise DataError(f"data.tokenizer={name}: no such file; accepted: {ACCEPTED}")
     tokenizer, end = found
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -53,7 +53,7 @@ def read_tokenizer(name: str, key: str = "data.tokenizer") -> Named:
 @cache
 def opened(path: Path) -> Tokenizer:
     """The tokenizer of a corpus folder, read once by each process."""
-    return _from_file(path, "data.tokenizer")
+    return _from_file(path)
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
@@ -82,18 +82,18 @@ def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
     return pieces
 
 
-def _from_file(path: Path, key: str) -> Tokenizer:
+def _from_file(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare ones
         raise DataError(
-            f"{key}={path}: it cannot be read ({_one_line(error)}); accepted: {ACCEPTED}"
+            f"data.tokenizer={path}: it cannot be read ({_one_line(error)}); accepted: {ACCEPTED}"
         ) from error
 
 
-def _from_library(name: str, key: str) -> Named:
+def _from_library(name: str) -> Named:
     from transformers import AutoTokenizer
 
     try:
@@ -101,7 +101,7 @@ def _from_library(name: str, key: str) -> Named:
         tokenizer = found.backend_tokenizer
     except Exception as error:  # of the network, of the hub, of the files: each its own kind
         raise DataError(
-            f"{key}={name}: there is no such tokenizer, or it cannot be read "
+            f"data.tokenizer={name}: there is no such tokenizer, or it cannot be read "
             f"({_one_line(error)}); accepted: {ACCEPTED}"
         ) from error
     return Named(tokenizer, found.eos_token_id)

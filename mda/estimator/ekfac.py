@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -77,7 +76,6 @@ class Curvature:
 
     eigenvectors: Mapping[str, Tensor]  # by site, [G, I, I]
     eigenvalues: Mapping[str, Tensor]  # by block name: Lambda, [H, I, J]
-    n_sequences: int
 
     def basis(self, block: ParameterBlock) -> tuple[Tensor, Tensor]:
         """Q_A and Q_S of a block, [G, I, I] and [G', J, J]."""
@@ -110,19 +108,17 @@ class Curvature:
         """Writes one safetensors file; `load` reads the same numbers back, bit for bit."""
         tensors = {f"eigenvectors/{site}": q for site, q in self.eigenvectors.items()}
         tensors |= {f"eigenvalues/{block}": e for block, e in self.eigenvalues.items()}
-        tensors["n_sequences"] = torch.tensor(self.n_sequences)
         store.write_safetensors(path, {k: t.cpu().contiguous() for k, t in tensors.items()})
 
     @classmethod
     def load(cls, path: Path) -> Curvature:
         """Reads what `save` wrote."""
         tensors = store.read_safetensors(path)
-        n_sequences = int(tensors.pop("n_sequences"))
         parts: dict[str, dict[str, Tensor]] = {"eigenvectors": {}, "eigenvalues": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
-        return cls(parts["eigenvectors"], parts["eigenvalues"], n_sequences)
+        return cls(**parts)
 
 
 def fit_subset(sample_ids: np.ndarray, n: int | None, seed: int) -> np.ndarray:
@@ -153,7 +149,6 @@ def fit_curvature(
     return Curvature(
         {site: q.cpu() for site, q in basis.items()},
         {block: total.cpu() / n for block, total in squares.items()},
-        n,
     )
 
 

@@ -34,8 +34,6 @@ from mda.schema import ConfigError
 from mda.schema.model import FAMILIES, ScratchConfig
 from mda.types import ParameterBlock
 
-HEAD_BLOCKS = ("qk", "v", "o")
-
 
 class Architecture(Protocol):
     """One model's sizes and layout. `layers_path` and the two names locate its modules."""

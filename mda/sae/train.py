@@ -14,7 +14,7 @@ activations as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,6 @@ def train_topk_sae(
     warmup: int = 50,
     dead_tokens: int = 100_000,
     aux_weight: float = 1 / 32,
-    log: Callable[[Progress], None] = lambda point: None,
 ) -> tuple[Sae, list[Progress]]:
     """Train on `steps` batches of activations, [.., D] each; the SAE in float32, and its history.
 
@@ -86,7 +85,6 @@ def train_topk_sae(
         if step % LOG_EVERY == 0 or step == steps:
             dead = (silent_F >= dead_tokens).float().mean().item()
             history.append(Progress(step, explained.item(), dead))
-            log(history[-1])
     if step < steps:
         raise ValueError(f"{step} batches of activations for {steps} steps")
     return weights.sae(hook, k, centre_D, scale), history

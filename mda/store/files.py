@@ -108,10 +108,11 @@ def write_safetensors(
         file.write(save(dense, dict(metadata) if metadata else None))
 
 
-def read_safetensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Named tensors, on the CPU."""
     from safetensors.torch import load_file
 
-    return load_file(path, device=device)
+    return load_file(path)
 
 
 def hash_file(path: Path) -> str:

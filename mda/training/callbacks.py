@@ -16,22 +16,17 @@ from mda.training.table import CsvTable, RowLog, replay
 
 
 class Checkpoints(pl.Callback):
-    """Keeps the declared checkpoints, and one more every `rolling_s` seconds until the next.
+    """Keeps the declared checkpoints, and one more every ten seconds until the next.
 
     Where writing one takes long they are fewer, so that it takes a twentieth of the time at most.
     Exact resume makes the moment of the rolling checkpoint irrelevant to the result.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        declared: Sequence[int],
-        resumed: int | None = None,
-        rolling_s: float = 10.0,
-    ):
-        self.root, self.declared, self.rolling_s = root, set(declared), rolling_s
-        self.saved_at, self.pause_s = time.monotonic(), rolling_s
-        self.last = resumed
+    ROLLING_S = 10.0
+
+    def __init__(self, root: Path, declared: Sequence[int], resumed: int | None = None):
+        self.root, self.declared, self.last = root, set(declared), resumed
+        self.saved_at, self.pause_s = time.monotonic(), self.ROLLING_S
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: LanguageModel) -> None:
         if pl_module.step in self.declared:
@@ -49,7 +44,7 @@ class Checkpoints(pl.Callback):
         if before is not None and before not in self.declared and before != self.last:
             shutil.rmtree(checkpoint.checkpoint_folder(self.root, before))
         self.saved_at = time.monotonic()
-        self.pause_s = max(self.rolling_s, 20 * (self.saved_at - began))
+        self.pause_s = max(self.ROLLING_S, 20 * (self.saved_at - began))
 
 
 class LossLog(pl.Callback):

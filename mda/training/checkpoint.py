@@ -135,11 +135,9 @@ def steps(root: Path) -> list[int]:
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def declared_steps(
-    start: int, end: int, every: int, log_spaced: bool, also: tuple[int, ...] = ()
-) -> list[int]:
-    """Steps at which a run keeps a checkpoint: its ends, every n, 1, 2, 4, ..., and `also`."""
-    wanted = {start, end, *also}
+def declared_steps(start: int, end: int, every: int, log_spaced: bool) -> list[int]:
+    """Steps at which a run keeps a checkpoint: its ends, every n, and 1, 2, 4, ..."""
+    wanted = {start, end}
     if every:
         wanted.update(range(0, end + 1, every))
     if log_spaced:

@@ -75,7 +75,7 @@ def test_sampled_labels_give_the_gauss_newton_matrix(toy, llama, table, family, 
     basis = eigenbasis(sum_moments(model, rows, *common, copies[:20]))
     squares = sum_squares(model, rows, *common, copies, basis)
     values = squares[block.name][owner] / draws
-    q = torch.kron(*basis_of(Curvature(basis, {}, draws), block, owner))
+    q = torch.kron(*basis_of(Curvature(basis, {}), block, owner))
     expected = (q.T @ exact @ q).diagonal().view_as(values) / inputs.shape[1]
     # squares of zero-mean sums of labels: relative error of their mean about sqrt(2 / draws)
     assert values.sum().item() == pytest.approx(expected.sum().item(), rel=4 * (2 / draws) ** 0.5)
