@@ -32,6 +32,7 @@ class DirectionEstimator(ABC):
     settings: Any  # a dataclass with a `batch_size`
 
     def __init__(self, settings: Any) -> None:
+        """Takes the settings of `estimator=`."""
         self.settings = settings
 
     @abstractmethod
