@@ -51,6 +51,7 @@ def trace(config: Config, folder: Path) -> None:
             partial(token_influence, context, found.corpus, base, unit, traced),
             folder,
             config.report.samples,
+            config.report.dpi,
         )
         log.figures([folder / "distribution.png"])
         log.table("top_samples", sample_rows(folder))

@@ -72,7 +72,7 @@ def report_arm(
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
     shutil.copyfile(source / "train.csv", folder / "train.csv")
     save_plan(plan, folder / "plan.csv")
-    plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png")
+    plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png", config.report.dpi)
     metric = config.unit.metric
     name = f"emergence/{metric}/{head}"
     arm = config.intervention.name

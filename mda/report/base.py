@@ -31,10 +31,10 @@ def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dic
         shutil.copyfile(source / name, folder / name)
     if (source / REVISIONS).exists():
         shutil.copyfile(source / REVISIONS, folder / REVISIONS)
-    thresholds = asdict(config.emergence.onset)
+    thresholds, dpi = asdict(config.emergence.onset), config.report.dpi
     for metric, name in (("prefix_matching", "curves"), ("previous_token", "previous_token")):
-        plot_curves(curve, metric, thresholds[metric], folder / f"{name}.png")
-    plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png")
+        plot_curves(curve, metric, thresholds[metric], folder / f"{name}.png", dpi)
+    plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png", dpi)
     heads = {
         metric: strongest_heads(curve, metric, thresholds[metric], config.report.top_heads)
         for metric in HEAD_METRICS

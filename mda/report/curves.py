@@ -21,7 +21,7 @@ def strongest_heads(
     return [(head, value, unit_onset(curve, metric, head, threshold)) for value, head in ranked]
 
 
-def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, window=None) -> None:
+def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, dpi: int) -> None:
     """Emergence of every head above, copying and in-context learning below."""
     steps = column(curve, "step")
     best, *rest = strongest_heads(curve, metric, threshold, 4)
@@ -47,10 +47,8 @@ def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, window=
     low.legend(frameon=False, fontsize=8)
     for ax in (top, low):
         ax.spines[["top", "right"]].set_visible(False)
-        if window is not None:
-            ax.axvspan(*window, color="0.93", zorder=0)
     fig.tight_layout()
-    save_figure(fig, path)
+    save_figure(fig, path, dpi)
 
 
 def head_matrix(row: Mapping[str, float], metric: str, heads: Sequence[HeadId]) -> np.ndarray:
@@ -61,7 +59,7 @@ def head_matrix(row: Mapping[str, float], metric: str, heads: Sequence[HeadId]) 
     return values
 
 
-def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path) -> None:
+def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path, dpi: int) -> None:
     """Layer x head heat map of each metric at the end of the curve."""
     fig, axes = plt.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.2), squeeze=False)
     for ax, metric in zip(axes[0], metrics, strict=True):
@@ -77,4 +75,4 @@ def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path) -> None:
         fig.colorbar(image, ax=ax, fraction=0.05)
     fig.suptitle(f"step {int(curve[-1]['step']):,}", fontsize=10)
     fig.tight_layout()
-    save_figure(fig, path)
+    save_figure(fig, path, dpi)

@@ -17,7 +17,7 @@ __all__ = ["plt", "save_figure"]
 matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names of arms
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     """Write a PNG, the same bytes for the same figure, and let go of the figure."""
     with store.replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})

@@ -43,7 +43,7 @@ TITLES = {
 
 
 def draw_all(
-    measured: Measurements, rows: Sequence[Comparison], folder: Path, dpi: int = 150
+    measured: Measurements, rows: Sequence[Comparison], folder: Path, dpi: int
 ) -> dict[str, str]:
     """Write every figure there are data for; returns file name -> what it shows."""
     figures = {

@@ -68,7 +68,7 @@ def write_enrichment(path: Path, found: dict[str, list[Enrichment]]) -> None:
     store.write_csv(path, [{"decile": d, **asdict(e)} for d, rows in found.items() for e in rows])
 
 
-def plot_distribution(values: np.ndarray, unit: str, path: Path) -> None:
+def plot_distribution(values: np.ndarray, unit: str, path: Path, dpi: int) -> None:
     """Histogram of the scores, and cumulative influence of the top x %, where there is any."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
     left.hist(values, bins=120, color="tab:blue")
@@ -86,7 +86,7 @@ def plot_distribution(values: np.ndarray, unit: str, path: Path) -> None:
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     fig.tight_layout()
-    save_figure(fig, path)
+    save_figure(fig, path, dpi)
 
 
 def sample_records(
@@ -191,6 +191,7 @@ def report_trace(
     influence: Callable[[np.ndarray], np.ndarray],
     folder: Path,
     n: int,
+    dpi: int,
 ) -> dict[str, Any]:
     """Write `FILES` into `folder`, print the tables, return the results for the summary.
 
@@ -201,7 +202,7 @@ def report_trace(
     write_scores(folder / "scores.csv", scores, unit, labels)
     found = decile_enrichment(values, labels)
     write_enrichment(folder / "enrichment.csv", found)
-    plot_distribution(values, unit, folder / "distribution.png")
+    plot_distribution(values, unit, folder / "distribution.png", dpi)
     records = {
         title: sample_records(corpus, scores, unit, at, influence(scores.sample_ids[at]))
         for title, at in ((f"The {n} highest", top), (f"The {n} lowest", bottom))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from mda.data.stream import Corpus
 from mda.report.trace import FILES, report_trace
@@ -18,11 +19,13 @@ def corpus() -> Corpus:
     return Corpus(tokens, np.arange(N) % 2, ("prose", "code"), 50, (), counts, None, held_out, "x")
 
 
-def reported(corpus: Corpus, values: np.ndarray, folder) -> dict:
+def reported(corpus: Corpus, values: np.ndarray, folder, dpi: int = 30) -> dict:
     folder.mkdir()
     losses = np.ones(N, np.float32)
     scores = Scores(np.arange(N), np.arange(N) // 4, values[:, None], ("L1N3",), losses)
-    return report_trace(corpus, scores, "L1N3", lambda ids: np.zeros((len(ids), T)), folder, n=3)
+    return report_trace(
+        corpus, scores, "L1N3", lambda ids: np.zeros((len(ids), T)), folder, n=3, dpi=dpi
+    )
 
 
 @pytest.mark.parametrize("values", [np.zeros(N), -np.arange(1.0, N + 1)], ids=["dead", "negative"])
@@ -39,3 +42,11 @@ def test_a_trace_says_what_its_highest_tenth_carries(corpus, tmp_path, capsys):
     results = reported(corpus, values, tmp_path / "trace")
     assert results["cumulative_influence"]["0.1"] == pytest.approx(0.75)
     assert "the top 10 % carry 75% of all positive influence" in capsys.readouterr().out
+
+
+def test_the_figure_of_a_trace_has_the_resolution_that_is_asked_for(corpus, tmp_path):
+    sizes = []
+    for dpi in (30, 60):
+        reported(corpus, np.arange(float(N)), tmp_path / str(dpi), dpi)
+        sizes.append(imread(tmp_path / str(dpi) / "distribution.png").shape[:2])
+    assert sizes[1] == tuple(2 * size for size in sizes[0])

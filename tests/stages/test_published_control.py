@@ -1,6 +1,7 @@
 """The control of a published run: measured where that was, and told how far apart the two are."""
 
 import pytest
+from matplotlib.image import imread
 
 from mda import pipeline, store
 from mda.model.build import saved_config, scratch
@@ -19,7 +20,8 @@ def control(context_of, tmp_path_factory):
         weights = dict(model.named_parameters())
         store.write_safetensors(root / f"step{step}/model.safetensors", weights, {"format": "pt"})
     words = "base=published", f"base.folder={root}", f"base.steps={list(STEPS)}".replace(" ", "")
-    context = context_of(*words, "intervention=control", "unit.locate=L1H0", "emergence.every=50")
+    words = *words, "intervention=control", "unit.locate=L1H0", "emergence.every=50"
+    context = context_of(*words, "report.dpi=30")
     return context, pipeline.arm(context)
 
 
@@ -52,6 +54,8 @@ def test_a_control_says_how_far_it_is_from_the_published_run(control, tmp_path, 
     loss = f"val/loss {ours[60][1] - theirs[60][1]:+.4f} at step 60"
     (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("control minus")]
     assert line.endswith(loss) and "at step 44; emergence/prefix_matching/L1H0 " in line
+    sizes = [imread(tmp_path / name).shape[:2] for name in ("curves.png", "heads.png")]
+    assert sizes == [(102, 270), (96, 324)]  # of 9 x 3.4 and 10.8 x 3.2 inches, at 30 dpi
 
 
 def test_where_no_published_step_is_in_the_window_it_says_so():
