@@ -24,12 +24,12 @@ OTHER_HEADS = {  # studies whose claims on the baseline stand below it
 }
 
 
-def readme_lines() -> list[str]:
+def readme_lines(confidence: float) -> list[str]:
     """What the main README says of results, from the tables that are kept."""
     from mda.report.results import baseline_claims, study_table
 
     studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
-    lines = study_table(RESULTS / IN_README, studies[IN_README])
+    lines = study_table(RESULTS / IN_README, studies[IN_README], confidence)
     for name, about in OTHER_HEADS.items():
         lines += baseline_claims(RESULTS / name, studies[name], about)
     return lines
@@ -50,9 +50,10 @@ def results(config: Config, folder: Path) -> None:
             if (folder / place.name / name).exists():
                 shutil.copyfile(folder / place.name / name, place / name)
         studies[place] = (study, summary["results"]["headline"])
-    (RESULTS / "README.md").write_text(results_page(studies), "utf-8")
+    (RESULTS / "README.md").write_text(results_page(studies, report.confidence), "utf-8")
     readme = HOME / "README.md"
-    readme.write_text(fill(readme.read_text("utf-8"), "study", readme_lines()), "utf-8")
+    lines = readme_lines(report.confidence)
+    readme.write_text(fill(readme.read_text("utf-8"), "study", lines), "utf-8")
     for path, text in leaderboard_pages(RESULTS / "truth", readme, report).items():
         path.write_text(text, "utf-8")
     print(RESULTS / "README.md")

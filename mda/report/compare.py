@@ -20,7 +20,7 @@ from mda.analysis.table import write_table
 from mda.report import tables
 from mda.report.catalysts import catalyst_rows
 from mda.report.figures import draw_all
-from mda.report.page import write_page
+from mda.report.page import percent, write_page
 from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
 from mda.report.summary import write_summary
@@ -90,7 +90,7 @@ def compare(
         "one_seed": len({run.seed for run in measured.runs}) == 1,
         "references": tables.reference_rows(rows),
         "notes": notes,
-        "percent": f"{100 * settings.confidence:g} %",
+        "percent": percent(settings.confidence),
         "verdicts": tables.verdict_rows(verdicts),
         "families": {v.claim.family: v.family for v in verdicts},
         "effects": tables.effect_rows(rows),

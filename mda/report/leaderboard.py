@@ -19,7 +19,7 @@ from mda.analysis.leaderboard import (
     leaderboard,
     read_tables,
 )
-from mda.report.page import DASH, number
+from mda.report.page import DASH, number, percent
 from mda.report.results import fill
 from mda.schema import ReportConfig
 
@@ -39,7 +39,8 @@ Differences, with an interval and over how many sets or seeds. **Better** or **w
 the interval leaves out 0; all others are not shown to differ."""
 MEANINGS = """\
 LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
-after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a 95 %
+after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a \
+{percent}
 percentile bootstrap over the sets. Random sets differ little from each other. Half of the sets are
 therefore drawn within a third of the window by the scores of unrolled, EK-FAC or repetition: that
 spreads these estimators' predictions, so that over all sets the rows also say which estimators are
@@ -56,6 +57,11 @@ scores with those of the Gauss-Newton matrix itself. Cost: in trainings of the w
 time where training is on a CPU (other work on the machine raises it too, though less than time by
 the clock), a fitted curvature included whoever fitted it; a dash where scores were computed in
 pieces."""
+
+
+def meanings(config: ReportConfig) -> str:
+    """What the columns of a page are."""
+    return MEANINGS.format(percent=percent(config.confidence))
 
 
 def all_comparisons(tables: Tables, config: ReportConfig) -> list[Row]:
@@ -120,7 +126,7 @@ def _is_question(key: str) -> bool:
 def _heading(key: str) -> str:
     kind, _, share = key.partition("/")
     heading, _ = QUESTIONS[kind]
-    return f"{heading.split(',')[0]} {100 * float(share):g} %" if share else heading
+    return f"{heading.split(',')[0]} {percent(float(share))}" if share else heading
 
 
 def table(board: Sequence[Row]) -> list[str]:
@@ -249,7 +255,7 @@ def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict
     for place in sorted(path.parent for path in results.glob(f"*/{ABOUT}")):
         presets.setdefault(store.read_json(place / ABOUT)["settings"]["name"], []).append(place)
     made = "Made by `python experiments/results.py` from the tables that lie here; do not edit."
-    lines = ["# Leaderboard", "", made, "", MEANINGS, ""]
+    lines = ["# Leaderboard", "", made, "", meanings(config), ""]
     first: list[str] = []
     for preset, places in presets.items():
         tables = read_tables(places)

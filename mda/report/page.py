@@ -64,6 +64,11 @@ def number(value: float | None) -> str:
     return text.replace("-", MINUS)
 
 
+def percent(share: float) -> str:
+    """A share as a percentage, such as 95 %."""
+    return f"{100 * share:g} %"
+
+
 def p_value(value: float | None) -> str:
     """Two digits, a dash where there was no test."""
     return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"

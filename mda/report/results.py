@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mda import store
 from mda.analysis.arms import arm_as
-from mda.report.page import DASH, number, p_value
+from mda.report.page import DASH, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
 
 KEPT = (
@@ -36,8 +36,11 @@ CENSORED = {  # of the arm, of its reference
 Row = Mapping[str, str]
 
 
-def results_page(studies: Mapping[Path, tuple[StudyConfig, str]]) -> str:
-    """The page of all studies: folder -> its study and the sentence of its comparison."""
+def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: float) -> str:
+    """The page of all studies: folder -> its study and the sentence of its comparison.
+
+    `confidence` is the level of the intervals in their tables.
+    """
     lines = [
         "# Results",
         "",
@@ -47,7 +50,7 @@ def results_page(studies: Mapping[Path, tuple[StudyConfig, str]]) -> str:
         "",
     ]
     for folder, (study, sentence) in studies.items():
-        lines += _study(folder, study, sentence)
+        lines += _study(folder, study, sentence, confidence)
     return "\n".join(lines)
 
 
@@ -56,9 +59,10 @@ def study_of(folder: Path) -> str:
     return folder.name.partition("-")[0]
 
 
-def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
+def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -> list[str]:
     effects, verdicts, null = (store.read_csv(folder / f"{name}.csv")
                                for name in ("effects", "verdicts", "null"))  # fmt: skip
+    level = percent(confidence)
     whole = [row for row in effects if " band " not in row["arm"]]
     kind = (
         "The claims were formed on these seeds: all verdicts are exploratory."
@@ -80,7 +84,8 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
         "",
         *(f"- **{name}**{_run(whole, name)}: {what}." for name, what in REFERENCES.items()),
         "",
-        "Mean differences at the window's end with 95 % bootstrap interval (too narrow with few",
+        f"Mean differences at the window's end with {level} bootstrap interval (too narrow "
+        "with few",
         "seeds); p is two-sided, from permuting labels within each seed, corrected by Holm over",
         "the study's arms of the same reference and metric. With † the runs are as far apart as a",
         "test of so many can tell, so that p is the least that they could have.",
@@ -108,9 +113,9 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
     return [*lines, *_null(null), *_dose(folder, effects)]
 
 
-def study_table(folder: Path, study: StudyConfig) -> list[str]:
+def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str]:
     """A study in short, for the README: each choice of samples, and the claims on the baseline."""
-    effects = store.read_csv(folder / "effects.csv")
+    effects, level = store.read_csv(folder / "effects.csv"), percent(confidence)
     edits = {"remove": "removed", "augment": "trained on twice"}
     against_control = {row["arm"]: row for row in effects
                        if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
@@ -124,7 +129,8 @@ def study_table(folder: Path, study: StudyConfig) -> list[str]:
             cells.setdefault(choice, {})[arm.intervention] = said + fewer
     lines = [
         f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
-        "of the unit at the window's end, with a 95 % bootstrap interval (narrow for few seeds).",
+        f"of the unit at the window's end, with a {level} bootstrap interval (narrow for few "
+        "seeds).",
         "",
         f"| samples | {' | '.join(edits.values())} |",
         "|---" * (1 + len(edits)) + "|",

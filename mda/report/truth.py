@@ -12,7 +12,8 @@ from rich.table import Table
 from mda import store
 from mda.analysis.leaderboard import Row, Tables, groups_of, leaderboard, write_tables
 from mda.report.drawing import plt, save_figure
-from mda.report.leaderboard import MEANINGS, all_comparisons, cell, columns, is_complete, page
+from mda.report.leaderboard import all_comparisons, cell, columns, is_complete, meanings, page
+from mda.report.page import percent
 from mda.schema import ReportConfig
 
 FILES = {
@@ -38,7 +39,7 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
     for name, rows in (("leaderboard", board), ("comparisons", compared)):
         if rows:
             store.write_csv(folder / f"{name}.csv", rows)
-    lines = ["# Leaderboard", "", MEANINGS, "", *page(tables, board, compared)]
+    lines = ["# Leaderboard", "", meanings(config), "", *page(tables, board, compared)]
     text = "\n".join(lines)
     (folder / "leaderboard.md").write_text(text, "utf-8")
     draw(tables, folder / "lds.png", config.dpi)
@@ -68,7 +69,7 @@ def draw(tables: Tables, path: Path, dpi: int) -> None:
                         group.measured,
                         "o",
                         ms=3,
-                        label=f"{100 * share:g} % removed",
+                        label=f"{percent(share)} removed",
                     )
             ax.set_title(name, fontsize=8)
             ax.tick_params(labelsize=6)

@@ -52,8 +52,16 @@ def test_the_tables_are_recomputed_from_the_curves(recomputed, name):
 
 
 def test_the_page_of_results_is_made_from_the_tables(recomputed):
+    confidence = compose().report.confidence
     studies = {RESULTS / name: (study, said) for name, (_, study, said) in recomputed.items()}
-    assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies)
+    assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies, confidence)
+
+
+def test_pages_say_the_level_of_their_intervals():
+    place = RESULTS / "fresh_seeds"
+    study = compose(["study=fresh_seeds"]).study
+    for text in (results_page({place: (study, "")}, 0.9), study_table(place, study, 0.9)[0]):
+        assert "90 % bootstrap interval" in text and "95 %" not in text
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -100,7 +108,8 @@ def readme_study() -> str:
 
 
 def test_the_readme_has_the_table_of_its_study():
-    lines = runpy.run_path(str(ROOT / "experiments" / "results.py"))["readme_lines"]()
+    readme_lines = runpy.run_path(str(ROOT / "experiments" / "results.py"))["readme_lines"]
+    lines = readme_lines(compose().report.confidence)
     assert readme_study() == "\n".join(lines)
     heads = [line for line in lines if "head" in line.partition(":")[0]]
     assert len(heads) == 4 and all("repetition" in line for line in heads)
@@ -114,7 +123,7 @@ def test_an_edit_that_lacks_seeds_says_how_many_it_has(tmp_path):
         if (row["arm"], row["reference"]) == ("augment duplicate loss top 10 %", "control"):
             row["n"] = "7"
     store.write_csv(tmp_path / "effects.csv", rows)
-    before, after = (study_table(folder, study) for folder in (RESULTS / study.name, tmp_path))
+    before, after = (study_table(folder, study, 0.95) for folder in (RESULTS / study.name, tmp_path))
     (changed,) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert changed[1] == changed[0].removesuffix(" |") + ", 7 seeds |"
 

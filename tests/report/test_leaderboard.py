@@ -15,6 +15,7 @@ from mda.analysis.truth import (
     spearman,
 )
 from mda.report.leaderboard import PLACE, leaderboard_pages
+from mda.report.truth import report_truth
 from mda.schema import ReportConfig
 
 UNIT = "induction_head"
@@ -416,3 +417,9 @@ def test_a_readme_without_a_place_for_the_table_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match=r"no place .* has to have <!-- leaderboard -->"):
         leaderboard_pages(tmp_path, tmp_path / "README.md", ReportConfig())
+
+
+def test_the_page_of_a_run_says_the_level_of_its_intervals(tmp_path):
+    report_truth(world(seeds=(0,)), tmp_path, ReportConfig(confidence=0.9, resamples=99, dpi=30))
+    text = (tmp_path / "leaderboard.md").read_text("utf-8")
+    assert "90 %\npercentile bootstrap" in text and "95 %" not in text
