@@ -36,7 +36,7 @@ def readme_lines(confidence: float) -> list[str]:
 
 
 def results(config: Config, folder: Path) -> None:
-    from mda.report.compare import CompareSettings, compare
+    from mda.report.compare import compare
     from mda.report.leaderboard import leaderboard_pages
     from mda.report.results import KEPT, fill, results_page, study_of
 
@@ -44,8 +44,7 @@ def results(config: Config, folder: Path) -> None:
     studies = {}
     for place in sorted(path.parent for path in RESULTS.glob("*/runs.json")):
         study = compose([f"study={study_of(place)}"]).study
-        settings = CompareSettings(study, report.confidence, report.resamples, dpi=report.dpi)
-        summary = compare([place], folder / place.name, settings)
+        summary = compare([place], folder / place.name, study, report)
         for name in KEPT:
             if (folder / place.name / name).exists():
                 shutil.copyfile(folder / place.name / name, place / name)

@@ -23,24 +23,14 @@ def compare(config: Config, folder: Path) -> None:
 
 def compared(config: Config, folder: Path, command: str) -> dict[str, Any]:
     """Compare the arms of report.runs, print the tables, and return what summary.json holds."""
-    from mda.report.compare import CompareSettings
     from mda.report.compare import compare as compare_arms
     from mda.report.samples import traces_of
 
     report = config.report
-    settings = CompareSettings(
-        study=config.study,
-        confidence=report.confidence,
-        resamples=report.resamples,
-        dpi=report.dpi,
-        title=report.title,
-        pack=Path(report.pack) if report.pack else None,
-        seed=config.seed,
-    )
     runs, traces = ([Path(name) for name in names] for names in (report.runs, report.traces))
     try:
         traces = traces or traces_of(runs, Path(config.output_dir) / "runs")
-        return compare_arms(runs, folder, settings, traces, command)
+        return compare_arms(runs, folder, config.study, report, traces, command, config.seed)
     except ConfigError:
         raise
     except ValueError as error:

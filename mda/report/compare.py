@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mda.report.page import percent, write_page
 from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
 from mda.report.summary import write_summary
-from mda.schema import StudyConfig
+from mda.schema import ReportConfig, StudyConfig
 
 FILES = {
     "report.html": "this comparison as one page, with interactive figures",
@@ -37,60 +37,48 @@ FILES = {
 NULL_METRICS = ("unit", "icl_score")
 
 
-@dataclass(frozen=True)
-class CompareSettings:
-    """How arms are compared; claims of the study are judged by the rule of mda.analysis.claims."""
-
-    study: StudyConfig = field(default_factory=StudyConfig)
-    confidence: float = 0.95
-    resamples: int = 9999
-    pack: Path | None = None  # where the runs are written as one table
-    seed: int = 0
-    dpi: int = 150
-    title: str = "Which training samples made this unit?"
-
-
 def compare(
     run_folders: Sequence[Path],
     out: Path,
-    settings: CompareSettings,
+    study: StudyConfig,
+    report: ReportConfig,
     traces: Sequence[Path] = (),
     command: str = "",
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare all arms in and below the folders; write `FILES` and figures into `out`.
 
-    `traces` are folders of `mda trace` whose samples the page shows, `command` what
-    repeats the comparison. Prints the tables and returns the content of summary.json. With one
-    seed there are differences but no tests, and every output says so. Raises ValueError, before
-    anything is written, where the folders hold nothing to compare.
+    `traces` are folders of `mda trace` whose samples the page shows, `command` what repeats the
+    comparison, `seed` that of what is drawn at random. Prints the tables and returns the content
+    of summary.json. With one seed there are differences but no tests, and every output says so.
+    Raises ValueError, before anything is written, where the folders hold nothing to compare.
     """
     begin = time.perf_counter()
     measured = measure(read_runs(run_folders))
-    shared = (settings.confidence, settings.resamples, settings.seed)
-    study = settings.study
+    shared = (report.confidence, report.resamples, seed)
     rows = compare_arms(measured, study, *shared)
     verdicts = judge(study, measured, *shared)
     sentence = headline(measured, study)
-    checks = null_checks(measured, settings)
+    checks = null_checks(measured, study.alpha, seed)
     traced = [read_samples(folder) for folder in traces]
     samples, causes = pack_samples(traced, out), catalyst_rows(traced, out)
     out.mkdir(parents=True, exist_ok=True)
     _write_tables(out, measured, rows, verdicts, checks)
-    files = FILES | draw_all(measured, rows, out, settings.dpi)
+    files = FILES | draw_all(measured, rows, out, report.dpi)
     data = page_data(measured, rows, verdicts) | {"samples": samples}
     notes = [*bearing(measured, study), *notes_on(measured, rows, checks, study)]
     about = study_line(study)
-    if settings.pack is not None:
-        write_table(measured.runs, settings.pack)
+    if report.pack:
+        write_table(measured.runs, Path(report.pack))
     context = {
-        "title": settings.title,
+        "title": report.title,
         "headline": sentence,
         "lead": lead(measured),
         "study": about,
         "one_seed": len({run.seed for run in measured.runs}) == 1,
         "references": tables.reference_rows(rows),
         "notes": notes,
-        "percent": percent(settings.confidence),
+        "percent": percent(report.confidence),
         "verdicts": tables.verdict_rows(verdicts),
         "families": {v.claim.family: v.family for v in verdicts},
         "effects": tables.effect_rows(rows),
@@ -112,7 +100,7 @@ def compare(
     summary = write_summary(
         out,
         "compare",
-        seed=settings.seed,
+        seed=seed,
         fingerprints={f"{r.arm.name} seed {r.seed} {r.fingerprint}": r.fingerprint
                       for r in measured.runs},
         results={
@@ -133,7 +121,7 @@ def compare(
 
 
 def null_checks(
-    measured: Measurements, settings: CompareSettings
+    measured: Measurements, alpha: float, seed: int
 ) -> dict[tuple[str, str], list[NullCheck]]:
     """The null of each random arm that has two seeds and two replicates or more."""
     found = {
@@ -141,7 +129,6 @@ def null_checks(
         for metric in NULL_METRICS
         for arm, one in random_values(measured, metric).items()
     }
-    alpha, seed = settings.study.alpha, settings.seed
     return {
         key: null_check(values, alpha, replicates, len(found), seed=seed)
         for key, (replicates, values) in found.items()

@@ -16,7 +16,7 @@ from mda.analysis.metrics import measure
 from mda.analysis.null import null_check
 from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
-from mda.report.compare import CompareSettings, compare
+from mda.report.compare import compare
 from mda.report.leaderboard import leaderboard_pages
 from mda.report.results import KEPT, results_page, study_of, study_table
 
@@ -28,13 +28,12 @@ STUDIES = sorted(path.parent.name for path in RESULTS.glob(f"*/{RUNS}"))
 @pytest.fixture(scope="module")
 def recomputed(tmp_path_factory):
     """Study -> the folder of its comparison, made anew from the committed curves, and its study."""
-    report = compose().report
+    report = compose(["report.dpi=30"]).report
     found = {}
     for name in STUDIES:
         study = compose([f"study={study_of(RESULTS / name)}"]).study
         out = tmp_path_factory.mktemp(name)
-        settings = CompareSettings(study, report.confidence, report.resamples, dpi=30)
-        summary = compare([RESULTS / name], out, settings)
+        summary = compare([RESULTS / name], out, study, report)
         found[name] = (out, study, summary["results"]["headline"])
     return found
 
@@ -123,7 +122,9 @@ def test_an_edit_that_lacks_seeds_says_how_many_it_has(tmp_path):
         if (row["arm"], row["reference"]) == ("augment duplicate loss top 10 %", "control"):
             row["n"] = "7"
     store.write_csv(tmp_path / "effects.csv", rows)
-    before, after = (study_table(folder, study, 0.95) for folder in (RESULTS / study.name, tmp_path))
+    before, after = (
+        study_table(folder, study, 0.95) for folder in (RESULTS / study.name, tmp_path)
+    )
     (changed,) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     assert changed[1] == changed[0].removesuffix(" |") + ", 7 seeds |"
 

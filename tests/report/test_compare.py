@@ -16,9 +16,9 @@ from matplotlib.image import imread
 from mda import store
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
-from mda.report.compare import FILES, CompareSettings, compare
+from mda.report.compare import FILES, compare
 from mda.report.figures import heads_figure
-from mda.schema import ArmConfig, ClaimConfig, StudyConfig
+from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
 
 STUDY = StudyConfig(
     name="planted",
@@ -35,7 +35,7 @@ STUDY = StudyConfig(
         )
     },
 )
-SETTINGS = CompareSettings(study=STUDY, resamples=199, dpi=50)
+SETTINGS = ReportConfig(resamples=199, dpi=50)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,9 @@ def compared(tmp_path_factory):
     root = tmp_path_factory.mktemp("sweep")
     write_runs(root / "runs", range(5), (*STANDARD, *BANDS[::3]))
     trace = write_trace(root / "trace")
-    summary = compare([root / "runs"], root / "report", SETTINGS, [trace], "python repeat.py")
+    summary = compare(
+        [root / "runs"], root / "report", STUDY, SETTINGS, [trace], "python repeat.py"
+    )
     return root, summary
 
 
@@ -166,7 +168,7 @@ def test_the_page_asks_for_nothing_from_outside(compared):
 def test_twice_gives_the_same_tables(compared, tmp_path):
     root, summary = compared
     shutil.copytree(root / "runs", tmp_path / "runs")
-    again = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    again = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     assert again["results"]["arms"] == summary["results"]["arms"]
     assert again["results"]["null"] == summary["results"]["null"]
     for name in ("effects.csv", "values.csv", "verdicts.csv", "null.csv"):
@@ -175,7 +177,7 @@ def test_twice_gives_the_same_tables(compared, tmp_path):
 
 def test_one_seed_says_plainly_that_there_is_no_test(tmp_path, capsys):
     write_runs(tmp_path / "runs", [0])
-    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     out = capsys.readouterr().out
     assert "There is no test" in " ".join(out.split())
     assert "verdicts: with one seed none of 1 claims can be tested" in out
@@ -191,14 +193,14 @@ def test_one_seed_says_plainly_that_there_is_no_test(tmp_path, capsys):
 def test_nothing_is_written_where_there_is_nothing_to_compare(tmp_path):
     write_runs(tmp_path / "runs", [0], STANDARD[1:])
     with pytest.raises(ValueError, match="no control arm"):
-        compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+        compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     assert not (tmp_path / "report").exists()
 
 
 def test_pairs_that_are_left_out_are_told_everywhere(tmp_path, capsys):
     write_runs(tmp_path / "runs", range(6), STANDARD[:2])
     write_runs(tmp_path / "runs", range(5), STANDARD[3:4])
-    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     why = "no random run of this kind and size"
     assert f"{why} (seed 5)" in summary["results"]["verdicts"][0]["dropped"]
     assert any(why in note for note in summary["notes"])
@@ -217,7 +219,7 @@ def test_the_study_stands_in_every_output(compared, tmp_path, capsys):
     ).read_text("utf-8")
     assert summary["results"]["verdicts"][0]["status"] == "exploratory"
     sealed = replace(STUDY, hash=STUDY.content_hash())
-    again = compare([root / "runs"], tmp_path, replace(SETTINGS, study=sealed))
+    again = compare([root / "runs"], tmp_path, sealed, SETTINGS)
     assert again["results"]["verdicts"][0]["status"] == "registered"
     assert sealed.hash in capsys.readouterr().out
 
@@ -230,12 +232,11 @@ def test_the_trivial_baseline_is_told_in_words_even_where_it_was_not_run(compare
 
 def test_a_table_of_runs_is_read_as_their_folders_are(compared, tmp_path):
     root, summary = compared
-    settings = replace(SETTINGS, pack=tmp_path / "kept")
-    compare([root / "runs"], tmp_path / "first", settings)
+    settings = replace(SETTINGS, pack=str(tmp_path / "kept"))
+    compare([root / "runs"], tmp_path / "first", STUDY, settings)
     assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["curves.csv.gz", "runs.json"]
-    again = compare(
-        [tmp_path / "kept"], tmp_path / "report", replace(settings, pack=tmp_path / "b")
-    )
+    settings = replace(SETTINGS, pack=str(tmp_path / "b"))
+    again = compare([tmp_path / "kept"], tmp_path / "report", STUDY, settings)
     assert again["results"]["arms"] == summary["results"]["arms"]
     assert again["results"]["verdicts"] == summary["results"]["verdicts"]
     for name in ("curves.csv.gz", "runs.json"):
@@ -244,17 +245,19 @@ def test_a_table_of_runs_is_read_as_their_folders_are(compared, tmp_path):
 
 def test_a_damaged_table_is_one_sentence(compared, tmp_path):
     root, _ = compared
-    compare([root / "runs"], tmp_path / "first", replace(SETTINGS, pack=tmp_path / "kept"))
+    compare(
+        [root / "runs"], tmp_path / "first", STUDY, replace(SETTINGS, pack=str(tmp_path / "kept"))
+    )
     whole = (tmp_path / "kept" / "curves.csv.gz").read_bytes()
     (tmp_path / "kept" / "curves.csv.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="kept is not a table of runs: "):
-        compare([tmp_path / "kept"], tmp_path / "report", SETTINGS)
+        compare([tmp_path / "kept"], tmp_path / "report", STUDY, SETTINGS)
 
 
 def test_the_sentence_has_the_curves_numbers(tmp_path):
     edits = (*STANDARD, Edit("remove", "repetition", strength=0.7))
     folders = write_runs(tmp_path / "runs", [0], edits)
-    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     said = summary["results"]["headline"]
 
     def ends(part):
@@ -274,7 +277,7 @@ def test_the_sentence_says_that_nothing_crossed_the_threshold(tmp_path):
     for folder in write_runs(tmp_path / "runs", [0], STANDARD):
         summary = json.loads((folder / "summary.json").read_text())
         (folder / "summary.json").write_text(json.dumps(summary | {"threshold": 0.99}))
-    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     said = "L2H0 does not reach .990 in the window, and nor does the control, and ends at"
     assert said in summary["results"]["headline"]
 
@@ -285,7 +288,7 @@ def test_a_smuggled_targeted_edit_is_called_out(tmp_path):
         if "remove_random" in folder.name and folder.name.endswith("_1"):
             (targeted,) = folder.parent.glob("remove_ekfac*")
             shutil.copyfile(targeted / "curve.csv", folder / "curve.csv")
-    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     found = {c["replicate"]: c for c in summary["results"]["null"] if c["metric"] == "unit"}
     assert found[1]["differs"] and found[1]["p_sign_flip"] == 2 / 2**8
     assert any("replicate 1 of remove mask random 10 %" in note for note in summary["notes"])
@@ -296,7 +299,7 @@ def test_an_arm_has_one_colour_whatever_stands_beside_it(tmp_path):
     write_runs(tmp_path / "b", range(2), (STANDARD[0], STANDARD[2], STANDARD[4]))
     looks = []
     for name in "ab":
-        compare([tmp_path / name], tmp_path / f"report_{name}", SETTINGS)
+        compare([tmp_path / name], tmp_path / f"report_{name}", STUDY, SETTINGS)
         data = page_data_of(tmp_path / f"report_{name}" / "report.html")
         looks.append({a["name"]: (a["colour"], a["dash"]) for a in data["arms"]})
     assert looks[1].items() <= looks[0].items()
@@ -305,7 +308,7 @@ def test_an_arm_has_one_colour_whatever_stands_beside_it(tmp_path):
 
 def test_arms_of_a_neuron_have_a_page_and_tables_and_no_figure_of_heads(tmp_path):
     aim_at_neurons(write_runs(tmp_path / "runs", range(2), STANDARD))
-    summary = compare([tmp_path / "runs"], tmp_path / "report", SETTINGS)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     assert set(FILES) <= set(summary["files"]) and "heads.png" not in summary["files"]
     assert not (tmp_path / "report" / "heads.png").exists()
     assert (tmp_path / "report" / "curves.png").exists()

@@ -5,9 +5,9 @@ import pytest
 from made_up_runs import STANDARD, write_runs
 from test_arms import change
 
-from mda.report.compare import CompareSettings, compare
+from mda.report.compare import compare
 from mda.report.trace import decile_enrichment, print_enrichment
-from mda.schema import ConfigError
+from mda.schema import ConfigError, ReportConfig, StudyConfig
 
 WILD, SEEN = "[/red] $x^$ \x1b[31m", "[/red] $x^$ ?[31m"
 
@@ -28,7 +28,9 @@ def test_a_comparison_draws_and_prints_arms_that_are_named_after_them(tmp_path, 
     for folder in write_runs(tmp_path / "runs", [0, 1], STANDARD[:2]):
         if "control" not in folder.name:
             change(folder, intervention={"label": WILD})
-    compare([tmp_path / "runs"], tmp_path / "out", CompareSettings(resamples=99, dpi=30))
+    compare(
+        [tmp_path / "runs"], tmp_path / "out", StudyConfig(), ReportConfig(resamples=99, dpi=30)
+    )
     out = capsys.readouterr().out
     assert SEEN in out and "\x1b" not in out
     assert (tmp_path / "out" / "curves.png").exists()

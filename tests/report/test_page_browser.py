@@ -11,7 +11,8 @@ import pytest
 from made_up_runs import BANDS, STANDARD, write_runs
 from made_up_traces import LABELS, write_trace
 
-from mda.report.compare import CompareSettings, compare
+from mda.report.compare import compare
+from mda.schema import ReportConfig, StudyConfig
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="the browser test needs: pip install playwright"
@@ -34,8 +35,8 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     write_runs(root / "runs", range(3), (*STANDARD, *BANDS))
     trace = write_trace(root / "trace", n=N)
-    settings = CompareSettings(resamples=99, dpi=40)
-    compare([root / "runs"], root / "report", settings, [trace])
+    settings = ReportConfig(resamples=99, dpi=40)
+    compare([root / "runs"], root / "report", StudyConfig(), settings, [trace])
     return root / "report" / "report.html"
 
 

@@ -6,9 +6,9 @@ from made_up_runs import STANDARD, write_runs
 pytest.importorskip("wandb_workspaces")
 
 from mda import store
-from mda.report.compare import CompareSettings, compare
+from mda.report.compare import compare
 from mda.report.wandb_report import build_report, spec
-from mda.schema import ArmConfig, ClaimConfig, StudyConfig
+from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
 
 IDS = ["a1", "b2"]
 STUDY = StudyConfig(
@@ -21,8 +21,7 @@ STUDY = StudyConfig(
 def blocks(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     write_runs(root / "runs", range(5), STANDARD)
-    settings = CompareSettings(study=STUDY, resamples=99, dpi=30)
-    compare([root / "runs"], root / "out", settings)
+    compare([root / "runs"], root / "out", STUDY, ReportConfig(resamples=99, dpi=30))
     summary = store.read_json(root / "out" / "summary.json")
     report = build_report("mda", "", "t" * 200, IDS, "prefix_matching", summary)
     content = spec(report)
