@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 from mda.analysis.arms import Arm, Run, arm_as, by_arm
 from mda.analysis.effects import pair
-from mda.analysis.metrics import Measurements, metrics_of
+from mda.analysis.metrics import Measurements, metrics_of, references_of
 from mda.analysis.statistics import (
     DRAWS,
     Effect,
@@ -40,9 +40,8 @@ from mda.analysis.statistics import (
     least_p,
     paired_effect,
 )
-from mda.schema import REFERENCES, ClaimConfig, StudyConfig, refuse
-
-VERDICTS = ("replicated", "not replicated", "undecided")
+from mda.schema import OPTIONS, REFERENCES, ClaimConfig, StudyConfig, refuse
+from mda.schema.setting import nearest
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,10 @@ def judge(
     """A verdict for each claim of the study, by the rule of this module.
 
     Runs of seeds that the study does not list are left out. Raises ConfigError for a claim on a
-    metric that no run has.
+    metric that no run has, and for a reference that is neither one of `REFERENCES` nor an arm of
+    the study nor an estimator.
     """
-    known = metrics_of(measured)
-    for name, claim in study.claims.items():
-        if claim.metric not in known:
-            raise refuse(f"study.claims.{name}.metric", claim.metric, ", ".join(known))
+    _refuse_unknown(study, measured)
     tests = {name: _gather(study, claim, measured) for name, claim in study.claims.items()}
     corrected = []
     raw = []
@@ -229,6 +226,19 @@ def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) ->
     return "exploratory", f"first run {first:%Y-%m-%dT%H:%M}, written down {study.date}"
 
 
+def _refuse_unknown(study: StudyConfig, measured: Measurements) -> None:
+    estimators = {*OPTIONS["estimator"], *(run.arm.estimator for run in measured.runs)} - {""}
+    known = {
+        "metric": metrics_of(measured),
+        "reference": list(dict.fromkeys([*REFERENCES, *study.arms, *sorted(estimators)])),
+    }
+    for name, claim in study.claims.items():
+        for key, words in known.items():
+            if (word := getattr(claim, key)) not in words:
+                accepted = ", ".join(words) + nearest(word, words)
+                raise refuse(f"study.claims.{name}.{key}", word, accepted)
+
+
 def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _Test:
     wanted = arm_as(study.arms[claim.arm])
     arms = [arm for arm in by_arm(measured.runs) if arm.same_as(wanted)]
@@ -247,7 +257,9 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
     missing = tuple(f"seed {s}: not run" for s in study.seeds if s not in runs)
     problem = ""
     if not row.seeds and row.dropped:
-        problem = "the arm has no pair of runs"
+        every = [run for found in judged.values() for run in found]
+        paired = any(references_of(run, measured.runs, reference) for run in every)
+        problem = "the arm has no pair of runs" if paired else "there is no run of its reference"
     dropped = (*row.dropped, *missing, *left_out)
     return _Test(arms[0].name, row.seeds, row.labelled, dropped, problem)
 

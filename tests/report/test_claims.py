@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from made_up_runs import STANDARD, Edit, write_runs
 
+from mda import store
 from mda.analysis.arms import arm_as
 from mda.analysis.claims import counter_evidence, decide, evidence, judge, registration
 from mda.analysis.folders import read_runs
@@ -306,3 +307,26 @@ def test_bad_studies_are_refused_with_their_key(case):
 def test_a_metric_that_no_run_has_is_refused(measured):
     with pytest.raises(ConfigError, match=r"claims\.c0\.metric=beauty is refused; accepted: unit"):
         judge(study(claim(metric="beauty")), measured)
+
+
+def test_a_reference_that_is_none_is_refused(measured):
+    wrong = r"claims\.c0\.reference=repetitoin is refused; accepted: control, .*mean repetition\?"
+    with pytest.raises(ConfigError, match=wrong):
+        judge(study(claim(reference="repetitoin")), measured)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"reference": "loss"}, "there is no run of its reference"),  # an estimator, not run
+        ({"reference": "ball"}, "there is no run of its reference"),  # an arm, not run
+        ({"metric": "heads/rest"}, "the arm has no pair of runs"),  # run, and not measured
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, changes, reason):
+    for folder in write_runs(tmp_path, range(5), STANDARD[:4]):
+        content = store.read_json(folder / "summary.json")
+        content["results"]["base_heads"] = None
+        store.write_json(folder / "summary.json", content)
+    (verdict,) = judge(study(claim(**changes)), measure(read_runs([tmp_path])), resamples=99)
+    assert (verdict.verdict, verdict.reason) == ("undecided", reason)
