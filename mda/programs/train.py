@@ -18,7 +18,7 @@ NEEDS = ("base", "data", "model", "training", "emergence", "plan", "report", "lo
 
 def train(config: Config, folder: Path) -> None:
     from mda import pipeline
-    from mda.report.base import FILES, report_base
+    from mda.report.base import files_of, report_base
     from mda.report.summary import write_summary
     from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
@@ -28,7 +28,8 @@ def train(config: Config, folder: Path) -> None:
         context = Context.of(config, log.row)
         corpus, base = pipeline.train(context)
         results = report_base(config, base.curve, base.folder, folder)
-        log.figures([folder / name for name in FILES if name.endswith(".png")])
+        files = files_of(config)
+        log.figures([folder / name for name in files if name.endswith(".png")])
         log.heads(base.curve)
         log.summary({"heads": results["heads"]})
     write_summary(
@@ -37,7 +38,7 @@ def train(config: Config, folder: Path) -> None:
         seed=config.seed,
         fingerprints={"corpus": corpus.fingerprint, "base": base.fingerprint},
         results=results,
-        files=FILES,
+        files=files,
         times={
             "total_s": time.perf_counter() - start,
             "base_s": base.wall_s,

@@ -22,15 +22,20 @@ FILES = {
     "previous_token.png": "emergence of the previous-token heads",
     "heads.png": "the metrics of every head at the end",
 }
-REVISIONS = "revisions.csv"  # of a published base run: what was read, with its hashes
+REVISIONS = {"revisions.csv": "commit and hash of every file that was read"}
+"""Left beside `FILES` where the base run was published."""
+
+
+def files_of(config: Config) -> dict[str, str]:
+    """Name -> what it holds, of all that `report_base` writes."""
+    return FILES | REVISIONS if config.base.published else FILES
 
 
 def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dict[str, Any]:
-    """Write `FILES` into `folder`, print the table, return the results for the summary."""
-    for name in ("curve.csv", "train.csv"):
-        shutil.copyfile(source / name, folder / name)
-    if (source / REVISIONS).exists():
-        shutil.copyfile(source / REVISIONS, folder / REVISIONS)
+    """Write `files_of` into `folder`, print the table, return the results for the summary."""
+    for name in files_of(config):
+        if name.endswith(".csv"):
+            shutil.copyfile(source / name, folder / name)
     thresholds, dpi = asdict(config.emergence.onset), config.report.dpi
     for metric, name in (("prefix_matching", "curves"), ("previous_token", "previous_token")):
         plot_curves(curve, metric, thresholds[metric], folder / f"{name}.png", dpi)

@@ -181,6 +181,10 @@ def test_the_manifest_has_commit_and_hash_of_every_file(trained, finished_runs):
         content = (root / "me/tiny" / row["revision"] / row["file"]).read_bytes()
         assert row["sha256"] == sha256(content).hexdigest()
         assert row["commit"] == commit_of(f"step{row['step']}")
+    about = summary(runs["train"])
+    manifest = (runs["train"] / "revisions.csv").read_bytes()
+    assert "revisions.csv" in about["files"]
+    assert about["hashes"]["revisions.csv"] == sha256(manifest).hexdigest()
 
 
 def test_a_reproduction_compares_what_was_published(finished_runs, hub, monkeypatch, capsys):
