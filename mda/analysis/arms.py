@@ -6,6 +6,7 @@ training of it with one seed. The unedited stream is the arm `control`.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -196,16 +197,7 @@ def band_edges(arm: Arm) -> tuple[float, float]:
 
 def relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder, with forward slashes, on any system."""
-    return Path(*_way(path.resolve(), folder.resolve())).as_posix()
-
-
-def _way(path: Path, folder: Path) -> list[str]:
-    shared = 0
-    for a, b in zip(path.parts, folder.parts, strict=False):
-        if a != b:
-            break
-        shared += 1
-    return [".."] * (len(folder.parts) - shared) + list(path.parts[shared:])
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
