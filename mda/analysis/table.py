@@ -37,11 +37,12 @@ def write_table(runs: Sequence[Run], folder: Path) -> None:
         for row in range(len(run.curve["step"])):
             cells = [_cell(run, column, row) for column in columns]
             writer.writerow([name, *cells])
-    folder.mkdir(parents=True, exist_ok=True)
     content = [{"run": _name(run), **_kept(run)} for run in ordered]
-    _whole(folder / CURVES, gzip.compress(text.getvalue().encode(), 9, mtime=0))
+    with store.replacing(folder / CURVES, "wb") as file:
+        file.write(gzip.compress(text.getvalue().encode(), 9, mtime=0))
     lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in content)
-    _whole(folder / RUNS, f"[\n{lines}\n]\n".encode())
+    with store.replacing(folder / RUNS) as file:
+        file.write(f"[\n{lines}\n]\n")
 
 
 def read_table(folder: Path) -> list[Run]:
@@ -81,9 +82,3 @@ def _kept(run: Run) -> dict[str, Any]:
         "base_heads": run.base_heads,
     }
     return kept | {"results": results, "overrides": list(run.overrides)}
-
-
-def _whole(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(content)
-    part.replace(path)

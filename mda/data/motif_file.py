@@ -62,10 +62,8 @@ def write_motifs(path: Path, motifs: tuple[Motif, ...], about: Mapping[str, Any]
     `about` says what it was made from.
     """
     content = {"format": FORMAT, **about, "motifs": [asdict(one) for one in motifs]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_text(_readable(content) + "\n", "utf-8")
-    part.replace(path)
+    with store.replacing(path) as file:
+        file.write(_readable(content) + "\n")
 
 
 def read_motifs(path: Path) -> tuple[tuple[Motif, ...], Any]:

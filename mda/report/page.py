@@ -11,6 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from mda import store
+
 TEMPLATES = Path(__file__).parent / "templates"
 LIMIT_MB = 10
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -44,9 +46,8 @@ def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) 
     size = len(text) / 1e6
     if size > LIMIT_MB:
         raise ValueError(f"the page would be {size:.1f} MB; show fewer samples or runs")
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(text)
-    part.replace(path)
+    with store.replacing(path, "wb") as file:
+        file.write(text)
     return size
 
 

@@ -132,7 +132,8 @@ def write_samples_page(path: Path, unit: str, records: dict[str, list[dict[str, 
         "token is coloured by its own part of the sample's score: red raises, blue lowers.</p>"
         f"{''.join(body)}</html>"
     )
-    path.write_text(page, "utf-8")
+    with store.replacing(path) as file:
+        file.write(page)
 
 
 def _sample(sample: dict[str, Any]) -> str:

@@ -40,8 +40,8 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
         if rows:
             store.write_csv(folder / f"{name}.csv", rows)
     lines = ["# Leaderboard", "", meanings(config), "", *page(tables, board, compared)]
-    text = "\n".join(lines)
-    (folder / "leaderboard.md").write_text(text, "utf-8")
+    with store.replacing(folder / "leaderboard.md") as file:
+        file.write("\n".join(lines))
     draw(tables, folder / "lds.png", config.dpi)
     show(board)
     return {"complete": is_complete(tables), "leaderboard": board, "comparisons": compared}
