@@ -75,7 +75,7 @@ def main(
         if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not shared:
             raise ConfigError(
                 f"WORLD_SIZE={processes}: each process of torchrun would do all the work; "
-                f"accepted: torchrun with trace.py, or training.devices={processes} without it"
+                f"accepted: torchrun -m mda.cli trace, or training.devices={processes} without it"
             )
         if preview is not None and args.dry_run:
             found = check(args, needs, every=True)

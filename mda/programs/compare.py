@@ -1,6 +1,6 @@
 """Compare arms: what did the edits do to the unit, and more than random edits did?
 
-Reads finished arms of run.py (report.runs: folders of arms or of whole sweeps) and writes the
+Reads finished arms of mda run (report.runs: folders of arms or of whole sweeps) and writes the
 effects with intervals and permutation tests, a verdict for every claim of the study (study=...,
 conf/study), figures, and one self-contained page that opens without a network. `report.pack`
 keeps the runs as one table, which is read as their folders are.

@@ -1,6 +1,6 @@
 """Compare arms in a W&B report: curves with error bands, bars, run comparer, verdicts.
 
-Compares the arms as compare.py does and builds the report of their W&B runs (report.runs: the
+Compares the arms as mda compare does and builds the report of their W&B runs (report.runs: the
 folders of sweeps whose jobs logged to W&B). Offline it is written to wandb_report.json; with
 logger.mode=online it is published, and its address printed.
 """
