@@ -118,7 +118,7 @@ def read_run(folder: Path) -> Run:
         summary = store.read_json(folder / "summary.json")
         job = store.read_json(folder / "job.json") if (folder / "job.json").exists() else {}
         _refuse_changed(folder, summary.get("hashes", {}))
-        curve = read_curve(store.read_csv(folder / summary.get("curve", "curve.csv")))
+        curve = read_curve(store.read_csv(folder / "curve.csv"))
         return run_of(folder, summary, curve, job.get("overrides", ()))
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -120,10 +120,10 @@ def label_p(
     return float((less + extra) / count), float((greater + extra) / count)
 
 
-def least_p(seeds: Sequence[Seed], draws: int = DRAWS) -> float:
+def least_p(seeds: Sequence[Seed]) -> float:
     """The smallest p-value that `label_p` can give for so many seeds and runs."""
     ways = math.prod(math.comb(len(s.arm) + len(s.reference), len(s.arm)) for s in seeds)
-    return 1 / (ways if ways <= draws else draws + 1)
+    return 1 / (ways if ways <= DRAWS else DRAWS + 1)
 
 
 def equivalence_p(seeds: Sequence[Seed], margin: float, draws: int = DRAWS, seed: int = 0) -> float:

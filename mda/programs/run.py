@@ -76,8 +76,6 @@ def run(config: Config, folder: Path) -> None:
         batch_size=config.training.batch_size,
         seq_len=arm.corpus.seq_len,
         warnings=list(context.store.warnings.values()),
-        curve="curve.csv",
-        plan="plan.csv",
     )
     if not any(stage and stage.built for stage in stages.values()):
         print("nothing to build: this arm was in the store")

@@ -24,6 +24,7 @@ from mda.report.style import styles
 from mda.types import HeadId
 from mda.unit.metrics import HEAD_METRICS
 
+HEAD_SEEDS = 6
 LEGEND_CHARACTERS = 160  # of one line below the curves
 FOREST = ("unit", "mechanism", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
@@ -130,11 +131,11 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
     return figure
 
 
-def heads_figure(measured: Measurements, seeds: int = 6) -> Figure | None:
+def heads_figure(measured: Measurements) -> Figure | None:
     """Layer x head maps of arm - control, a row for each arm and a column for each seed.
 
     Seeds are not averaged, for each puts its induction heads elsewhere. A box marks the fixed
-    head. At most the first `seeds` seeds are drawn. None where no edit was aimed at a head.
+    head. At most the first `HEAD_SEEDS` seeds are drawn. None where no edit was aimed at a head.
     """
     aimed = [run for run in measured.runs if run.metric in HEAD_METRICS]
     arms = {
@@ -142,7 +143,7 @@ def heads_figure(measured: Measurements, seeds: int = 6) -> Figure | None:
         for arm, runs in by_arm(aimed).items()
         if arm.intervention != CONTROL and not arm.is_band
     }
-    shown = sorted({seed for runs in arms.values() for seed in runs})[:seeds]
+    shown = sorted({seed for runs in arms.values() for seed in runs})[:HEAD_SEEDS]
     if not arms:
         return None
     maps = {

@@ -196,8 +196,6 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
             "plan": f"plan-{seed}-{name}",
             "arm": f"arm-{seed}-{name}",
         },
-        "curve": "curve.csv",
-        "plan": "plan.csv",
         "times": {"total_s": 1.0},
         "versions": {},
     }
