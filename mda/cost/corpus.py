@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from itertools import islice
 
-from mda.benchmark import RELIABLE, Load
+from mda.benchmark import RELIABLE, Clock, Load
 from mda.data import embedded, synthetic
 from mda.data.documents import documents_of, source_files
 from mda.data.packing import CHARS_A_TOKEN, TRAINING_CHARS, pack, train_tokenizer
@@ -62,10 +61,10 @@ def _packing(config: DataConfig, texts: list[str], n_sequences: int) -> float:
 
 def _timed(work: Callable) -> tuple:
     """What some work returns, and its seconds: own CPU time where others take the cores."""
-    load, wall, cpu = Load(), time.perf_counter(), time.process_time()
-    found = work()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return found, cpu if (load.others() or 0.0) > RELIABLE else wall
+    load = Load()
+    with (clock := Clock()):
+        found = work()
+    return found, clock.cpu_s if (load.others() or 0.0) > RELIABLE else clock.wall_s
 
 
 SECONDS: Mapping[str, Callable] = {"embedded": _embedded, "synthetic": _synthetic}

@@ -10,6 +10,7 @@ import torch
 from mda.cost.passes import FLOAT, Shape
 from mda.emergence.measure import TOKENS
 from mda.schema import Config, PublishedConfig
+from mda.schema.rules import last_step
 from mda.schema.unit import HEAD_METRICS
 from mda.training.checkpoint import declared_steps
 from mda.training.loss import logits_at_once
@@ -51,10 +52,7 @@ class Job:
     @property
     def last_step(self) -> int:
         """Where the base run ends, or the last published checkpoint."""
-        base = self.config.base
-        return (
-            base.steps[-1] if isinstance(base, PublishedConfig) else self.config.training.last_step
-        )
+        return last_step(self.config)
 
     @property
     def checkpoints(self) -> list[int]:

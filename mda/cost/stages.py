@@ -13,7 +13,6 @@ from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.emergence.callback import curve_steps, held_out_every
 from mda.schema import Config, PublishedConfig
-from mda.training.checkpoint import declared_steps
 from mda.training.loss import logits_at_once
 
 TOKEN_BYTES = 2  # uint16
@@ -52,12 +51,9 @@ def _curve(job: Job) -> list[Cost]:
 
 
 def _base(job: Job) -> list[Cost]:
-    config = job.config
-    if config.base.published:  # the revisions, under the names of checkpoints
+    if job.config.base.published:  # the revisions, under the names of checkpoints
         return []
-    training, end = config.training, job.last_step
-    kept = declared_steps(0, end, training.checkpoint_every, training.checkpoint_log_spaced)
-    return [_training(job, "base", 0, end, len(kept))]
+    return [_training(job, "base", 0, job.last_step, len(job.checkpoints))]
 
 
 def _arm(job: Job) -> list[Cost]:
