@@ -195,6 +195,11 @@ def band_edges(arm: Arm) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def band_middle(arm: Arm) -> float:
+    """Percentile in the middle of a score band."""
+    return 50 * sum(band_edges(arm))
+
+
 def relative(path: Path, folder: Path) -> str:
     """A path as seen from a folder, with forward slashes, on any system."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -16,9 +16,9 @@ from mda.analysis.arms import CONTROL, Arm, Run, by_arm
 from mda.emergence.onset import crossing
 
 METRICS = {
-    "unit": "mu of the fixed head (of several: their mean) at the window's end",
-    "mechanism": "the same, largest over all heads: survives another choice of head",
-    "onset_step": "step at which the fixed head's curve crosses the threshold, interpolated",
+    "unit": "mu of the unit (of several heads: their mean) at the window's end",
+    "mechanism": "of heads, the largest over all of them: survives another choice of head",
+    "onset_step": "step at which the unit's curve crosses the threshold, interpolated",
     "onset_tokens": "the same in tokens",
     "mechanism_onset_step": "step at which the largest over all heads crosses it",
     "mechanism_onset_tokens": "the same in tokens",

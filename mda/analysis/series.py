@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mda.analysis.arms import Arm, Run, by_arm
+from mda.analysis.arms import CONTROL, Arm, Run, by_arm
 from mda.analysis.metrics import Measurements, control_of
 
 CURVES = {
-    "unit": "{score}, fixed head",
+    "unit": "{score}{unit}",
     "mechanism": "{score}, strongest head",
     "copy_gain": "gain on the second copy (nats)",
     "icl_score": "in-context-learning score (nats)",
@@ -24,6 +24,10 @@ SCORES = {
     "previous_token": "previous-token score",
     "second_previous_token": "second-previous-token score",
 }
+"""Metrics of heads, of which there are maps, and what they are called."""
+
+OTHER_SCORES = {"label_auc": "ROC AUC for the label", "ablation": "cost of ablation (nats)"}
+"""Metrics of neurons, features and modules."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,33 @@ class ArmCurve:
 
 
 def titles(runs: Sequence[Run]) -> dict[str, str]:
-    """Axis titles of `CURVES`, with the name of the score that these runs' units have."""
+    """Axis titles of `CURVES`, with the name of the score that these runs' units have.
+
+    Without `mechanism` where no run has it: it is of heads alone.
+    """
     metrics = {run.metric for run in runs}
+    unit = ", fixed head" if metrics <= SCORES.keys() else " of the unit"
     name = metrics.pop() if len(metrics) == 1 else "score"
-    return {key: text.format(score=SCORES.get(name, name)) for key, text in CURVES.items()}
+    score = (SCORES | OTHER_SCORES).get(name, name)
+    found = {key: text.format(score=score, unit=unit) for key, text in CURVES.items()}
+    if not any(f"emergence/{run.metric}/strongest" in run.curve for run in runs):
+        del found["mechanism"]
+    return found
+
+
+def points(measured: Measurements) -> list[tuple[Run, float, float]]:
+    """Every edited run minus its control: the strongest head, else the unit, and the ICL score."""
+    name = "mechanism" if "mechanism" in titles(measured.runs) else "unit"
+    found = []
+    for run in measured.runs:
+        if run.arm.intervention == CONTROL:
+            continue
+        mine = measured.of(run, run).values
+        theirs = measured.of(control_of(run, measured.runs), run).values
+        a, b, c, d = (values[key] for key in (name, "icl_score") for values in (mine, theirs))
+        if a is not None and b is not None and c is not None and d is not None:
+            found.append((run, a - b, c - d))
+    return found
 
 
 def same_window(runs: Sequence[Run]) -> bool:

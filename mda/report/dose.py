@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mda.analysis.arms import band_edges
+from mda.analysis.arms import band_edges, band_middle
 from mda.analysis.effects import Comparison
 from mda.report.drawing import plt
-from mda.report.style import style, styles
+from mda.report.style import band_colour, styles
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
-    """Effect on the fixed head against the band of scores that was edited; None without bands.
+    """Effect on the unit against the band of scores that was edited; None without bands.
 
     Lines across with their intervals are random edits of the same kind. `title` names the
     score.
@@ -33,8 +32,8 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
     groups = list(dict.fromkeys((row.arm.intervention, row.arm.estimator) for row in bands))
     for group in groups:
         own = [row for row in bands if (row.arm.intervention, row.arm.estimator) == group]
-        colour = style(replace(own[0].arm, select="top")).colour
-        x = np.array([50 * sum(band_edges(row.arm)) for row in own])
+        colour = band_colour(own[0].arm)
+        x = np.array([band_middle(row.arm) for row in own])
         y = np.array([row.effect.mean for row in own], dtype=float)
         ax.plot(x, y, "o-", color=colour, label=" ".join(group))
         for at, row in zip(x, own, strict=True):

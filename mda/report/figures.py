@@ -16,8 +16,8 @@ from scipy import stats
 
 from mda.analysis.arms import CONTROL, Arm, by_arm
 from mda.analysis.effects import Comparison
-from mda.analysis.metrics import Measurements, control_of
-from mda.analysis.series import arm_curves, head_difference, same_window, titles
+from mda.analysis.metrics import Measurements
+from mda.analysis.series import arm_curves, head_difference, points, same_window, titles
 from mda.report.dose import dose_figure
 from mda.report.drawing import plt, save_figure
 from mda.report.style import styles
@@ -26,7 +26,7 @@ from mda.unit.metrics import HEAD_METRICS
 
 HEAD_SEEDS = 6
 LEGEND_CHARACTERS = 160  # of one line below the curves
-FOREST = ("unit", "mechanism", "icl_score")
+SHOWN = ("unit", "mechanism", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
     "control": (-0.26, "o", True, "arm - control"),
     "random": (-0.13, "o", False, "arm - random edits"),
@@ -63,10 +63,10 @@ def draw_all(
 
 
 def curves_figure(measured: Measurements) -> Figure:
-    """Fixed head, strongest head and ICL score of all arms but score bands."""
-    names = ("unit", "mechanism", "icl_score")
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained")
+    """Unit, strongest head and ICL score of all arms but score bands."""
     look, named = styles(by_arm(measured.runs)), titles(measured.runs)
+    names = [name for name in SHOWN if name in named]
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 4.2), layout="constrained")
     for ax, name in zip(axes, names, strict=True):
         for curve in arm_curves(measured, name):
             if curve.arm.is_band:
@@ -98,10 +98,10 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
     if not arms:
         return None
     look, named = styles(by_arm(measured.runs)), titles(measured.runs)
-    figure, axes = plt.subplots(
-        1, len(FOREST), figsize=(12, 1.6 + 0.5 * len(arms)), sharey=True, layout="constrained"
-    )
-    for ax, metric in zip(axes, FOREST, strict=True):
+    names = [name for name in SHOWN if name in named]
+    size = (4 * len(names), 1.6 + 0.5 * len(arms))
+    figure, axes = plt.subplots(1, len(names), figsize=size, sharey=True, layout="constrained")
+    for ax, metric in zip(axes, names, strict=True):
         for row in rows:
             if row.metric != metric or row.effect.mean is None:
                 continue
@@ -178,21 +178,15 @@ def heads_figure(measured: Measurements) -> Figure | None:
 
 
 def icl_figure(measured: Measurements) -> Figure | None:
-    """Differences to control, run by run: strongest head against ICL score."""
-    points: dict[Arm, list[tuple[float, float]]] = {}
-    for run in measured.runs:
-        if run.arm.intervention == CONTROL:
-            continue
-        mine = measured.of(run, run).values
-        theirs = measured.of(control_of(run, measured.runs), run).values
-        a, b, c, d = (v[k] for k in ("mechanism", "icl_score") for v in (mine, theirs))
-        if a is not None and b is not None and c is not None and d is not None:
-            points.setdefault(run.arm, []).append((a - b, c - d))
-    if not points:
+    """Differences to control, run by run: strongest head, else the unit, against ICL score."""
+    pairs_of: dict[Arm, list[tuple[float, float]]] = {}
+    for run, x, y in points(measured):
+        pairs_of.setdefault(run.arm, []).append((x, y))
+    if not pairs_of:
         return None
-    look = styles(by_arm(measured.runs))
+    look, named = styles(by_arm(measured.runs)), titles(measured.runs)
     figure, ax = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
-    for arm, pairs in points.items():
+    for arm, pairs in pairs_of.items():
         x, y = np.array(pairs).T
         face = "white" if arm.is_random else look[arm].colour
         marker = "s" if arm.intervention == "augment" else "o"
@@ -202,13 +196,13 @@ def icl_figure(measured: Measurements) -> Figure | None:
             ms=4 if band else 6, alpha=0.9, label=None if band else arm.name,
             zorder=1 if band else 2,
         )  # fmt: skip
-    every = np.array([pair for pairs in points.values() for pair in pairs])
+    every = np.array([pair for pairs in pairs_of.values() for pair in pairs])
     if len(every) > 2 and np.ptp(every, axis=0).min() > 0:
         rho = stats.spearmanr(every[:, 0], every[:, 1])[0]
         ax.set_title(f"Spearman's rho over {len(every)} runs: {rho:.2f}", fontsize=10, loc="left")
     ax.axhline(0, color="0.85", lw=1, zorder=0)
     ax.axvline(0, color="0.85", lw=1, zorder=0)
-    ax.set(xlabel=f"{titles(measured.runs)['mechanism']}: run - control")
+    ax.set(xlabel=f"{named.get('mechanism', named['unit'])}: run - control")
     ax.set(ylabel="ICL score: run - control (nats; lower is more)")
     _plain(ax)
     ax.legend(frameon=False, fontsize=8)

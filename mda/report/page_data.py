@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mda.analysis.arms import CONTROL, Arm, Run, band_edges, by_arm, relative
+from mda.analysis.arms import Arm, Run, band_middle, by_arm, relative
 from mda.analysis.claims import Verdict
 from mda.analysis.effects import Comparison
-from mda.analysis.metrics import Measurements, control_of
-from mda.analysis.series import CURVES, SCORES, arm_curves, head_matrix, same_window, titles
-from mda.report.style import style, styles
+from mda.analysis.metrics import Measurements
+from mda.analysis.series import CURVES, SCORES, arm_curves, head_matrix, points, same_window, titles
+from mda.report.style import band_colour, styles
 
 PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 HEAD_NUMBERS = 200_000  # of all heat maps together; above it, steps are thinned
@@ -42,12 +41,19 @@ def page_data(
         "curves": _curves(measured, arms),
         "effects": [_effect(row, arms) for row in rows if row.effect.mean is not None],
         "heads": _heads(measured, arms),
-        "points": _points(measured, arms),
+        "points": [
+            {
+                "arm": arms.index(run.arm),
+                "seed": run.seed,
+                **dict(zip("xy", short(at), strict=True)),
+            }
+            for run, *at in points(measured)
+        ],
         "dose": [
             {
                 "arm": arms.index(row.arm),
-                "x": 50 * sum(band_edges(row.arm)),
-                "colour": style(replace(row.arm, select="top")).colour,
+                "x": band_middle(row.arm),
+                "colour": band_colour(row.arm),
                 **_numbers(row),
             }
             for row in rows
@@ -143,20 +149,6 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
     return [m for m in SCORES if all(r.heads_of(m) for r in runs)]
-
-
-def _points(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
-    points = []
-    for run in measured.runs:
-        if run.arm.intervention == CONTROL:
-            continue
-        mine = measured.of(run, run).values
-        theirs = measured.of(control_of(run, measured.runs), run).values
-        pairs = [(mine[k], theirs[k]) for k in ("mechanism", "icl_score")]
-        if all(a is not None and b is not None for a, b in pairs):
-            x, y = short([a - b for a, b in pairs if a is not None and b is not None])
-            points.append({"arm": arms.index(run.arm), "seed": run.seed, "x": x, "y": y})
-    return points
 
 
 def short(values: Sequence[float] | np.ndarray) -> list[float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 from matplotlib import colormaps
@@ -52,6 +52,11 @@ def style(arm: Arm) -> Style:
         return Style(to_hex(colormaps["cividis"](0.5 * (low + high))), dash)
     other = MORE[crc32(arm.estimator.encode()) % len(MORE)]
     return Style(COLOURS.get(arm.estimator, other), dash)
+
+
+def band_colour(arm: Arm) -> str:
+    """Colour of the line through an arm's score bands: that of its edit of the highest scores."""
+    return style(replace(arm, select="top")).colour
 
 
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:

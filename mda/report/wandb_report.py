@@ -9,6 +9,7 @@ import wandb
 from wandb_workspaces.reports.v2 import interface as wr
 
 from mda.report.page import number, p_value
+from mda.unit.metrics import HEAD_METRICS
 
 ARM = "config.arm"  # what runs are grouped by; `job_log` puts it into every run's configuration
 TITLE = 128  # characters that W&B allows
@@ -77,8 +78,8 @@ def _arms(project: str, entity: str, ids: Sequence[str], grouped: bool = True) -
 
 
 def _curves(metric: str) -> list[Any]:
-    shown = {
-        f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/strongest",
+    of_heads = {f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/strongest"}
+    shown = (of_heads if metric in HEAD_METRICS else {}) | {
         "gain on the second copy (nats)": "emergence/copy_gain",
         "in-context-learning score (nats)": "emergence/icl_score",
         "held-out loss (nats)": "val/loss",

@@ -17,7 +17,7 @@ from mda import store
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.report.compare import FILES, compare
-from mda.report.figures import heads_figure
+from mda.report.figures import curves_figure, heads_figure
 from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
 
 STUDY = StudyConfig(
@@ -321,8 +321,32 @@ def test_arms_of_a_neuron_have_a_page_and_tables_and_no_figure_of_heads(tmp_path
     effect = summary["results"]["arms"]["remove mask ekfac top 10 %"]["unit"]["to_control"]
     changes = [end("remove_ekfac", seed) - end("control", seed) for seed in (0, 1)]
     assert effect["n"] == 2 and effect["difference"] == pytest.approx(np.mean(changes))
-    maps = page_data_of(tmp_path / "report" / "report.html")["heads"]
+    data = page_data_of(tmp_path / "report" / "report.html")
+    assert data["titles"]["unit"] == "ROC AUC for the label of the unit"
+    assert "mechanism" not in data["titles"] and len(data["points"]) == len(
+        [run for run in (tmp_path / "runs").glob("*/*") if not run.name.startswith("control")]
+    )
+    ours, theirs = end("remove_ekfac", 0), end("control", 0)
+    arms = [arm["name"] for arm in data["arms"]]
+    (x,) = [p["x"] for p in data["points"]
+            if p["seed"] == 0 and arms[p["arm"]] == "remove mask ekfac top 10 %"]  # fmt: skip
+    assert x == pytest.approx(ours - theirs, rel=1e-3)
+    assert "fixed head" not in (tmp_path / "report" / "report.html").read_text("utf-8")
+    maps = data["heads"]
     assert maps and all(one["unit"] == [] for one in maps)  # no head of the maps is marked
+
+
+def test_a_figure_of_neurons_has_no_panel_of_the_strongest_head(tmp_path):
+    write_runs(tmp_path / "heads", range(2), STANDARD[:2])
+    aim_at_neurons(write_runs(tmp_path / "neurons", range(2), STANDARD[:2]))
+    shown = {}
+    for name in ("heads", "neurons"):
+        figure = curves_figure(measure(read_runs([tmp_path / name])))
+        shown[name] = [ax.get_title() for ax in figure.axes]
+    icl = "in-context-learning score (nats)"
+    score = "induction score"
+    assert shown["heads"] == [f"{score}, fixed head", f"{score}, strongest head", icl]
+    assert shown["neurons"] == ["ROC AUC for the label of the unit", icl]
 
 
 def test_the_figure_of_heads_leaves_out_the_arms_of_a_neuron(tmp_path):

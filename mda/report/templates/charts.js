@@ -162,7 +162,7 @@ function drawPoints() {
     const own = DATA.points.filter((p) => (i < 0 ? DATA.arms[p.arm].band : p.arm === i));
     return { name: arm.name, type: "scatter", mode: "markers", visible: i < 0 ? "legendonly" : true, x: own.map((p) => p.x), y: own.map((p) => p.y), text: own.map((p) => `${DATA.arms[p.arm].name}, seed ${p.seed}`), hovertemplate: "%{text}<br>%{x}, %{y}<extra></extra>", marker: { size: i < 0 ? 6 : 9, color: arm.colour, symbol: (arm.name.startsWith("augment") ? "square" : "circle") + (arm.random ? "-open" : "") } };
   });
-  Plotly.react($("plot-icl"), traces, layout({ height: 520, xaxis: axis(`${DATA.titles.mechanism}: run − control`), yaxis: axis("ICL score: run − control (nats)") }), CONFIG);
+  Plotly.react($("plot-icl"), traces, layout({ height: 520, xaxis: axis(`${DATA.titles.mechanism || DATA.titles.unit}: run − control`), yaxis: axis("ICL score: run − control (nats)") }), CONFIG);
 }
 function drawDose() {
   const kinds = unique(DATA.dose.map((d) => DATA.arms[d.arm].name.split(" band")[0]));
