@@ -68,7 +68,9 @@ def refuse_nested(world: int) -> None:
     """Raise ConfigError where this process can't start others."""
     accepted = "training.devices=1, or"
     if dist.is_initialized():
-        raise ConfigError(f"training.devices={world} under torchrun; accepted: {accepted} train.py")
+        raise ConfigError(
+            f"training.devices={world} under torchrun; accepted: {accepted} no torchrun"
+        )
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         raise ConfigError(
             f"training.devices={world} in a sweep of parallel jobs; accepted: {accepted} one job "
