@@ -331,3 +331,12 @@ def test_a_folder_of_settings_stays_part_of_printed_commands(tmp_path, sweep, mo
     words = [word for word in content["overrides"] if not word.startswith("name=")]
     monkeypatch.chdir(tmp_path)
     assert isinstance(compose(words).estimator, TracinConfig)
+
+
+def test_what_inserted_rows_do_not_read_is_not_refused():
+    """Losses are asked of the estimator only where a random set is matched by them."""
+    words = ["intervention=augment", "intervention.match=loss", "estimator=unrolled"]
+    inserted = ["intervention.mode=insert", "intervention.rows=mine.npy"]
+    assert compose([*words, *inserted]).intervention.match == "loss"
+    with pytest.raises(ConfigError, match=r"with intervention\.match=loss"):
+        compose(words)

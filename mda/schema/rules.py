@@ -172,7 +172,7 @@ def _tokens_are_scored(c: Config) -> None:
 
 
 def _losses_are_known(c: Config) -> None:
-    if getattr(c.intervention, "match", None) == "loss":
+    if c.intervention.chooses and getattr(c.intervention, "match", None) == "loss":
         _able(c, "tells_losses", "intervention.match=loss")
 
 
