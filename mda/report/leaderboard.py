@@ -34,6 +34,7 @@ QUESTIONS = {  # heading without a share, what was counted
     "augment": ("doubling", "seeds"),
     "transfer": ("transfer", "seeds"),
 }
+EDITS = ("remove/", "augment/", "transfer/")
 COMPARED = """\
 Differences, with an interval and over how many sets or seeds. **Better** or **worse** stands where
 the interval leaves out 0; all others are not shown to differ."""
@@ -238,9 +239,16 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
         state = " **Partial and exploratory**: the page of results says how much was done."
     head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
     rows = [row for row in board if row["unit"] == first]
-    narrow = [{k: v for k, v in row.items() if not k.startswith("lds/0")} for row in rows]
+    edits = {key.split("/")[1] for row in rows for key in row if key.startswith(EDITS)}
+    largest = max(edits, key=float, default="")
+
+    def in_short(key: str) -> bool:
+        """Whether a number stands in the README: of edits those of the largest share."""
+        return key.split("/")[1] == largest if key.startswith(EDITS) else "lds/0" not in key
+
+    narrow = [{key: value for key, value in row.items() if in_short(key)} for row in rows]
     lines = [f"{head}{state}", "", *table(narrow)]
-    own = [row for row in compared if row["unit"] == first]
+    own = [row for row in compared if row["unit"] == first and in_short(row["what"])]
     said = label_sentence(tables, first)
     return [*lines, "", *comparison_table(own), *said]
 

@@ -334,6 +334,18 @@ def test_the_readme_has_the_table_of_the_first_unit_in_its_place(tmp_path):
     assert "| metric | unrolled minus ekfac |" in page and "], 48 sets" in page
 
 
+def test_the_readme_has_the_edits_of_the_largest_share_alone(tmp_path):
+    tables = world(seeds=(0,))
+    tables.rows["edits"] += [row | {"fraction": 0.03} for row in tables.rows["edits"]]
+    page, readme = pages(tmp_path, tables)
+    for heading in ("removal", "doubling", "transfer"):
+        for text, shares in ((page, ("3 %", "10 %")), (readme, ("10 %",))):
+            heads = [x for x in text.splitlines() if x.startswith(("| estimator |", "| by the |"))]
+            found = [[share for share in ("3 %", "10 %") if f"| {heading} {share} |" in line]
+                     for line in heads]  # fmt: skip
+            assert found == [list(shares)] * 2
+
+
 def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_path):
     page, readme = pages(tmp_path / "part", world(seeds=(0,), lacking=(1, 2)))
     assert "22 of 24 sets; **partial**" in page
