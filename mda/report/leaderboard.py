@@ -34,7 +34,7 @@ QUESTIONS = {  # heading without a share, what was counted
     "augment": ("doubling", "seeds"),
     "transfer": ("transfer", "seeds"),
 }
-EDITS = ("remove/", "augment/", "transfer/")
+EDITS = tuple(f"{kind}/" for kind, (_, counted) in QUESTIONS.items() if counted == "seeds")
 COMPARED = """\
 Differences, with an interval and over how many sets or seeds. **Better** or **worse** stands where
 the interval leaves out 0; all others are not shown to differ."""
