@@ -18,27 +18,37 @@ HOME = Path(__file__).parents[1]
 RESULTS = HOME / "sweeps" / "results"
 IN_README = "fresh_seeds"  # the study whose table stands in the main README
 
+ABLE = (  # arms of that study whose models the README says to be able to do what
+    "remove mask ekfac top 10 %",
+    "remove mask repetition top 10 %",
+    "remove mask random 10 %",
+    "augment duplicate ekfac top 10 %",
+)
 OTHER_HEADS = {  # studies whose claims on the baseline stand below it
     "previous_token_head": "The previous-token head: ",
     "second_previous_token_head": "The head that attends two tokens back: ",
 }
 
 
-def readme_lines(confidence: float) -> list[str]:
-    """What the main README says of results, from the tables that are kept."""
-    from mda.report.results import baseline_claims, study_table
+def readme_lines(confidence: float) -> dict[str, list[str]]:
+    """What the main README says of results, place by place, from the tables that are kept."""
+    from mda import store
+    from mda.report.readme import baseline_claims, study_table
+    from mda.report.results import behaviour_table
 
     studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
     lines = study_table(RESULTS / IN_README, studies[IN_README], confidence)
     for name, about in OTHER_HEADS.items():
         lines += baseline_claims(RESULTS / name, studies[name], about)
-    return lines
+    effects = store.read_csv(RESULTS / IN_README / "effects.csv")
+    return {"study": lines, "behaviour": behaviour_table(effects, ABLE)}
 
 
 def results(config: Config, folder: Path) -> None:
     from mda.report.compare import compare
     from mda.report.leaderboard import leaderboard_pages
-    from mda.report.results import KEPT, fill, results_page, study_of
+    from mda.report.readme import fill
+    from mda.report.results import KEPT, results_page, study_of
 
     report = config.report
     studies = {}
@@ -51,8 +61,8 @@ def results(config: Config, folder: Path) -> None:
         studies[place] = (study, summary["results"]["headline"])
     (RESULTS / "README.md").write_text(results_page(studies, report.confidence), "utf-8")
     readme = HOME / "README.md"
-    lines = readme_lines(report.confidence)
-    readme.write_text(fill(readme.read_text("utf-8"), "study", lines), "utf-8")
+    for place, lines in readme_lines(report.confidence).items():
+        readme.write_text(fill(readme.read_text("utf-8"), place, lines), "utf-8")
     for path, text in leaderboard_pages(RESULTS / "truth", readme, report).items():
         path.write_text(text, "utf-8")
     print(RESULTS / "README.md")

@@ -20,7 +20,7 @@ from mda.analysis.leaderboard import (
     read_tables,
 )
 from mda.report.page import DASH, number, percent
-from mda.report.results import fill
+from mda.report.readme import fill
 from mda.schema import ReportConfig
 
 PLACE, README_PRESET = "leaderboard", "default"  # in the README
@@ -228,8 +228,11 @@ def label_sentence(tables: Tables, unit: str) -> list[str]:
     return [f"Of the highest tenth {own} are {label}, of the window {window}."]
 
 
-def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
-    """The README's table: the first unit, how much stands behind it, and what follows from it."""
+def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
+    """The README's table: the first unit, how much stands behind it, and its highest samples.
+
+    Of the shares of an edit it has the largest. How far two estimators differ is on the page.
+    """
     if not board:
         return ["No result has been committed yet."]
     first = board[0]["unit"]
@@ -243,14 +246,10 @@ def leader_table(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) 
     largest = max(edits, key=float, default="")
 
     def in_short(key: str) -> bool:
-        """Whether a number stands in the README: of edits those of the largest share."""
         return key.split("/")[1] == largest if key.startswith(EDITS) else "lds/0" not in key
 
     narrow = [{key: value for key, value in row.items() if in_short(key)} for row in rows]
-    lines = [f"{head}{state}", "", *table(narrow)]
-    own = [row for row in compared if row["unit"] == first and in_short(row["what"])]
-    said = label_sentence(tables, first)
-    return [*lines, "", *comparison_table(own), *said]
+    return [f"{head}{state}", "", *table(narrow), "", *label_sentence(tables, first)]
 
 
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:
@@ -269,9 +268,8 @@ def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict
         tables = read_tables(places)
         refuse_mixed(preset, tables)
         board = leaderboard(tables, "metric", config.confidence, config.resamples)
-        compared = all_comparisons(tables, config)
-        first = first or leader_table(tables, board, compared)
-        body = page(tables, board, compared) if board else first
+        first = first or leader_table(tables, board)
+        body = page(tables, board, all_comparisons(tables, config)) if board else first
         lines += [f"## `truth={preset}`", "", *body]
     shown = fill(readme.read_text("utf-8"), PLACE, first)
     return {results / "README.md": "\n".join([*lines, ""]), readme: shown}

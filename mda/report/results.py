@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from mda import store
-from mda.analysis.arms import arm_as
+from mda.analysis.bearing import ABLE
 from mda.report.page import DASH, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
 
@@ -50,6 +49,9 @@ def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: fl
         "",
     ]
     for folder, (study, sentence) in studies.items():
+        sizes = {one.name.partition("-")[2]: one for one in studies if study_of(one) == study.name}
+        if "" not in sizes and folder == next(iter(sizes.values())):
+            lines += [f"## {study.name}, all sizes", "", *sizes_table(sizes), ""]
         lines += _study(folder, study, sentence, confidence)
     return "\n".join(lines)
 
@@ -57,6 +59,24 @@ def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: fl
 def study_of(folder: Path) -> str:
     """Name of the study that a kept folder is of: of `scales-nano`, one size's, it is `scales`."""
     return folder.name.partition("-")[0]
+
+
+def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
+    """The score of the unit without and with each edit, for each size's folder of kept tables."""
+    lines = [
+        "| arm | model | seeds | without | with | difference | corrected p |",
+        "|---" * 7 + "|",
+    ]
+    effects = {size: store.read_csv(folder / "effects.csv") for size, folder in sizes.items()}
+    found = {(row["arm"], size): row for size, rows in effects.items() for row in rows
+             if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
+    for arm in dict.fromkeys(arm for arm, _ in found):
+        for row, size in ((found[arm, size], size) for size in sizes if (arm, size) in found):
+            means = (number(_float(row[name])) for name in ("reference_mean", "arm_mean"))
+            change = interval(row, "difference", "ci_low", "ci_high")
+            cells = (arm, size, row["n"], *means, change, p_of(row["p_holm"]))
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -> list[str]:
@@ -110,61 +130,7 @@ def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -
     if left_out := sorted({row["dropped"] for row in verdicts
                            if row["dropped"]}):  # fmt: skip
         lines += [f"Left out of the verdicts: {'; '.join(left_out)}.", ""]
-    return [*lines, *_null(null), *_dose(folder, effects)]
-
-
-def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str]:
-    """A study in short, for the README: each choice of samples, and the claims on the baseline."""
-    effects, level = store.read_csv(folder / "effects.csv"), percent(confidence)
-    edits = {"remove": "removed", "augment": "trained on twice"}
-    against_control = {row["arm"]: row for row in effects
-                       if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
-    n_seeds = len({seed for row in effects for seed in row["seeds"].split()})
-    cells: dict[str, dict[str, str]] = {}  # choice of samples -> edit -> what it did
-    for arm in map(arm_as, study.arms.values()):
-        if arm.intervention in edits and (row := against_control.get(arm.name)):
-            choice = replace(arm, intervention="", mode="").name
-            said = _interval(row, "difference", "ci_low", "ci_high")
-            fewer = "" if int(row["n"]) == n_seeds else f", {row['n']} seeds"
-            cells.setdefault(choice, {})[arm.intervention] = said + fewer
-    lines = [
-        f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
-        f"of the unit at the window's end, with a {level} bootstrap interval (narrow for few "
-        "seeds).",
-        "",
-        f"| samples | {' | '.join(edits.values())} |",
-        "|---" * (1 + len(edits)) + "|",
-        *(
-            f"| {choice} | {' | '.join(found.get(edit, DASH) for edit in edits)} |"
-            for choice, found in cells.items()
-        ),
-        "",
-    ]
-    return lines + baseline_claims(folder, study)
-
-
-def baseline_claims(folder: Path, study: StudyConfig, about: str = "") -> list[str]:
-    """The claims of a study on the baseline that influence must beat, and what became of them."""
-    baseline = {claim.text for claim in study.claims.values() if claim.reference == "repetition"}
-    return [
-        f"- {about}{row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']}; "
-        f"{row['reason']})."
-        for row in store.read_csv(folder / "verdicts.csv")
-        if row["text"] in baseline
-    ]
-
-
-def fill(text: str, place: str, lines: Sequence[str]) -> str:
-    """A page with these lines in a place of it. Raises ValueError for a page without the place.
-
-    The place stands between the comments `<!-- place -->` and `<!-- end of place -->`.
-    """
-    start, end = f"<!-- {place} -->", f"<!-- end of {place} -->"
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"no place for this in the page: it has to have {start} and {end}")
-    return "\n".join([before + start, *lines, end + after])
+    return [*lines, *_behaviour(whole), *_null(null), *_dose(folder, effects)]
 
 
 def _run(rows: Sequence[Row], reference: str) -> str:
@@ -177,7 +143,7 @@ def _effect_table(rows: Sequence[Row]) -> list[str]:
     for arm, reference in dict.fromkeys((row["arm"], row["reference"]) for row in rows):
         own = [known[arm, reference, metric] for metric in SHOWN]
         cells = [
-            f"{_interval(row, 'difference', 'ci_low', 'ci_high')} p {_p(row['p_holm'])}"
+            f"{interval(row, 'difference', 'ci_low', 'ci_high')} p {p_of(row['p_holm'])}"
             + "†" * (row["at_least_p"] == "True")
             for row in own
         ]
@@ -196,16 +162,57 @@ def _verdict_table(rows: Sequence[Row], effects: Sequence[Row]) -> list[str]:
     for row in rows:
         size = max(float(row["expected"]), float(row["margin"]))
         claimed = f"{'within ±' if row['direction'] == 'none' else ''}{size:g}" if size else DASH
-        effect = _interval(row, "mean", "low", "high")
+        effect = interval(row, "mean", "low", "high")
         other = against_random.get((row["arm"], row["metric"]))
         if row["reference"] == "control" and other and other["ci_low"]:
-            effect += f"<br>against random {_interval(other, 'difference', 'ci_low', 'ci_high')}"
+            effect += f"<br>against random {interval(other, 'difference', 'ci_low', 'ci_high')}"
         lines.append(
-            f"| {row['text']} | {effect} | {claimed} | {_p(row['p_holm'])} | "
-            f"{_p(row['against_holm'])} | {row['family']} ({row['family_size']}) | "
+            f"| {row['text']} | {effect} | {claimed} | {p_of(row['p_holm'])} | "
+            f"{p_of(row['against_holm'])} | {row['family']} ({row['family_size']}) | "
             f"**{row['verdict']}** | {row['status']} |"
         )
     return lines
+
+
+def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> list[str]:
+    """What edits and ablation change of what the model can do; none where it was not measured.
+
+    `chosen` are the arms to show, or all.
+    """
+    names = [f"behaviour/{name}" for name in ABLE]
+    rows = {(row["arm"], row["metric"]): row for row in effects
+            if row["reference"] == "control" and row["reference_mean"]}  # fmt: skip
+    arms = dict.fromkeys(arm for arm, metric in rows if metric in names)
+    if not arms:
+        return []
+    fullest = max(arms, key=lambda arm: int(rows[arm, names[0]]["n"]))  # the most controls
+    cells = {
+        arm: [interval(rows.get((arm, name)), "difference", "ci_low", "ci_high") for name in names]
+        for arm in arms
+        if not chosen or arm in chosen
+    }
+    for which, heads in (("top_heads", "its strongest heads"), ("random_heads", "as many others")):
+        found = (rows.get((fullest, f"{name}/{which}")) for name in names)
+        cells[f"*control without {heads}*"] = [
+            DASH if row is None else number(float(row["reference_mean"])) for row in found
+        ]
+    return [
+        f"| arm | {' | '.join(words.removeprefix('its ') for words in ABLE.values())} |",
+        "|---" * (1 + len(ABLE)) + "|",
+        *(f"| {arm} | {' | '.join(found)} |" for arm, found in cells.items()),
+    ]
+
+
+def _behaviour(effects: Sequence[Row]) -> list[str]:
+    table = behaviour_table(effects)
+    about = [
+        "### What the model can do",
+        "",
+        "By how much edits change it at the window's end, against control; below, by how much",
+        "mean ablation of the control's heads does. In nats; a lower ICL score is more learning.",
+        "",
+    ]
+    return [*about, *table, ""] if table else []
 
 
 def _null(rows: Sequence[Row]) -> list[str]:
@@ -218,7 +225,7 @@ def _null(rows: Sequence[Row]) -> list[str]:
         "### Random against random",
         "",
         f"Each random edit against the others of its seed: of {len(rows)} comparisons {said}; the "
-        f"smallest corrected p is {_p(lowest['p_holm'])} (replicate {lowest['replicate']} of "
+        f"smallest corrected p is {p_of(lowest['p_holm'])} (replicate {lowest['replicate']} of "
         f"{lowest['arm']}, {lowest['metric']}).",
         "",
     ]
@@ -251,10 +258,14 @@ def _float(text: str) -> float | None:
     return float(text) if text else None
 
 
-def _p(text: str) -> str:
+def p_of(text: str) -> str:
+    """A p-value of a table; a dash where there is none."""
     return p_value(_float(text))
 
 
-def _interval(row: Row, *names: str) -> str:
+def interval(row: Row | None, *names: str) -> str:
+    """A number of a table with its interval: the three columns of these names."""
+    if row is None:
+        return DASH
     mean, low, high = (number(_float(row[name])) for name in names)
     return f"{mean} [{low}, {high}]"

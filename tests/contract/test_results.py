@@ -18,7 +18,8 @@ from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import compare
 from mda.report.leaderboard import leaderboard_pages
-from mda.report.results import KEPT, results_page, study_of, study_table
+from mda.report.readme import arms_table, study_table
+from mda.report.results import KEPT, results_page, study_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "sweeps" / "results"
@@ -100,16 +101,18 @@ def test_an_edit_smuggled_in_among_the_random_ones_would_be_found():
     assert smuggled.differs and smuggled.p_sign_flip == pytest.approx(0.0078125)
 
 
-def readme_study() -> str:
+def readme_study(place="study") -> str:
     """What the README has of a study, which only the program writes."""
     text = (ROOT / "README.md").read_text("utf-8")
-    return text.partition("<!-- study -->\n")[2].partition("\n<!-- end of study -->")[0]
+    return text.partition(f"<!-- {place} -->\n")[2].partition(f"\n<!-- end of {place} -->")[0]
 
 
-def test_the_readme_has_the_table_of_its_study():
+def test_the_readme_has_the_tables_of_its_studies():
     readme_lines = runpy.run_path(str(ROOT / "experiments" / "results.py"))["readme_lines"]
-    lines = readme_lines(compose().report.confidence)
-    assert readme_study() == "\n".join(lines)
+    found = readme_lines(compose().report.confidence)
+    for place, lines in found.items():
+        assert len(lines) > 3 and readme_study(place) == "\n".join(lines)
+    lines = found["study"]
     heads = [line for line in lines if "head" in line.partition(":")[0]]
     assert len(heads) == 4 and all("repetition" in line for line in heads)
 
@@ -149,6 +152,63 @@ def test_the_table_of_the_readme_says_what_the_curves_do():
                 assert float(said) == pytest.approx(np.mean(differences), rel=5e-3), choice
             else:
                 assert said == "\N{EN DASH}"
+
+
+def test_the_page_says_what_edits_and_ablation_change_of_what_the_model_can_do():
+    page = results_page({RESULTS / "fresh_seeds": (compose(["study=fresh_seeds"]).study, "")}, 0.95)
+    part = page.partition("### What the model can do")[2].partition("\n#")[0]
+    rows = {row[0]: row[1:] for line in part.splitlines()
+            if len(row := line.strip("| ").split(" | ")) == 5}  # fmt: skip
+    measured = measure(read_runs([RESULTS / "fresh_seeds"]))
+    ends: dict[tuple[str, int], list[dict]] = {}
+    for run in measured.runs:
+        ends.setdefault((run.arm.name, run.seed), []).append(measured.of(run, run).values)
+
+    def mean(arm: str, metric: str) -> float:
+        return float(np.mean([np.mean([one[f"behaviour/{metric}"] for one in ends[arm, seed]])
+                              for seed in range(8, 16)]))  # fmt: skip
+
+    metrics = ("real_loss", "icl_score", "copy_gain", "label_margin")
+    for arm in ("remove mask ekfac top 10 %", "remove mask random 10 %"):
+        for cell, metric in zip(rows[arm], metrics, strict=True):
+            said = float(cell.split()[0].replace("\N{MINUS SIGN}", "-"))
+            assert said == pytest.approx(mean(arm, metric) - mean("control", metric), rel=5e-3)
+    ablated = {"its strongest heads": "top_heads", "as many others": "random_heads"}
+    for words, which in ablated.items():
+        for cell, metric in zip(rows[f"*control without {words}*"], metrics, strict=True):
+            said = float(cell.replace("\N{MINUS SIGN}", "-"))
+            assert said == pytest.approx(mean("control", f"{metric}/{which}"), rel=5e-3)
+
+
+def test_the_sizes_of_a_study_have_a_table_together(tmp_path):
+    study = compose(["study=fresh_seeds"]).study
+    for size, shift in (("small", 0.0), ("large", 0.5)):
+        shutil.copytree(RESULTS / study.name, tmp_path / f"fresh_seeds-{size}")
+        rows = store.read_csv(tmp_path / f"fresh_seeds-{size}" / "effects.csv")
+        for row in rows:
+            if row["metric"] == "unit":
+                row["arm_mean"] = str(float(row["arm_mean"]) + shift)
+        store.write_csv(tmp_path / f"fresh_seeds-{size}" / "effects.csv", rows)
+    page = results_page(dict.fromkeys(sorted(tmp_path.iterdir()), (study, "")), 0.95)
+    together, *alone = page.split("\n## ")[1:]
+    assert together.startswith("fresh_seeds, all sizes") and len(alone) == 2
+    cells = [line.strip("| ").split(" | ") for line in together.splitlines() if "ekfac top" in line]
+    found = {(row[0], row[1]): row[2:] for row in cells}
+    removal = "remove mask ekfac top 10 %"
+    for size, end in (("small", "0.223"), ("large", "0.723")):
+        seeds, without, ended, change, p = found[removal, size]
+        assert (seeds, without, ended, p) == ("8", "0.324", end, "0.07")
+        assert change.startswith("\N{MINUS SIGN}0.101 [")
+    one = results_page({RESULTS / study.name: (study, "")}, 0.95)
+    assert "all sizes" not in one, "a study of one size"
+
+
+def test_the_edits_of_a_study_stand_beside_random_ones():
+    lines = arms_table(RESULTS / "fresh_seeds", 0.95)
+    (removal,) = [line for line in lines if line.startswith("| remove mask ekfac top 10 % |")]
+    assert removal.count("[") == 2 and "| 8 | \N{MINUS SIGN}0.101 [" in removal
+    (random,) = [line for line in lines if line.startswith("| remove mask random 10 % |")]
+    assert random.endswith("| \N{EN DASH} |")
 
 
 def test_the_readme_states_no_other_result_of_a_study():

@@ -343,7 +343,7 @@ def test_the_readme_has_the_edits_of_the_largest_share_alone(tmp_path):
             heads = [x for x in text.splitlines() if x.startswith(("| estimator |", "| by the |"))]
             found = [[share for share in ("3 %", "10 %") if f"| {heading} {share} |" in line]
                      for line in heads]  # fmt: skip
-            assert found == [list(shares)] * 2
+            assert found == [list(shares)] * (2 if text == page else 1)
 
 
 def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_path):
@@ -373,15 +373,14 @@ def test_tables_of_an_earlier_time_are_gone(tmp_path):
 
 
 def test_the_two_outcomes_are_compared_apart(tmp_path):
-    for text in pages(tmp_path, world(seeds=(0,))):
-        lines = text.splitlines()
-        (names,) = [line.split(" | ") for line in lines if line.startswith("| by the | ")]
-        for outcome, said in (("metric", "2 [2, 2], 24 sets: **better**"),
-                              ("measurement", "-2 [-2, -2], 24 sets: **worse**")):  # fmt: skip
-            (line,) = [x for x in lines if x.startswith(f"| {outcome} | unrolled minus repetition")]
-            cells = dict(zip(names, line.split(" | "), strict=True))
-            assert cells["LDS, all sets"] == said.replace("-", "\N{MINUS SIGN}")
-            assert cells["doubling 10 %"].endswith(", 1 seed: not tested")
+    lines = pages(tmp_path, world(seeds=(0,)))[0].splitlines()
+    (names,) = [line.split(" | ") for line in lines if line.startswith("| by the | ")]
+    for outcome, said in (("metric", "2 [2, 2], 24 sets: **better**"),
+                          ("measurement", "-2 [-2, -2], 24 sets: **worse**")):  # fmt: skip
+        (line,) = [x for x in lines if x.startswith(f"| {outcome} | unrolled minus repetition")]
+        cells = dict(zip(names, line.split(" | "), strict=True))
+        assert cells["LDS, all sets"] == said.replace("-", "\N{MINUS SIGN}")
+        assert cells["doubling 10 %"].endswith(", 1 seed: not tested")
 
 
 def test_what_fewer_runs_have_measured_says_so(tmp_path):
