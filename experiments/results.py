@@ -21,8 +21,10 @@ IN_README = "fresh_seeds"  # the study whose table stands in the main README
 ABLE = (  # arms of that study whose models the README says to be able to do what
     "remove mask ekfac top 10 %",
     "remove mask repetition top 10 %",
+    "remove mask random, as ekfac top 10 % by label, without its samples",
     "remove mask random 10 %",
     "augment duplicate ekfac top 10 %",
+    "augment duplicate random 10 %",
 )
 OTHER_HEADS = {  # studies whose claims on the baseline stand below it
     "previous_token_head": "The previous-token head: ",

@@ -13,8 +13,8 @@ from mda.schema import StudyConfig
 
 ABLE = {
     "real_loss": "loss on real text",
-    "icl_score": "its ICL score",
-    "copy_gain": "gain from a copy",
+    "icl_score": "ICL score on it",
+    "copy_gain": "gain from few-shot copies",
     "label_margin": "margin of few-shot labels",
 }
 """Numbers of the model's behaviour that are told, in nats."""

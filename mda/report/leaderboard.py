@@ -82,7 +82,7 @@ def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[
             continue
         lines += [f"### {unit}", "", *table(rows), ""]
         lines += comparison_table([row for row in compared if row["unit"] == unit])
-        lines += side_by_side(tables, unit)
+        lines += side_by_side(tables, unit, samples=unit == board[0]["unit"])
     return lines
 
 
@@ -181,25 +181,24 @@ def difference(row: Row | None) -> str:
     return f"{value} {interval}, {n}{VERDICTS[row['better']]}"
 
 
-def side_by_side(tables: Tables, unit: str) -> list[str]:
-    """Highest samples of two estimators in one table, and the labels of their highest tenths."""
+def side_by_side(tables: Tables, unit: str, samples: bool) -> list[str]:
+    """Highest samples of two estimators in one table, if asked, and labels of highest tenths."""
     tops = [row for row in tables.rows["tops"] if row["unit"] == unit]
     labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
     shown = {(row["seed"], row["estimator"]) for row in tops}
     both = [seed for seed, _ in sorted(shown) if {(seed, name) for name in SIDE_BY_SIDE} <= shown]
     if not both:
         return []
-    seed = both[0]
-    lines = [
-        f"Highest samples, seed {seed}:",
-        "",
-        f"| | {' | '.join(SIDE_BY_SIDE)} |",
-        "|---|---|---|",
-    ]
-    by = {(row["rank"], row["estimator"]): row for row in tops if row["seed"] == seed}
-    for rank in sorted({rank for rank, _ in by}):
-        lines.append(f"| {rank} | {' | '.join(_sample(by[rank, name]) for name in SIDE_BY_SIDE)} |")
-    lines += ["", "Labels of the highest tenth, mean over runs:", "",
+    seed, lines = both[0], []
+    if samples:
+        lines = [f"Highest samples, seed {seed}:", "", f"| | {' | '.join(SIDE_BY_SIDE)} |",
+                 "|---|---|---|"]  # fmt: skip
+        by = {(row["rank"], row["estimator"]): row for row in tops if row["seed"] == seed}
+        for rank in sorted({rank for rank, _ in by}):
+            cells = (_sample(by[rank, name]) for name in SIDE_BY_SIDE)
+            lines.append(f"| {rank} | {' | '.join(cells)} |")
+        lines.append("")
+    lines += ["Labels of the highest tenth, mean over runs:", "",
               f"| label | window | {' | '.join(SIDE_BY_SIDE)} |", "|---|---|---|---|"]  # fmt: skip
     for label in dict.fromkeys(row["label"] for row in labels):
         own = [row for row in labels if row["label"] == label]
@@ -240,7 +239,10 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
     state = ""
     if not is_complete(tables):
         state = " **Partial and exploratory**: the page of results says how much was done."
-    head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."
+    head = f"{first}, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    removed = [about["seed"] for about in tables.about if about["done"]["sets"]]
+    if removed and len(removed) < len(seeds):
+        head += f"; LDS of {', '.join(map(str, sorted(removed)))}"
     rows = [row for row in board if row["unit"] == first]
     edits = {key.split("/")[1] for row in rows for key in row if key.startswith(EDITS)}
     largest = max(edits, key=float, default="")
@@ -249,7 +251,7 @@ def leader_table(tables: Tables, board: Sequence[Row]) -> list[str]:
         return key.split("/")[1] == largest if key.startswith(EDITS) else "lds/0" not in key
 
     narrow = [{key: value for key, value in row.items() if in_short(key)} for row in rows]
-    return [f"{head}{state}", "", *table(narrow), "", *label_sentence(tables, first)]
+    return [f"{head}.{state}", "", *table(narrow), "", *label_sentence(tables, first)]
 
 
 def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict[Path, str]:

@@ -40,7 +40,9 @@ def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str
         ),
         "",
     ]
-    return lines + baseline_claims(folder, study)
+    claims = baseline_claims(folder, study)
+    about = ["Its claims on the baseline; all others are on the page of results:", ""]
+    return lines + (about + claims if claims else [])
 
 
 def baseline_claims(folder: Path, study: StudyConfig, about: str = "") -> list[str]:

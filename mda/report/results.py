@@ -27,11 +27,30 @@ SHOWN = {
     "icl_score": "ICL score, nats",
 }
 ONSET = "onset_step"
+CONTROLS = {  # rows on the control below the arms: part of the metric's name, words
+    "": "control itself",
+    "/top_heads": "control without its strongest heads, change",
+    "/random_heads": "control without as many others, change",
+}
 CENSORED = {  # of the arm, of its reference
     (True, False): "some runs of the arm never reach the threshold, the delay is a lower bound",
     (False, True): "some runs of the reference never reach it, the delay is an upper bound",
     (True, True): "some runs of either never reach it, the delay is no bound",
 }  # fmt: skip
+ABOUT_TABLES = """\
+First come mean differences at the window's end with {percent} bootstrap interval (too narrow with
+few seeds); p is two-sided, from permuting labels within each seed, corrected by Holm over the
+study's arms of the same reference and metric. With † the runs are as far apart as a test of so many
+can tell, so that p is the least that they could have, and may be above .05 whatever the effect.
+
+Then come verdicts: one-sided p for the claim, and against an effect of the claimed size, corrected
+by Holm over the claims of a family, tested or not. Random edits may move a metric too: below a
+difference to the control stands the difference to them.
+
+Last comes what the model can do: by how much edits change it, and below by how much mean ablation
+of the control's strongest heads does, or of as many others; all in nats. Real text is held-out text
+that was not generated; the ICL score of the first table is of all held-out text. A lower one is
+more learning from the context."""
 Row = Mapping[str, str]
 
 
@@ -45,14 +64,20 @@ def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: fl
         "",
         "Made by `python experiments/results.py` from the curves that lie here; do not edit. The",
         "comparison of one study alone:",
-        "`python experiments/compare.py study=<name> report.runs=[sweeps/results/<name>]`.",
+        "`mda compare study=<name> 'report.runs=[sweeps/results/<name>]'`.",
+        "",
+        "Every arm is compared with:",
+        "",
+        *(f"- **{name}**: {what}." for name, what in REFERENCES.items()),
+        "",
+        *ABOUT_TABLES.format(percent=percent(confidence)).split("\n"),
         "",
     ]
     for folder, (study, sentence) in studies.items():
         sizes = {one.name.partition("-")[2]: one for one in studies if study_of(one) == study.name}
         if "" not in sizes and folder == next(iter(sizes.values())):
             lines += [f"## {study.name}, all sizes", "", *sizes_table(sizes), ""]
-        lines += _study(folder, study, sentence, confidence)
+        lines += _study(folder, study, sentence)
     return "\n".join(lines)
 
 
@@ -79,10 +104,9 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
     return lines
 
 
-def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -> list[str]:
+def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
     effects, verdicts, null = (store.read_csv(folder / f"{name}.csv")
                                for name in ("effects", "verdicts", "null"))  # fmt: skip
-    level = percent(confidence)
     whole = [row for row in effects if " band " not in row["arm"]]
     kind = (
         "The claims were formed on these seeds: all verdicts are exploratory."
@@ -90,6 +114,7 @@ def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -
         else "A claim is registered if it was written down before its arm was first run, and its "
         "verdict interim while seeds are missing."
     )
+    compared = dict.fromkeys(row["reference"] for row in whole)
     lines = [
         f"## {folder.name}",
         "",
@@ -100,23 +125,10 @@ def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -
         "",
         f"![Emergence in every arm]({folder.name}/curves.png)",
         "",
-        "Every arm is compared with:",
-        "",
-        *(f"- **{name}**{_run(whole, name)}: {what}." for name, what in REFERENCES.items()),
-        "",
-        f"Mean differences at the window's end with {level} bootstrap interval (too narrow "
-        "with few",
-        "seeds); p is two-sided, from permuting labels within each seed, corrected by Holm over",
-        "the study's arms of the same reference and metric. With † the runs are as far apart as a",
-        "test of so many can tell, so that p is the least that they could have.",
-        "",
+        *([f"Compared with: {', '.join(compared)}.", ""] if compared else []),
         *_effect_table(whole),
         "",
         "### Verdicts",
-        "",
-        "One-sided p for the claim, and against an effect of the claimed size, corrected by Holm",
-        "over the claims of a family, tested or not. Random edits may move a metric too: below a",
-        "difference to the control stands the difference to them.",
         "",
         *_verdict_table(verdicts, effects),
         "",
@@ -131,10 +143,6 @@ def _study(folder: Path, study: StudyConfig, sentence: str, confidence: float) -
                            if row["dropped"]}):  # fmt: skip
         lines += [f"Left out of the verdicts: {'; '.join(left_out)}.", ""]
     return [*lines, *_behaviour(whole), *_null(null), *_dose(folder, effects)]
-
-
-def _run(rows: Sequence[Row], reference: str) -> str:
-    return "" if any(row["reference"] == reference for row in rows) else " (not run)"
 
 
 def _effect_table(rows: Sequence[Row]) -> list[str]:
@@ -191,13 +199,13 @@ def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> lis
         for arm in arms
         if not chosen or arm in chosen
     }
-    for which, heads in (("top_heads", "its strongest heads"), ("random_heads", "as many others")):
-        found = (rows.get((fullest, f"{name}/{which}")) for name in names)
-        cells[f"*control without {heads}*"] = [
+    for which, words in CONTROLS.items():
+        found = (rows.get((fullest, name + which)) for name in names)
+        cells[f"*{words}*"] = [
             DASH if row is None else number(float(row["reference_mean"])) for row in found
         ]
     return [
-        f"| arm | {' | '.join(words.removeprefix('its ') for words in ABLE.values())} |",
+        f"| arm | {' | '.join(ABLE.values())} |",
         "|---" * (1 + len(ABLE)) + "|",
         *(f"| {arm} | {' | '.join(found)} |" for arm, found in cells.items()),
     ]
@@ -205,14 +213,7 @@ def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> lis
 
 def _behaviour(effects: Sequence[Row]) -> list[str]:
     table = behaviour_table(effects)
-    about = [
-        "### What the model can do",
-        "",
-        "By how much edits change it at the window's end, against control; below, by how much",
-        "mean ablation of the control's heads does. In nats; a lower ICL score is more learning.",
-        "",
-    ]
-    return [*about, *table, ""] if table else []
+    return ["### What the model can do", "", *table, ""] if table else []
 
 
 def _null(rows: Sequence[Row]) -> list[str]:

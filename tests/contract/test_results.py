@@ -175,7 +175,7 @@ def test_the_page_says_what_edits_and_ablation_change_of_what_the_model_can_do()
             assert said == pytest.approx(mean(arm, metric) - mean("control", metric), rel=5e-3)
     ablated = {"its strongest heads": "top_heads", "as many others": "random_heads"}
     for words, which in ablated.items():
-        for cell, metric in zip(rows[f"*control without {words}*"], metrics, strict=True):
+        for cell, metric in zip(rows[f"*control without {words}, change*"], metrics, strict=True):
             said = float(cell.replace("\N{MINUS SIGN}", "-"))
             assert said == pytest.approx(mean("control", f"{metric}/{which}"), rel=5e-3)
 

@@ -39,9 +39,12 @@ def test_control_and_the_targeted_edits_are_told_with_their_differences(tmp_path
     assert control.startswith("Load-bearing? Mean ablation of the control's strongest heads")
     assert "loss on real text +0.200 (+0.050)" in control
     assert removal.startswith("Against control, remove mask ekfac top 10 %: unit -0.0")
-    assert "loss on real text +0.100, its ICL score +0.100, gain from a copy +0.000" in removal
+    assert (
+        "loss on real text +0.100, ICL score on it +0.100, gain from few-shot copies +0.000"
+        in removal
+    )
     assert "augment duplicate ekfac top 10 %: unit +0.0" in augmentation
-    assert "loss on real text -0.100, its ICL score -0.050" in augmentation
+    assert "loss on real text -0.100, ICL score on it -0.050" in augmentation
 
 
 def test_nothing_is_said_where_nothing_was_measured(tmp_path):
