@@ -17,7 +17,7 @@ from mda.stages.corpus import corpus_of
 from mda.stages.editing import Edited, check_inserted, plan_edit
 from mda.stages.locating import Located, check_label, locate
 from mda.stages.published import base_of
-from mda.stages.runs import Run, retrained
+from mda.stages.runs import Run, origin_of, retrained
 from mda.stages.tokens import TracedTokens, score_tokens
 
 BASE = ("base", "data", "model", "training", "emergence")
@@ -47,6 +47,7 @@ class Arm:
     edited: Edited
     run: Run
     behaviour: Behaviour  # of the model at the window's end
+    origin: str  # hash of the first weights and the window's samples: two seeds must not share it
 
 
 def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
@@ -82,7 +83,9 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     edited = plan_edit(context, corpus, unit, traced and traced.scores, tokens and tokens.scores)
     followed = unit.inputs | {"members": list(unit.members)}
     run = retrained(
-        context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed
-    )
+        context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed,
+        context.config.unit.kind,
+    )  # fmt: skip
     able = behaviour_of(context, corpus, run)
-    return Arm(corpus, base, unit, traced, tokens, edited, run, able)
+    origin = origin_of(context, corpus, base, unit.window)
+    return Arm(corpus, base, unit, traced, tokens, edited, run, able, origin)

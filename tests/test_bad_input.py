@@ -319,6 +319,14 @@ BAD_CONFIG = {
         "base=published base.repo=EleutherAI/pythia-70m base.steps=[0,512]",
         "data=embedded is refused; accepted: pile, or hf or tokens with the rows that Pythia saw; ",
     ),
+    "the standard Pile for a Pythia of the deduplicated one": (
+        "base=published base.repo=EleutherAI/pythia-70m-deduped base.steps=[0,512] data=pile",
+        "data=pile is refused; accepted: with base.repo=EleutherAI/pythia-70m-deduped the rows th",
+    ),
+    "Pythia's order for one of another seed": (
+        "base=published base.repo=EleutherAI/pythia-160m-seed3 base.steps=[0,512] data=pile",
+        "data=pile is refused; accepted: with base.repo=EleutherAI/pythia-160m-seed3 the rows tha",
+    ),
     "the Pile in other batches than Pythia's": (
         f"{PUBLISHED} {PILE}",
         "training.batch_size=8 is refused; accepted: 1024, as Pythia was trained; or base.other_",

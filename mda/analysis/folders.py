@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from mda import store
 from mda.analysis.arms import CONTROL, Arm, Run, arm_order, read_run
@@ -17,6 +18,7 @@ IN_NAME = {
     "mode", "action", "select", "fraction", "count", "band", "match",
     "match_targeted", "label", "within", "spans", "rows",
 }  # fmt: skip
+WHICH_UNIT = {"unit.name", "unit.metric", "unit.locate"}
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -25,7 +27,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     Runs of an arm that are the same training share a fingerprint and are taken once; a training
     that two arms mean (the top tenth, the band from .9 to 1) counts for both. Settings that tell
     otherwise equal arms of one seed apart become part of their names. Raises ValueError where
-    there is no arm, no control, or two base runs under one seed.
+    there is no arm, no control, two base runs under one seed, or one under two seeds.
     """
     folders = list(folders)
     found = [run for folder in folders for run in _runs_in(folder)]
@@ -45,9 +47,23 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
                 f"the arms of seed {seed} come from different base runs ({', '.join(bases)}); "
                 "compare one configuration at a time"
             )
+    _refuse_copies(runs)
     if not any(run.arm.intervention == CONTROL for run in runs):
         raise ValueError("no control arm among the runs; run one with intervention=control")
     return sorted(runs, key=lambda run: (arm_order(run.arm), run.seed, run.fingerprint))
+
+
+def _refuse_copies(runs: Iterable[Run]) -> None:
+    """Seeds that start from the same weights and see the same samples in turn are one seed."""
+    first: dict[str, int] = {}
+    for run in runs:
+        origin = run.summary["fingerprints"].get("origin")
+        if origin and first.setdefault(origin, run.seed) != run.seed:
+            raise ValueError(
+                f"seeds {first[origin]} and {run.seed} are copies of each other: they start from "
+                "the same weights and see the same samples in the same order; accepted: one of "
+                "them, or seeds with another base run or another order"
+            )
 
 
 def _runs_in(folder: Path) -> list[Run]:
@@ -72,7 +88,7 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         varying -= {key for key in ("window", "unit") if not _varies_within_a_seed(group, key)}
         for run in group:
             settings = _settings(run)
-            extra = tuple(f"{key}={settings.get(key)}" for key in sorted(varying))
+            extra = tuple(f"{key}={settings[key]}" for key in sorted(varying & settings.keys()))
             named.append(replace(run, arm=replace(run.arm, extra=extra)))
     return named
 
@@ -86,10 +102,26 @@ def _settings(run: Run) -> dict[str, str]:
         if key not in _NUISANCE | IN_NAME
     }
     settings["window"] = f"{run.start}-{run.end}"
-    # Control and random edits do not know the unit: they serve every unit of their seed.
-    if run.arm.intervention != CONTROL and not run.arm.is_random:
-        settings |= {"unit": run.unit, "metric": run.metric}
+    # A control serves every unit of its seed. A random edit does too, but has one unit's score; a
+    # matched one is drawn for a unit.
+    if run.arm.intervention != CONTROL:
+        settings["metric"] = run.metric
+    if run.arm.intervention != CONTROL and (run.arm.match or not run.arm.is_random):
+        settings["unit"] = run.unit
+        settings |= _unit_settings(run.summary.get("unit_settings") or {})
     return {key: _short(value) for key, value in settings.items()}
+
+
+def _unit_settings(settings: Mapping[str, Any], group: str = "unit") -> dict[str, Any]:
+    """Settings of the unit by their keys, but for those that say which one it is."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{group}.{name}"
+        if isinstance(value, Mapping):
+            found |= _unit_settings(value, key)
+        elif key not in WHICH_UNIT:
+            found[key] = value
+    return found
 
 
 def _short(value: object) -> str:
@@ -100,8 +132,9 @@ def _short(value: object) -> str:
 
 
 def _varying(settings: list[dict[str, str]]) -> set[str]:
+    # What only some have is no difference: tables that were kept lack settings of later versions.
     keys = {key for one in settings for key in one}
-    return {key for key in keys if len({one.get(key) for one in settings}) > 1}
+    return {key for key in keys if len({one[key] for one in settings if key in one}) > 1}
 
 
 def _varies_within_a_seed(runs: list[Run], key: str) -> bool:

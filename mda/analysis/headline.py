@@ -54,6 +54,8 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     runs = [run for found in seeds.values() for run in found]
     controls = [control_of(run, measured.runs) for run in runs]
     done, noun = MODES_DONE.get(arm.mode, DONE[arm.intervention])
+    if arm.mode == "upweight":
+        done = f"With {runs[0].summary['intervention']['weight']:g} times the loss of"
     whose = NAMES.get(arm.estimator, arm.estimator)
     of_all = f"{arm.amount} of the window's samples" if "%" in arm.amount else arm.amount
     amount = f"{_n(runs):,} samples" if len(seeds) == 1 else of_all

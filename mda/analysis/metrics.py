@@ -6,14 +6,16 @@ lower bound, and the number of such runs is kept beside the effect.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
 from mda.analysis.arms import CONTROL, Arm, Run, by_arm
-from mda.emergence.onset import crossing
+from mda.emergence.onset import crossing, head_metric
 
 METRICS = {
     "unit": "mu of the unit (of several heads: their mean) at the window's end",
@@ -47,7 +49,12 @@ METRICS = {
 MATCHED = {"matched": "exclude", "matched_overlap": "allow"}
 """Reference -> whether its random sets may hold samples of the targeted one."""
 
+STRENGTH = {"upweight": ("weight",), "spans": ("ngram",), "insert": ("at_step", "per_step")}
+"""Mode -> the settings that say how strong an edit is, beside its amount."""
+
 Values = dict[str, float | None]
+Aim = tuple[str, str, tuple[str, ...], float, str]
+"""Unit, metric, heads, threshold, and how the model was tried out: what a run is measured for."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,11 @@ class Measurements:
     """All runs measured, for every unit that some arm of their seed was aimed at."""
 
     runs: tuple[Run, ...]
-    table: Mapping[tuple[str, str, str], Measured] = field(repr=False)
+    table: Mapping[tuple[Path, Aim], Measured] = field(repr=False)
 
     def of(self, run: Run, target: Run) -> Measured:
         """Metrics of `run` for the unit of `target`."""
-        return self.table[str(run.folder), target.unit, target.metric]
+        return self.table[run.folder, _aim(target)]
 
 
 def measure(runs: Sequence[Run]) -> Measurements:
@@ -78,9 +85,9 @@ def measure(runs: Sequence[Run]) -> Measurements:
     for run in runs:
         control_of(run, runs)  # refuses a run without one
         mates = sorted((r for r in runs if r.seed == run.seed), key=lambda r: _pairs(r, run))
-        targets = {(r.unit, r.metric): r for r in mates}  # of the run's own window, if any is
-        for unit, metric in sorted(targets):
-            table[str(run.folder), unit, metric] = _measure(run, targets[unit, metric])
+        targets = {_aim(r): r for r in mates}  # of the run's own window, if any is
+        for aim in sorted(targets):
+            table[run.folder, aim] = _measure(run, targets[aim])
     return Measurements(tuple(runs), table)
 
 
@@ -106,18 +113,41 @@ def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[R
 
     A reference that is an arm means its runs, whatever they have edited and how much. Else
     `reference` is one of `REFERENCES` or any estimator's name. But for control they are edits of
-    the same kind and size (and label, where the arm is restricted to one): drawn freely, matched
-    to the very set that the arm edits, or selected in the same way from another estimator's scores.
+    the same kind, size and strength (and label, where the arm is restricted to one): drawn freely,
+    matched to the very set that the arm edits, or selected in the same way from another estimator's
+    scores. Each draw counts once, though it may have been trained for several units.
     """
     if reference == "control":
         return [control_of(run, runs)]
     if isinstance(reference, Arm):
-        return [other for other in runs if _pairs(other, run) and other.arm.same_as(reference)]
-    return [
-        other
-        for other in runs
-        if _pairs(other, run) and _is_reference(other.arm, run.arm, reference)
-    ]
+        found = [other for other in runs if _pairs(other, run) and other.arm.same_as(reference)]
+    else:
+        found = [
+            other
+            for other in runs
+            if _pairs(other, run)
+            and _is_reference(other.arm, run.arm, reference)
+            and _strength(other) == _strength(run)
+        ]
+    draws: dict[object, Run] = {}
+    for other in found:
+        known = draws.setdefault(_draw(other), other)
+        if known.of_unit(run.heads, run.metric) is None:
+            draws[_draw(other)] = other
+    return list(draws.values())
+
+
+def _draw(run: Run) -> object:
+    """What tells the trainings of a reference apart: of a free draw which it is, else the run."""
+    if not run.arm.is_random or run.arm.match:
+        return run.fingerprint
+    extra = tuple(one for one in run.arm.extra if not one.startswith("metric="))
+    return replace(run.arm, extra=extra), run.summary["intervention"].get("select"), run.replicate
+
+
+def _strength(run: Run) -> tuple[object, ...]:
+    edit = run.summary["intervention"]
+    return tuple(edit.get(key) for key in STRENGTH.get(str(edit.get("mode")), ()))
 
 
 def _is_reference(other: Arm, mine: Arm, reference: str) -> bool:
@@ -191,9 +221,19 @@ def _measure(run: Run, target: Run) -> Measured:
         values[name] = run.at_end(f"emergence/{name}")
     shown = ("val/loss", "behaviour/")
     values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
+    values |= dict.fromkeys(_not_comparable(run, target, values))
     values |= _head_means(run, target)
     known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
     return Measured(run, target.unit, known, frozenset(censored))
+
+
+def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
+    """Names of behaviour that was tried out otherwise in the two, or without other heads."""
+    alike = run.summary.get("behaviour") == target.summary.get("behaviour")
+    same_heads = head_metric(run.metric) == head_metric(target.metric)
+    ablation = ("/top_heads", "/random_heads")
+    return [name for name in names if name.startswith("behaviour/")
+            and not (alike and (same_heads or not name.endswith(ablation)))]  # fmt: skip
 
 
 def _head_means(run: Run, target: Run) -> Values:
@@ -214,6 +254,11 @@ def _head_means(run: Run, target: Run) -> Values:
     a, b = means["heads/induction"], means["heads/rest"]
     means["heads/contrast"] = None if a is None or b is None else a - b
     return means
+
+
+def _aim(run: Run) -> Aim:
+    tried = json.dumps(run.summary.get("behaviour"), sort_keys=True)
+    return run.unit, run.metric, run.heads, run.threshold, tried
 
 
 def _size(arm: Arm) -> tuple[str, str, str, str]:

@@ -16,7 +16,8 @@ from mda.analysis.arms import Run, read_curve, run_of
 CURVES, RUNS = "curves.csv.gz", "runs.json"
 KEPT = (
     "program", "seed", "unit", "heads", "metric", "threshold", "intervention", "estimator",
-    "window", "batch_size", "seq_len", "fingerprints", "git", "versions",
+    "window", "batch_size", "seq_len", "fingerprints", "git", "versions", "unit_settings",
+    "behaviour",
 )  # fmt: skip
 
 

@@ -9,9 +9,11 @@ metric. Sets of different sizes are never ranked together: their size alone woul
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 from mda.unit.label_contrast import roc_auc
 
@@ -99,8 +101,11 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray, counts: np.ndarray | None = None)
 
     NaN where one side is constant.
     """
-    counts = np.ones(len(x_N)) if counts is None else counts
-    a, b = (_ranks(values, counts) for values in (x_N, y_N))
+    if counts is None:
+        counts, ranks_of = np.ones(len(x_N)), rankdata  # a matrix of N^2 may not fit
+    else:
+        ranks_of = partial(_ranks, counts=counts)
+    a, b = (np.asarray(ranks_of(values)) for values in (x_N, y_N))
     n = counts.sum(-1, keepdims=True)
     a, b = (ranks - (counts * ranks).sum(-1, keepdims=True) / n for ranks in (a, b))
     scale = np.sqrt((counts * a**2).sum(-1) * (counts * b**2).sum(-1))

@@ -58,14 +58,12 @@ def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, o
     else:
         source = {"files": [hash_file(path) for path in files], "suffix": _suffix(files[0])}
     tokenizer = tokenizer_hash(config.tokenizer)
-    return {"source": source, "tokenizer": tokenizer, "format": FORMAT}
+    end = {} if config.end_of_text is not None else {"end_of_text": _end_of_text(config)}
+    return {"source": source, "tokenizer": tokenizer, "format": FORMAT} | end
 
 
-def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
-    """Read, tokenize, pack and write the corpus folder.
-
-    Raises DataError for missing columns, ids beyond the vocabulary and too few sequences.
-    """
+def _end_of_text(config: HfConfig) -> int | None:
+    """The id that stands after each document: as given, else the tokenizer's own."""
     end = config.end_of_text
     if config.tokenizer is not None and end is None and config.packing != "rows":
         end = read_tokenizer(config.tokenizer).end_of_text
@@ -74,6 +72,15 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
                 f"data.end_of_text is not given and data.tokenizer={config.tokenizer} names none; "
                 "accepted: the id that stands after each document"
             )
+    return end
+
+
+def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
+    """Read, tokenize, pack and write the corpus folder.
+
+    Raises DataError for missing columns, ids beyond the vocabulary and too few sequences.
+    """
+    end = _end_of_text(config)
     if end is not None and end >= config.vocab_size:
         raise DataError(f"data.end_of_text={end}: accepted: below data.vocab_size="
                         f"{config.vocab_size}")  # fmt: skip

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mda import store
 from mda.data.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def read_tokenizer(name: str) -> Named:
     if path.is_file():
         found = Named(_from_file(path), None)
     elif (path / FILE).is_file():
-        found = Named(_from_file(path / FILE), None)
+        tokenizer = _from_file(path / FILE)
+        found = Named(tokenizer, _end_in(path / "tokenizer_config.json", tokenizer))
     elif path.is_dir() or (_HUB_ID.fullmatch(name) and path.suffix != ".json"):
         found = _from_library(name)
     else:
@@ -91,6 +93,18 @@ def _from_file(path: Path) -> Tokenizer:
         raise DataError(
             f"data.tokenizer={path}: it cannot be read ({_one_line(error)}); accepted: {ACCEPTED}"
         ) from error
+
+
+def _end_in(about: Path, tokenizer: Tokenizer) -> int | None:
+    """The id of the `eos_token` that a tokenizer_config.json names, where there is one."""
+    if not about.is_file():
+        return None
+    try:
+        named = store.read_json(about).get("eos_token")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{about}: it cannot be read ({_one_line(error)})") from error
+    token = named.get("content") if isinstance(named, dict) else named
+    return tokenizer.token_to_id(token) if isinstance(token, str) else None
 
 
 def _from_library(name: str) -> Named:

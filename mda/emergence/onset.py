@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mda.schema.unit import HEAD_METRICS
 from mda.types import HeadId
 
 Curve = Sequence[Mapping[str, float]]
@@ -58,6 +59,11 @@ def heads_of(curve: Curve, metric: str) -> list[HeadId]:
     prefix = f"emergence/{metric}/L"
     names = [key.rsplit("/", 1)[1] for key in curve[0] if key.startswith(prefix)]
     return sorted(HeadId.parse(name) for name in names)
+
+
+def head_metric(metric: str) -> str:
+    """The metric that heads are ranked by where a unit has this one: its own, or induction."""
+    return metric if metric in HEAD_METRICS else "prefix_matching"
 
 
 def measured(curve: Curve, name: str) -> Curve:

@@ -55,7 +55,7 @@ def run(config: Config, folder: Path) -> None:
         folder,
         "run",
         seed=config.seed,
-        fingerprints={"corpus": arm.corpus.fingerprint}
+        fingerprints={"corpus": arm.corpus.fingerprint, "origin": arm.origin}
         | {name: stage.fingerprint for name, stage in stages.items() if stage},
         results=results,
         files=FILES,
@@ -69,6 +69,8 @@ def run(config: Config, folder: Path) -> None:
         heads=list(arm.unit.members),
         metric=config.unit.metric,
         threshold=config.unit.threshold,
+        unit_settings=asdict(config.unit),
+        behaviour=asdict(config.behaviour),
         intervention=edit,
         estimator=asdict(config.estimator) if scores else {},
         window=asdict(arm.unit.window),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,13 @@ class PublishedConfig(BaseConfig):
     def is_pythia(self) -> bool:
         """Whether the repository's name says that it is one of Pythia's models."""
         return self.repo is not None and self.repo.rpartition("/")[2].startswith("pythia-")
+
+    @property
+    def other_order(self) -> bool:
+        """Whether its name says that it is a Pythia which saw other rows than the standard Pile's,
+        or saw them in another order: a deduplicated one, or one of another seed of the data."""
+        name = (self.repo or "").rpartition("/")[2]
+        return bool(re.match(r"pythia-[\d.]+[mb](-v0)?-(deduped|seed\d|data-seed\d)", name))
 
     def revision_of(self, step: int) -> str:
         """Name of a step's revision."""

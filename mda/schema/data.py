@@ -169,6 +169,9 @@ class HfConfig(DataConfig):
             raise self._refuse("end_of_text", "an id to stand between documents of token ids")
 
 
+STANDARD_PILE = "EleutherAI/pile-standard-pythia-preshuffled"
+
+
 @dataclass
 class PileConfig(DataConfig):
     """The rows of the Pile in the order of Pythia's training: raw shards, local or by range."""
@@ -180,7 +183,7 @@ class PileConfig(DataConfig):
     seq_len: int = setting(2048, "T, predicted tokens in a sequence", low=8)
     vocab_size: int = setting(50_304, "tokens in the vocabulary", low=2, high=2**16)
     shuffle: bool = setting(False, "order the stream at random, else as it is stored")
-    repo: str = setting("EleutherAI/pile-standard-pythia-preshuffled", "data set of the hub")
+    repo: str = setting(STANDARD_PILE, "data set of the hub")
     revision: str = setting("main", "of the data set")
     source: str | None = setting(
         None, "folder or URL with the shards, null: the hub, at HF_ENDPOINT where that is set"
@@ -200,6 +203,11 @@ class PileConfig(DataConfig):
     label_names: list[str] = setting([], "names of the labels, in their order")
     tokenizer: str | None = setting(None, TOKENIZER)
     special_ids: list[int] = setting([0], "ids that no probe may draw", low=0)
+
+    @property
+    def is_standard(self) -> bool:
+        """Whether these are the rows of the hub's standard Pile."""
+        return self.repo == STANDARD_PILE and self.source is None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -200,6 +200,9 @@ def _trained_as_pythia(c: Config) -> None:
         known = "pile, or hf or tokens with the rows that Pythia saw; or base.other_training=true"
         raise refuse("data", c.data.name, known)
     if isinstance(c.data, PileConfig):
+        if c.base.other_order and c.data.is_standard:
+            known = "the rows that this model saw, in their order; or base.other_training=true"
+            raise refuse("data", c.data.name, f"with base.repo={c.base.repo} {known}")
         for key, given, wanted in (
             ("training.batch_size", c.training.batch_size, 1024),
             ("training.schedule", c.training.schedule, "neox"),

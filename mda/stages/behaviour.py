@@ -9,13 +9,12 @@ from mda import store
 from mda.data.stream import Corpus
 from mda.emergence.behaviour import behaviour, make_trials
 from mda.emergence.measure import icl_bands
-from mda.emergence.onset import heads_of
+from mda.emergence.onset import head_metric, heads_of
 from mda.schema import Config
 from mda.stages.context import Context
 from mda.stages.corpus import fetch
 from mda.stages.runs import Run
 from mda.types import HeadId
-from mda.unit.metrics import HEAD_METRICS
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def behaviour_of(context: Context, corpus: Corpus, run: Run) -> Behaviour:
 
 def strongest_heads(config: Config, run: Run) -> list[HeadId]:
     """All heads by the unit's metric at the run's end, or else by their induction score."""
-    metric = config.unit.metric if config.unit.metric in HEAD_METRICS else "prefix_matching"
+    metric = head_metric(config.unit.metric)
     last = run.curve[-1]
     return sorted(
         heads_of(run.curve, metric), key=lambda head: (-last[f"emergence/{metric}/{head}"], head)

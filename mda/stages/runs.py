@@ -33,7 +33,7 @@ from mda.training import checkpoint
 from mda.training.callbacks import LossLog
 from mda.training.loop import train
 from mda.training.table import RowLog, read_rows
-from mda.types import Schedule
+from mda.types import Schedule, Window
 
 NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
@@ -147,14 +147,15 @@ def retrained(
     inserted: str | None = None,
     follow: Follow | None = None,
     followed: object = None,
+    kind: str | None = None,
     start: Start | None = None,
 ) -> Run:
     """Train `schedule` from the base run's state at its start; all else as in the base run.
 
     The fingerprint holds the base run and the edited stream, not how the edit was chosen: arms
     that mean the same training share it. `inserted` is the hash of rows from outside the corpus;
-    `follow` measures a unit besides, and `followed` says which, for the key. `start` takes the
-    place of the base run's state.
+    `follow` measures a unit besides; `followed`, which, and `kind`, the module of its kind, are for
+    the key. `start` takes the place of the base run's state.
     """
     inputs = {
         "base": base.fingerprint,
@@ -174,9 +175,8 @@ def retrained(
         keep, measured = [schedule.end], base.checkpoints if base.published else []
         _train(context, corpus, model, schedule, part, keep, start_from, "arm", follow, measured)
 
-    artifact = context.store.get_or_build(
-        "arm", inputs, build, code_of(base.model_type), base.device
-    )
+    code = code_of(base.model_type) + ((module_of(kind),) if follow and kind else ())
+    artifact = context.store.get_or_build("arm", inputs, build, code, base.device)
     return _finished(artifact, context.log, base.device)
 
 
@@ -200,6 +200,17 @@ def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Path:
         "state", inputs, build, code_of(base.model_type), base.device
     )
     return checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
+
+
+def origin_of(context: Context, corpus: Corpus, base: Run, window: Window) -> str:
+    """Hash of the base run's first weights and of the samples that its window sees in turn.
+
+    Runs of two seeds that share it are one: neither weights nor data differ.
+    """
+    weights = base.checkpoint(base.checkpoints[0]) / "model.safetensors"
+    unedited = base_schedule(context.config, corpus, window.start, window.end)
+    inputs = {"weights": context.store.hash_file(weights), "window": schedule_hash(unedited)}
+    return store.fingerprint("origin", inputs)
 
 
 def code_of(family: str) -> tuple[str, ...]:

@@ -107,6 +107,7 @@ def edit_rows(
         for edit in edits
         for unit in settings.edited
         for name in traces[unit]
+        if np.ptp(values_of(bench, traces, unit, name)) > 0  # equal scores choose nothing
     ]
     where = to or bench
     if not arms or (control := outcomes_of(where, None)) is None:
@@ -169,8 +170,9 @@ def estimator_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Itera
                 "window_seconds": window_s,
                 "cost": spent / window_s if spent is not None and window_s else None,
                 **{
-                    f"spearman/{other}": float(spearman(values[name], values[other]))
+                    f"spearman/{other}": None if np.isnan(rho) else rho
                     for other in values
+                    for rho in [float(spearman(values[name], values[other]))]
                 },
             }
 

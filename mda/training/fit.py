@@ -94,7 +94,7 @@ def make_trainer(
         with quiet():
             trainer = pl.Trainer(
                 max_steps=updates,
-                accelerator=settings.accelerator,
+                accelerator=_accelerator(settings),
                 devices=_devices(settings, process),
                 precision=settings.precision,  # type: ignore[arg-type]  # checked by the schema
                 callbacks=[ProgramSignals(), *callbacks],
@@ -117,6 +117,13 @@ def make_trainer(
             "32-true, bf16-mixed"
         )
     return trainer
+
+
+def _accelerator(settings: TrainingConfig) -> str:
+    """A GPU means CUDA: Apple's has no float64, which measurements need."""
+    if settings.accelerator == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if settings.accelerator == "gpu" else settings.accelerator
 
 
 def _devices(settings: TrainingConfig, process: Process) -> int | list[int]:

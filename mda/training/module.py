@@ -47,7 +47,8 @@ class LanguageModel(pl.LightningModule):
         optimizer = adamw(self.model, self.settings)
         if self.resume is not None:
             checkpoint.load(self.resume, self.model, optimizer)
-            self.trainer.precision_plugin.load_state_dict(checkpoint.loss_scale(self.resume))
+            if scale := checkpoint.loss_scale(self.resume):
+                self.trainer.precision_plugin.load_state_dict(scale)
         refuse_non_finite(self.model)
         return optimizer
 

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from servers import serving
+from transformers import PreTrainedTokenizerFast
 
 from mda.data import hf
 from mda.data.arrow import ArrowRows, ArrowWriter
 from mda.data.errors import DataError
 from mda.data.stream import open_corpus
+from mda.data.tokenizer import read_tokenizer
 from mda.schema import HfConfig
 from mda.store import hash_file
 
@@ -41,6 +43,22 @@ def settings(dataset, tokenizer, **other):
 def build(folder, config):
     hf.build_from_config(folder / "corpus", config, folder)
     return open_corpus(folder / "corpus", "fp", hf.open_rows(folder / "corpus", config, folder))
+
+
+def test_what_stands_between_documents_is_part_of_the_key(words, tmp_path):
+    """One tokenizer's content, as a file and as a folder that names another end of text."""
+    folder, other = tmp_path / "named", words.id_to_token(299)
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token=other).save_pretrained(folder)
+    (tmp_path / "a.txt").write_text("the text")
+    ends, keys = [], []
+    for tokenizer in (folder, folder / "tokenizer.json"):
+        config = settings(tmp_path / "a.txt", tokenizer)
+        keys.append(hf.inputs(config, hash_file))
+        ends.append(read_tokenizer(str(tokenizer)).end_of_text)
+    assert ends[0] != ends[1] and keys[0] != keys[1]
+    assert keys[0] | {"end_of_text": None} == keys[1] | {"end_of_text": None}, "the same content"
+    given = settings(tmp_path / "a.txt", folder, end_of_text=3)
+    assert "end_of_text" not in hf.inputs(given, hash_file), "it is one of the settings"
 
 
 def end_to_end(words, texts=TEXTS, end=0):

@@ -81,6 +81,8 @@ def test_the_rank_correlation_is_scipy_s_ties_included():
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 5, 30).astype(float), rng.normal(size=30)
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    many = np.random.default_rng(0).normal(size=(2, 200_000)).round(2)  # a matrix would be 40 GB
+    assert spearman(*many) == pytest.approx(stats.spearmanr(*many).statistic)
     pairs = [(x, y), (y[:20], x[:20])]
     expected = np.mean([stats.spearmanr(a, b).statistic for a, b in pairs])
     assert rank_correlation([group(a, b) for a, b in pairs]).mean == pytest.approx(expected)

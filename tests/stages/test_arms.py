@@ -159,6 +159,7 @@ def test_curvature_is_shared_between_units_and_dampings(arm):
     one = arm()
     folders = one.traced.folder.parent.parent / "curvature"
     before = {path.name for path in folders.glob("*/manifest.json")}
+    assert before
     arm("estimator.damping=0.5")
     arm("unit.probe.seed=7")
     assert {path.name for path in folders.glob("*/manifest.json")} == before

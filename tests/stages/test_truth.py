@@ -236,6 +236,19 @@ def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed
     assert seconds(tmp_path) is None
 
 
+def test_scores_that_are_all_the_same_choose_nothing_and_go_with_none(bench, traces):
+    one = traces[HEAD]["repetition"]
+    flat = replace(one, scores=replace(one.scores, values=np.ones_like(one.scores.values)))
+    given = {unit: {**own, "repetition": flat} if unit == HEAD else own
+             for unit, own in traces.items()}  # fmt: skip
+    told = [(row["unit"], row["estimator"]) for row in make.edit_rows(bench, SETTINGS, given)]
+    assert (HEAD, "random") in told and (HEAD, "repetition") not in told
+    rows = {(row["unit"], row["estimator"]): row
+            for row in make.estimator_rows(bench, SETTINGS, given)}  # fmt: skip
+    assert rows[HEAD, "repetition"]["spearman/random"] is None
+    assert rows[HEAD, "random"]["spearman/random"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("given", [{"edits": []}, {"edits": [0.1], "edits_of": []}])
 def test_without_retraining_no_control_is_trained_and_the_base_run_is_the_measure(
     bench, traces, given

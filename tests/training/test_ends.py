@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
+from mda import store
 from mda.data.stream import schedule, stream_order
 from mda.emergence.callback import EmergenceCurve
 from mda.emergence.measure import make_probes
@@ -105,7 +106,7 @@ def test_clipping_bounds_the_whole_update_s_gradient(corpus, tmp_path):
     assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
 
 
-def fp16(corpus, folder, scale):
+def fp16(corpus, folder, scale, resume=None):
     """Train in fp16 on the CPU, which torch can and Lightning's own choice of precision can't."""
     folder.mkdir(exist_ok=True)
     precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
@@ -123,7 +124,7 @@ def fp16(corpus, folder, scale):
         enable_model_summary=False,
         callbacks=[log, Checkpoints(folder, [1, 3])],
     )
-    fit(trainer, scratch(SHAPE, 0), corpus, plan, settings, 0, None)
+    fit(trainer, scratch(SHAPE, 0), corpus, plan, settings, 0, resume)
     return folder
 
 
@@ -145,6 +146,16 @@ def test_an_overflow_of_fp16_skips_the_update_and_takes_the_scale_back(corpus, t
         assert torch.equal(value, fresh[name]), "no update was made"
     assert checkpoint.loss_scale(folder / "step_3")["scale"] == 2.0**57
     assert len(read_rows(folder / "train.csv")) == 3, "the batches are used up all the same"
+
+
+def test_fp16_starts_from_weights_that_were_published_without_a_loss_scale(corpus, tmp_path):
+    start = tmp_path / "published"
+    weights = {name: p.detach() for name, p in scratch(SHAPE, 1).named_parameters()}
+    store.write_safetensors(start / "model.safetensors", weights)
+    store.write_safetensors(start / "optimizer.safetensors", {})
+    store.write_json(start / "state.json", {"step": 0})
+    folder = fp16(corpus, tmp_path / "arm", 1024.0, start)
+    assert checkpoint.loss_scale(folder / "step_3")["scale"] == 1024.0
 
 
 def test_fp16_without_a_gpu_is_refused(corpus, tmp_path):
