@@ -119,6 +119,17 @@ def test_gc_keeps_what_an_unfinished_job_uses_and_what_that_was_made_from(output
     assert "arm" not in kinds(house) and "corpus" not in kinds(house)
 
 
+def test_gc_keeps_what_a_finished_job_used_though_its_summary_does_not_name_it(outputs):
+    """As a benchmark's arms, or the autoencoder that was trained on the way."""
+    folder, house, made = outputs
+    (folder / "runs/train/a/summary.json").unlink()
+    job = unfinished(folder, arm=made["arm"])
+    store.write_json(job, store.read_json(job) | {"status": "done"})
+    store.write_json(job.with_name("summary.json"), {"fingerprints": {}})
+    assert run(folder, "gc", "--unreferenced") == 0
+    assert kinds(house) == ["arm", "base", "corpus"]
+
+
 def test_gc_keeps_what_an_unfinished_build_is_made_from(outputs):
     folder, house, made = outputs
     (folder / "runs/train/a/summary.json").unlink()

@@ -5,13 +5,18 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from mda.config import check, compose, setting_word
-from mda.schema import Config, ConfigError, EkfacConfig, TracinConfig
+from mda.config.saved import _with_paths, through_schema
+from mda.report.arm import arm_name
+from mda.schema import Config, ConfigError, EkfacConfig, TracinConfig, TrainingConfig
+from mda.stages.context import Context
 
 PROGRAM = Path(__file__).with_name("program.py")
 
@@ -340,3 +345,47 @@ def test_what_inserted_rows_do_not_read_is_not_refused():
     assert compose([*words, *inserted]).intervention.match == "loss"
     with pytest.raises(ConfigError, match=r"with intervention\.match=loss"):
         compose(words)
+
+
+def test_a_saved_run_is_checked_by_the_rules_of_its_own_program():
+    """A training whose contexts have no room for the tasks of an arm's end, which it never sets."""
+    words = ["data.seq_len=24", "emergence.length=12", "training.total_steps=200"]
+    config = compose([*words, "emergence.every=50"], ("data", "model", "training", "emergence"))
+    content = asdict(config)
+    assert through_schema(content, "train").data.seq_len == 24
+    for program in ("run", "no_program"):
+        with pytest.raises(ConfigError, match=r"behaviour\.span=6 is refused"):
+            through_schema(content, program)
+
+
+def test_paths_of_a_saved_run_are_those_of_its_own_place(tmp_path):
+    (tmp_path / "my-sae").mkdir()
+    content = {"unit": {"source": "my-sae", "label": "code"}, "data": {"path": "not-there.npy"}}
+    found = _with_paths(content, tmp_path)
+    assert found["unit"]["source"] == str(tmp_path / "my-sae") and found["data"] == content["data"]
+
+
+def test_the_name_of_an_arm_says_which_unit_it_was_aimed_at():
+    def name(*words):
+        return arm_name(compose(list(words)))
+
+    plain = name()
+    assert "unit" not in plain
+    found = [plain, name("unit.blocks=[qk]"), name("unit=previous_token_head"),
+             name("unit=mlp_neuron", "unit.label=code"), name("unit.locate=mechanism")]  # fmt: skip
+    assert len(set(found)) == 5 and found[1].endswith("unit.blocks=['qk']")
+    for words in ("intervention=control", "estimator=random"):
+        assert name(words) == name(words, "unit=previous_token_head"), "they serve every unit"
+    matched = "intervention.match=label"
+    assert name(matched) != name(matched, "unit=previous_token_head")
+
+
+def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    config = compose(["training.accelerator=gpu", f"output_dir={tmp_path}"])
+    with pytest.raises(
+        ConfigError, match=r"training\.accelerator=gpu is refused; accepted: cpu, or"
+    ):
+        Context.of(config)
+    assert Context.of(replace(config, training=TrainingConfig(accelerator="auto"))).store

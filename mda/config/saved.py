@@ -7,9 +7,10 @@ outside of it (no interpolation, no aliases), and relative paths are those of it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mda.schema.setting import show
 LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
 PATHS = (
     *("data.path", "data.labels", "data.tokenizer", "data.source", "data.dataset"),
-    *("base.folder", "base.state", "model.source", "intervention.rows"),
+    *("base.folder", "base.state", "model.source", "intervention.rows", "unit.source"),
 )
 
 
@@ -80,7 +81,7 @@ def read_saved(folder: Path) -> Saved:
         f"{key} is {show(now)} in {folder / 'config.yaml'} and was {show(then)} in the run"
         for key, then, now in differences(then, given)
     )
-    config = through_schema(_with_paths(given, (folder / directory).resolve()))
+    config = through_schema(_with_paths(given, (folder / directory).resolve()), program)
     return Saved(folder, program, config, edited, versions, git, used, overrides)
 
 
@@ -96,18 +97,26 @@ def repeating(saved: Saved, folder: Path, output_dir: Path) -> Iterator[Config]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
     with recorded(folder, saved.program, _words(saved, output_dir), content):
-        yield through_schema(content)
+        yield through_schema(content, saved.program)
 
 
-def through_schema(content: Mapping[str, Any]) -> Config:
-    """A resolved configuration as the schema's objects, every value and rule checked."""
+def through_schema(content: Mapping[str, Any], program: str) -> Config:
+    """A resolved configuration as the schema's objects, with the rules of what a program reads."""
     try:
         root = OmegaConf.structured(Config)
         for group, options in schema.OPTIONS.items():
             root[group] = OmegaConf.structured(_option(group, content.get(group), options))
-        return typed(OmegaConf.merge(root, dict(content)), None)  # type: ignore[arg-type]
+        return typed(OmegaConf.merge(root, dict(content)), _needs(program))  # type: ignore[arg-type]
     except Exception as error:
         raise explain(error) from error
+
+
+def _needs(program: str) -> Sequence[str] | None:
+    """The groups that a program reads; None, which is all of them, for what is none."""
+    try:
+        return import_module(f"mda.programs.{program}").NEEDS if program.isidentifier() else None
+    except (ImportError, AttributeError):
+        return None
 
 
 def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -34,9 +34,14 @@ class Random:
         return ()
 
     def score(self, work: Work) -> SampleScores:
-        seed = mixed_seed(work.seed, self.settings.seed)
-        values = random_scores(work.sample_ids, len(work.units), seed)
-        return SampleScores(values, torch.full((len(values),), torch.nan))
+        seed, n_units = mixed_seed(work.seed, self.settings.seed), len(work.units)
+
+        def part(ids: np.ndarray) -> SampleScores:
+            return SampleScores(
+                random_scores(ids, n_units, seed), torch.full((len(ids),), torch.nan)
+            )
+
+        return work.over_samples("random scores", part)
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
         return None
@@ -72,16 +77,19 @@ class Repetition:
         return ()
 
     def score(self, work: Work) -> SampleScores:
-        parts = [
-            repetition(work.corpus.rows(ids).numpy(), work.corpus.counts).sum(1)
-            for ids in batches(work.sample_ids, 4096)
-        ]
-        values = torch.from_numpy(np.concatenate(parts)).float()
-        return SampleScores(_for_all(values, work.units), torch.full_like(values, torch.nan))
+        rows, counts = work.corpus.rows, work.corpus.counts
+
+        def part(ids: np.ndarray) -> SampleScores:
+            found = [repetition(rows(some).numpy(), counts).sum(1) for some in batches(ids, 4096)]
+            values = torch.from_numpy(np.concatenate(found)).float()
+            return SampleScores(_for_all(values, work.units), torch.full_like(values, torch.nan))
+
+        return work.over_samples("repetitions", part)
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        found = repetition(work.corpus.rows(sample_ids).numpy(), work.corpus.counts)
-        return torch.from_numpy(found)[..., None].expand(-1, -1, len(work.units))
+        return torch.from_numpy(
+            repetition(work.corpus.rows(sample_ids).numpy(), work.corpus.counts)
+        )
 
     def target_influence(self, work: Work) -> TokenScorer:
         """Position t counts what a copier knows of token t + 1."""

@@ -62,12 +62,13 @@ class DirectionEstimator(ABC):
         return total
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        """Influence of every token of some samples, [n, T, U] float64."""
+        """Influence of every token of some samples on the unit that was found, [n, T] float64."""
         parts = []
         for step in work.steps:
             model, directions = self.directions(work, step)
+            own = directions.of_unit(work.found)  # of all neurons it would not fit into memory
             found = [
-                token_influence(model, work.corpus.rows(ids), directions).cpu().double()
+                token_influence(model, work.corpus.rows(ids), own)[..., 0].cpu().double()
                 for ids in batches(sample_ids, self.settings.batch_size)
             ]
             parts.append(torch.cat(found))

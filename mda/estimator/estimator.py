@@ -109,7 +109,10 @@ class Estimator(Protocol):
         ...
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor | None:
-        """What each token adds to the scores of some samples, [n, T, U]; None if it can't tell."""
+        """What each token adds to some samples' scores of the unit that was found, [n, T].
+
+        None of an estimator that can't tell.
+        """
         ...
 
 

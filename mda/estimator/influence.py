@@ -74,6 +74,11 @@ class Tracin(DirectionEstimator):
                 "estimator.adam_preconditioning=true is refused; accepted: false, or an "
                 f"intervention.window with a kept checkpoint after step 0, of {[*kept]}"
             )
+        if not inside:
+            raise ConfigError(
+                f"estimator=tracin: no checkpoint lies in [{window.start},{window.end}]; "
+                f"accepted: an intervention.window with one of {[*kept]}, or estimator.checkpoints"
+            )
         return spread(inside, self.settings.n_checkpoints)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:

@@ -33,7 +33,6 @@ class Unrolled:
     def score(self, work: Work) -> SampleScores:
         """Scores of the unit that was found; NaN for the others of the pass, and for losses."""
         window, states = work.training()
-        column = [unit.name for unit in work.units].index(work.found)
         kept = work.kept(PROGRESS)
         wanted, n_steps = self.settings, window.schedule.end - window.schedule.start
         segment = min(wanted.segment or n_steps, n_steps)
@@ -56,10 +55,16 @@ class Unrolled:
         except ValueError as error:
             raise ConfigError(f"estimator=unrolled: {error}") from error
         assert progress is not None
-        n = len(work.sample_ids)
-        values = torch.full((n, len(work.units)), torch.nan, dtype=torch.float64)
-        values[:, column] = progress.values_NU[:, 0].double().cpu()
-        return SampleScores(values, torch.full((n,), torch.nan))
+        found_N = progress.values_NU[:, 0].double().cpu()
+        column = [unit.name for unit in work.units].index(work.found)
+        place = {int(id_): at for at, id_ in enumerate(work.sample_ids)}
+
+        def part(ids: np.ndarray) -> SampleScores:
+            values = torch.full((len(ids), len(work.units)), torch.nan, dtype=torch.float64)
+            values[:, column] = found_N[[place[int(id_)] for id_ in ids]]
+            return SampleScores(values, torch.full((len(ids),), torch.nan))
+
+        return work.over_samples("scores through training", part)
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
         return None

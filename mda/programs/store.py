@@ -152,7 +152,7 @@ class References:
 
 
 def references(runs: Path) -> References:
-    """Every string in the runs' summary.json, and in the uses of jobs that have not finished."""
+    """Every string in the runs' summary.json, and what these runs and unfinished ones have used."""
     names: set[str] = set()
     working: set[str] = set()
     unreadable = []
@@ -163,6 +163,8 @@ def references(runs: Path) -> References:
                 names.update(texts(content))
             elif content["status"] == "unfinished":
                 working.update(texts(content.get("uses", {})))
+            elif path.with_name("summary.json").exists():
+                names.update(texts(content.get("uses", {})))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             unreadable.append(path)
     return References(names | working, working, unreadable)

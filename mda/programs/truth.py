@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mda.config import command_of, compose, main, overrides_of
-from mda.schema import Config, ConfigError, TruthConfig
+from mda.schema import Config, ConfigError, ScratchConfig, TruthConfig
+from mda.schema.setting import refuse
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
@@ -27,14 +28,22 @@ NEEDS = (
 OWN = ("unit", "estimator")  # groups that truth.units and truth.estimators choose
 
 
+def refuse_transfer(config: Config) -> None:
+    """Raise ConfigError where another seed means no other initial weights."""
+    transfer = config.truth.transfer
+    if config.seed in transfer:
+        raise ConfigError(f"truth.transfer={config.seed} is the seed itself; accepted: other seeds")
+    if transfer and (config.base.published or not isinstance(config.model, ScratchConfig)):
+        raise refuse("truth.transfer", transfer, "[]: another seed starts from the same weights")
+
+
 def truth(config: Config, folder: Path) -> None:
     from mda.analysis.leaderboard import write_tables
     from mda.report.summary import write_summary
     from mda.report.truth import FILES, report_truth
 
     start, settings = time.perf_counter(), config.truth
-    if config.seed in settings.transfer:
-        raise ConfigError(f"truth.transfer={config.seed} is the seed itself; accepted: other seeds")
+    refuse_transfer(config)
     fixed = fixed_words(overrides_of(folder))
     # The training is the command's own: what it says of threads was decided by its launcher.
     units, estimators = (
@@ -153,7 +162,11 @@ def about(
             "edits of other initial weights": len(rows["edits"]) - len(own),
         },
         "settings": asdict(settings),
-        "fingerprints": {"corpus": bench.corpus.fingerprint, "base": bench.base.fingerprint},
+        "fingerprints": {
+            "corpus": bench.corpus.fingerprint,
+            "base": bench.base.fingerprint,
+            "origin": bench.origin,
+        },
         "warnings": list(bench.context.store.warnings.values()),
         "versions": store.versions(),
         "git": store.git_state(),

@@ -33,7 +33,8 @@ def wandb_report(config: Config, folder: Path) -> None:
     online, project = mode_of(logger) == "online", project_of(logger)
     with reaching(logger):
         entity = (logger.entity or default_entity()) if online else ""
-        report = build_report(project, entity, config.report.title, ids, runs[0].metric, summary)
+        metrics = sorted({run.metric for run in runs})
+        report = build_report(project, entity, config.report.title, ids, metrics, summary)
         store.write_json(folder / "wandb_report.json", spec(report))
         if online:
             report.save()

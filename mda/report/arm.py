@@ -18,7 +18,7 @@ from mda.intervention.window import Window
 from mda.report.curves import plot_heat_maps
 from mda.report.drawing import plt, save_figure
 from mda.report.style import Style, style
-from mda.schema import Config
+from mda.schema import Config, UnitConfig
 from mda.schema.setting import default_of
 from mda.types import EditPlan
 from mda.unit.metrics import HEAD_METRICS
@@ -31,6 +31,7 @@ FILES = {
     "heads.png": "the metrics of every head at the window's end",
 }
 
+USUAL = "induction_head"  # the default kind of unit, which an arm's name leaves out
 UNNAMED = IN_NAME | {"name", "seed", "batch_size"}
 """Settings that stand in an arm's name already, or make no other arm."""
 
@@ -38,7 +39,7 @@ UNNAMED = IN_NAME | {"name", "seed", "batch_size"}
 def arm_name(config: Config) -> str:
     """What a job retrains, the same over seeds: the arm's name in a comparison.
 
-    With it stand the settings of the estimator and of the window that are not the default.
+    With it stand the settings of the estimator, the unit and the window that are not the default.
     """
     edit, estimator, arm = config.intervention, config.estimator, _arm(config)
     unscored = arm.intervention == "control" or arm.is_random or edit.inserted is not None
@@ -49,7 +50,20 @@ def arm_name(config: Config) -> str:
         for item in fields(group)
         if item.name not in UNNAMED and (value := getattr(group, item.name)) != default_of(item)
     )
+    if edit.inserted is None and (arm.match or not unscored):
+        extra += _unit_words(config.unit)
     return replace(arm, extra=extra).name
+
+
+def _unit_words(unit: UnitConfig) -> tuple[str, ...]:
+    """Its kind, where that is not the default, and settings that its preset does not give."""
+    kind = () if unit.name == USUAL else (f"unit={unit.name}",)
+    own = {"name", "metric", "threshold", "probe"}
+    return kind + tuple(
+        f"unit.{item.name}={value}"
+        for item in fields(unit)
+        if item.name not in own and (value := getattr(unit, item.name)) != default_of(item)
+    )
 
 
 def report_arm(

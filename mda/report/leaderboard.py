@@ -278,10 +278,16 @@ def leaderboard_pages(results: Path, readme: Path, config: ReportConfig) -> dict
 
 
 def refuse_mixed(preset: str, tables: Tables) -> None:
-    """Raise ValueError where a seed was measured twice, or runs saw different corpora."""
+    """Raise ValueError where a seed was measured twice, or runs saw different corpora.
+
+    Two seeds that start from the same weights and see the same samples in turn are one seed.
+    """
     seeds = [about["seed"] for about in tables.about]
     if twice := [seed for seed in sorted(set(seeds)) if seeds.count(seed) > 1]:
         raise ValueError(f"truth={preset}: seed {twice[0]} has two folders; accepted: one")
+    origins = [origin for about in tables.about if (origin := about["fingerprints"].get("origin"))]
+    if len(set(origins)) < len(origins):
+        raise ValueError(f"truth={preset}: two seeds are copies of each other; accepted: one")
     if len({about["fingerprints"]["corpus"] for about in tables.about}) > 1:
         raise ValueError(f"truth={preset}: runs of different corpora; accepted: truth.name=another")
 

@@ -21,12 +21,12 @@ def build_report(
     entity: str,
     title: str,
     ids: Sequence[str],
-    metric: str,
+    metrics: Sequence[str],
     summary: Mapping[str, Any],
 ) -> wr.Report:
     """The report of the arms whose W&B runs have these ids; nothing is sent yet.
 
-    `metric` is the unit's, such as prefix_matching, and `summary` that of the comparison. With an
+    `metrics` are the units', such as prefix_matching, and `summary` that of the comparison. With an
     `entity` W&B's server is asked for the project; leave it empty without an account.
     """
     results = summary["results"]
@@ -42,7 +42,7 @@ def build_report(
             *(wr.MarkdownBlock(f"> {note}") for note in summary["notes"]),
             wr.H1("Emergence"),
             wr.P("Mean over the runs of an arm, with its standard error."),
-            wr.PanelGrid(runsets=[_arms(project, entity, ids)], panels=_curves(metric)),
+            wr.PanelGrid(runsets=[_arms(project, entity, ids)], panels=_curves(metrics)),
             wr.H1("Effects"),
             wr.PanelGrid(runsets=[_arms(project, entity, ids)], panels=_bars()),
             wr.MarkdownBlock(_effects(results["arms"])),
@@ -77,9 +77,12 @@ def _arms(project: str, entity: str, ids: Sequence[str], grouped: bool = True) -
     )
 
 
-def _curves(metric: str) -> list[Any]:
-    of_heads = {f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/strongest"}
-    shown = (of_heads if metric in HEAD_METRICS else {}) | {
+def _curves(metrics: Sequence[str]) -> list[Any]:
+    shown = {
+        f"{metric.replace('_', ' ')}, strongest head": f"emergence/{metric}/strongest"
+        for metric in metrics
+        if metric in HEAD_METRICS
+    } | {
         "gain on the second copy (nats)": "emergence/copy_gain",
         "in-context-learning score (nats)": "emergence/icl_score",
         "held-out loss (nats)": "val/loss",

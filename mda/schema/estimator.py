@@ -19,6 +19,7 @@ class EstimatorConfig(Group):
     estimator: ClassVar[str] = ""  # `module:class` that carries it out
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
     tells_tokens: ClassVar[bool] = False  # whether it scores the loss of single tokens
+    repeats_training: ClassVar[bool] = False  # which it can in float32 alone
     tells_losses: ClassVar[bool] = False  # whether it computes the samples' losses on the way
     scores_found: ClassVar[bool] = False  # whether it scores the unit that was found, by its metric
 
@@ -151,6 +152,7 @@ class UnrolledConfig(EstimatorConfig):
     estimator: ClassVar[str] = "mda.estimator.through_training:Unrolled"
     not_inputs: ClassVar[tuple[str, ...]] = ("segment",)
     scores_found: ClassVar[bool] = True
+    repeats_training: ClassVar[bool] = True
 
     name: str = setting("unrolled", "kind of estimator", one_of=("unrolled",))
     segment: int | None = setting(

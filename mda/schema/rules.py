@@ -219,6 +219,12 @@ def _state_is_published(c: Config) -> None:
         raise refuse(name, value, "what needs no optimizer state, which base=published lacks")
 
 
+def _unrolled_in_float32(c: Config) -> None:
+    if c.estimator.repeats_training and c.training.precision != "32-true":
+        known = f"32-true with estimator={c.estimator.name}, which repeats the training"
+        raise refuse("training.precision", c.training.precision, known)
+
+
 def _window_starts_at_revision(c: Config) -> None:
     window = c.intervention.steps
     if isinstance(c.base, PublishedConfig) and window and window[0] not in c.base.steps:
@@ -238,6 +244,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "training"), _published_within_schedule),
     (("base", "data", "training"), _trained_as_pythia),
     (("base", "estimator"), _state_is_published),
+    (("training", "estimator"), _unrolled_in_float32),
     (("base", "intervention"), _window_starts_at_revision),
     (("data", "model"), _data_fits_model),
     (("data", "training"), _data_lasts),

@@ -126,6 +126,13 @@ class NeuronConfig(UnitConfig):
     layers: list[int] | None = setting(None, "layers that are searched, null: all", low=0)
     biases: bool = setting(True, "count the bias of its input weights as its own")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and (
+            not self.layers or len(set(self.layers)) < len(self.layers)
+        ):
+            raise self._refuse("layers", "null, or layers of which each stands there once")
+
 
 @dataclass
 class ModuleConfig(UnitConfig):

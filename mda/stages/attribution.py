@@ -253,8 +253,7 @@ def token_influence(
     found = estimator_of(context.config.estimator).token_influence(work, sample_ids)
     if found is None:
         return np.zeros((len(sample_ids), corpus.seq_len))
-    names = [unit.name for unit in located.units]
-    return found[..., names.index(located.name)].double().numpy()
+    return found.double().numpy()
 
 
 def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleScores) -> None:

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from mda.schema import Config, ConfigError
+from mda.schema.setting import refuse
 from mda.store import Artifact, Store, say, take_gpu
 from mda.training.table import RowLog
 
@@ -43,7 +44,12 @@ class Context:
 
     @classmethod
     def of(cls, config: Config, log: RowLog = lambda row: None) -> Context:
-        """The context of a program: store under `output_dir`, threads as configured."""
+        """The context of a program: store under `output_dir`, threads as configured.
+
+        Raises ConfigError for a GPU that is not there.
+        """
+        if config.training.accelerator == "gpu" and not torch.cuda.is_available():
+            raise refuse("training.accelerator", "gpu", "cpu, or auto: there is no CUDA here")
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         return cls(config, Store(Path(config.output_dir) / "store"), log)

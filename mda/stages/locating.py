@@ -20,6 +20,7 @@ from mda.stages.runs import Run
 from mda.stages.sae import sae_of
 from mda.training.table import read_rows
 from mda.types import Unit, Window
+from mda.unit.blocks import shared_owners
 from mda.unit.kind import Materials, UnitKind
 from mda.unit.kind import check_label as check_label_of
 
@@ -70,6 +71,12 @@ def locate(context: Context, corpus: Corpus, base: Run) -> Located:
         there = f"{names[0]} and {len(names) - 1:,} others"
         raise ConfigError(f"unit.locate={ranked[0]} does not exist; accepted: {there}")
     members = tuple(ranked[: wanted if together else 1])
+    if together and (pair := shared_owners(units[-1].parts)):
+        heads = " and ".join(f"H{head}" for head in pair)
+        raise ConfigError(
+            f"unit.locate=mechanism of {', '.join(members)} is refused: {heads} share keys and "
+            "values, which would count twice; accepted: another unit.k, or one head by its name"
+        )
     name = "mechanism" if together else members[0]
     curve, follow = base.curve, None
     if members[0] not in units_of(base.curve, settings.metric):

@@ -27,7 +27,7 @@ from mda.stages.attribution import Traced, score
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule, stream
 from mda.stages.locating import Located, locate
-from mda.stages.runs import Run, Start, retrained, state_at
+from mda.stages.runs import Run, Start, origin_of, retrained, state_at
 from mda.training import checkpoint
 from mda.training.optimizer import adamw
 from mda.types import EditPlan, Schedule, Scores, Window
@@ -119,6 +119,11 @@ class Bench:
             for name, located in self.located.items()
         }
 
+    @property
+    def origin(self) -> str:
+        """What two seeds must not share: first weights, and the window's samples in turn."""
+        return origin_of(self.context, self.corpus, self.base, self.window)
+
     def perturbed_start(self, size: float, seed: int, number: int) -> Start:
         """The base run's state at the window's start with noise in the weights."""
         step, training = self.window.start, self.context.config.training
@@ -127,7 +132,8 @@ class Bench:
         def build(part: Path) -> None:
             folder = state_at(self.context, self.corpus, self.base, step)
             model = self.base.model(self.base.checkpoints[-1])
-            window = TrainingWindow(model, self.schedule, self.corpus.rows, training)
+            exact = replace(training, precision="32-true")  # noise is the same in any arithmetic
+            window = TrainingWindow(model, self.schedule, self.corpus.rows, exact)
             state = load_state(folder, model, training)
             optimizer = adamw(model, training)
             checkpoint.load(folder, model, optimizer)

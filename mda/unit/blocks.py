@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,22 @@ def features(tap: Tap, owner: int) -> slice:
     """Where one owner's features lie among those of the tap's module."""
     start = tap.start + (owner // tap.repeat % tap.groups) * tap.stride
     return slice(start, start + tap.size)
+
+
+def shared_owners(parts: Iterable[tuple[ParameterBlock, int]]) -> tuple[int, int] | None:
+    """Two owners of a block that have some of its parameters in common, if there are such.
+
+    Heads of a group do under grouped-query attention: the group's keys and values.
+    """
+    of_block: dict[ParameterBlock, list[int]] = {}
+    for block, owner in parts:
+        of_block.setdefault(block, []).append(owner)
+    for block, owners in of_block.items():
+        for a, b in combinations(owners, 2):
+            alike = [tap for tap in block.outputs if features(tap, a) == features(tap, b)]
+            if alike and features(block.input, a) == features(block.input, b):
+                return a, b
+    return None
 
 
 def block_gradients(captured: Capture, block: ParameterBlock) -> Tensor:
@@ -136,6 +153,15 @@ class Directions:
     def blocks(self) -> list[ParameterBlock]:
         """The blocks that have to be captured, each once."""
         return list(dict.fromkeys(block for _, tensors in self.groups for block in tensors))
+
+    def of_unit(self, name: str) -> Directions:
+        """The direction of one unit alone."""
+        return Directions(tuple(
+            ((unit,), {block: t for block, t in tensors.items() if block in dict(unit.parts)})
+            for units, tensors in self.groups
+            for unit in units
+            if unit.name == name
+        ))  # fmt: skip
 
     def tangents(self, unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The unit's direction as a change of the model's parameters, by their names.

@@ -58,7 +58,7 @@ def work(request, llama, table):
     rates, moments = {3: 0.3, 8: 0.1}, {name: p**2 for name, p in llama.named_parameters()}
     return InMemoryWork(
         table.corpus, table.ids, kind, units, {3: llama, 8: llama}, [], rates=rates,
-        moments=dict.fromkeys((3, 8), moments),
+        moments=dict.fromkeys((3, 8), moments), found=units[-2].name,
     )  # fmt: skip
 
 
@@ -81,6 +81,12 @@ def test_every_estimator_of_the_schema_can_be_loaded(name):
     assert set(steps) <= {*KEPT, *made}
 
 
+def test_a_window_without_a_checkpoint_is_refused_by_name():
+    tracin = estimator_of(TracinConfig())
+    with pytest.raises(ConfigError, match=r"no checkpoint lies in \[0,100\]; accepted: .*128"):
+        tracin.steps([128, 256], Window(0, 100, None, ""))
+
+
 def settings_of(name):
     if name == "tracin":
         return TracinConfig(adam_preconditioning=True)
@@ -101,8 +107,9 @@ def test_scores_and_what_tokens_add_to_them(work, name):
     tokens = estimator.token_influence(work, some)
     assert (tokens is not None) == (name in SUMS)
     if tokens is not None:
-        assert tokens.shape == (2, work.corpus.seq_len, len(work.units))
-        expected = found.values_NU[[4, 1]].double()
+        assert tokens.shape == (2, work.corpus.seq_len)
+        column = [unit.name for unit in work.units].index(work.found)
+        expected = found.values_NU[[4, 1], column].double()
         torch.testing.assert_close(
             tokens.sum(1), expected, rtol=1e-5 if name == "repetition" else 1e-7, atol=1e-9
         )

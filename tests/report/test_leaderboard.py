@@ -360,6 +360,11 @@ def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_p
 def test_a_seed_that_was_measured_twice_and_runs_of_two_corpora_are_refused(tmp_path):
     with pytest.raises(ValueError, match="truth=default: seed 1 has two folders"):
         pages(tmp_path / "twice", world(seeds=(1,)), world(seeds=(1,)))
+    one, two = world(seeds=(0,)), world(seeds=(1,))
+    for tables in (one, two):
+        tables.about[0]["fingerprints"] = tables.about[0]["fingerprints"] | {"origin": "same"}
+    with pytest.raises(ValueError, match="two seeds are copies of each other"):
+        pages(tmp_path / "copies", one, two)
     other = world(seeds=(1,))
     other.about[0]["fingerprints"] = {"corpus": "another"}
     with pytest.raises(ValueError, match="runs of different corpora"):

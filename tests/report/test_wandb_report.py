@@ -23,7 +23,7 @@ def blocks(tmp_path_factory):
     write_runs(root / "runs", range(5), STANDARD)
     compare([root / "runs"], root / "out", STUDY, ReportConfig(resamples=99, dpi=30))
     summary = store.read_json(root / "out" / "summary.json")
-    report = build_report("mda", "", "t" * 200, IDS, "prefix_matching", summary)
+    report = build_report("mda", "", "t" * 200, IDS, ["prefix_matching"], summary)
     content = spec(report)
     store.write_json(root / "spec.json", content)  # plain data
     return content["spec"]["blocks"]
@@ -45,6 +45,18 @@ def test_curves_are_grouped_by_arm_with_error_bands_on_both_axes(blocks):
         assert (("emergence/prefix_matching/strongest",), axis) in drawn
     assert {line["groupBy"] for line in lines} == {"arm.value"}  # W&B's way to write config.arm
     assert {(line["groupAgg"], line["groupArea"]) for line in lines} == {("mean", "stderr")}
+
+
+def test_units_of_several_metrics_have_a_curve_each():
+    metrics = ["label_auc", "prefix_matching", "previous_token"]
+    summary = {"results": {"verdicts": [], "arms": {}}, "notes": [], "program": "compare",
+               "git": {"sha": "0"}}  # fmt: skip
+    found = spec(build_report("mda", "", "title", IDS, metrics, summary))["spec"]["blocks"]
+    drawn = {
+        metric for line in panels(found, "Run History Line Plot") for metric in line["metrics"]
+    }
+    heads = {f"emergence/{metric}/strongest" for metric in metrics[1:]}
+    assert {one for one in drawn if one.endswith("/strongest")} == heads, "neurons have none"
 
 
 def test_bars_and_the_run_comparer_are_there(blocks):

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from mda import pipeline, store
+from mda.config import compose
 from mda.intervention.subsets import AT_RANDOM
-from mda.programs.truth import builds, preview, retrainings
+from mda.programs.truth import builds, preview, refuse_transfer, retrainings
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
 from mda.stages.found import FindOnly, NotBuilt
@@ -247,6 +248,21 @@ def test_scores_that_are_all_the_same_choose_nothing_and_go_with_none(bench, tra
             for row in make.estimator_rows(bench, SETTINGS, given)}  # fmt: skip
     assert rows[HEAD, "repetition"]["spearman/random"] is None
     assert rows[HEAD, "random"]["spearman/random"] == pytest.approx(1)
+
+
+def test_a_perturbed_start_does_not_depend_on_the_arithmetic_of_updates(bench):
+    settings = replace(bench.context.config.training, precision="bf16-mixed")
+    config = replace(bench.context.config, training=settings)
+    mixed = replace(bench, context=replace(bench.context, config=config))
+    start = mixed.perturbed_start(0.02, 0, 99)
+    assert (start.folder / "model.safetensors").is_file()
+
+
+def test_another_seed_of_the_same_weights_is_no_other_initialisation():
+    with pytest.raises(ConfigError, match=r"truth\.transfer=\[100\] .* the same weights"):
+        refuse_transfer(compose(["experiment=paper/160m"], ("truth",)))
+    for words in (["experiment=paper/160m", "truth.transfer=[]"], []):
+        refuse_transfer(compose(words, ("truth",)))
 
 
 @pytest.mark.parametrize("given", [{"edits": []}, {"edits": [0.1], "edits_of": []}])

@@ -1,5 +1,7 @@
 """Inner products that never form a gradient equal those with the explicit gradient."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from derivatives import all_blocks, parameter_gradients, sequence_losses
@@ -10,10 +12,12 @@ from mda.model.architecture import architecture
 from mda.types import Part, Unit
 from mda.unit.blocks import (
     Directions,
+    add_to,
     gather,
     index_of,
     outer_sum,
     sequence_products,
+    shared_owners,
     token_products,
 )
 from mda.unit.capture import capture, modules_of
@@ -143,6 +147,46 @@ def test_a_mechanism_is_the_sum_of_its_heads(toy, tokens):
     torch.testing.assert_close(found[:, 6], found[:, 5] + found[:, 0])
     assert (found[:, :6].abs() > 1e-9).all()
     assert len(joint(heads, ["L2H1", "L2H1"]).parts) == 3  # named twice, owned once
+
+
+@pytest.mark.parametrize("case", FAMILIES)
+def test_heads_share_parameters_where_they_have_a_group_s_keys_and_values(case):
+    """Against the parameters themselves: which of them a change of each head moves."""
+    model = make_toy(case)
+    arch = architecture(model)
+    weights = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+
+    def moved(block, head):
+        changed = {name: w.clone() for name, w in weights.items()}
+        add_to(block, head, changed, torch.ones(block.shape[1:], dtype=torch.float64))
+        return {name: w != 0 for name, w in changed.items()}
+
+    seen = set()
+    for block in arch.head_blocks(1).values():
+        for a, b in combinations(range(arch.n_heads), 2):
+            one, other = moved(block, a), moved(block, b)
+            common = any((one[name] & other[name]).any() for name in one)
+            assert (shared_owners([(block, a), (block, b)]) is not None) == common
+            seen.add(common)
+    groups = model.config.to_dict().get("num_key_value_heads") or arch.n_heads
+    assert (True in seen) == (groups < arch.n_heads)
+
+
+def test_the_direction_of_one_unit_is_a_column_of_all(toy, tokens):
+    blocks = [architecture(toy).head_blocks(layer) for layer in range(2)]
+    heads = [
+        Unit(f"L{layer}H{head}", tuple(Part(block, head) for block in found.values()))
+        for layer, found in enumerate(blocks)
+        for head in range(2)
+    ]
+    tensors = {block: drawn(block.shape) for found in blocks for block in found.values()}
+    captured, every = capture(toy, tokens, modules_of(tensors)), Directions.of(heads, tensors)
+    for column, unit in enumerate(heads):
+        own = every.of_unit(unit.name)
+        assert own.units == [unit] and len(own.blocks) == 3
+        torch.testing.assert_close(
+            own.token_influence(captured)[..., 0], every.token_influence(captured)[..., column]
+        )
 
 
 def test_a_part_without_a_direction_is_left_out(toy):
