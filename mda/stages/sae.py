@@ -23,6 +23,7 @@ from mda.sae.quality import Quality, quality
 from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError, SaeConfig, refuse
 from mda.stages.context import Context, without
+from mda.stages.corpus import fetch
 from mda.stages.runs import Run
 from mda.training.table import read_rows
 
@@ -100,6 +101,7 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
     }
 
     def build(part: Path) -> None:
+        fetch(context, corpus, np.concatenate([ids, held_out]))
         model = base.model(step).eval()
         read = (model, base.architecture, corpus, hook, settings.batch_size)
         batches = context.bar(_batches(*read, ids), f"SAE at {hook}", settings.steps)
