@@ -26,6 +26,11 @@ ABLE = (  # arms of that study whose models the README says to be able to do wha
     "augment duplicate ekfac top 10 %",
     "augment duplicate random 10 %",
 )
+TOKENS = (  # claims of the study of tokens that the README has, the others being on the page
+    "samples_lower", "tokens_lower", "tokens_do_what_samples_do", "tokens_beat_their_samples",
+    "lowest_tokens_raise", "tokens_beat_repetition", "tokens_beat_ten_times_repetition",
+    "repetitions_are_the_cause", "these_repetitions_are_the_cause", "words_do_not_matter",
+)  # fmt: skip
 OTHER_HEADS = {  # studies whose claims on the baseline stand below it
     "previous_token_head": "The previous-token head: ",
     "second_previous_token_head": "The head that attends two tokens back: ",
@@ -35,7 +40,7 @@ OTHER_HEADS = {  # studies whose claims on the baseline stand below it
 def readme_lines(confidence: float) -> dict[str, list[str]]:
     """What the main README says of results, place by place, from the tables that are kept."""
     from mda import store
-    from mda.report.readme import baseline_claims, study_table
+    from mda.report.readme import arms_table, baseline_claims, study_table, verdict_lines
     from mda.report.results import behaviour_table
 
     studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
@@ -43,7 +48,11 @@ def readme_lines(confidence: float) -> dict[str, list[str]]:
     for name, about in OTHER_HEADS.items():
         lines += baseline_claims(RESULTS / name, studies[name], about)
     effects = store.read_csv(RESULTS / IN_README / "effects.csv")
-    return {"study": lines, "behaviour": behaviour_table(effects, ABLE)}
+    places = {"study": lines, "behaviour": behaviour_table(effects, ABLE)}
+    if (tokens := RESULTS / "tokens").exists():
+        claims = verdict_lines(tokens, compose(["study=tokens"]).study, TOKENS)
+        places["tokens"] = [*arms_table(tokens, confidence), "", *claims]
+    return places
 
 
 def results(config: Config, folder: Path) -> None:
