@@ -79,6 +79,17 @@ def test_runs_without_a_name_never_share_a_folder(tmp_path):
     assert len(folders(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("more", [(), ("seed=0,1", "-m")])
+def test_results_that_can_lie_nowhere_are_one_sentence(tmp_path, more):
+    (tmp_path / "taken").write_text("a file")
+    done = run(tmp_path, "output_dir=taken", *more)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert (
+        line.startswith("error: taken/runs/") and "(Not a directory); accepted: an output" in line
+    )
+
+
 def test_a_sweep_numbers_its_jobs(tmp_path):
     done = run(tmp_path, "seed=0,1", "-m", "estimator=ekfac,random", "name=grid")
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,13 @@ class RunFolder(Callback):
                 file=sys.stderr,
             )
             raise SystemExit(2) from None  # Hydra turns other exceptions here into warnings
+        except OSError as error:
+            print(
+                f"error: {folder} cannot be made or written ({error.strerror}); accepted: an "
+                "output_dir that can",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
 
 
 @dataclass(frozen=True)

@@ -113,10 +113,10 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
             face = colour if filled else "white"
             ax.plot(row.effect.mean, y, marker, ms=6, mfc=face, mec=colour, mew=1.5)
         ax.axvline(0, color="0.6", lw=1, zorder=0)
-        ax.set_title(named[metric], fontsize=10)
+        ax.set_title(textwrap.fill(named[metric], 24), fontsize=10)
         ax.xaxis.set_major_locator(MaxNLocator(5))
         _plain(ax)
-    axes[0].set_yticks(range(len(arms)), [arm.name for arm in arms])
+    axes[0].set_yticks(range(len(arms)), [textwrap.fill(arm.name, 40) for arm in arms])
     axes[0].set_ylim(len(arms) - 0.5, -0.5)
     marks = [
         Line2D([], [], ls="", marker=marker, ms=6, mfc="0.3" if filled else "white", mec="0.3",
@@ -185,7 +185,9 @@ def icl_figure(measured: Measurements) -> Figure | None:
     if not pairs_of:
         return None
     look, named = styles(by_arm(measured.runs)), titles(measured.runs)
-    figure, ax = plt.subplots(figsize=(6.2, 4.6), layout="constrained")
+    n_named = sum(not arm.is_band for arm in pairs_of)
+    size = (6.2, 4.2 + 0.18 * n_named)  # room for the names below
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
     for arm, pairs in pairs_of.items():
         x, y = np.array(pairs).T
         face = "white" if arm.is_random else look[arm].colour
@@ -205,7 +207,7 @@ def icl_figure(measured: Measurements) -> Figure | None:
     ax.set(xlabel=f"{named.get('mechanism', named['unit'])}: run - control")
     ax.set(ylabel="ICL score: run - control (nats; lower is more)")
     _plain(ax)
-    ax.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8)
     return figure
 
 

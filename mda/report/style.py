@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from zlib import crc32
 
 from matplotlib import colormaps
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from mda.analysis.arms import CONTROL, Arm, band_edges
 
@@ -21,6 +21,7 @@ COLOURS = {
 """Okabe and Ito's palette, told apart with any colour vision; other estimators take from `MORE`."""
 MORE = ("#56B4E9", "#882255", "#44AA99", "#332288", "#999933")
 CONTROL_COLOUR, RANDOM_COLOUR, MATCHED_COLOUR = "#000000", "#7F7F7F", "#8C6D46"
+PALEST = 0.8  # share of white in the last of many arms that look alike
 DASHES = {"remove": "solid", "augment": "dashed"}
 TOKEN_DASHES = {"mask_tokens": "dotted", "spans fresh": "dashdot", "spans renamed": "dotted"}
 
@@ -38,7 +39,7 @@ def style(arm: Arm) -> Style:
 
     Control is black, random edits are grey, random sets matched to a targeted one brown, score
     bands on a scale from dark (lowest) to light. The look depends on the arm alone, so it is the
-    same in every figure; arms that differ by another setting only look alike and are told by name.
+    same in every figure; `styles` tells arms apart that differ by another setting only.
     """
     dash = TOKEN_DASHES.get(arm.mode, DASHES.get(arm.intervention, "dashdot"))
     if arm.intervention == CONTROL:
@@ -60,5 +61,20 @@ def band_colour(arm: Arm) -> str:
 
 
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
-    """The look of each arm."""
-    return {arm: style(arm) for arm in arms}
+    """The look of each arm; of those that would look alike the later ones are lighter."""
+    alike: dict[Style, list[Arm]] = {}
+    for arm in dict.fromkeys(arms):
+        alike.setdefault(style(arm), []).append(arm)
+    return {
+        arm: replace(look, colour=_lighter(look.colour, PALEST * i / len(members)))
+        for look, members in alike.items()
+        for i, arm in enumerate(members)
+    }
+
+
+def _lighter(colour: str, share: float) -> str:
+    """A colour with a share of white; as it is without."""
+    if not share:
+        return colour
+    red, green, blue = ((1 - share) * part + share for part in to_rgb(colour))
+    return to_hex((red, green, blue))
