@@ -323,14 +323,6 @@ BAD_CONFIG = {
         "estimator=unrolled training.precision=bf16-mixed",
         "training.precision=bf16-mixed is refused; accepted: 32-true with estimator=unrolled, wh",
     ),
-    "no layer to search": (
-        "unit=mlp_neuron unit.label=code unit.layers=[]",
-        "unit.layers=[] is refused; accepted: null, or layers of which each stands there once",
-    ),
-    "a layer that is searched twice": (
-        "unit=mlp_neuron unit.label=code unit.layers=[1,1]",
-        "unit.layers=[1,1] is refused; accepted: null, or layers of which each stands there once",
-    ),
     "the standard Pile for a Pythia of the deduplicated one": (
         "base=published base.repo=EleutherAI/pythia-70m-deduped base.steps=[0,512] data=pile",
         "data=pile is refused; accepted: with base.repo=EleutherAI/pythia-70m-deduped the rows th",

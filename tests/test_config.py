@@ -400,3 +400,9 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
     ):
         Context.of(config)
     assert Context.of(replace(config, training=TrainingConfig(accelerator="auto"))).store
+
+
+@pytest.mark.parametrize("layers", ["[]", "[1,1]"])
+def test_layers_without_a_neuron_to_find_are_refused(layers):
+    with pytest.raises(ConfigError, match=r"unit\.layers=.* each stands there once"):
+        compose(["unit=mlp_neuron", "unit.label=code", f"unit.layers={layers}"])

@@ -88,7 +88,9 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         varying -= {key for key in ("window", "unit") if not _varies_within_a_seed(group, key)}
         for run in group:
             settings = _settings(run)
-            extra = tuple(f"{key}={settings[key]}" for key in sorted(varying & settings.keys()))
+            extra = tuple(
+                f"{key}={settings.get(key)}" for key in sorted(varying) if _told(settings, key)
+            )
             named.append(replace(run, arm=replace(run.arm, extra=extra)))
     return named
 
@@ -132,9 +134,13 @@ def _short(value: object) -> str:
 
 
 def _varying(settings: list[dict[str, str]]) -> set[str]:
-    # What only some have is no difference: tables that were kept lack settings of later versions.
     keys = {key for one in settings for key in one}
-    return {key for key in keys if len({one[key] for one in settings if key in one}) > 1}
+    return {key for key in keys if len({one.get(key) for one in settings if _told(one, key)}) > 1}
+
+
+def _told(settings: Mapping[str, str], key: str) -> bool:
+    """Whether a setting is known, be it as none: tables kept before lack the unit's."""
+    return key in settings or not key.startswith("unit.")
 
 
 def _varies_within_a_seed(runs: list[Run], key: str) -> bool:

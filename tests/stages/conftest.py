@@ -1,10 +1,14 @@
 """One finished experiment at smoke size, whose stages are looked into."""
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from mda import pipeline
 from mda.config import compose
 from mda.stages.context import Context
+from mda.store import Store
 
 SMOKE = ("experiment=smoke", "intervention.window=[20,60]", "training.threads=1")
 
@@ -21,7 +25,8 @@ def context_of(outputs):
 
     def make(*overrides: str) -> Context:
         config = compose([*SMOKE, f"output_dir={outputs}", *overrides])
-        return Context(config, Context.of(config).store, progress=False)
+        torch.set_num_threads(1)  # as SMOKE says; a GPU that is only reckoned with need not be here
+        return Context(config, Store(Path(config.output_dir) / "store"), progress=False)
 
     return make
 
