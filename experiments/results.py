@@ -48,11 +48,12 @@ def readme_lines(confidence: float) -> dict[str, list[str]]:
     for name, about in OTHER_HEADS.items():
         lines += baseline_claims(RESULTS / name, studies[name], about)
     effects = store.read_csv(RESULTS / IN_README / "effects.csv")
-    places = {"study": lines, "behaviour": behaviour_table(effects, ABLE)}
-    if (tokens := RESULTS / "tokens").exists():
-        claims = verdict_lines(tokens, compose(["study=tokens"]).study, TOKENS)
-        places["tokens"] = [*arms_table(tokens, confidence), "", *claims]
-    return places
+    claims = verdict_lines(RESULTS / "tokens", compose(["study=tokens"]).study, TOKENS)
+    return {
+        "study": lines,
+        "behaviour": behaviour_table(effects, ABLE),
+        "tokens": [*arms_table(RESULTS / "tokens", confidence), "", *claims],
+    }
 
 
 def results(config: Config, folder: Path) -> None:
