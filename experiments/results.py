@@ -31,6 +31,7 @@ TOKENS = (  # claims of the study of tokens that the README has, the others bein
     "lowest_tokens_raise", "tokens_beat_repetition", "tokens_beat_ten_times_repetition",
     "repetitions_are_the_cause", "these_repetitions_are_the_cause", "words_do_not_matter",
 )  # fmt: skip
+SIZES = ("nano", "nano-large", "nano-xlarge")  # models of the study of scales
 OTHER_HEADS = {  # studies whose claims on the baseline stand below it
     "previous_token_head": "The previous-token head: ",
     "second_previous_token_head": "The head that attends two tokens back: ",
@@ -40,8 +41,14 @@ OTHER_HEADS = {  # studies whose claims on the baseline stand below it
 def readme_lines(confidence: float) -> dict[str, list[str]]:
     """What the main README says of results, place by place, from the tables that are kept."""
     from mda import store
-    from mda.report.readme import arms_table, baseline_claims, study_table, verdict_lines
-    from mda.report.results import behaviour_table
+    from mda.report.readme import (
+        arms_table,
+        baseline_claims,
+        claims_by_size,
+        study_table,
+        verdict_lines,
+    )
+    from mda.report.results import behaviour_table, sizes_table
 
     studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
     lines = study_table(RESULTS / IN_README, studies[IN_README], confidence)
@@ -49,10 +56,12 @@ def readme_lines(confidence: float) -> dict[str, list[str]]:
         lines += baseline_claims(RESULTS / name, studies[name], about)
     effects = store.read_csv(RESULTS / IN_README / "effects.csv")
     claims = verdict_lines(RESULTS / "tokens", compose(["study=tokens"]).study, TOKENS)
+    sizes = {size: RESULTS / f"scales-{size}" for size in SIZES}
     return {
         "study": lines,
         "behaviour": behaviour_table(effects, ABLE),
         "tokens": [*arms_table(RESULTS / "tokens", confidence), "", *claims],
+        "sizes": [*sizes_table(sizes), "", *claims_by_size(sizes)],
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +76,26 @@ def arms_table(folder: Path, confidence: float) -> list[str]:
         cells = (interval(row, "difference", "ci_low", "ci_high") for row in found)
         lines.append(f"| {arm} | {rows[arm, 'control']['n']} | {' | '.join(cells)} |")
     return lines
+
+
+def claims_by_size(sizes: Mapping[str, Path]) -> list[str]:
+    """What became of every claim of a study at each size, with the p-value that decided it."""
+    lines = [f"| claim | {' | '.join(sizes)} |", "|---" * (1 + len(sizes)) + "|"]
+    found = {(row["text"], size): row for size, folder in sizes.items()
+             for row in store.read_csv(folder / "verdicts.csv")}  # fmt: skip
+    for text in dict.fromkeys(text for text, _ in found):
+        cells = (_verdict(found.get((text, size))) for size in sizes)
+        lines.append(f"| {text.removesuffix('.')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _verdict(row: Mapping[str, str] | None) -> str:
+    if row is None:
+        return DASH
+    against = row["verdict"] == "not replicated"
+    p = row["against_holm" if against else "p_holm"]
+    said = f", p = {float(p):.2g}{' against it' if against else ''}" if p else ""
+    return f"{row['verdict']}{said} ({row['status']})"
 
 
 def fill(text: str, place: str, lines: Sequence[str]) -> str:

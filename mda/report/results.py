@@ -87,19 +87,27 @@ def study_of(folder: Path) -> str:
 
 
 def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
-    """The score of the unit without and with each edit, for each size's folder of kept tables."""
+    """The score of the unit without and with each edit, for each size's folder of kept tables.
+
+    Last stands by how many steps the edit delays the onset.
+    """
     lines = [
-        "| arm | model | seeds | without | with | difference | corrected p |",
-        "|---" * 7 + "|",
+        "| arm | model | seeds | without | with | difference | corrected p | delay, steps |",
+        "|---" * 8 + "|",
     ]
     effects = {size: store.read_csv(folder / "effects.csv") for size, folder in sizes.items()}
-    found = {(row["arm"], size): row for size, rows in effects.items() for row in rows
-             if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
-    for arm in dict.fromkeys(arm for arm, _ in found):
-        for row, size in ((found[arm, size], size) for size in sizes if (arm, size) in found):
+    found = {(row["arm"], size, row["metric"]): row for size, rows in effects.items()
+             for row in rows if row["reference"] == "control"}  # fmt: skip
+    for arm in dict.fromkeys(arm for arm, _, metric in found if metric == "unit"):
+        for size in (size for size in sizes if (arm, size, "unit") in found):
+            row = found[arm, size, "unit"]
             means = (number(_float(row[name])) for name in ("reference_mean", "arm_mean"))
-            change = interval(row, "difference", "ci_low", "ci_high")
-            cells = (arm, size, row["n"], *means, change, p_of(row["p_holm"]))
+            changes = (
+                interval(found.get((arm, size, metric)), "difference", "ci_low", "ci_high")
+                for metric in ("unit", ONSET)
+            )
+            change, delay = changes
+            cells = (arm, size, row["n"], *means, change, p_of(row["p_holm"]), delay)
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -18,7 +18,7 @@ from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import compare
 from mda.report.leaderboard import leaderboard_pages
-from mda.report.readme import arms_table, study_table
+from mda.report.readme import arms_table, claims_by_size, study_table
 from mda.report.results import KEPT, results_page, study_of
 
 ROOT = Path(__file__).parents[2]
@@ -195,12 +195,34 @@ def test_the_sizes_of_a_study_have_a_table_together(tmp_path):
     cells = [line.strip("| ").split(" | ") for line in together.splitlines() if "ekfac top" in line]
     found = {(row[0], row[1]): row[2:] for row in cells}
     removal = "remove mask ekfac top 10 %"
+    (onset,) = [row for row in store.read_csv(RESULTS / study.name / "effects.csv")
+                if [row["arm"], row["reference"]] == [removal, "control"]
+                and row["metric"] == "onset_step"]  # fmt: skip
     for size, end in (("small", "0.223"), ("large", "0.723")):
-        seeds, without, ended, change, p = found[removal, size]
+        seeds, without, ended, change, p, delay = found[removal, size]
         assert (seeds, without, ended, p) == ("8", "0.324", end, "0.07")
         assert change.startswith("\N{MINUS SIGN}0.101 [")
+        assert float(delay.split()[0]) == pytest.approx(float(onset["difference"]), rel=5e-3)
     one = results_page({RESULTS / study.name: (study, "")}, 0.95)
     assert "all sizes" not in one, "a study of one size"
+
+
+def test_what_became_of_each_claim_stands_beside_the_other_sizes():
+    folder = RESULTS / "fresh_seeds"
+    lines = claims_by_size({"small": folder, "large": folder})
+    kept = {row["text"].removesuffix("."): row for row in store.read_csv(folder / "verdicts.csv")}
+    assert lines[0] == "| claim | small | large |" and len(lines) == 2 + len(kept)
+    for line in lines[2:]:
+        text, small, large = line.strip("| ").split(" | ")
+        assert small == large
+        verdict, p, status = re.fullmatch(
+            r"([a-z ]+), p = (\S+)(?: against it)? \((\w+)\)", small
+        ).groups()
+        row = kept[text]
+        assert (verdict, status) == (row["verdict"], row["status"])
+        if verdict != "undecided":  # the reason names the p-value that decided
+            assert f"corrected p = {p} ≤" in row["reason"]
+            assert ("against it" in small) == (verdict == "not replicated")
 
 
 def test_the_edits_of_a_study_stand_beside_random_ones():
