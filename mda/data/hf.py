@@ -10,13 +10,11 @@ where documents are rows already (`data.packing=rows`).
 from __future__ import annotations
 
 import gc
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache, partial
-from glob import glob, has_magic
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +24,15 @@ from mda.data import packing
 from mda.data.arrow import FILE, ArrowRows, ArrowWriter
 from mda.data.corpus_folder import tokenizer_hash, write_corpus
 from mda.data.errors import DataError
+from mda.data.hf_source import (
+    Opened,
+    commit,
+    local_files,
+    named,
+    open_data,
+    suffix,
+    unreadable,
+)
 from mda.data.packers import PACKERS, Document, Packed
 from mda.data.tokenizer import read_tokenizer
 from mda.schema import HfConfig
@@ -34,16 +41,8 @@ from mda.schema.setting import nearest
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".txt": "text"}
 BATCH = 256  # documents that are tokenized at once
 FORMAT = 1
-
-
-class Opened(NamedTuple):
-    """A data set that gives Arrow tables, and how many records it has where that is known."""
-
-    records: Any
-    total: int | None
 
 
 def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, object]:
@@ -54,9 +53,9 @@ def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, o
     """
     files = local_files(config.dataset)
     if files is None:
-        source: dict[str, object] = {"repo": config.dataset, "commit": _commit(config)}
+        source: dict[str, object] = {"repo": config.dataset, "commit": commit(config)}
     else:
-        source = {"files": [hash_file(path) for path in files], "suffix": _suffix(files[0])}
+        source = {"files": [hash_file(path) for path in files], "suffix": suffix(files[0])}
     tokenizer = tokenizer_hash(config.tokenizer)
     end = {} if config.end_of_text is not None else {"end_of_text": _end_of_text(config)}
     return {"source": source, "tokenizer": tokenizer, "format": FORMAT} | end
@@ -132,61 +131,6 @@ def open_rows(folder: Path, config: HfConfig, downloads: Path) -> ArrowRows:
     return ArrowRows(folder / FILE)
 
 
-def local_files(path: str) -> list[Path] | None:
-    """Files of a local data set, sorted; None for a name that can only be the hub's.
-
-    Raises DataError for a path that leads to no file, and for files of several kinds.
-    """
-    found = Path(path)
-    if found.is_dir():
-        files = [file for file in sorted(found.rglob("*")) if _suffix(file) in READERS]
-    elif has_magic(path):
-        files = sorted(map(Path, glob(path, recursive=True)))
-    elif found.is_file():
-        files = [found]
-    elif _suffix(found) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
-        raise DataError(f"data.dataset={path}: no such file")
-    else:
-        return None
-    kinds = sorted({READERS.get(_suffix(file), file.suffix) for file in files})
-    if len(kinds) != 1 or kinds[0] not in READERS.values():
-        what = f"files of {', '.join(kinds)}" if kinds else "no files"
-        raise DataError(
-            f"data.dataset={path}: {what}; accepted: files of one kind, {', '.join(READERS)}"
-        )
-    return files
-
-
-def open_data(config: HfConfig) -> Opened:
-    """The records of the data set. Raises DataError, one sentence, where it cannot be read."""
-    from datasets import load_dataset
-
-    load: Any = load_dataset  # its types differ with the value of streaming
-    files, streaming = local_files(config.dataset), config.streaming
-    try:
-        if files is None:
-            found = load(
-                config.dataset,
-                config.subset,
-                split=config.split,
-                revision=_commit(config),
-                streaming=streaming,
-            )
-        else:
-            reader = READERS[_suffix(files[0])]
-            more = {"sample_by": "document"} if reader == "text" else {}
-            names = [str(path) for path in files]
-            found = load(reader, data_files=names, split="train", streaming=streaming, **more)
-    except Exception as error:  # of the network, the hub, the files: each its own kind
-        raise _unreadable(config, error) from error
-    total = None if streaming else len(found)
-    wanted = [config.tokens or config.text, config.label, config.ordered_by]
-    wanted = [column for column in wanted if column is not None]
-    if found.column_names and set(wanted) <= set(found.column_names):
-        found = found.select_columns(wanted)
-    return Opened(found.with_format("arrow"), total)
-
-
 def documents(
     config: HfConfig,
     opened: Opened,
@@ -209,7 +153,7 @@ def documents(
         values = table[column].combine_chunks()
         if values.null_count:
             missing = number + int(np.flatnonzero(values.is_null().to_numpy(False))[0])
-            raise DataError(f"{_named(config)}: document {missing:,} has no {column}")
+            raise DataError(f"{named(config)}: document {missing:,} has no {column}")
         if config.ordered_by is not None:
             last = _in_order(config, table[config.ordered_by].to_pylist(), last, number)
         if config.tokens is not None:
@@ -247,7 +191,7 @@ def _refuse_ids(config: HfConfig, lists: list[np.ndarray], number: int) -> None:
         if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise DataError(
-                f"{_named(config)}: token id {wrong} in document {number + offset:,}; accepted: 0 "
+                f"{named(config)}: token id {wrong} in document {number + offset:,}; accepted: 0 "
                 f"to below data.vocab_size={config.vocab_size}"
             )
 
@@ -258,13 +202,7 @@ def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
     except DataError:
         raise
     except Exception as error:
-        raise _unreadable(config, error) from error
-
-
-def _unreadable(config: HfConfig, error: Exception) -> DataError:
-    lines = str(error.__cause__ or error).split("\n")
-    why = " ".join(lines[0].split())[:300] or type(error).__name__
-    return DataError(f"{_named(config)}: it cannot be read ({why})")
+        raise unreadable(config, error) from error
 
 
 def _refuse_column(config: HfConfig, setting: str, columns: Sequence[str]) -> None:
@@ -293,10 +231,10 @@ def _label_reader(config: HfConfig, records: Any) -> Callable[[Any], str]:
     if column is None:
         return lambda value: "all"
     feature = (records.features or {}).get(column)
-    named = getattr(feature, "int2str", None)
+    name_of = getattr(feature, "int2str", None)
 
     def read(value: Any) -> str:
-        text = named(value) if named is not None and value is not None else str(value)
+        text = name_of(value) if name_of is not None and value is not None else str(value)
         if not text or not text.isprintable():
             raise DataError(f"data.label={column}: {text!r}; accepted: printable characters")
         return text
@@ -325,32 +263,3 @@ def _sorted_labels(
     for place, name in enumerate(order):
         places[names[name]] = place
     return order, places[np.concatenate([np.empty(0, np.int64), *labels]).astype(np.int64)]
-
-
-def _commit(config: HfConfig) -> str:
-    """The commit that is read; asked for once, so that a branch that moves stays where it was."""
-    if config.revision and re.fullmatch(r"[0-9a-f]{40}", config.revision):
-        return config.revision
-    try:
-        return _newest(config.dataset, config.revision)
-    except Exception as error:
-        raise DataError(
-            f"{_named(config)}: no such file, and the hub knows no such data set or "
-            f"cannot be reached ({' '.join(str(error).split())[:200]})"
-        ) from error
-
-
-@cache
-def _newest(dataset: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-
-    return str(HfApi().dataset_info(dataset, revision=revision).sha)
-
-
-def _named(config: HfConfig) -> str:
-    return f"data.dataset={config.dataset}"
-
-
-def _suffix(path: Path) -> str:
-    """The suffix without that of a compression: `.jsonl` of x.jsonl.gz."""
-    return (path.with_suffix("") if path.suffix in (".gz", ".zst", ".xz") else path).suffix
