@@ -14,6 +14,9 @@ direction is positive:
     not replicated    corrected p against <= alpha: the data rule out an effect of the claimed size
     undecided         neither; no such arm; fewer than `min_seeds` pairs
 
+An onset that no run of the window reached counts as the window's end, which is a bound and no
+value: evidence that would need the value is not taken (`allowed`).
+
 The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
 family. So the probability that any false claim of a family is called replicated is at most alpha,
 whatever the mixture of directions (`mda.analysis.simulation` measures it). A missing effect is
@@ -72,6 +75,7 @@ class _Test:
     labelled: tuple[Seed, ...]
     dropped: tuple[str, ...]
     problem: str  # why there is nothing to test; else empty
+    censored: tuple[bool, bool] = (False, False)  # onsets of the arm, of the reference
 
 
 def judge(
@@ -91,10 +95,11 @@ def judge(
     tests = {name: _gather(study, claim, measured) for name, claim in study.claims.items()}
     corrected = []
     raw = []
-    for test_of in (evidence, counter_evidence):
+    for side, test_of in enumerate((evidence, counter_evidence)):
         p_values = {
             name: test_of(claim, tests[name].labelled, seed=seed)
             if len(tests[name].labelled) >= claim.min_seeds
+            and allowed(claim, *tests[name].censored)[side]
             else None
             for name, claim in study.claims.items()
         }
@@ -111,7 +116,9 @@ def judge(
         p_holm, against = corrected[0][name], corrected[1][name]
         word, why = decide(claim, effect, p_holm, against, study.alpha)
         least, family = reach[name], family_size(study, claim.family)
-        if word == "undecided" and least is not None and least > study.alpha:
+        if word == "undecided" and not all(allowed(claim, *test.censored)):
+            why = f"the onset of some runs of {_whose(test.censored)} lies beyond the window"
+        elif word == "undecided" and least is not None and least > study.alpha:
             why = (
                 f"{effect.n} seeds decide nothing: of {family} claims no corrected p < {least:.2g}"
             )
@@ -173,6 +180,25 @@ def counter_evidence(
     return label_p(seeds, -size, draws, seed)[1]
 
 
+def allowed(claim: ClaimConfig, arm_censored: bool, reference_censored: bool) -> tuple[bool, bool]:
+    """Whether there can be evidence for and against a claim where some onsets are mere bounds.
+
+    With such onsets in the arm alone the difference is a lower bound, which can show that it is
+    greater and not that it is less; in the reference alone it is an upper one; in both, or for a
+    claim of no effect, nothing can be shown.
+    """
+    greater, less = not reference_censored, not arm_censored
+    if claim.direction == "none":
+        return greater and less, greater and less
+    return (greater, less) if claim.direction == "greater" else (less, greater)
+
+
+def _whose(censored: tuple[bool, bool]) -> str:
+    return " and ".join(
+        name for name, one in zip(("the arm", "its reference"), censored, strict=True) if one
+    )
+
+
 def decide(
     claim: ClaimConfig,
     effect: Effect,
@@ -183,9 +209,10 @@ def decide(
     """The verdict of one claim from its corrected p-values, and its reason in a sentence."""
     if effect.n == 0:
         return "undecided", "there are no runs of this arm with its reference"
-    if p_holm is None or against is None:
+    if effect.n < claim.min_seeds:
         few = f"{effect.n} seed{'s' if effect.n > 1 else ''}"
         return "undecided", f"{few}; the claim asks for {claim.min_seeds} or more"
+    p_holm, against = (1.0 if p is None else p for p in (p_holm, against))
     if claim.direction == "none":
         inside = f"the effect lies within ±{claim.margin:g}"
         outside = f"the effect lies outside ±{claim.margin:g}"
@@ -261,7 +288,8 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
         paired = any(references_of(run, measured.runs, reference) for run in every)
         problem = "the arm has no pair of runs" if paired else "there is no run of its reference"
     dropped = (*row.dropped, *missing, *left_out)
-    return _Test(arms[0].name, row.seeds, row.labelled, dropped, problem)
+    censored = (row.censored > 0, row.reference_censored > 0)
+    return _Test(arms[0].name, row.seeds, row.labelled, dropped, problem, censored)
 
 
 def _listed(study: StudyConfig, seed: int) -> bool:

@@ -94,10 +94,14 @@ def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Ru
         late = any("onset_step" in one.censored for one in found)
         never += ["onset_step" in one.censored for one in found]
         after = " or later" if late else ""
-        sides.append(f"{np.mean(steps):,.0f}{after}" if steps else "unknown")
+        sides.append(f"{np.mean(steps):,.0f}{after}" if steps else "")
+    if not sides[0]:  # no onset: the unit was there before the edit
+        return f"is above {short(runs[0].threshold)} from the window's start on"
     if all(never):
         return f"does not reach {short(runs[0].threshold)} in the window, and nor does the control,"
-    return f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {sides[1]}"
+    return (
+        f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {sides[1] or 'unknown'}"
+    )
 
 
 def _mean(measured: Measurements, side: Sequence[Run], targets: Sequence[Run]) -> str:

@@ -211,8 +211,11 @@ def _measure(run: Run, target: Run) -> Measured:
         step = None
         if curve is not None:
             known = np.isfinite(curve[rows])  # a metric may be measured at fewer steps than others
-            step = crossing(run.curve["step"][rows][known], curve[rows][known], threshold)
-            if step is None:
+            seen = curve[rows][known]
+            step = crossing(run.curve["step"][rows][known], seen, threshold)
+            if len(seen) and seen[0] >= threshold:
+                step = None  # it came before the window
+            elif step is None:
                 step = float(run.end)
                 censored.update(names)
         values[names[0]] = step

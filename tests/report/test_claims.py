@@ -99,6 +99,32 @@ def both(one, seeds):
     return evidence(one, seeds), counter_evidence(one, seeds)
 
 
+def test_an_onset_beyond_the_window_is_a_bound(tmp_path):
+    """EK-FAC's head never comes: its delay is at least what is known, and may be anything more."""
+    never = (STANDARD[0], Edit("remove", "ekfac", strength=0.1), Edit("remove", "tracin"),
+             Edit("remove", "random", strength=0.1))  # fmt: skip
+    write_runs(tmp_path, range(6), never)
+    runs = measure(read_runs([tmp_path]))
+
+    def judged(direction, reference="control", arm="ekfac", **sizes):
+        one = claim(direction, metric="onset_step", reference=reference, arm=arm, **sizes)
+        (found,) = judge(study(one), runs, resamples=99)
+        return found.verdict, found.reason
+
+    for size in (0.0, 5000.0):  # more than the window has steps
+        word, reason = judged("greater", expected=size)
+        assert word == "replicated" and "but" not in reason
+    assert judged("less")[0] == "not replicated"
+    bound = "the onset of some runs of the arm lies beyond the window"
+    assert judged("none", margin=5000.0) == ("undecided", bound)
+    assert judged("less", "random", "tracin")[0] == "replicated"
+    assert judged("greater", "random", "tracin", expected=5000.0)[0] == "not replicated"
+    both = "the onset of some runs of the arm and its reference lies beyond the window"
+    for direction, sizes in (("none", {"margin": 5000.0}), ("greater", {}), ("less", {})):
+        assert judged(direction, "random", **sizes) == ("undecided", both)
+    assert judged("greater", arm="tracin", expected=5000.0)[0] != "undecided", "all are known"
+
+
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")

@@ -9,6 +9,7 @@ from made_up_runs import BANDS, END, STANDARD, Edit, aim_at_neurons, write_runs
 from mda import store
 from mda.analysis.effects import compare_arms, told
 from mda.analysis.folders import read_runs
+from mda.analysis.headline import headline
 from mda.analysis.metrics import (
     METRICS,
     control_of,
@@ -110,6 +111,20 @@ def test_an_onset_that_never_comes_is_counted_as_censored(tmp_path):
     assert row.censored == 3 and row.arm_mean == END
     assert row.reference_censored == 0
     assert table(rows, "control", "unit")["remove mask ekfac top 10 %"].censored == 0
+
+
+def test_a_unit_that_is_there_at_the_windows_start_has_no_onset(tmp_path):
+    write_runs(tmp_path, range(3), STANDARD[:2])
+    runs = [replace(run, threshold=2e-3) for run in read_runs([tmp_path])]
+    assert all(run.of_unit(run.heads, run.metric)[0] > 2e-3 for run in runs)
+    measured = measure(runs)
+    found = [measured.of(run, run) for run in measured.runs]
+    for prefix in ("", "mechanism_"):
+        names = (f"{prefix}onset_step", f"{prefix}onset_tokens")
+        assert {one.values[name] for one in found for name in names} == {None}
+    assert not any(one.censored for one in found)
+    said = headline(measured, STUDY)
+    assert "is above .002 from the window's start on and ends at" in said, said
 
 
 def test_a_reference_that_never_crosses_is_counted_too(tmp_path):
