@@ -195,6 +195,11 @@ def band_edges(arm: Arm) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def without_band(arm: Arm) -> Arm:
+    """What the bands of one dose-response share."""
+    return replace(arm, select="", amount="")
+
+
 def band_middle(arm: Arm) -> float:
     """Percentile in the middle of a score band."""
     return 50 * sum(band_edges(arm))
@@ -214,7 +219,8 @@ def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
         return Arm("augment", "insert", Path(str(edit["rows"])).stem, amount=amount)
     select, match = str(edit.get("select") or ""), str(edit.get("match") or "none")
     if band := edit.get("band"):
-        select = f"band {band[0]:g}-{band[1]:g}"
+        low, high = (np.format_float_positional(round(edge, 9), trim="-") for edge in band)
+        select = f"band {low}-{high}"
         amount = f"{100 * (band[1] - band[0]):.4g} %"
     elif select in ("ids", "") or edit.get("fraction") is None:
         amount = f"{edit['n']} samples"

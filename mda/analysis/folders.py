@@ -25,7 +25,8 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     """All finished arms in and below the folders, each retrain once, by arm name and seed.
 
     Runs of an arm that are the same training share a fingerprint and are taken once; a training
-    that two arms mean (the top tenth, the band from .9 to 1) counts for both. Settings that tell
+    that two arms mean (the top tenth, the band from .9 to 1) counts for both, and one that edits
+    the same samples for two units counts for each of them. Settings that tell
     otherwise equal arms of one seed apart become part of their names. Raises ValueError where
     there is no arm, no control, two base runs under one seed, or one under two seeds.
     """
@@ -36,9 +37,9 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             "no finished arm (a folder with summary.json of `mda run`) in "
             + ", ".join(str(folder) for folder in folders)
         )
-    unique: dict[tuple[int, str, Arm], Run] = {}
+    unique: dict[tuple[object, ...], Run] = {}
     for run in sorted(found, key=lambda run: str(run.folder)):
-        unique.setdefault((run.seed, run.fingerprint, run.arm), run)
+        unique.setdefault((run.seed, run.fingerprint, run.arm, *_serves(run)), run)
     runs = _told_apart(list(unique.values()))
     for seed in sorted({run.seed for run in runs}):
         bases = sorted({run.base for run in runs if run.seed == seed})
@@ -51,6 +52,15 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     if not any(run.arm.intervention == CONTROL for run in runs):
         raise ValueError("no control arm among the runs; run one with intervention=control")
     return sorted(runs, key=lambda run: (arm_order(run.arm), run.seed, run.fingerprint))
+
+
+def _serves(run: Run) -> tuple[object, ...]:
+    """What its edit was made for: of a control nothing, of a free random edit any unit."""
+    if run.arm.intervention == CONTROL:
+        return ()
+    if run.arm.is_random and not run.arm.match:
+        return (run.metric,)
+    return run.metric, run.unit, run.heads
 
 
 def _refuse_copies(runs: Iterable[Run]) -> None:

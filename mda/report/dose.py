@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mda.analysis.arms import band_edges, band_middle
+from mda.analysis.arms import band_edges, band_middle, without_band
 from mda.analysis.effects import Comparison
 from mda.report.drawing import plt
-from mda.report.style import band_colour, styles
+from mda.report.style import styles
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
@@ -29,17 +29,18 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
     if not bands:
         return None
     figure, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
-    groups = list(dict.fromkeys((row.arm.intervention, row.arm.estimator) for row in bands))
-    for group in groups:
-        own = [row for row in bands if (row.arm.intervention, row.arm.estimator) == group]
-        colour = band_colour(own[0].arm)
+    look = styles(without_band(row.arm) for row in bands)
+    for line, drawn in look.items():
+        own = [row for row in bands if without_band(row.arm) == line]
         x = np.array([band_middle(row.arm) for row in own])
         y = np.array([row.effect.mean for row in own], dtype=float)
-        ax.plot(x, y, "o-", color=colour, label=" ".join(group))
+        ax.plot(x, y, marker="o", color=drawn.colour, ls=drawn.dash, label=line.name)
         for at, row in zip(x, own, strict=True):
             if row.effect.low is not None and row.effect.high is not None:
-                ax.plot([at, at], [row.effect.low, row.effect.high], color=colour, lw=1.5)
-    _random_level(ax, [row for row in known if row.arm.is_random], {kind for kind, _ in groups})
+                ax.plot([at, at], [row.effect.low, row.effect.high], color=drawn.colour, lw=1.5)
+    _random_level(
+        ax, [row for row in known if row.arm.is_random], {line.intervention for line in look}
+    )
     ax.axhline(0, color="0.6", lw=1, zorder=0)
     ax.set(xlim=(0, 100), xlabel="percentile of the influence score (0 = lowest)")
     ax.set(ylabel=f"{title}: arm - control")

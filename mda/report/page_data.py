@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mda.analysis.arms import Arm, Run, band_middle, by_arm, relative
+from mda.analysis.arms import Arm, Run, band_middle, by_arm, relative, without_band
 from mda.analysis.claims import Verdict
 from mda.analysis.effects import Comparison
 from mda.analysis.metrics import Measurements
 from mda.analysis.series import CURVES, SCORES, arm_curves, head_matrix, points, same_window, titles
-from mda.report.style import band_colour, styles
+from mda.report.style import styles
 
 PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 HEAD_NUMBERS = 200_000  # of all heat maps together; above it, steps are thinned
@@ -25,6 +25,9 @@ def page_data(
     """Curves, effects, heat maps, scatter and dose-response; numbers with 4 digits."""
     arms = list(by_arm(measured.runs))
     look = styles(arms)
+    bands = [row for row in rows if row.arm.is_band
+             and (row.metric, row.reference) == ("unit", "control")]  # fmt: skip
+    lines = styles(without_band(row.arm) for row in bands)
     return {
         "arms": [
             {
@@ -51,13 +54,15 @@ def page_data(
         ],
         "dose": [
             {
-                "arm": arms.index(row.arm),
+                "line": line.name,
                 "x": band_middle(row.arm),
-                "colour": band_colour(row.arm),
+                "colour": drawn.colour,
+                "dash": PLOTLY_DASH[drawn.dash],
                 **_numbers(row),
             }
-            for row in rows
-            if row.arm.is_band and (row.metric, row.reference) == ("unit", "control")
+            for line, drawn in lines.items()
+            for row in bands
+            if without_band(row.arm) == line
         ],
         "verdicts": len(verdicts),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ SHOWN = {
     "icl_score": "ICL score, nats",
 }
 ONSET = "onset_step"
+BAND = re.compile(r" band ([\d.]+)-[\d.]+")  # as it stands in an arm's name
 CONTROLS = {  # rows on the control below the arms: part of the metric's name, words
     "": "control itself",
     "/top_heads": "control without its strongest heads, change",
@@ -241,26 +243,26 @@ def _null(rows: Sequence[Row]) -> list[str]:
 
 
 def _dose(folder: Path, effects: Sequence[Row]) -> list[str]:
-    bands = [
-        row
-        for row in effects
-        if " band " in row["arm"] and (row["reference"], row["metric"]) == ("control", "unit")
-    ]
-    if len(bands) < 2:
+    lines: dict[str, list[Row]] = {}  # the arm without its band -> its bands
+    for row in effects:
+        if " band " in row["arm"] and (row["reference"], row["metric"]) == ("control", "unit"):
+            lines.setdefault(BAND.sub("", row["arm"]), []).append(row)
+    said = [_dose_sentence(arm, bands) for arm, bands in lines.items() if len(bands) > 1]
+    if not said:
         return []
-    bands.sort(key=lambda row: float(row["arm"].split(" band ")[1].partition("-")[0]))
+    title, picture = "### Dose-response", f"![Effect of each band]({folder.name}/dose.png)"
+    return [title, "", *(line for one in said for line in (one, "")), picture, ""]
+
+
+def _dose_sentence(arm: str, bands: Sequence[Row]) -> str:
+    bands = sorted(bands, key=lambda row: float(BAND.findall(row["arm"])[0]))
     values = [float(row["difference"]) for row in bands]
     falls = sum(b < a for a, b in pairwise(values))
-    return [
-        "### Dose-response",
-        "",
-        f"Each band of scores edited alone, mean over {bands[0]['n']} seeds, against control: from "
+    return (
+        f"{arm}, each band of scores alone, mean over {bands[0]['n']} seeds, against control: from "
         f"{number(values[0])} for the lowest scores to {number(values[-1])} for the highest; from "
-        f"one band to the next the mean falls {falls} times of {len(values) - 1}.",
-        "",
-        f"![Effect of each band]({folder.name}/dose.png)",
-        "",
-    ]
+        f"one band to the next the mean falls {falls} times of {len(values) - 1}."
+    )
 
 
 def _float(text: str) -> float | None:

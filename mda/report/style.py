@@ -55,11 +55,6 @@ def style(arm: Arm) -> Style:
     return Style(COLOURS.get(arm.estimator, other), dash)
 
 
-def band_colour(arm: Arm) -> str:
-    """Colour of the line through an arm's score bands: that of its edit of the highest scores."""
-    return style(replace(arm, select="top")).colour
-
-
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
     """The look of each arm; of those that would look alike the later ones are lighter."""
     alike: dict[Style, list[Arm]] = {}

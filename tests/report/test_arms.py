@@ -9,7 +9,7 @@ import yaml
 from made_up_runs import BANDS, STANDARD, Edit, write_runs
 
 from mda import store
-from mda.analysis.arms import Arm, arm_as, arm_of, by_arm, read_run
+from mda.analysis.arms import Arm, arm_as, arm_of, band_edges, by_arm, read_run
 from mda.analysis.folders import read_runs
 from mda.analysis.headline import headline
 from mda.analysis.metrics import measure, references_of
@@ -79,6 +79,13 @@ def test_score_bands_are_arms_of_their_own(tmp_path):
     write_runs(tmp_path, [0], (STANDARD[0], *BANDS))
     names = [arm.name for arm in by_arm(read_runs([tmp_path]))]
     assert len(names) == 11 and "remove mask ekfac band 0.9-1" in names
+
+
+def test_the_edges_of_a_band_are_plain_numbers():
+    edit = {"name": "remove", "mode": "mask", "band": [0.00005, 0.1], "n": 3}
+    arm = arm_of(edit, {"name": "ekfac"})
+    assert arm.select == "band 0.00005-0.1" and band_edges(arm) == (0.00005, 0.1)
+    assert arm_of(edit | {"band": [0.9, 1.0]}, {"name": "ekfac"}).select == "band 0.9-1"
 
 
 def test_one_training_is_counted_once_however_often_it_is_listed(tmp_path):

@@ -22,7 +22,12 @@ def made_up(name, edit=None, unit=INDUCTION, end=1.0, seed=0, origin=None, able=
     """A run of two measured steps whose numbers all rise from 0 to `end`."""
     settings = {"name": "augment", "mode": "upweight", "fraction": 0.1, "select": "top",
                 "match": "none", "weight": 2.0, "n": 8, "seed": 0}  # fmt: skip
-    columns = ("prefix_matching/L1H1", "previous_token/L0H1", f"{unit[1]}/{unit[0]}")
+    columns = (
+        "prefix_matching/L1H1",
+        "prefix_matching/L1H0",
+        "previous_token/L0H1",
+        f"{unit[1]}/{unit[0]}",
+    )
     curve = {f"emergence/{column}": np.array([0.0, end]) for column in columns}
     curve |= {f"behaviour/{key}": np.array([np.nan, value]) for key, value in (able or {}).items()}
     fingerprints = {"base": f"base{seed}", "arm": name} | ({"origin": origin} if origin else {})
@@ -178,3 +183,29 @@ def test_the_sentence_says_how_much_more_a_sample_weighed(read):
     found = read(made_up("control", CONTROL), made_up("top", {"weight": 0.5}))
     said = headline(measure(list(found.values())), compose(["study=none"]).study)
     assert said.startswith("With 0.5 times the loss of the 8 samples that EK-FAC chose, L1H1 ")
+
+
+def test_a_training_that_two_units_share_counts_for_each(tmp_path):
+    """Repetition picks the same samples for both, and all heads are followed: one training."""
+    counted = {"name": "repetition"}
+    draw = {"select": "random"}
+    runs = [made_up("plain", CONTROL)]
+    for unit in (INDUCTION, ("L1H0", "prefix_matching"), PREVIOUS):
+        runs.append(made_up("edit", unit=unit, estimator=counted, end=0.5))
+        runs.append(made_up("drawn", draw, unit=unit, end=0.9))
+    for i, run in enumerate(runs):
+        write_table([run], tmp_path / str(i))
+    found = read_runs([tmp_path])
+    repetition = [run for run in found if run.arm.estimator == "repetition"]
+    assert [(run.unit, run.metric) for run in repetition] == [
+        ("L1H0", "prefix_matching"), INDUCTION, PREVIOUS
+    ]  # fmt: skip
+    assert len({run.arm for run in repetition}) == 3
+    drawn = [run for run in found if run.arm.is_random]
+    assert sorted(run.metric for run in drawn) == ["prefix_matching", "previous_token"]
+    assert len([run for run in found if run.arm.intervention == "control"]) == 1
+    measured = measure(found)
+    for arm, seeds in by_arm(found).items():
+        if arm.estimator == "repetition":
+            (labelled,) = pair(measured, arm, seeds, "random", "unit").labelled
+            assert (labelled.arm, labelled.reference) == ((0.5,), (0.9,))

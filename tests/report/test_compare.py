@@ -18,6 +18,7 @@ from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.report.compare import FILES, compare
 from mda.report.figures import curves_figure, heads_figure
+from mda.report.results import results_page
 from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
 
 STUDY = StudyConfig(
@@ -64,6 +65,22 @@ def test_every_file_that_is_named_is_there(compared):
     for name in ("curves", "forest", "heads", "icl", "dose"):
         assert imread(root / "report" / f"{name}.png").std() > 0.01
     assert summary == store.read_json(root / "report" / "summary.json")
+
+
+def test_bands_of_different_arms_are_different_lines(tmp_path):
+    """The same bands of another edit and estimator, which are no points of the first line."""
+    others = [replace(band, intervention="augment", estimator="tracin") for band in BANDS[::3]]
+    write_runs(tmp_path / "runs", range(2), (STANDARD[0], *BANDS[::3], *others))
+    compare([tmp_path / "runs"], tmp_path / "planted", STUDY, SETTINGS)
+    dose = page_data_of(tmp_path / "planted" / "report.html")["dose"]
+    lines = {line: [round(one["x"]) for one in dose if one["line"] == line]
+             for line in ("remove mask ekfac", "augment duplicate tracin")}  # fmt: skip
+    assert {tuple(sorted(x)) for x in lines.values()} == {(5, 35, 65, 95)}
+    assert len(dose) == 8
+    page = results_page({tmp_path / "planted": (STUDY, "")}, 0.95)
+    part = page.partition("### Dose-response")[2]
+    assert all(f"{line}, each band of scores alone, mean over 2 seeds" in part for line in lines)
+    assert part.count("for the lowest scores to") == 2
 
 
 def test_values_are_those_of_the_curves_they_name(compared):

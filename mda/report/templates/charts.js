@@ -165,10 +165,10 @@ function drawPoints() {
   Plotly.react($("plot-icl"), traces, layout({ height: 520, xaxis: axis(`${DATA.titles.mechanism || DATA.titles.unit}: run − control`), yaxis: axis("ICL score: run − control (nats)") }), CONFIG);
 }
 function drawDose() {
-  const kinds = unique(DATA.dose.map((d) => DATA.arms[d.arm].name.split(" band")[0]));
+  const kinds = unique(DATA.dose.map((d) => d.line));
   const traces = kinds.map((kind) => {
-    const own = DATA.dose.filter((d) => DATA.arms[d.arm].name.startsWith(kind)).sort((a, b) => a.x - b.x);
-    return { name: kind, type: "scatter", mode: "lines+markers", x: own.map((d) => d.x), y: own.map((d) => d.mean), line: { color: own[0].colour }, marker: { size: 8 }, error_y: { type: "data", symmetric: false, array: own.map((d) => (d.high === null ? 0 : d.high - d.mean)), arrayminus: own.map((d) => (d.low === null ? 0 : d.mean - d.low)), thickness: 1.5 }, hovertemplate: "percentile %{x}: %{y}<extra></extra>" };
+    const own = DATA.dose.filter((d) => d.line === kind).sort((a, b) => a.x - b.x);
+    return { name: kind, type: "scatter", mode: "lines+markers", x: own.map((d) => d.x), y: own.map((d) => d.mean), line: { color: own[0].colour, dash: own[0].dash }, marker: { size: 8 }, error_y: { type: "data", symmetric: false, array: own.map((d) => (d.high === null ? 0 : d.high - d.mean)), arrayminus: own.map((d) => (d.low === null ? 0 : d.mean - d.low)), thickness: 1.5 }, hovertemplate: "percentile %{x}: %{y}<extra></extra>" };
   });
   const random = DATA.effects.filter((r) => r.metric === "unit" && r.reference === "control" && DATA.arms[r.arm].random);
   for (const r of random.filter((r) => kinds.some((k) => DATA.arms[r.arm].name.split(" ")[0] === k.split(" ")[0]))) {
