@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mda import store
+from mda.analysis.arms import CONTROL
 from mda.analysis.bearing import bearing
 from mda.analysis.claims import Verdict, judge
 from mda.analysis.effects import Comparison, compare_arms
@@ -35,6 +36,8 @@ FILES = {
     "summary.json": "the same results by arm and metric, with versions and hashes",
 }
 NULL_METRICS = ("unit", "icl_score")
+LARGE_MB = 10.0  # a page above it shows less of each sample, as its largest part
+FEWER_TOKENS = (100_000, 20_000)  # of all samples together, one after the other
 
 
 def compare(
@@ -97,6 +100,10 @@ def compare(
         "versions": store.versions(),
     }
     size = write_page(out / "report.html", context, data)
+    for budget in FEWER_TOKENS:
+        if size > LARGE_MB and traced:
+            data["samples"] = pack_samples(traced, out, budget)
+            size = write_page(out / "report.html", context, data)
     summary = write_summary(
         out,
         "compare",
@@ -178,6 +185,11 @@ def notes_on(
                     f"against the others on {metric}, corrected p = {one.p_holm:.2g}. Either it is "
                     "no random edit, or the comparisons with random edits cannot be trusted."
                 )
+    if any(len(units) > 1 for units in _units(measured).values()):
+        notes.append(
+            "Several units: tables compare each arm for its own. In figures too an arm's curve is "
+            "that of its unit, but the control's, and that of random edits, is of one of them."
+        )
     if any(row.censored or row.reference_censored for row in rows):
         notes.append(
             "Some runs never reached the onset threshold. Their onset counts as the window's end, "
@@ -191,9 +203,9 @@ def notes_on(
 def lead(measured: Measurements) -> str:
     """One sentence on what was compared."""
     arms = {run.arm for run in measured.runs}
-    seeds = sorted({run.seed for run in measured.runs})
-    units = {run.seed: run.unit for run in measured.runs}
-    named = ", ".join(f"{units[seed]} in seed {seed}" for seed in seeds[:12])
+    units = _units(measured)
+    seeds = list(units)
+    named = ", ".join(f"{' and '.join(units[seed])} in seed {seed}" for seed in seeds[:12])
     more = " and others" if len(seeds) > 12 else ""
     plural = "s" if len(seeds) > 1 else ""
     return (
@@ -201,6 +213,17 @@ def lead(measured: Measurements) -> str:
         f"{named}{more}. Every arm retrains the same window from the same checkpoint as its "
         "control; only the edited samples differ."
     )
+
+
+def _units(measured: Measurements) -> dict[int, list[str]]:
+    """Seed -> the units that its edits were made for, those of its control without edits."""
+    seeds = sorted({run.seed for run in measured.runs})
+    found = {seed: [run for run in measured.runs if run.seed == seed] for seed in seeds}
+    edited = {seed: [run for run in runs if run.arm.intervention != CONTROL]
+              for seed, runs in found.items()}  # fmt: skip
+    return {
+        seed: list(dict.fromkeys(run.unit for run in edited[seed] or found[seed])) for seed in seeds
+    }
 
 
 def _write_tables(

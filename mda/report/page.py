@@ -14,7 +14,6 @@ from plotly.offline import get_plotlyjs
 from mda import store
 
 TEMPLATES = Path(__file__).parent / "templates"
-LIMIT_MB = 10
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
@@ -41,14 +40,11 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) -> float:
-    """Write the page; returns its size in MB. Raises ValueError above `LIMIT_MB`."""
+    """Write the page; returns its size in MB."""
     text = render(context, data).encode()
-    size = len(text) / 1e6
-    if size > LIMIT_MB:
-        raise ValueError(f"the page would be {size:.1f} MB; show fewer samples or runs")
     with store.replacing(path, "wb") as file:
         file.write(text)
-    return size
+    return len(text) / 1e6
 
 
 def as_script(data: Mapping[str, Any]) -> str:

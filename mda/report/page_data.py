@@ -11,7 +11,7 @@ import numpy as np
 from mda.analysis.arms import Arm, Run, band_middle, by_arm, relative, without_band
 from mda.analysis.claims import Verdict
 from mda.analysis.effects import Comparison
-from mda.analysis.metrics import Measurements
+from mda.analysis.metrics import Measurements, control_of
 from mda.analysis.series import CURVES, SCORES, arm_curves, head_matrix, points, same_window, titles
 from mda.report.style import styles
 
@@ -141,6 +141,7 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
             found.append(
                 {
                     "arm": arms.index(arm),
+                    "control": arms.index(control_of(runs[0], measured.runs).arm),
                     "seed": seed,
                     "metric": metric,
                     "unit": list(runs[0].heads) if runs[0].metric in SCORES else [],

@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from mda import store
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
+from mda.report import compare as report_compare
 from mda.report.compare import FILES, compare
 from mda.report.figures import curves_figure, heads_figure
 from mda.report.results import results_page
@@ -81,6 +82,53 @@ def test_bands_of_different_arms_are_different_lines(tmp_path):
     part = page.partition("### Dose-response")[2]
     assert all(f"{line}, each band of scores alone, mean over 2 seeds" in part for line in lines)
     assert part.count("for the lowest scores to") == 2
+
+
+def test_a_large_page_shows_less_of_each_sample(tmp_path, monkeypatch):
+    write_runs(tmp_path / "runs", range(2), STANDARD[:2])
+    trace = write_trace(tmp_path / "trace")
+    found = {}
+    for limit in (100.0, 1.0):
+        monkeypatch.setattr(report_compare, "LARGE_MB", limit)
+        monkeypatch.setattr(report_compare, "FEWER_TOKENS", (200, 50))
+        out = tmp_path / f"report{limit}"
+        summary = compare([tmp_path / "runs"], out, STUDY, SETTINGS, [trace])
+        assert summary == store.read_json(out / "summary.json")
+        size = (out / "report.html").stat().st_size / 1e6
+        assert summary["results"]["page_mb"] == pytest.approx(size, abs=0.01)
+        samples = page_data_of(out / "report.html")["samples"]
+        found[limit] = sum(len(one["tokens"]) for one in samples["samples"])
+    assert found[1.0] <= 50 < found[100.0]
+
+
+def test_a_map_is_held_against_the_control_of_its_own_window(tmp_path):
+    for start in (1000, 2000):
+        for folder in write_runs(tmp_path / f"runs{start}", [0], STANDARD[:2]):
+            summary = store.read_json(folder / "summary.json")
+            summary["window"]["start"] = start
+            summary["fingerprints"]["arm"] += str(start)
+            store.write_json(folder / "summary.json", summary)
+    runs = [tmp_path / "runs1000", tmp_path / "runs2000"]
+    compare(runs, tmp_path / "report", STUDY, SETTINGS)
+    data = page_data_of(tmp_path / "report" / "report.html")
+    names = [arm["name"] for arm in data["arms"]]
+    held = {names[one["arm"]]: names[one["control"]] for one in data["heads"]}
+    assert len(held) == 4
+    for arm, control in held.items():
+        assert control.startswith("control") and arm[-9:] == control[-9:], (arm, control)
+
+
+def test_several_units_of_a_seed_are_all_named(tmp_path):
+    for unit in ("L0H1", "L3H2"):
+        for folder in write_runs(tmp_path / unit, [0], STANDARD[:2]):
+            summary = store.read_json(folder / "summary.json") | {"unit": unit, "heads": [unit]}
+            summary["fingerprints"]["arm"] += unit * (summary["intervention"]["name"] != "control")
+            store.write_json(folder / "summary.json", summary)
+    runs = [tmp_path / "L0H1", tmp_path / "L3H2"]
+    summary = compare(runs, tmp_path / "report", STUDY, SETTINGS)
+    assert any(note.startswith("Several units: ") for note in summary["notes"])
+    text = (tmp_path / "report" / "report.html").read_text("utf-8")
+    assert "The unit is L0H1 and L3H2 in seed 0." in text
 
 
 def test_values_are_those_of_the_curves_they_name(compared):

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from mda.report import page
-from mda.report.page import as_script, number, p_value, write_page
+from mda.report.page import as_script, number, p_value
 
 
 def test_data_cannot_end_the_script_they_stand_in():
@@ -23,10 +22,3 @@ def test_numbers_are_written_for_readers():
 def test_not_a_number_is_refused():
     with pytest.raises(ValueError):
         as_script({"x": float("nan")})
-
-
-def test_a_page_that_is_too_large_is_refused_and_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "render", lambda context, data: "x" * 11_000_000)
-    with pytest.raises(ValueError, match=r"would be 11\.0 MB"):
-        write_page(tmp_path / "report.html", {}, {})
-    assert not list(tmp_path.iterdir())

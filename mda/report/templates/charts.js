@@ -117,7 +117,7 @@ function drawHeads() {
   const step = heads.steps[Number(slider.value)];
   $("head-step-text").value = `step ${step.toLocaleString("en")}`;
   slider.setAttribute("aria-valuetext", `step ${step}`);
-  const control = chosenHeads(DATA.arms.findIndex((a) => a.name.startsWith("control")));
+  const control = chosenHeads(heads.control);
   const difference = $("head-view").value === "difference" && control;
   const minus = (row, at) => (difference ? row.map((v, i) => v - rowAt(control, at)[i]) : row);
   const all = heads.values.flatMap((row, i) => minus(row, heads.steps[i]));
