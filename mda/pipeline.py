@@ -19,6 +19,7 @@ from mda.stages.locating import Located, check_label, locate
 from mda.stages.published import base_of
 from mda.stages.runs import Run, origin_of, retrained
 from mda.stages.tokens import TracedTokens, score_tokens
+from mda.training.fit import check_devices
 
 BASE = ("base", "data", "model", "training", "emergence")
 UNIT = (*BASE, "sae", "unit", "estimator", "intervention")
@@ -70,6 +71,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
 
     `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
     """
+    check_devices(context.config.training)
     corpus = corpus_of(base_context or context)
     check_inserted(context, corpus)
     check_label(context, corpus)

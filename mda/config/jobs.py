@@ -177,7 +177,10 @@ def own_gpu(sweep: Path, at_once: int) -> Iterator[None]:
             store.take_gpu(place)
         except ValueError as error:
             raise ConfigError(f"jobs side by side on {error}") from error
-        yield
+        try:
+            yield
+        finally:  # the next job of this process may be given another GPU
+            store.free_memory()
 
 
 def own_output(hydra: Any, folder: Path) -> Path | None:

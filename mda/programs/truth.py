@@ -81,9 +81,11 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
     from mda.stages.context import Context
     from mda.stages.found import FindOnly, NotBuilt
     from mda.stages.truth import Bench, other_initialisation
+    from mda.training.fit import check_devices
 
     settings = config.truth
     context = Context.of(config)
+    check_devices(config.training)
     if settings.finished_only:
         context = replace(context, store=FindOnly(context.store.root))
 

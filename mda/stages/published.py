@@ -31,7 +31,7 @@ from mda.schema.setting import show
 from mda.stages.context import Context, without
 from mda.stages.hub import fetch_revision, weight_files
 from mda.stages.plugin import module_of
-from mda.stages.runs import NOT_INPUTS, Published, Run, base_run, device_of, threads_in
+from mda.stages.runs import Published, Run, base_run, device_of, threads_in, training_inputs
 from mda.store import Artifact
 from mda.training.checkpoint import checkpoint_folder
 from mda.training.table import CsvTable
@@ -95,7 +95,7 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
         "weights": {str(step): digest for step, digest in hashes.items()},
         "states": {str(step): context.store.hash_file(path) for step, path in states.items()},
         "curve": curve.fingerprint,
-        "training": without(asdict(config.training), *NOT_INPUTS, "threads") | threads,  # of arms
+        "training": training_inputs(config, device),  # of arms
         "seed": config.seed,
     }
 

@@ -115,7 +115,7 @@ class Run:
 
 def base_run(context: Context, corpus: Corpus) -> Run:
     """Train from the initial weights to the end, with the emergence curve and checkpoints."""
-    config, settings = context.config, context.config.training
+    config, settings, device = context.config, context.config.training, device_of(context.config)
     schedule = base_schedule(config, corpus)
     keep = checkpoint.declared_steps(
         0, schedule.end, settings.checkpoint_every, settings.checkpoint_log_spaced
@@ -124,7 +124,7 @@ def base_run(context: Context, corpus: Corpus) -> Run:
         "corpus": corpus.fingerprint,
         "schedule": schedule_hash(schedule),
         "model": model_inputs(config, context.store.hash_file),
-        "training": without(asdict(settings), *NOT_INPUTS),
+        "training": training_inputs(config, device),
         "emergence": without(asdict(config.emergence), "onset"),
         "seed": config.seed,
         "checkpoints": keep,
@@ -134,7 +134,7 @@ def base_run(context: Context, corpus: Corpus) -> Run:
         model = initial_model(config.model, config.seed)
         _train(context, corpus, model, schedule, part, keep, None, "base run")
 
-    device, family = device_of(config), str(function_of(config.model)["model_type"])
+    family = str(function_of(config.model)["model_type"])
     artifact = context.store.get_or_build("base", inputs, build, code_of(family), device)
     return _finished(artifact, context.log, device)
 
@@ -224,6 +224,11 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def training_inputs(config: Config, device: torch.device) -> dict[str, object]:
+    """What enters of the settings of training: the number of threads where results depend on it."""
+    return without(asdict(config.training), *NOT_INPUTS, "threads") | threads_in(config, device)
+
+
 def threads_in(config: Config, device: torch.device) -> dict[str, object]:
     """The number of threads, where results depend on it: on a CPU."""
     return {"threads": config.training.threads} if device.type == "cpu" else {}
@@ -249,6 +254,7 @@ def _train(
     config = context.config
     also = {step for step in measured if schedule.start <= step <= schedule.end}
     fetch(context, corpus, schedule.sample_ids)
+    store.free_memory()
     store.write_json(part / CONFIG_FILE, saved_config(model))
     curve = EmergenceCurve(
         part / "curve.csv",

@@ -19,7 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore
 from transformers import PreTrainedModel
 
-from mda.schema import ConfigError, TrainingConfig
+from mda.schema import ConfigError, TrainingConfig, refuse
 from mda.training.datamodule import Rows, ScheduleData
 from mda.training.module import LanguageModel
 from mda.types import Schedule
@@ -83,10 +83,22 @@ class ProgramSignals(pl.Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
 
+def check_devices(settings: TrainingConfig) -> None:
+    """Raise ConfigError for devices, or a precision, that this machine cannot train with."""
+    gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    if gpu and settings.devices > torch.cuda.device_count():
+        raise refuse("training.devices", settings.devices, f"at most {torch.cuda.device_count()}, "
+                     "the GPUs of this machine")  # fmt: skip
+    if settings.precision == "16-mixed" and not gpu:  # Lightning would take bf16 in its place
+        raise refuse("training.precision", settings.precision, "32-true or bf16-mixed: there is no "
+                     "CUDA here")  # fmt: skip
+
+
 def make_trainer(
     settings: TrainingConfig, updates: int, process: Process, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
     """The trainer of one process. Raises ConfigError for devices that this machine lacks."""
+    check_devices(settings)
     several: dict[str, Any] = {}
     if process.world > 1:
         several["strategy"] = DDPStrategy(timeout=PATIENCE, broadcast_buffers=False)
@@ -111,11 +123,6 @@ def make_trainer(
             f"training.accelerator={settings.accelerator} training.devices={settings.devices} is "
             f"refused: {str(error).strip().splitlines()[0]}"
         ) from error
-    if trainer.precision != settings.precision:  # without a GPU Lightning takes bf16 for fp16
-        raise ConfigError(
-            f"training.precision={settings.precision} is refused; accepted on this machine: "
-            "32-true, bf16-mixed"
-        )
     return trainer
 
 

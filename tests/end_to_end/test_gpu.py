@@ -15,6 +15,7 @@ from mda.estimator.unrolled import unrolled_influence
 from mda.model.build import initial_model
 from mda.stages.context import Context
 from mda.stages.measuring import held_bytes, job_of, rates_here
+from mda.store import free_memory
 from mda.training import loss
 from mda.unit.loss import cross_entropy, sampled_cross_entropy
 
@@ -191,3 +192,11 @@ def test_other_formats_train(words, out):
     _, here = pipeline.train(on("auto", out, words))
     _, plain = pipeline.train(on("auto", out))
     assert losses(here) == pytest.approx(losses(plain), rel=FORMATS[words])
+
+
+def test_what_a_job_does_not_need_goes_back_to_the_jobs_beside_it():
+    kept = torch.ones(2**20, device="cuda")
+    torch.ones(2**26, device="cuda")  # 256 MB, which torch keeps for itself
+    before = torch.cuda.memory_reserved()
+    free_memory()
+    assert before - torch.cuda.memory_reserved() >= 2**28 and kept.sum() == 2**20

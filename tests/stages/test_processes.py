@@ -1,5 +1,7 @@
 """What each of several processes takes: a GPU (no GPU is touched), and its share of the rows."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ import torch.distributed as dist
 from servers import serving
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from mda import pipeline
 from mda.config import compose
 from mda.config.jobs import own_gpu
 from mda.schema import ConfigError
 from mda.stages.context import process_group
 from mda.stages.corpus import corpus_of, fetch
+from mda.stages.runs import training_inputs
 from mda.store import gpu_of
 from mda.training import fit
 
@@ -113,3 +117,35 @@ def test_training_stays_on_the_gpu_of_its_process(monkeypatch, words, world, exp
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     settings = compose(["training.accelerator=auto", *words]).training
     assert fit._devices(settings, fit.Process(0, world)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "n_gpus", "said"),
+    [
+        (["training.devices=4"], 2, "training.devices=4 is refused; accepted: at most 2, the"),
+        (
+            ["training.precision=16-mixed"],
+            0,
+            "training.precision=16-mixed is refused; accepted: 32",
+        ),
+    ],
+)
+def test_what_this_machine_cannot_train_with_is_refused_before_any_work(
+    context_of, monkeypatch, tmp_path, words, n_gpus, said
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: n_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    context = context_of("training.accelerator=auto", *words,
+                         f"output_dir={tmp_path / 'out'}")  # fmt: skip
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        pipeline.arm(context)
+    assert not list(tmp_path.rglob("corpus*")), "not even a corpus was built"
+
+
+def test_on_a_gpu_the_threads_of_the_processor_do_not_tell_trainings_apart():
+    """Nodes have other numbers of cores, and jobs side by side take fewer."""
+    one, other = (compose([f"training.threads={n}"]) for n in (1, 8))
+    for device, same in (("cpu", False), ("cuda", True)):
+        found = [training_inputs(config, torch.device(device)) for config in (one, other)]
+        assert (found[0] == found[1]) is same
+        assert found[0]["total_steps"] == 6000 and "accelerator" not in found[0]
