@@ -41,7 +41,9 @@ from mda.schema.setting import nearest
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-BATCH = 256  # documents that are tokenized at once
+BATCH = 256  # documents that are read at once
+CHARACTERS = 4_000_000  # of the documents that are tokenized at once, where they are several
+LONGEST = 64_000_000  # characters of a document; tokenizing takes some 150 bytes for each
 FORMAT = 1
 
 
@@ -160,7 +162,7 @@ def documents(
             lists = _token_lists(config, values)
         else:
             assert tokenizer is not None
-            lists = _tokenized(config, values, tokenizer)
+            lists = _tokenized(config, values, tokenizer, number)
         _refuse_ids(config, lists, number)
         labels = map(label_of, table[config.label].to_pylist() if config.label else lists)
         for ids, label in zip(lists, labels, strict=True):
@@ -179,11 +181,35 @@ def _token_lists(config: HfConfig, values: Any) -> list[np.ndarray]:
     return np.split(flat, ends[:-1])
 
 
-def _tokenized(config: HfConfig, values: Any, tokenizer: Tokenizer) -> list[np.ndarray]:
+def _tokenized(
+    config: HfConfig, values: Any, tokenizer: Tokenizer, number: int
+) -> list[np.ndarray]:
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
         raise DataError(f"data.text={config.text}: a column of {values.type}, no texts")
-    encoded = tokenizer.encode_batch_fast(values.to_pylist(), add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int64) for encoding in encoded]
+    found: list[np.ndarray] = []
+    for texts in _together(config, values.to_pylist(), number):
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        found += [np.array(encoding.ids, dtype=np.int64) for encoding in encoded]
+    return found
+
+
+def _together(config: HfConfig, texts: Sequence[str], number: int) -> Iterator[list[str]]:
+    """Texts in groups that fit into memory as tokens; a long one is alone."""
+    group: list[str] = []
+    held = 0
+    for offset, text in enumerate(texts):
+        if len(text) > LONGEST:
+            raise DataError(
+                f"{named(config)}: document {number + offset:,} has {len(text):,} characters and "
+                f"is tokenized whole; accepted: at most {LONGEST:,} (a text file is one document, "
+                "a line of a .jsonl is one too)"
+            )
+        if group and held + len(text) > CHARACTERS:
+            yield group
+            group, held = [], 0
+        group.append(text)
+        held += len(text)
+    yield group
 
 
 def _refuse_ids(config: HfConfig, lists: list[np.ndarray], number: int) -> None:

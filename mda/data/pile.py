@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mda import store
-from mda.data.corpus_folder import read_labels, tokenizer_hash, write_corpus
+from mda.data.corpus_folder import UNLABELLED, read_labels, tokenizer_hash, write_corpus
 from mda.data.errors import DataError
 from mda.data.shards import Layout, LocalFiles, Range, ShardRows
 from mda.schema import PileConfig
@@ -77,7 +77,7 @@ def _labels(config: PileConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
         return labels, names
     of_all = np.full(n, len(names), np.int32)
     of_all[-held_out:] = labels
-    return of_all, (*names, "unlabelled")
+    return of_all, (*names, UNLABELLED)
 
 
 def shard_rows(config: PileConfig, downloads: Path) -> ShardRows:

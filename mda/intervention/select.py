@@ -1,7 +1,8 @@
 """Which samples of a window an intervention edits: pure functions of the scores.
 
 Every selection returns sample ids, int64, in stream order, so that two selections of the same
-samples are the same array. Ties in the scores go to the earlier sample of the stream.
+samples are the same array. Of samples with equal scores the earlier one in the stream ranks higher:
+it is the first of the top and the last of the bottom.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mda.data.corpus_folder import UNLABELLED
 from mda.data.shards import ShardRows
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
 from mda.schema import Config, PileConfig, PublishedConfig, refuse
@@ -22,6 +23,7 @@ from mda.stages.context import Context, barrier, rank, without, world
 from mda.types import Schedule
 
 VERSION = 2
+SHARE = 0.05  # of all rows, from which a class should have held-out ones
 
 
 def corpus_of(context: Context) -> Corpus:
@@ -42,7 +44,25 @@ def corpus_of(context: Context) -> Corpus:
     rows = None
     if hasattr(source, "open_rows"):
         rows = source.open_rows(artifact.path, data, downloads)
-    return open_corpus(artifact.path, artifact.fingerprint, rows)
+    corpus = open_corpus(artifact.path, artifact.fingerprint, rows)
+    if rank() == 0 and (missing := _not_held_out(corpus)):
+        context.store.warn(artifact.fingerprint, missing)
+    return corpus
+
+
+def _not_held_out(corpus: Corpus) -> str | None:
+    """The sentence where a class of a twentieth of the rows or more has no held-out one."""
+    n, kinds = len(corpus.labels), len(corpus.label_names)
+    rows = np.bincount(corpus.labels, minlength=kinds)
+    held_out = np.bincount(corpus.labels[corpus.held_out], minlength=kinds)
+    lacking = [name for name, all_of, held in zip(corpus.label_names, rows, held_out, strict=True)
+               if name != UNLABELLED and all_of >= SHARE * n and not held]  # fmt: skip
+    if not lacking or not len(corpus.held_out):
+        return None
+    return (
+        f"no held-out row is of {', '.join(lacking)}, so that held-out loss, in-context learning "
+        "and behaviour say nothing of it; held-out rows are the last ones: shuffle what is read"
+    )
 
 
 def _trained_on_held_out(config: Config) -> str | None:

@@ -241,6 +241,22 @@ def test_packing_does_not_depend_on_the_chunks_in_which_it_is_done(
     assert len(corpus.tokens) == len(expected)
 
 
+def test_long_documents_are_tokenized_few_at_a_time_and_too_long_ones_refused(
+    tmp_path, words, tokenizer_json, monkeypatch
+):
+    path = write(tmp_path, "jsonl")
+    longest = max(len(json.loads(line)["text"]) for line in path.read_text().splitlines())
+    monkeypatch.setattr(hf, "CHARACTERS", 2 * longest)
+    monkeypatch.setattr(hf, "LONGEST", longest)
+    corpus = build(tmp_path, settings(path, tokenizer_json))
+    expected = end_to_end(words)
+    assert corpus.rows(np.arange(len(expected))).tolist() == expected.tolist()
+    monkeypatch.setattr(hf, "LONGEST", longest - 1)
+    said = rf"document \d+ has {longest} characters and is tokenized whole; accepted: at most"
+    with pytest.raises(DataError, match=said):
+        build(tmp_path, settings(path, tokenizer_json))
+
+
 def inputs(dataset, tokenizer, **other):
     return hf.inputs(settings(dataset, tokenizer, **other), hash_file)
 

@@ -151,6 +151,23 @@ def test_local_texts_become_a_corpus_streamed_or_not(tmp_path, tokenizer_json, m
     assert "tokens.arrow" in artifact.manifest["files"]
 
 
+def test_a_class_that_is_not_held_out_is_told(tmp_path, capsys):
+    """The last rows are held out: of rows in the order of their classes, of the last class."""
+    rows = np.random.default_rng(0).integers(1, 300, (60, 17), dtype=np.uint16)
+    np.save(tmp_path / "rows.npy", rows)
+    given = ("data=tokens", f"data.path={tmp_path / 'rows.npy'}", "data.seq_len=16",
+             "data.vocab_size=300", "data.held_out=6",
+             f"data.labels={tmp_path / 'labels.npy'}")  # fmt: skip
+    in_order, mixed = np.repeat([0, 1, 2], [28, 2, 30]), np.tile([0, 2], 30)
+    for name, labels, said in (("code", in_order, "is of code, so that"), ("mixed", mixed, ""),
+                               ("unlabelled", in_order, "")):  # fmt: skip
+        np.save(tmp_path / "labels.npy", labels)
+        names = f"data.label_names=[{'unlabelled' if name == 'unlabelled' else 'code'},rare,prose]"
+        corpus = corpus_of(made := context(tmp_path / name, *given, names))
+        warned = made.store.warnings.get(corpus.fingerprint, "")
+        assert said in warned and bool(said) == bool(warned)
+
+
 def test_a_tiny_pile_is_fetched_ahead_and_the_store_leaves_the_rows_alone(tmp_path):
     rows = np.random.default_rng(0).integers(1, 300, (60, 17), dtype=np.uint16)
     folder = tmp_path / "shards"

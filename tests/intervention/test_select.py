@@ -70,7 +70,7 @@ def test_every_selection_is_in_stream_order():
         assert [place[i] for i in chosen] == sorted(place[i] for i in chosen)
 
 
-def test_ties_go_to_the_earlier_sample():
+def test_of_equal_scores_the_earlier_sample_ranks_higher():
     scores = make_scores(8)
     scores.values[:] = 0
     scores.values[4:] = -1
