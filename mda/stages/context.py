@@ -139,21 +139,26 @@ def build_together(
     """`store.get_or_build`, with all processes working in one `.part` folder.
 
     The first process holds the lock. It tells the others whether there is anything to build, so
-    that they neither wait for a lock it holds nor work on what another job has just finished.
+    that they neither wait for a lock it holds nor work on what another job has just finished. It
+    closes the folder when all of them have built their part.
     """
     if world() == 1:
         return store.get_or_build(kind, inputs, build, code, device)
 
+    def work(folder: Path) -> None:
+        build(folder)
+        barrier()
+
     def lead(folder: Path) -> None:
         _announce(True)
-        build(folder)
+        work(folder)
 
     if rank() == 0:
         artifact = store.get_or_build(kind, inputs, lead, code, device)
         if not artifact.built:
             _announce(False)
     elif _announce(False):
-        build(store.part(kind, inputs, code, device))
+        work(store.part(kind, inputs, code, device))
     barrier()
     found = store.find(kind, inputs, code, device)
     assert found is not None

@@ -1,6 +1,9 @@
 """What each of several processes takes: a GPU (no GPU is touched), and its share of the rows."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from mda.schema import ConfigError
 from mda.stages.context import process_group
 from mda.stages.corpus import corpus_of, fetch
 from mda.stages.runs import training_inputs
-from mda.store import gpu_of
+from mda.store import Store, gpu_of
+from mda.store.keys import HOME
 from mda.training import fit
 
 
@@ -149,3 +153,29 @@ def test_on_a_gpu_the_threads_of_the_processor_do_not_tell_trainings_apart():
         found = [training_inputs(config, torch.device(device)) for config in (one, other)]
         assert (found[0] == found[1]) is same
         assert found[0]["total_steps"] == 6000 and "accelerator" not in found[0]
+
+
+TOGETHER = """
+import sys, time
+from pathlib import Path
+from mda.config import compose
+from mda.stages.context import build_together, process_group, rank
+from mda.store import Store, write_json
+
+def build(part):
+    time.sleep(rank())  # the second process is a second behind
+    write_json(part / f"{rank()}.json", rank())
+
+with process_group(compose(["training.accelerator=cpu"])):
+    build_together(Store(Path(sys.argv[1])), "ranking", {"n": 1}, build)
+"""
+
+
+def test_a_folder_is_closed_when_the_slower_of_two_processes_has_written_its_part(tmp_path):
+    torchrun = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "--no-python", sys.executable, "-c", TOGETHER, tmp_path]
+    done = subprocess.run([*map(str, command)], cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (artifact,) = Store(tmp_path).artifacts()
+    assert sorted(artifact.manifest["files"]) == ["0.json", "1.json"]
+    assert Store(tmp_path).parts() == []
