@@ -1,6 +1,7 @@
 """`mda store`: what is there, and what may go."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from mda import store
 from mda.cli import main
+from mda.config.jobs import recorded
 from mda.store import Artifact, Store
 
 
@@ -105,6 +107,22 @@ def unfinished(folder: Path, **uses: Artifact) -> Path:
     job = {"status": "unfinished", "uses": {k: [a.fingerprint] for k, a in uses.items()}}
     store.write_json(folder / "runs" / "run" / "b" / "job.json", job)
     return folder / "runs" / "run" / "b" / "job.json"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), MemoryError()])
+@pytest.mark.parametrize("arguments", [["--unreferenced"], ["--kind", "scores"]])
+def test_gc_keeps_what_a_stopped_job_has_computed(outputs, stop, arguments):
+    folder, house, _ = outputs
+    job = folder / "runs" / "run" / "b"
+    job.mkdir(parents=True)
+    with pytest.raises(type(stop)), recorded(job, "run", [], {"seed": 0}):
+        build(house, "scores", seed=0)
+        raise stop
+    assert run(folder, "gc", *arguments) == 0
+    assert "scores" in kinds(house)
+    shutil.rmtree(job)
+    assert run(folder, "gc", *arguments) == 0
+    assert "scores" not in kinds(house)
 
 
 @pytest.mark.parametrize("arguments", [["--unreferenced"], ["--kind", "arm", "--kind", "corpus"]])

@@ -119,7 +119,7 @@ def recorded(
     def note(kind: str, fingerprint: str) -> None:
         if fingerprint not in uses.setdefault(kind, []):
             uses[kind].append(fingerprint)
-            write("unfinished")  # `mda store gc` keeps what an unfinished job uses
+            write("unfinished")  # `mda store gc` keeps what it uses until it is done
 
     write("unfinished")
     try:

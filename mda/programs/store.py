@@ -59,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Deletes unfinished builds, and what was set aside, that nobody has touched "
         "for a day and no live process holds. Artifacts are deleted only with --kind or "
         "--unreferenced; with both, those of these kinds that no run needs. What an unfinished "
-        "job uses is kept; delete the job's folder to give it up. What is deleted is built again "
-        "when it is asked for. Links are never followed out of the store.",
+        "or failed job uses is kept; delete the job's folder to give it up. What is deleted is "
+        "built again when it is asked for. Links are never followed out of the store.",
     )
     for command in (ls, verify, gc):
         command.add_argument("--outputs", default="outputs", help="folder of store/ and runs/")
@@ -144,7 +144,7 @@ def clean_store(store: Store, runs: Path, args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class References:
-    """What the folders of runs refer to: all of them, unfinished jobs, and files that are torn."""
+    """What the folders of runs refer to: all of them, jobs that are not done, and torn files."""
 
     names: set[str]
     working: set[str]
@@ -152,7 +152,7 @@ class References:
 
 
 def references(runs: Path) -> References:
-    """Every string in the runs' summary.json, and what these runs and unfinished ones have used."""
+    """Every string in the runs' summary.json, and what they and jobs that are not done used."""
     names: set[str] = set()
     working: set[str] = set()
     unreadable = []
@@ -161,7 +161,7 @@ def references(runs: Path) -> References:
             content = read_json(path)
             if path.name == "summary.json":
                 names.update(texts(content))
-            elif content["status"] == "unfinished":
+            elif content["status"] in ("unfinished", "failed"):
                 working.update(texts(content.get("uses", {})))
             elif path.with_name("summary.json").exists():
                 names.update(texts(content.get("uses", {})))
