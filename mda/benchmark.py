@@ -1,4 +1,4 @@
-"""Timing that knows how busy the machine was.
+"""Timing that knows how busy the machine was, and how many cores there are.
 
 What is compared takes turns, each turn as short as possible, so that a busy spell meets all sides
 alike. A `Clock` adds up the wall and CPU time of one side's turns. A `Load` says which share of
@@ -18,6 +18,13 @@ from types import TracebackType
 
 RELIABLE = 0.1
 """Share of the cores that others may take."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Clock:

@@ -90,6 +90,15 @@ def test_plan_is_the_dry_run_of_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_one_job_builds_is_planned_one_after_the_other(tmp_path):
+    words = ["experiment=smoke", f"output_dir={tmp_path}", "plan.hardware=h100"]
+    parallel = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=16", "-m"]
+    planned = mda("truth", "--dry-run", *words, *parallel)
+    assert planned.returncode == 0, planned.stderr
+    assert "one job at a time" in planned.stdout
+    assert planned.stdout == mda("truth", "--dry-run", *words).stdout
+
+
 def test_an_unknown_program_is_one_sentence():
     done = mda("trian")
     assert done.returncode == 2

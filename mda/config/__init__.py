@@ -9,13 +9,13 @@ as a sweep, with the typed configuration and the run's folder.
 from mda.config.command import check, main, prepared
 from mda.config.composer import compose
 from mda.config.files import conf_dir
-from mda.config.jobs import command_of, cores, next_command, overrides_of
+from mda.config.jobs import command_of, next_command, overrides_of
 from mda.config.mistakes import explain
 from mda.config.saved import Saved, placed, read_saved, repeating
 from mda.config.words import setting_word
 
 __all__ = [
-    "Saved", "check", "command_of", "compose", "conf_dir", "cores", "explain", "main",
+    "Saved", "check", "command_of", "compose", "conf_dir", "explain", "main",
     "next_command", "overrides_of", "placed", "prepared", "read_saved", "repeating",
     "setting_word",
 ]  # fmt: skip

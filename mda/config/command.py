@@ -26,6 +26,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from mda.benchmark import cores
 from mda.config import jobs
 from mda.config.composer import apart, composer, register, search_path, typed, with_hydra
 from mda.config.files import conf_dir, groups, options
@@ -79,7 +80,7 @@ def main(
             )
         if preview is not None and args.dry_run:
             found = check(args, needs, every=True)
-            return preview(found.configs, found.at_once)
+            return preview(found.configs, min(found.at_once, len(found.configs)))
         if not (args.hydra_help or args.shell_completion or args.info):
             wanted = check(args, needs).jobs
     except ConfigError as error:
@@ -231,7 +232,7 @@ def _leave(code: int) -> NoReturn:
 def _fix_threads(cfg: DictConfig, at_once: int) -> None:
     """Settle `training.threads=null`: a result depends on the number, so a run must know it."""
     if cfg.training.threads is None:
-        cfg.training.threads = max(1, jobs.cores() // at_once)
+        cfg.training.threads = max(1, cores() // at_once)
 
 
 def _refuse_nested(config: Config, needs: Sequence[str] | None, at_once: int) -> None:

@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from mda.benchmark import cores
 from mda.schema.setting import ConfigError, printable
 
 FILE = "job.json"
@@ -130,13 +131,6 @@ def recorded(
         write("failed", printable(first))
         raise
     write("skipped" if _was_there(folder) else "done")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def words_of(hydra: Any) -> list[str]:

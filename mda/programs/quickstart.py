@@ -15,7 +15,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from mda.config import command_of, compose, cores, main, next_command, overrides_of, prepared
+from mda.benchmark import cores
+from mda.config import command_of, compose, main, next_command, overrides_of, prepared
 from mda.schema import Config
 
 NEEDS = (

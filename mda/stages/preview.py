@@ -6,15 +6,18 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from heapq import heapreplace
 from operator import add
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from mda.benchmark import cores
 from mda.cost.corpus import corpus_seconds
 from mda.cost.hardware import Rates, rates_of_card
 from mda.cost.job import Cost, Job, job_device
@@ -112,10 +115,16 @@ def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
     totals = estimates.totals()
     rates = list({rate.source: rate for rate in estimates.rates.values()}.values())
     console.print(terminal_table(totals, rates[0].memory if rates else None))
-    known = [total.seconds for total in totals if total.seconds is not None]
+    configs = [config for config, _ in estimates.costs]
+    room = min(_room(config, side_by_side) for config in configs)
     jobs = "one job at a time" if side_by_side == 1 else f"{side_by_side} jobs side by side"
-    time = duration(sum(known) / side_by_side) if sum(known) else "unknown"
-    least = "at least " if sum(known) and len(known) < len(totals) else ""
+    if room < side_by_side:
+        jobs += f", counted as {room} at a time"
+    elif side_by_side > 1 and any(config.plan.hardware != "this" for config in configs):
+        jobs += ", each on a card of its own"
+    seconds = estimates.elapsed(room)
+    time = duration(seconds) if seconds else "unknown"
+    least = "at least " if seconds and any(total.seconds is None for total in totals) else ""
     console.print(f"estimate: {least}{time}, {jobs}")
     for n in sorted({_sharing(config) for config, _ in estimates.costs} - {1}):
         said = f"training.devices={n} share the updates; scores, curves and behaviour run on one"
@@ -172,6 +181,14 @@ class Estimates:
         flops = {k: v / n if k == "update" else v for k, v in cost.flops.items()}
         return self.rates[_shape(config)].seconds(flops) if flops else 0.0
 
+    def elapsed(self, at_once: int) -> float:
+        """Time of all builds, where it is known: stage after stage, each with so many at once."""
+        stages: dict[str, list[float]] = {}  # stage -> when each job is free again
+        for config, cost in self.costs:
+            ends = stages.setdefault(cost.stage, [0.0] * at_once)
+            heapreplace(ends, ends[0] + (self.seconds(config, cost) or 0.0))
+        return sum(max(ends) for ends in stages.values())
+
     def totals(self) -> list[StageTotal]:
         """Stage by stage, in the order of the work."""
         found: dict[str, StageTotal] = {}
@@ -188,6 +205,15 @@ class Estimates:
             )  # fmt: skip
             found[cost.stage] = _added(found[cost.stage], new) if cost.stage in found else new
         return list(found.values())
+
+
+def _room(config: Config, wanted: int) -> int:
+    """How many of the wanted jobs have a GPU, or the cores for their threads, to themselves."""
+    if config.plan.hardware != "this":
+        return wanted
+    on_gpu = job_device(config).type == "cuda"
+    there = torch.cuda.device_count() if on_gpu else cores() // (config.training.threads or cores())
+    return max(1, min(wanted, there))
 
 
 def _sharing(config: Config) -> int:

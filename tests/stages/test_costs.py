@@ -19,6 +19,7 @@ from mda.cost.hardware import WORK, Rates
 from mda.cost.stages import costs
 from mda.emergence.behaviour import make_trials
 from mda.model.build import eager_attention
+from mda.report.costs import duration
 from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
 from mda.stages.preview import Estimates, print_costs
@@ -341,3 +342,49 @@ def test_several_builds_of_a_stage_are_added_and_the_most_memory_counts(context_
         assert getattr(both, name) == pytest.approx(getattr(one, name) + getattr(other, name))
     assert both.memory == max(one.memory, other.memory) > 0
     assert np.isfinite(both.seconds)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "arms"),
+    [(1, lambda short, long: 3 * short + long), (2, lambda short, long: 3 * short),
+     (3, lambda short, long: long), (16, lambda short, long: long)],
+)  # fmt: skip
+def test_jobs_side_by_side_share_the_builds_of_a_stage_and_stages_follow_each_other(
+    context_of, monkeypatch, at_once, arms
+):
+    """A base run, and after it an arm that takes longer than two of the other three."""
+    monkeypatch.setattr(Estimates, "_rates", lambda *_: Rates(dict.fromkeys(WORK, 1.0), ""))
+    config = context_of("plan.hardware=h100").config
+    wide = replace(config, model=replace(config.model, d_model=32))
+    base, short, long = (
+        sum(cost_of(one, stage).flops.values())
+        for one, stage in ((config, "base"), (config, "arm"), (wide, "arm"))
+    )
+    assert 2 * short < long < 3 * short
+    builds = [(config, "base"), (wide, "arm"), *[(config, "arm")] * 3]
+    assert Estimates(builds).elapsed(at_once) == pytest.approx(base + arms(short, long))
+
+
+@pytest.mark.parametrize(
+    ("device", "words", "said", "at_once"),
+    [
+        ("cpu", "training.threads=2", ", counted as 4 at a time", 4),
+        ("cpu", "training.threads=16", ", counted as 1 at a time", 1),
+        ("cpu", "training.threads=1", ", counted as 9 at a time", 9),
+        ("cuda", "training.threads=1", ", counted as 2 at a time", 2),
+        ("cuda", "plan.hardware=h100", ", each on a card of its own", 16),
+    ],
+)
+def test_no_more_jobs_count_than_have_a_gpu_or_cores(
+    context_of, monkeypatch, capsys, device, words, said, at_once
+):
+    """On a machine of 9 cores and, where there are any, 2 GPUs."""
+    monkeypatch.setattr(Estimates, "_rates", lambda *_: Rates(dict.fromkeys(WORK, 1.0), ""))
+    monkeypatch.setattr("mda.stages.preview.job_device", lambda config: torch.device(device))
+    monkeypatch.setattr("mda.stages.preview.cores", lambda: 9)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = context_of(words).config
+    arm = sum(cost_of(config, "arm").flops.values())
+    print_costs(Estimates([(config, "arm")] * 16), 16)
+    time = duration(arm * math.ceil(16 / at_once))
+    assert f"estimate: {time}, 16 jobs side by side{said}\n" in capsys.readouterr().out
