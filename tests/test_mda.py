@@ -96,7 +96,6 @@ def test_what_one_job_builds_is_planned_one_after_the_other(tmp_path):
     planned = mda("truth", "--dry-run", *words, *parallel)
     assert planned.returncode == 0, planned.stderr
     assert "one job at a time" in planned.stdout
-    assert planned.stdout == mda("truth", "--dry-run", *words).stdout
 
 
 def test_an_unknown_program_is_one_sentence():
