@@ -15,7 +15,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,6 @@ from mda.model.build import initial_model
 from mda.schema import Config
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule, corpus_of
-from mda.training.checkpoint import declared_steps
 from mda.training.loop import train
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
@@ -58,7 +57,7 @@ def bare_updates(config: Config, rows: Corpus, schedule: Schedule) -> Iterator[i
 def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, Clock]:
     """The time of the framework's training of `schedule`, and of the bare loop's."""
     model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, schedule)
-    keep = declared_steps(0, schedule.end, config.training.checkpoint_every, True)
+    keep = replace(config.training, stop_step=schedule.end).checkpoints
     both, bare, done = Clock(), Clock(), 0
 
     def turn(row: Mapping[str, float]) -> None:

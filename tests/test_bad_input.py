@@ -243,7 +243,26 @@ BAD_CONFIG = {
     ),
     "checkpoint after the end": (
         "estimator.checkpoint=4001",
-        "estimator.checkpoint=4001 is refused; accepted: a step of the run, 0 to 4000",
+        "estimator.checkpoint=4001 is refused; accepted: a step that has a checkpoint, such as 400",
+    ),
+    "step between two checkpoints": (
+        "training.checkpoint_every=250 estimator.checkpoint=2600",
+        "estimator.checkpoint=2600 is refused; accepted: a step that has a checkpoint, such as 2500"
+        " or 2750\n",
+    ),
+    "power of two without a checkpoint": (
+        "training.checkpoint_every=0 training.checkpoint_log_spaced=false estimator.checkpoint=2",
+        "estimator.checkpoint=2 is refused; accepted: a step that has a checkpoint, such as 0 or 4",
+    ),
+    "step between two checkpoints, of one of several": (
+        "training.checkpoint_every=250 estimator=tracin estimator.checkpoints=[512,2500,2701]",
+        "estimator.checkpoints=[512,2500,2701] is refused; accepted: steps that have a checkpoint, "
+        "such as 2500 or 2750 instead of 2701\n",
+    ),
+    "step between two published checkpoints": (
+        f"{PUBLISHED} estimator.checkpoint=512",
+        "estimator.checkpoint=512 is refused; accepted: a step that has a checkpoint, such as 0 or "
+        "1000\n",
     ),
     "checkpoint by an unknown name": (
         "estimator.checkpoint=onst",

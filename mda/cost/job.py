@@ -9,10 +9,9 @@ import torch
 
 from mda.cost.passes import FLOAT, Shape
 from mda.emergence.measure import TOKENS
-from mda.schema import Config, PublishedConfig
-from mda.schema.rules import last_step
+from mda.schema import Config
+from mda.schema.rules import checkpoints, last_step
 from mda.schema.unit import HEAD_METRICS
-from mda.training.checkpoint import declared_steps
 from mda.training.loss import logits_at_once
 from mda.types import ParameterBlock, Unit
 
@@ -57,11 +56,7 @@ class Job:
     @property
     def checkpoints(self) -> list[int]:
         """Steps whose checkpoint there is."""
-        if isinstance(self.config.base, PublishedConfig):
-            return self.config.base.steps
-        training = self.config.training
-        every, log_spaced = training.checkpoint_every, training.checkpoint_log_spaced
-        return declared_steps(0, training.last_step, every, log_spaced)
+        return checkpoints(self.config)
 
     @property
     def window(self) -> tuple[int, int]:

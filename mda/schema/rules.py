@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from types import SimpleNamespace
@@ -17,7 +18,12 @@ from mda.schema.unit import HeadConfig
 
 def last_step(c: Config) -> int:
     """The step at which the base run ends."""
-    return c.base.steps[-1] if isinstance(c.base, PublishedConfig) else c.training.last_step
+    return checkpoints(c)[-1]
+
+
+def checkpoints(c: Config) -> list[int]:
+    """Steps at which the base run has a checkpoint."""
+    return c.base.steps if isinstance(c.base, PublishedConfig) else c.training.checkpoints
 
 
 def _data_fits_model(c: Config) -> None:
@@ -95,10 +101,11 @@ def _sae_layer_exists(c: Config) -> None:
         raise refuse("sae.layer", c.sae.layer, f"layers 0 to {sizes.n_layers - 1}, or null")
 
 
-def _sae_checkpoint_in_run(c: Config) -> None:
-    last = last_step(c)
-    if c.sae.checkpoint is not None and c.sae.checkpoint > last:
-        raise refuse("sae.checkpoint", c.sae.checkpoint, f"a step of the run, 0 to {last}, or null")
+def _sae_checkpoint_exists(c: Config) -> None:
+    step = c.sae.checkpoint
+    if step is not None and (near := _instead_of(c, step)):
+        limit = f"a step that has a checkpoint, such as {near}, or null"
+        raise refuse("sae.checkpoint", step, limit)
 
 
 def _unit_exists(c: Config) -> None:
@@ -129,13 +136,22 @@ def _unit_probe_fits_context(c: Config) -> None:
 
 
 def _scored_steps_exist(c: Config) -> None:
-    last = last_step(c)
     step = getattr(c.estimator, "checkpoint", None)
-    if isinstance(step, int) and step > last:
-        raise refuse("estimator.checkpoint", step, f"a step of the run, 0 to {last}")
+    if isinstance(step, int) and (near := _instead_of(c, step)):
+        limit = f"a step that has a checkpoint, such as {near}"
+        raise refuse("estimator.checkpoint", step, limit)
     steps = getattr(c.estimator, "checkpoints", None) or []
-    if any(step > last for step in steps):
-        raise refuse("estimator.checkpoints", steps, f"steps of the run, 0 to {last}")
+    for step in steps:
+        if near := _instead_of(c, step):
+            limit = f"steps that have a checkpoint, such as {near} instead of {step}"
+            raise refuse("estimator.checkpoints", steps, limit)
+
+
+def _instead_of(c: Config, step: int) -> str:
+    """The nearest steps that have a checkpoint, none where the step itself has one."""
+    kept = checkpoints(c)
+    at = bisect(kept, step)
+    return "" if step in kept else " or ".join(map(str, kept[max(at - 1, 0) : at + 1]))
 
 
 def _window_in_run(c: Config) -> None:
@@ -256,10 +272,10 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("model", "emergence"), _metric_probe_fits_context),
     (("training", "emergence"), _measured_in_time),
     (("model", "sae"), _sae_layer_exists),
-    (("training", "sae"), _sae_checkpoint_in_run),
+    (("base", "training", "sae"), _sae_checkpoint_exists),
     (("model", "unit"), _unit_exists),
     (("model", "unit"), _unit_probe_fits_context),
-    (("training", "estimator"), _scored_steps_exist),
+    (("base", "training", "estimator"), _scored_steps_exist),
     (("training", "intervention"), _window_in_run),
     (("data", "training", "intervention"), _enough_to_edit),
     (("estimator", "intervention"), _tokens_are_scored),

@@ -49,6 +49,15 @@ class TrainingConfig(Group):
         """The step at which the run ends."""
         return self.total_steps if self.stop_step is None else self.stop_step
 
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps at which the run keeps a checkpoint: its ends, every n, and 1, 2, 4, ..."""
+        last, every = self.last_step, self.checkpoint_every
+        kept = {0, last, *(range(0, last, every) if every else ())}
+        if self.checkpoint_log_spaced:
+            kept.update(2**i for i in range(last.bit_length()))
+        return sorted(kept)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         steps = f"training.total_steps={self.total_steps}"

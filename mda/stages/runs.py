@@ -117,9 +117,7 @@ def base_run(context: Context, corpus: Corpus) -> Run:
     """Train from the initial weights to the end, with the emergence curve and checkpoints."""
     config, settings, device = context.config, context.config.training, device_of(context.config)
     schedule = base_schedule(config, corpus)
-    keep = checkpoint.declared_steps(
-        0, schedule.end, settings.checkpoint_every, settings.checkpoint_log_spaced
-    )
+    keep = settings.checkpoints
     inputs = {
         "corpus": corpus.fingerprint,
         "schedule": schedule_hash(schedule),

@@ -21,7 +21,7 @@ from mda.sae.hooks import Hookpoint, activations
 from mda.sae.load import load_sae
 from mda.sae.quality import Quality, quality
 from mda.sae.train import train_topk_sae
-from mda.schema import ConfigError, SaeConfig, refuse
+from mda.schema import ConfigError, SaeConfig
 from mda.stages.context import Context, without
 from mda.stages.corpus import fetch
 from mda.stages.runs import Run
@@ -82,12 +82,9 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
     """Train a top-k SAE on samples of the stream, drawn by its seed; measure it on held-out ones.
 
     The history is logged as `sae/explained_variance` and `sae/dead_share`, its `step` is the
-    SAE's own. Raises ConfigError for a checkpoint that the base run did not keep.
+    SAE's own.
     """
     step = base.checkpoints[-1] if settings.checkpoint is None else settings.checkpoint
-    if step not in base.checkpoints:
-        kept = ", ".join(map(str, base.checkpoints))
-        raise refuse("sae.checkpoint", step, f"a checkpoint that the base run kept: {kept}")
     hook = Hookpoint(settings.hook, settings.layer_of(base.architecture.n_layers))
     ids = drawn(corpus, settings.steps * settings.batch_size, settings.seed)
     held_out = np.asarray(corpus.held_out)[: settings.held_out]

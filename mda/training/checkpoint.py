@@ -133,13 +133,3 @@ def steps(root: Path) -> list[int]:
     """Steps of the complete checkpoints under `root`, ascending."""
     found = (p.name.removeprefix("step_") for p in root.glob("step_*") if p.is_dir())
     return sorted(int(name) for name in found if name.isdigit())
-
-
-def declared_steps(start: int, end: int, every: int, log_spaced: bool) -> list[int]:
-    """Steps at which a run keeps a checkpoint: its ends, every n, and 1, 2, 4, ..."""
-    wanted = {start, end}
-    if every:
-        wanted.update(range(0, end + 1, every))
-    if log_spaced:
-        wanted.update(2**i for i in range(end.bit_length()))
-    return sorted(step for step in wanted if start <= step <= end)

@@ -169,7 +169,6 @@ def test_curvature_is_shared_between_units_and_dampings(arm):
     ("overrides", "says"),
     [
         (("intervention.window=[21,40]", "training.checkpoint_every=20"), None),
-        (("estimator.checkpoint=33",), "estimator.checkpoint=33: the base run kept no such"),
         (("intervention.window=auto",), "intervention.window=auto: .*did not emerge"),
         (("intervention.select=ids", "intervention.ids=[399]"), "not in the window"),
         (("intervention.label=poem",), "no sample of the window has the label 'poem'"),

@@ -133,18 +133,13 @@ def test_samples_are_of_the_stream_and_each_comes_once_in_a_round(stage):
     assert drawn(corpus, 10, seed=0).tolist() == ids[:10].tolist() != drawn(corpus, 10, 1).tolist()
 
 
-def test_a_checkpoint_that_was_not_kept_is_refused(stage):
-    context, corpus, base = stage("sae.checkpoint=33")
-    with pytest.raises(ConfigError, match=r"sae.checkpoint=33 is refused; accepted: a checkpoint"):
-        trained_sae(context, context.config.sae, corpus, base)
-
-
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (("sae.layer=2",), "sae.layer=2 is refused; accepted: layers 0 to 1, or null"),
         (("sae.k=65",), "sae.k=65 is refused; accepted: at most sae.n_features=64"),
-        (("sae.checkpoint=61",), "sae.checkpoint=61 is refused; accepted: a step of the run, 0 to"),
+        (("sae.checkpoint=33",), "sae.checkpoint=33 is refused; .* such as 32 or 40, or null"),
+        (("sae.checkpoint=61",), "sae.checkpoint=61 is refused; .* such as 60, or null"),
         (("sae.hook=resid_pre",), "sae.hook=resid_pre is refused; accepted: one of resid_post"),
     ],
 )
