@@ -14,7 +14,7 @@ from mda.stages.attribution import Traced, score
 from mda.stages.behaviour import Behaviour, behaviour_of
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
-from mda.stages.editing import Edited, check_inserted, plan_edit
+from mda.stages.editing import Edited, check_edit, plan_edit
 from mda.stages.locating import Located, check_label, locate
 from mda.stages.published import base_of
 from mda.stages.runs import Run, origin_of, retrained
@@ -73,11 +73,13 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     """
     check_devices(context.config.training)
     corpus = corpus_of(base_context or context)
-    check_inserted(context, corpus)
+    edit = context.config.intervention
+    check_edit(context, corpus, edit.steps)
     check_label(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
-    edit = context.config.intervention
+    if edit.steps is None:
+        check_edit(context, corpus, (unit.window.start, unit.window.end))
     traced = score(context, corpus, base, unit) if edit.chooses else None
     tokens = None
     if traced and edit.scores_tokens:

@@ -201,6 +201,16 @@ BAD_CONFIG = {
         "intervention.window=[3000,5000]",
         "intervention.window=[3000,5000] is refused; accepted: steps within [0,4000]",
     ),
+    "first step of inserted rows before the window": (
+        "intervention=augment intervention.mode=insert intervention.rows=x.npy "
+        "intervention.window=[100,200] intervention.at_step=99",
+        "intervention.at_step=99 is refused; accepted: a step of the window, 100 to 199, or null\n",
+    ),
+    "first step of inserted rows at the run's end": (
+        "intervention=augment intervention.mode=insert intervention.rows=x.npy "
+        "intervention.window=auto intervention.at_step=4000",
+        "intervention.at_step=4000 is refused; accepted: a step of the run, 0 to 3999, or null\n",
+    ),
     "window that ends before it starts": (
         "intervention.window=[2000,1000]",
         "intervention.window=[2000,1000] is refused; accepted: auto, or steps [start,end] with 0",

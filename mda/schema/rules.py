@@ -158,9 +158,12 @@ def _window_in_run(c: Config) -> None:
     last = last_step(c)
     if c.intervention.steps and c.intervention.steps[1] > last:
         raise refuse("intervention.window", c.intervention.window, f"steps within [0,{last}]")
+    start, end = c.intervention.steps or (0, last)
     step = getattr(c.intervention, "at_step", None)
-    if step is not None and step >= last:
-        raise refuse("intervention.at_step", step, f"a step below the run's {last}")
+    if step is not None and not start <= step < end:
+        what = "window" if c.intervention.steps else "run"
+        limit = f"a step of the {what}, {start} to {end - 1}, or null"
+        raise refuse("intervention.at_step", step, limit)
 
 
 def _enough_to_edit(c: Config) -> None:

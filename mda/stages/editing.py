@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,15 @@ from mda.intervention.edit import edit
 from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
 from mda.intervention.spans import fresh, renamed, within_budget
 from mda.intervention.tokens import matched_tokens, random_tokens, top_tokens
-from mda.schema import AugmentConfig, ConfigError, EditConfig, RemoveConfig
+from mda.schema import (
+    AugmentConfig,
+    ConfigError,
+    EditConfig,
+    InterventionConfig,
+    RemoveConfig,
+    refuse,
+)
+from mda.schema.setting import show
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule, fetch, following
 from mda.stages.locating import Located
@@ -42,10 +51,56 @@ class Edited:
         return n if self.plan.by_token else n * self.corpus.seq_len
 
 
-def check_inserted(context: Context, corpus: Corpus) -> None:
-    """Read the rows that an edit inserts. Raises ConfigError before anything is trained."""
-    if (rows := context.config.intervention.inserted) is not None:
-        read_inserted(Path(rows), corpus.seq_len, corpus.vocab_size)
+def check_edit(context: Context, corpus: Corpus, steps: tuple[int, int] | None) -> None:
+    """Raise ConfigError for an edit of the window's steps that no scores could make possible.
+
+    Where the window is not known yet, for None, the label and the inserted rows alone are checked.
+    """
+    intervention = context.config.intervention
+    label = getattr(intervention, "label", None)
+    if label is not None and label not in corpus.label_names:
+        accepted = f"null, or one of the corpus' labels {show(corpus.label_names)}"
+        raise refuse("intervention.label", label, accepted)
+    if intervention.inserted is not None:
+        read_inserted(Path(intervention.inserted), corpus.seq_len, corpus.vocab_size)
+    if steps is None or not intervention.edits:
+        return
+    base = base_schedule(context.config, corpus, *steps)
+    with _named(intervention):
+        if intervention.inserted is not None:
+            _inserted(context, corpus, base, cast(AugmentConfig, intervention))
+        else:
+            _check_amount(context, corpus, base, cast(RemoveConfig | AugmentConfig, intervention))
+
+
+def _check_amount(
+    context: Context, corpus: Corpus, base: Schedule, config: RemoveConfig | AugmentConfig
+) -> None:
+    """Choose by made-up scores: as many samples as by real ones."""
+    ids = base.sample_ids
+    order = np.arange(len(ids), dtype=np.float32)
+    made_up = Scores(ids, np.zeros_like(ids), order[:, None], ("",), order)
+    if config.by_token:
+        amount(len(ids) * corpus.seq_len, config.fraction, config.count, "tokens")
+        ranked(made_up, "", label=config.label, labels=corpus.labels_of(ids))
+        return
+    chosen = select(corpus, "", replace(config, match="none"), made_up, context.config.seed)
+    if config.mode in ("drop", "replace"):
+        left = len(following(context.config, corpus, base.end))
+        if len(chosen) > left:
+            accepted = f"an edit of at most {left} samples, all that come after step {base.end}"
+            raise refuse("intervention.mode", config.mode, f"{accepted}; here it is {len(chosen)}")
+
+
+@contextmanager
+def _named(intervention: InterventionConfig) -> Iterator[None]:
+    """Let what is impossible in an edit be an error of the configuration."""
+    try:
+        yield
+    except ConfigError:  # has said its own key
+        raise
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"intervention={intervention.name}: {error}") from error
 
 
 def plan_edit(
@@ -65,7 +120,7 @@ def plan_edit(
     if not intervention.edits:
         plan = plans.control(window.start, window.end)
         return Edited(plan, edit(plan, base), corpus, None)
-    try:
+    with _named(intervention):
         if intervention.inserted is not None:
             return _inserted(context, corpus, base, cast(AugmentConfig, intervention))
         assert scores is not None
@@ -78,10 +133,6 @@ def plan_edit(
         )
         later = following(context.config, corpus, window.end)
         return Edited(plan, edit(plan, base, later), corpus, None)
-    except ConfigError:  # has said its own key
-        raise
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"intervention={intervention.name}: {error}") from error
 
 
 def _plan(

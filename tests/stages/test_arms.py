@@ -26,6 +26,24 @@ def arm(tmp_path_factory):
     return run
 
 
+def insert(tmp_path, rows: np.ndarray, per_step: int) -> tuple[str, ...]:
+    """Overrides that insert rows, so many in a step."""
+    np.save(tmp_path / "rows.npy", rows)
+    return (
+        "intervention=augment", "intervention.mode=insert", f"intervention.per_step={per_step}",
+        f"intervention.rows={tmp_path / 'rows.npy'}",
+    )  # fmt: skip
+
+
+def refused_before(kind: str, out, *overrides: str, says: str) -> None:
+    """The pipeline says so, and has nothing of a kind in its store."""
+    first = ("experiment=smoke", "intervention.window=[20,40]", f"output_dir={out}")
+    config = compose([*first, *overrides])
+    with pytest.raises(ConfigError, match=says):
+        pipeline.arm(Context(config, Context.of(config).store, progress=False))
+    assert not (out / "store" / kind).exists()
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -114,10 +132,7 @@ def test_upweighting_twice_is_a_duplicate(arm):
 @pytest.mark.parametrize(("at_step", "first"), [("null", 20), ("25", 25)])
 def test_inserted_rows_are_trained_on(arm, tmp_path, at_step, first):
     rows = np.random.default_rng(0).integers(2, 250, (10, 33), dtype=np.uint16)
-    np.save(tmp_path / "rows.npy", rows)
-    insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
-    insert += (f"intervention.at_step={at_step}", f"intervention.rows={tmp_path / 'rows.npy'}")
-    found = arm(*insert)
+    found = arm(*insert(tmp_path, rows, per_step=4), f"intervention.at_step={at_step}")
     extra = dict(zip(range(first, first + 3), (4, 4, 2), strict=True))
     sizes = np.diff(found.edited.schedule.offsets)
     assert sizes.tolist() == [4 + extra.get(step, 0) for step in range(20, 40)]
@@ -125,15 +140,61 @@ def test_inserted_rows_are_trained_on(arm, tmp_path, at_step, first):
     assert found.edited.corpus.rows(ids[-4:]).tolist() == rows[:4].tolist()
 
 
+ALL_LEFT = "data.n_sequences=280"  # 8 after the run's last step
+NOT_ENOUGH = "is refused; accepted: an edit of at most 8 samples, all that come after step 60; here"
+WHOLE = "intervention.fraction=1"
+AUTO = "intervention.window=auto"
+LATE = "intervention.window=[30,60]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            (AUTO, "intervention.label=poem"),
+            r"intervention\.label=poem is refused; accepted: null, ",
+        ),
+        ((AUTO, "intervention=augment", "intervention.label=poem"), r"intervention\.label=poem is"),
+        (("intervention.select=ids", "intervention.ids=[399]"), "intervention=remove: .* 399, are"),
+        (
+            (LATE, WHOLE, ALL_LEFT, "intervention.mode=replace"),
+            f"mode=replace {NOT_ENOUGH} it is 120",
+        ),
+        ((LATE, WHOLE, ALL_LEFT, "intervention.mode=drop"), f"mode=drop {NOT_ENOUGH} it is 120"),
+        (("intervention.fraction=0.001",), r"intervention=remove: fraction=0\.001 means 0 samples"),
+        (
+            ("intervention.fraction=0.0001", "intervention.mode=mask_tokens"),
+            r"intervention=remove: fraction=0\.0001 means 0 tokens",
+        ),
+    ],
+)
+def test_edits_that_no_scores_make_possible_are_refused_before_the_base_run(
+    tmp_path, overrides, says
+):
+    refused_before("base", tmp_path, *overrides, says=says)
+
+
+def test_more_inserted_rows_than_the_window_takes_are_refused_before_the_base_run(tmp_path):
+    rows = insert(tmp_path, np.full((21, 33), 2, dtype=np.uint16), per_step=1)
+    says = "intervention=augment: 21 rows, 1 a step from step 20, need steps up to 41"
+    refused_before("base", tmp_path, *rows, says=says)
+
+
+def test_rows_that_an_automatic_window_lacks_are_missed_before_the_scores(tmp_path):
+    own = ("unit=previous_token_head", "unit.locate=L1H0", ALL_LEFT, f"output_dir={tmp_path}")
+    config = compose(["experiment=smoke", *own])
+    _, base = pipeline.train(Context(config, Context.of(config).store, progress=False))
+    values = [row["emergence/previous_token/L1H0"] for row in base.curve]
+    own += (AUTO, f"unit.threshold={(min(values) + max(values)) / 2}", WHOLE)
+    says = r"intervention\.mode=replace is refused; accepted: an edit of at most 8 samples"
+    refused_before("scores", tmp_path, *own, "intervention.mode=replace", says=says)
+
+
 @pytest.mark.parametrize("padding", [-1, -100])
 def test_rows_that_cannot_be_inserted_are_refused_before_the_base_run(tmp_path, padding):
-    np.save(tmp_path / "rows.npy", np.full((10, 33), padding, dtype=np.int32))
-    insert = ["intervention=augment", "intervention.mode=insert", "intervention.per_step=4"]
-    insert += [f"intervention.rows={tmp_path / 'rows.npy'}", f"output_dir={tmp_path}"]
-    config = compose(["experiment=smoke", "intervention.window=[20,40]", *insert])
-    with pytest.raises(ConfigError, match=rf"^intervention\.rows=.*: token id {padding} in row 0"):
-        pipeline.arm(Context(config, Context.of(config).store, progress=False))
-    assert not (tmp_path / "store" / "base").exists()
+    rows = insert(tmp_path, np.full((10, 33), padding, dtype=np.int32), per_step=4)
+    says = rf"^intervention\.rows=.*: token id {padding} in row 0"
+    refused_before("base", tmp_path, *rows, says=says)
 
 
 def test_a_set_matched_by_loss_has_the_loss_deciles_of_the_targeted_set(arm):
@@ -170,8 +231,6 @@ def test_curvature_is_shared_between_units_and_dampings(arm):
     [
         (("intervention.window=[21,40]", "training.checkpoint_every=20"), None),
         (("intervention.window=auto",), "intervention.window=auto: .*did not emerge"),
-        (("intervention.select=ids", "intervention.ids=[399]"), "not in the window"),
-        (("intervention.label=poem",), "no sample of the window has the label 'poem'"),
     ],
 )
 def test_impossible_edits_are_refused_in_one_sentence(arm, overrides, says):
