@@ -73,9 +73,9 @@ def augment(
 
 
 def insert(
-    sample_ids: np.ndarray, start: int, end: int, first_step: int, per_step: int
+    sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step: int
 ) -> EditPlan:
-    """Add the given rows, `per_step` of them to each step from `first_step` on, in their order.
+    """Add the given rows, `per_step` of them to each step from `at_step` on, in their order.
 
     The last step takes what is left. Raises ValueError where the rows do not fit before `end`.
     """
@@ -83,12 +83,12 @@ def insert(
         raise ValueError(f"per_step={per_step} inserts nothing; it must be at least 1")
     if not len(sample_ids):
         raise ValueError("there are no rows to insert")
-    if not start <= first_step < end:
-        raise ValueError(f"first_step={first_step} is outside the window [{start}, {end})")
-    steps = first_step + np.arange(len(sample_ids)) // per_step
+    if not start <= at_step < end:
+        raise ValueError(f"at_step={at_step} is outside the window [{start}, {end})")
+    steps = at_step + np.arange(len(sample_ids)) // per_step
     if steps[-1] >= end:
         raise ValueError(
-            f"{len(sample_ids)} rows, {per_step} a step from step {first_step}, need steps up to "
+            f"{len(sample_ids)} rows, {per_step} a step from step {at_step}, need steps up to "
             f"{steps[-1] + 1}; the window ends at {end}"
         )
     return _plan("insert", start, end, sample_ids, steps, 1.0)

@@ -56,7 +56,7 @@ def make_plan(action: str, base: Schedule, n=17, seed=0) -> EditPlan:
     if action in ("mask", "drop", "replace"):
         return remove(scores, chosen, 105, 125, action, unused=UNUSED, seed=seed)
     if action == "insert":
-        return insert(UNUSED[:n], 105, 125, first_step=110, per_step=3)
+        return insert(UNUSED[:n], 105, 125, at_step=110, per_step=3)
     if action in ("mask_tokens", "spans"):  # two tokens of each sample
         at = np.searchsorted(scores.sample_ids, chosen, sorter=np.argsort(scores.sample_ids))
         steps = scores.steps[np.argsort(scores.sample_ids)[at]]
@@ -244,7 +244,7 @@ def test_bad_plans_give_one_clear_error():
         (lambda: augment(scores, some, 105, 120, "upweight", weight=float("nan")), "weight=nan"),
         (lambda: augment(scores, some, 105, 120, "mask"), "action='mask'"),
         (lambda: control(120, 120), r"window \[120, 120\) is empty"),
-        (lambda: insert(some, 105, 120, 104, 1), "first_step=104"),
+        (lambda: insert(some, 105, 120, 104, 1), "at_step=104"),
         (lambda: insert(some, 105, 120, 119, 2), "window ends at 120"),
         (lambda: insert(some, 105, 120, 110, 0), "per_step=0"),
         (lambda: insert(some[:0], 105, 120, 110, 1), "no rows"),
