@@ -72,9 +72,7 @@ def augment(
     return _plan(action, start, end, chosen, steps, 1.0 if action == "duplicate" else weight)
 
 
-def insert(
-    sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step: int
-) -> EditPlan:
+def insert(sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step: int) -> EditPlan:
     """Add the given rows, `per_step` of them to each step from `at_step` on, in their order.
 
     The last step takes what is left. Raises ValueError where the rows do not fit before `end`.
