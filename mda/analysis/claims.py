@@ -14,8 +14,8 @@ direction is positive:
     not replicated    corrected p against <= alpha: the data rule out an effect of the claimed size
     undecided         neither; no such arm; fewer than `min_seeds` pairs
 
-An onset that no run of the window reached counts as the window's end, which is a bound and no
-value: evidence that would need the value is not taken (`allowed`).
+The onset of a run that does not reach the threshold in its window counts as the window's end. That
+is a bound and no value: evidence that would need the value is not taken (`allowed`).
 
 The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
 family. So the probability that any false claim of a family is called replicated is at most alpha,

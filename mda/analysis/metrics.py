@@ -20,7 +20,8 @@ from mda.emergence.onset import crossing, head_metric
 METRICS = {
     "unit": "mu of the unit (of several heads: their mean) at the window's end",
     "mechanism": "of heads, the largest over all of them: survives another choice of head",
-    "onset_step": "step at which the unit's curve crosses the threshold, interpolated",
+    "onset_step": "step at which the unit's curve crosses the threshold, interpolated; none where "
+    "it lies above from the start",
     "onset_tokens": "the same in tokens",
     "mechanism_onset_step": "step at which the largest over all heads crosses it",
     "mechanism_onset_tokens": "the same in tokens",
@@ -212,12 +213,11 @@ def _measure(run: Run, target: Run) -> Measured:
         if curve is not None:
             known = np.isfinite(curve[rows])  # a metric may be measured at fewer steps than others
             seen = curve[rows][known]
-            step = crossing(run.curve["step"][rows][known], seen, threshold)
-            if len(seen) and seen[0] >= threshold:
-                step = None  # it came before the window
-            elif step is None:
-                step = float(run.end)
-                censored.update(names)
+            if not len(seen) or seen[0] < threshold:  # else it came before the window
+                step = crossing(run.curve["step"][rows][known], seen, threshold)
+                if step is None:
+                    step = float(run.end)
+                    censored.update(names)
         values[names[0]] = step
         values[names[1]] = None if step is None else step * run.tokens_per_step
     for name in ("copy_gain", "icl_score"):

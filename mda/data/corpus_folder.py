@@ -12,10 +12,10 @@ from mda import store
 from mda.data.errors import DataError
 from mda.data.tokenizer import FILE, read_tokenizer
 
-UNLABELLED = "unlabelled"  # the class of rows that nobody has labelled
-
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+UNLABELLED = "unlabelled"  # the class of rows that nobody has labelled
 
 
 def write_corpus(

@@ -217,13 +217,12 @@ def lead(measured: Measurements) -> str:
 
 def _units(measured: Measurements) -> dict[int, list[str]]:
     """Seed -> the units that its edits were made for, those of its control without edits."""
-    seeds = sorted({run.seed for run in measured.runs})
-    found = {seed: [run for run in measured.runs if run.seed == seed] for seed in seeds}
-    edited = {seed: [run for run in runs if run.arm.intervention != CONTROL]
-              for seed, runs in found.items()}  # fmt: skip
-    return {
-        seed: list(dict.fromkeys(run.unit for run in edited[seed] or found[seed])) for seed in seeds
-    }
+    found = {}
+    for seed in sorted({run.seed for run in measured.runs}):
+        runs = [run for run in measured.runs if run.seed == seed]
+        edits = [run for run in runs if run.arm.intervention != CONTROL]
+        found[seed] = list(dict.fromkeys(run.unit for run in edits or runs))
+    return found
 
 
 def _write_tables(

@@ -104,11 +104,10 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
         for size in (size for size in sizes if (arm, size, "unit") in found):
             row = found[arm, size, "unit"]
             means = (number(_float(row[name])) for name in ("reference_mean", "arm_mean"))
-            changes = (
+            change, delay = (
                 interval(found.get((arm, size, metric)), "difference", "ci_low", "ci_high")
                 for metric in ("unit", ONSET)
             )
-            change, delay = changes
             cells = (arm, size, row["n"], *means, change, p_of(row["p_holm"]), delay)
             lines.append(f"| {' | '.join(cells)} |")
     return lines

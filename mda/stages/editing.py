@@ -61,7 +61,7 @@ def check_edit(context: Context, corpus: Corpus, steps: tuple[int, int] | None) 
     if label is not None and label not in corpus.label_names:
         accepted = f"null, or one of the corpus' labels {show(corpus.label_names)}"
         raise refuse("intervention.label", label, accepted)
-    if intervention.inserted is not None:
+    if steps is None and intervention.inserted is not None:
         read_inserted(Path(intervention.inserted), corpus.seq_len, corpus.vocab_size)
     if steps is None or not intervention.edits:
         return
@@ -82,7 +82,8 @@ def _check_amount(
     made_up = Scores(ids, np.zeros_like(ids), order[:, None], ("",), order)
     if config.by_token:
         amount(len(ids) * corpus.seq_len, config.fraction, config.count, "tokens")
-        ranked(made_up, "", label=config.label, labels=corpus.labels_of(ids))
+        if config.label is not None:
+            ranked(made_up, "", label=config.label, labels=corpus.labels_of(ids))
         return
     chosen = select(corpus, "", replace(config, match="none"), made_up, context.config.seed)
     if config.mode in ("drop", "replace"):

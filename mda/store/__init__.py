@@ -28,8 +28,8 @@ from mda.store.locks import Busy, hold, say
 
 __all__ = [
     "Artifact", "Busy", "Store", "Torn", "device_kind", "fingerprint", "free_memory",
-    "git_diff", "git_state",
-    "gpu_of", "hash_arrays", "hash_file", "hold", "make_key", "noting_uses", "read_csv",
-    "read_json", "read_npy", "read_safetensors", "replacing", "say", "take_gpu", "texts",
-    "versions", "write_csv", "write_json", "write_npy", "write_npy_parts", "write_safetensors",
+    "git_diff", "git_state", "gpu_of", "hash_arrays", "hash_file", "hold", "make_key",
+    "noting_uses", "read_csv", "read_json", "read_npy", "read_safetensors", "replacing", "say",
+    "take_gpu", "texts", "versions", "write_csv", "write_json", "write_npy", "write_npy_parts",
+    "write_safetensors",
 ]  # fmt: skip

@@ -248,9 +248,13 @@ def test_long_documents_are_tokenized_few_at_a_time_and_too_long_ones_refused(
     longest = max(len(json.loads(line)["text"]) for line in path.read_text().splitlines())
     monkeypatch.setattr(hf, "CHARACTERS", 2 * longest)
     monkeypatch.setattr(hf, "LONGEST", longest)
+    given = []
+    together = hf._together
+    monkeypatch.setattr(hf, "_together", lambda *a: given.extend(found := [*together(*a)]) or found)
     corpus = build(tmp_path, settings(path, tokenizer_json))
     expected = end_to_end(words)
     assert corpus.rows(np.arange(len(expected))).tolist() == expected.tolist()
+    assert len(given) > 2 and all(sum(map(len, texts)) <= 2 * longest for texts in given)
     monkeypatch.setattr(hf, "LONGEST", longest - 1)
     said = rf"document \d+ has {longest} characters and is tokenized whole; accepted: at most"
     with pytest.raises(DataError, match=said):
