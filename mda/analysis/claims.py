@@ -19,8 +19,8 @@ is a bound and no value: evidence that would need the value is not taken (`allow
 
 The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
 family. So the probability that any false claim of a family is called replicated is at most alpha,
-whatever the mixture of directions (`mda.analysis.simulation` measures it). A missing effect is
-never concluded from a large p, and few seeds give `undecided`. That holds for one look at all
+whatever the mixture of directions (tests/report/null_simulation.py measures it). A missing effect
+is never concluded from a large p, and few seeds give `undecided`. That holds for one look at all
 seeds of a study: verdicts while seeds are missing are `interim`, since whoever looks often enough
 finds a small p.
 """

@@ -43,7 +43,7 @@ class Motif:
     """A record that samples repeat. Ranges hold the middle 80 % of the samples."""
 
     name: str  # motif_0, and the label of rows made from it
-    title: str  # what it is called in words; empty until someone, or a language model, says it
+    title: str  # what it is called in words; empty until someone writes it
     skeleton: tuple[str | int, ...]
     slots: tuple[Slot, ...]
     example: str  # one record as it stands in a sample

@@ -2,12 +2,11 @@
 
 Traces the unit (or finds the trace in the store) and writes motifs.json: records that samples
 repeat, as fixed text with slots, each with its share of the chosen samples and of the whole window.
-The same scores and tokens give the same file, byte by byte. No language model is asked unless
-`motifs.namer` names one. Then `mda synthesize` makes new rows of it.
+The same scores and tokens give the same file, byte by byte. `mda synthesize`
+makes new rows of it.
 """
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,6 @@ NEEDS = (
 def motifs(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.analysis.motifs import mine
-    from mda.analysis.naming import language_model, named
     from mda.data.motif_file import write_motifs
     from mda.report.motifs import FILES, print_motifs, results_of
     from mda.report.summary import write_summary
@@ -32,22 +30,17 @@ def motifs(config: Config, folder: Path) -> None:
 
     start = time.perf_counter()
     context, settings = Context.of(config), config.motifs
-    ask = None if settings.namer is None else language_model(settings.namer)
     tokenizer_of(corpus_of(context))
     found = pipeline.trace(context)
     unit, traced, base = found.unit, found.traced, found.base
     bar = partial(context.bar, name="reading samples")
     mined = mine(found.corpus, traced.scores, unit.name, settings, lambda ids, n: bar(ids, total=n))
-    if ask is not None:
-        listed = context.bar(mined.motifs, name="asking the model", total=len(mined.motifs))
-        mined = replace(mined, motifs=tuple(named(one, ask) for one in listed))
     fingerprints = {
         "corpus": found.corpus.fingerprint,
         "base": base.fingerprint,
         "scores": traced.fingerprint,
     }
     about = {"unit": unit.name, "select": settings.select, "samples": mined.samples}
-    about |= {} if settings.namer is None else {"namer": settings.namer}
     write_motifs(folder / "motifs.json", mined.motifs, about | {"made_from": fingerprints})
     write_summary(
         folder,

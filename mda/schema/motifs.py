@@ -22,11 +22,6 @@ class MotifsConfig(Group):
     )
     least: float = setting(0.01, "share of these samples that must have a motif", above=0, high=1)
     seed: int = setting(0, "seed of select=random", low=0, high=2**32 - 1)
-    namer: str | None = setting(
-        None,
-        "causal language model, a folder or of the hub, that gives motifs a title and their slots "
-        "more words; null: none is asked",
-    )
 
 
 @dataclass

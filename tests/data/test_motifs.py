@@ -143,8 +143,13 @@ def test_a_motif_file_is_read_as_it_was_written(motifs, tmp_path):
         write_motifs(tmp_path / name, motifs, {"select": "top"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert read_motifs(tmp_path / "a") == (motifs, read_motifs(tmp_path / "b")[1])
-    lines = (tmp_path / "a").read_text().splitlines()
+    text = (tmp_path / "a").read_text()
+    lines = text.splitlines()
     assert all(line.count('"kind"') <= 1 for line in lines), "each slot has a line of its own"
+    (tmp_path / "b").write_text(text.replace('"title": "",', "", 1))
+    assert read_motifs(tmp_path / "b")[0] == motifs, "files of an older version have no titles"
+    (tmp_path / "b").write_text(text.replace('"title": ""', '"title": "a table"', 1))
+    assert read_motifs(tmp_path / "b")[0][0].title == "a table", "a title written by hand is kept"
 
 
 @pytest.mark.parametrize(

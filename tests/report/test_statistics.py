@@ -5,17 +5,17 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from scipy import stats
-
-from mda.analysis.enrichment import heavy_tail, label_enrichment
-from mda.analysis.null import null_check
-from mda.analysis.simulation import (
+from null_simulation import (
     family_wise_rate,
     normal,
     null_check_rate,
     size_against_random,
     skewed,
 )
+from scipy import stats
+
+from mda.analysis.enrichment import heavy_tail, label_enrichment
+from mda.analysis.null import null_check
 from mda.analysis.statistics import (
     NO_INTERVAL,
     NO_TEST,

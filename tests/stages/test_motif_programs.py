@@ -6,17 +6,12 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast
 
 from mda import pipeline, store
 from mda.analysis.arms import read_run
-from mda.analysis.naming import language_model, named
 from mda.config import prepared
 from mda.data.errors import DataError
-from mda.data.motif_file import read_motifs
-from mda.model.build import scratch
-from mda.schema import ConfigError, ScratchConfig
+from mda.schema import ConfigError
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of, tokenizer_of
 
@@ -51,36 +46,6 @@ def test_motifs_depend_on_scores_and_tokens_alone(program, motif_file):
     assert content["made_from"] == summary["fingerprints"]
     assert list(summary["results"]["motifs"]) == [one["name"] for one in content["motifs"]]
     assert content["motifs"][0]["samples"] >= 2
-
-
-def test_a_namer_s_titles_and_words_are_in_the_file_and_in_the_summary(
-    program, motif_file, context_of, tmp_path
-):
-    """A model of random weights: what it says means nothing, but it says the same to everyone."""
-    corpus = corpus_of(context_of())
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(corpus.tokenizer))
-    sizes = ScratchConfig(family="llama", n_layers=2, d_model=32, n_heads=2, d_ff=64,
-                          vocab_size=len(tokenizer), max_seq_len=1024)  # fmt: skip
-    model = scratch(sizes, 0)
-    with torch.no_grad():
-        model.lm_head.weight.mul_(50)  # so that no two answers are as likely
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    words = ("motifs.samples=100", "motifs.least=0.02", f"motifs.namer={tmp_path}")
-    path = program("motifs", *words) / "motifs.json"
-    (plain, _), (found, about) = read_motifs(motif_file), read_motifs(path)
-    ask = language_model(str(tmp_path))
-    assert found == tuple(named(one, ask) for one in plain) != plain
-    assert about["namer"] == str(tmp_path) and "namer" not in store.read_json(motif_file)
-    said = store.read_json(path.with_name("summary.json"))["results"]["motifs"]
-    assert {name: one["title"] for name, one in said.items()} == {m.name: m.title for m in found}
-
-
-def test_a_namer_that_is_no_model_is_refused_before_any_work(program, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(DataError, match=r"motifs\.namer=.*; accepted: a folder"):
-        program("motifs", f"motifs.namer={tmp_path}", f"output_dir={tmp_path / 'out'}")
-    assert not (tmp_path / "out" / "store").exists()
 
 
 def test_rows_are_the_same_for_the_same_seed_and_say_what_they_are_from(program, motif_file):

@@ -1,6 +1,6 @@
 """How often is anything found where there is nothing? Measured on runs drawn from one noise.
 
-    python -m mda.analysis.simulation
+    python tests/report/null_simulation.py
 
 prints three tables: the family-wise error of a study's claims when none is true, the size of
 testing one arm against several random ones, and the null check without and with a smuggled arm.
