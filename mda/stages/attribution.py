@@ -31,7 +31,7 @@ from mda.types import ParameterBlock, Schedule, Scores, Unit
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
-SCORE_SHARD = 1024  # samples between two points at which a kill loses nothing
+SCORE_SHARDS = (64, 1024)  # see `sharded`
 NOT_SCORED = (
     "accelerator", "activation_checkpointing", "devices", "micro_batch_size", "precision",
     "threads",
@@ -150,7 +150,7 @@ class ScoringWork:
 
     def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:
         assert self.part is not None
-        shards = list(enumerate(sharded(self.sample_ids, SCORE_SHARD)))
+        shards = list(enumerate(sharded(self.sample_ids, *SCORE_SHARDS)))
         files = [self.part / f"{name.replace(' ', '_')}_{i:05d}.safetensors" for i, _ in shards]
         todo = mine(shards)
         for i, shard in self.context.bar(todo, name, len(todo)):
@@ -160,11 +160,12 @@ class ScoringWork:
                 store.write_safetensors(files[i], parts)
         barrier()
         values = on_disk((len(self.sample_ids), len(self.units)), self.part)
-        losses = []
-        for (i, ids), file in zip(shards, files, strict=True):
+        losses, first = [], 0
+        for file in files:
             done = store.read_safetensors(file)
-            values[i * SCORE_SHARD :][: len(ids)] = done["values"]
+            values[first : first + len(done["values"])] = done["values"]
             losses.append(done["losses"])
+            first += len(done["values"])
         barrier()  # every process has read the shards before the first one deletes them
         return SampleScores(values, torch.cat(losses))
 
@@ -260,7 +261,7 @@ def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleSc
     rows = np.diff(schedule.offsets)
     store.write_npy(part / "sample_ids.npy", schedule.sample_ids)
     store.write_npy(part / "steps.npy", np.repeat(np.arange(schedule.start, schedule.end), rows))
-    values = (values_NU.float().numpy() for values_NU in found.values_NU.split(SCORE_SHARD))
+    values = (values_NU.float().numpy() for values_NU in found.values_NU.split(1024))
     shape = (len(found.values_NU), len(units))
     store.write_npy_parts(part / "values.npy", values, shape, np.float32)
     store.write_npy(part / "losses.npy", found.losses_N.float().numpy())

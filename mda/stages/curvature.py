@@ -14,7 +14,8 @@ from mda.stages.context import Context, barrier, build_together, mine, rank
 from mda.stages.runs import Run
 from mda.types import ParameterBlock
 
-FIT_SHARD = 512  # samples between two points at which a kill loses nothing
+FIT_SHARDS = (16, 512)  # see `sharded`; each is a file as large as the curvature
+FEW = 16  # samples, of which every shard but the last is a multiple
 
 
 def fitted_curvature(
@@ -38,7 +39,7 @@ def fitted_curvature(
 
     def build(part: Path) -> None:
         def shards(name: str, partial_sums: ekfac.PartialSums) -> ekfac.Sums:
-            pieces = list(enumerate(sharded(sample_ids, FIT_SHARD)))
+            pieces = list(enumerate(sharded(sample_ids, *FIT_SHARDS)))
             for i, ids in context.bar(mine(pieces), f"EK-FAC {name}", len(mine(pieces))):
                 path = part / f"{name}_{i:04d}.safetensors"
                 if not path.exists():
@@ -61,8 +62,13 @@ def fitted_curvature(
     return ekfac.Curvature.load(artifact.path / "curvature.safetensors")
 
 
-def sharded(sample_ids: np.ndarray, size: int) -> list[np.ndarray]:
-    """Sample ids in pieces of `size`, the last one shorter."""
+def sharded(sample_ids: np.ndarray, n: int, most: int) -> list[np.ndarray]:
+    """Sample ids in some `n` shards of at most `most`, between which a kill loses nothing.
+
+    Neither the number of processes nor the batch size enters: what several processes share is what
+    one does alone, to the last bit, and any number of them goes on with it.
+    """
+    size = min(most, max(1, -(-len(sample_ids) // (n * FEW))) * FEW)
     return [sample_ids[i : i + size] for i in range(0, len(sample_ids), size)]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from mda import store
 from mda.data.stream import Corpus
 from mda.estimator.estimator import TokenEstimator
-from mda.stages.attribution import SCORE_SHARD, ScoringWork, Traced
+from mda.stages.attribution import SCORE_SHARDS, ScoringWork, Traced
 from mda.stages.context import Context, barrier, build_together, mine
 from mda.stages.corpus import base_schedule, fetch
 from mda.stages.curvature import sharded
@@ -47,7 +47,7 @@ def score_tokens(
     """What the loss of every token of the window adds to the unit's score of its sample."""
     config, window = context.config, located.window
     schedule = base_schedule(config, corpus, window.start, window.end)
-    shards = sharded(schedule.sample_ids, SCORE_SHARD)
+    shards = sharded(schedule.sample_ids, *SCORE_SHARDS)
 
     def build(part: Path) -> None:
         fetch(context, corpus, schedule.sample_ids, together=True)

@@ -14,17 +14,41 @@ from mda.stages import attribution, curvature
 from mda.types import Schedule
 
 
+@pytest.mark.parametrize(
+    ("n", "n_fit", "n_scored"),
+    [(5, 1, 1), (48, 3, 3), (84, 6, 6), (4096, 16, 64), (100_000, 196, 98)],
+)
+def test_shards_are_small_where_samples_are_few(n, n_fit, n_scored):
+    """A kill loses a sixteenth, and three processes that share 84 samples have two shards each."""
+    ids = np.arange(n)[::-1]
+    for sizes, wanted in ((curvature.FIT_SHARDS, n_fit), (attribution.SCORE_SHARDS, n_scored)):
+        shards = curvature.sharded(ids, *sizes)
+        assert len(shards) == wanted
+        assert np.concatenate(shards).tolist() == ids.tolist()
+        assert max(map(len, shards)) <= sizes[1]
+
+
 def test_shards_change_no_score(traced, monkeypatch, tmp_path):
-    """80 samples in three shards, the last one shorter; curvature in three as well."""
-    whole, _ = traced("estimator.fit_sequences=20", f"output_dir={tmp_path / 'whole'}")
-    monkeypatch.setattr(attribution, "SCORE_SHARD", 30)
-    monkeypatch.setattr(curvature, "FIT_SHARD", 8)
-    parts, context = traced("estimator.fit_sequences=20", f"output_dir={tmp_path / 'parts'}")
-    assert len(parts.traced.scores.sample_ids) > 2 * 30
+    """160 samples in ten shards, or in five: the same to the bit."""
+    few, context = traced("estimator.fit_sequences=40", "estimator.batch_size=16")
+    monkeypatch.setattr(attribution, "SCORE_SHARDS", (2, 32))
+    many = tmp_path / "other"
+    other, _ = traced("estimator.fit_sequences=40", "estimator.batch_size=16", f"output_dir={many}")
     assert not list(context.store.root.rglob("*_00000.safetensors"))
+    assert len(few.traced.scores.sample_ids) == 160
+    for name in ("sample_ids", "losses", "values"):
+        np.testing.assert_array_equal(
+            getattr(other.traced.scores, name), getattr(few.traced.scores, name)
+        )
+
+
+def test_shards_of_a_fit_change_no_more_than_the_rounding_of_its_sums(
+    traced, monkeypatch, tmp_path
+):
+    whole, _ = traced("estimator.fit_sequences=20", f"output_dir={tmp_path / 'whole'}")
+    monkeypatch.setattr(curvature, "FEW", 8)
+    parts, _ = traced("estimator.fit_sequences=20", f"output_dir={tmp_path / 'parts'}")
     one, other = whole.traced.scores, parts.traced.scores
-    assert one.sample_ids.tolist() == other.sample_ids.tolist()
-    np.testing.assert_allclose(other.losses, one.losses, rtol=1e-5)
     np.testing.assert_allclose(
         other.values, one.values, rtol=1e-3, atol=1e-6 * abs(one.values).max()
     )
