@@ -1,8 +1,8 @@
 """How fast this machine does the work of the stages: each kind once, on a little of it.
 
 The model has random weights and reads random tokens, which take as long as any. First a few tokens
-are tried; then as many sequences of full length as half a minute allows, or, where one is too much,
-a shorter one, whose time is scaled by its operations.
+are tried; then, while there is time left, as many sequences of full length as it allows, or, where
+one is too much, a shorter one, whose time is scaled by its operations.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,7 +40,7 @@ from mda.unit.blocks import Directions
 from mda.unit.kind import Materials
 
 FIRST_TOKENS = 64
-TRIES = 3  # of which the fastest counts: the one that others disturbed least
+TRIES = 3  # at most; the fastest counts: the one that others disturbed least
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -154,8 +155,9 @@ class Bench:
 
 
 def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
-    """Operations a second of each kind of work, in `limit_s` seconds for all of them.
+    """Operations a second of each kind of work, in about `limit_s` seconds for all of them.
 
+    A model so large that a few tokens take longer gets one try of each kind that counts.
     Of a machine that is busy with other things, the rates are those it has when left alone: own
     CPU time counts in place of wall time. The threads are those that the job will run with.
     """
@@ -168,31 +170,55 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
 
 
 def _rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
-    bench, found, load = Bench(job), {}, Load()
-    for kind in kinds:
-        work: Callable[[int, int], float] = getattr(bench, kind)
-        length = job.config.data.seq_len
-        short = min(FIRST_TOKENS, length)
-        work(1, short)  # builds what is built once
-        _, seconds = timed(work, 1, short, job.config)
-        allowed = limit_s / len(kinds) / (TRIES + 1) / seconds * short  # tokens at this speed
-        while length > short and length > allowed:
-            length //= 2
-        n = max(1, min(bench.largest(kind), int(allowed // length)))
-        tries = [timed(work, n, length, job.config) for _ in range(TRIES)]
-        found[kind] = max(flops / seconds for flops, seconds in tries)
+    bench, found, load, said = Bench(job), {}, Load(), []
+    full = job.config.data.seq_len
+    for kind in track(kinds, "measuring", transient=True):
+        found[kind], length = _fastest(bench, kind, limit_s / len(kinds))
+        short = f" at {length} of {full} tokens" if length < full else ""
+        said.append(f"{kind} {found[kind] / 1e9:,.1f}{short}")
     others = load.others() or 0.0
-    said = ", ".join(f"{kind} {rate / 1e9:,.1f}" for kind, rate in found.items())
-    source = f"this machine, measured in GFLOP/s: {said or 'nothing to compute'}"
+    source = f"this machine, measured in GFLOP/s: {', '.join(said) or 'nothing to compute'}"
     if others > RELIABLE:
         source += f"; others take {others:.0%} of its cores now, beside them it takes longer"
     return Rates(found, source, memory=_memory(job.device))
 
 
-def timed(
-    work: Callable[[int, int], float], n: int, length: int, config: Config
-) -> tuple[float, float]:
-    """Operations and seconds of some work."""
+def _fastest(bench: Bench, kind: str, limit_s: float) -> tuple[float, int]:
+    """Operations a second of a kind of work, and the length of the sequences they are measured on.
+
+    A few tokens are tried twice whatever they take: the first try builds what is built once. Larger
+    tries follow while `limit_s` seconds of wall time are not over.
+    """
+    work: Callable[[int, int], float] = getattr(bench, kind)
+    config, full = bench.job.config, bench.job.config.data.seq_len
+    length, short = full, min(FIRST_TOKENS, full)
+    spent = timed(work, 1, short, config).wall_s
+    trial = timed(work, 1, short, config)
+    spent += trial.wall_s
+    allowed = limit_s / (TRIES + 1) / trial.seconds * short  # tokens at this speed
+    while length > short and length > allowed:
+        length //= 2
+    n = max(1, min(bench.largest(kind), int(allowed // length)))
+    tries: list[Timed] = []
+    while len(tries) < TRIES and spent < limit_s:
+        tries.append(timed(work, n, length, config))
+        spent += tries[-1].wall_s
+    if not tries:
+        tries, length = [trial], short
+    return max(one.flops / one.seconds for one in tries), length
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Operations of some work, its seconds were the machine left alone, and its wall time."""
+
+    flops: float
+    seconds: float
+    wall_s: float
+
+
+def timed(work: Callable[[int, int], float], n: int, length: int, config: Config) -> Timed:
+    """Do some work once, and time it."""
     gpu = device_of(config).type == "cuda"
     load = Load()
     with (clock := Clock()):
@@ -201,7 +227,7 @@ def timed(
             torch.cuda.synchronize()
     alone = clock.cpu_s / torch.get_num_threads()
     busy = not gpu and (load.others() or 0.0) > RELIABLE
-    return flops, max(alone if busy else clock.wall_s, 1e-9)
+    return Timed(flops, max(alone if busy else clock.wall_s, 1e-9), clock.wall_s)
 
 
 def held_bytes(device: torch.device) -> float:

@@ -154,13 +154,8 @@ class Estimates:
         process = {device.type: held_bytes(device) for device in here}
         self.rates = {
             key: self._rates(self.jobs[key], list(wanted), LIMIT_S / len(kinds), process)
-            for key, wanted in track(
-                kinds.items(), "measuring", transient=True, disable=not self._measured()
-            )
+            for key, wanted in kinds.items()
         }
-
-    def _measured(self) -> bool:
-        return any(job.config.plan.hardware == "this" for job in self.jobs.values())
 
     def _rates(
         self, job: Job, kinds: Sequence[str], limit_s: float, process: Mapping[str, float]

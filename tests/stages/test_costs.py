@@ -201,7 +201,7 @@ def test_exact_has_at_most_the_operations_that_are_said(traced, tmp_path, n):
 class Machine:
     """A clock that fake work sets forward; others take half of the cores where it is `busy`."""
 
-    slower = (50, 1, 3, 1, 2)  # than it can: what is built at first, a trial, three tries
+    slower = (10, 1, 2, 1, 1.5)  # than it can: what is built at first, a trial, three tries
 
     def __init__(self, busy: bool) -> None:
         self.wall, self.cpu, self.busy, self.calls = 0.0, 0.0, busy, []
@@ -227,19 +227,24 @@ class Machine:
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_rate_is_that_of_the_fastest_try_left_alone(context_of, monkeypatch, busy):
-    """An update has 2 MFLOP/s here, a score 0.5; of 8 s a try has one."""
+    """An update has 2 MFLOP/s here, a score 1; of 8 s a try has one.
+
+    Beside others a try takes four times as long, and the first one uses up the time.
+    """
     job = job_of(context_of("data.seq_len=128", "training.batch_size=16").config)
     machine = Machine(busy)
     monkeypatch.setattr("mda.benchmark.time", machine)
     monkeypatch.setattr("mda.benchmark._busy_s", machine.busy_s)
-    for kind, rate in (("update", 2e6), ("score", 5e5)):
+    for kind, rate in (("update", 2e6), ("score", 1e6)):
         monkeypatch.setattr(Bench, kind, lambda _, *size, of=(kind, rate): machine.work(*of, *size))
     rates = rates_here(job, ("update", "score"), 8.0)
-    assert rates.of == pytest.approx({"update": 2e6, "score": 5e5})
-    assert rates.seconds({"update": 6e6, "score": 1e6}) == pytest.approx(3 + 2)
+    slower = 2 if busy else 1
+    assert rates.of == pytest.approx({"update": 2e6 / slower, "score": 1e6 / slower})
+    assert rates.seconds({"update": 6e6, "score": 2e6}) == pytest.approx((3 + 2) * slower)
     assert ("others take 50% of its cores" in rates.source) == busy
-    # A second is 2000 tokens of updates, 500 of scores: so many whole sequences, 16 at most.
-    tries = [("update", 15, 128)] * 3, [("score", 3, 128)] * 3
+    # A second is 2000 tokens of updates, 1000 of scores: so many whole sequences, 16 at most.
+    times = 1 if busy else 3
+    tries = [("update", 15, 128)] * times, [("score", 7, 128)] * times
     first = [[(kind, 1, 64)] * 2 for kind in ("update", "score")]
     assert machine.calls == [*first[0], *tries[0], *first[1], *tries[1]]
 
@@ -253,6 +258,19 @@ def test_a_sequence_that_takes_too_long_is_tried_at_a_part_of_its_length(context
     monkeypatch.setattr(Bench, "update", lambda _, *size: machine.work("update", 4e5, *size))
     assert rates_here(job, ("update",), 4.0).of == pytest.approx({"update": 4e5})
     assert machine.calls[2:] == [("update", 1, 256)] * 3
+
+
+def test_a_model_whose_first_tries_take_all_the_time_is_asked_no_more(context_of, monkeypatch):
+    """64 tokens take 0.64 s, at first 10 times as long: 7 s where 4 were allowed."""
+    job = job_of(context_of("data.seq_len=512", "model.max_seq_len=512").config)
+    machine = Machine(busy=False)
+    monkeypatch.setattr("mda.benchmark.time", machine)
+    monkeypatch.setattr("mda.benchmark._busy_s", machine.busy_s)
+    monkeypatch.setattr(Bench, "update", lambda _, *size: machine.work("update", 1e5, *size))
+    rates = rates_here(job, ("update",), 4.0)
+    assert rates.of == pytest.approx({"update": 1e5})
+    assert machine.calls == [("update", 1, 64)] * 2
+    assert "update 0.0 at 64 of 512 tokens" in rates.source
 
 
 @pytest.mark.parametrize("kind", WORK)
