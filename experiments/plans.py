@@ -6,6 +6,7 @@ its rate that `plan.share` assumes. Below stands what was measured on a card wit
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mda.config import compose, conf_dir, main
@@ -35,7 +36,7 @@ The planned peaks are those that the formulas gave then. The fit of 160m was not
 
 def page(hardware: str = "h100") -> str:
     """The page, for one card."""
-    from mda.report.costs import duration, markdown_table
+    from mda.report.costs import HEADERS, cells, duration
     from mda.stages.preview import Estimates, stages_of
 
     lines = [HEAD]
@@ -52,7 +53,7 @@ def page(hardware: str = "h100") -> str:
                 start, end = config.intervention.steps or (0, 0)
                 window = f"steps {start:,} to {end:,}, {(end - start) * 1024:,} samples"
                 lines += [f"{window}. {rates.source}.", ""]
-                lines += [*markdown_table(totals, rates.memory), ""]
+                lines += [*table(HEADERS, [cells(one, rates.memory) for one in totals]), ""]
             else:
                 (arm,) = [total for total in totals if total.stage == "arm"]
                 said = duration(arm.seconds or 0)
@@ -64,7 +65,7 @@ def measured() -> list[str]:
     """The table of what was measured, and what scoring costs in updates."""
     found = json.loads(MEASURED.read_text("utf-8"))
     heads = ("model and work", "tokens a second", "share", "peak", "planned peak")
-    rows = [heads, ("---", *("---:",) * (len(heads) - 1))]
+    rows = []
     for name, of in found.items():
         sizes = (f"{of[key]:.3g} GB" for key in ("peak_gb", "planned_gb"))
         rows.append((name, f"{of['tokens_per_s']:,.0f}", f"{of['share']:.1%}", *sizes))
@@ -74,7 +75,13 @@ def measured() -> list[str]:
         f"The score of a sequence for all heads takes {min(ratios):.2f} to {max(ratios):.2f} of "
         "the time of its update in float32."
     )
-    return [*(f"| {' | '.join(row)} |" for row in rows), "", said]
+    return [*table(heads, rows), "", said]
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, all columns but the first aligned to the right."""
+    rule = ("---", *("---:",) * (len(headings) - 1))
+    return [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]
 
 
 def plans(config: Config, folder: Path) -> None:

@@ -40,15 +40,17 @@ OTHER_HEADS = {  # studies whose claims on the baseline stand below it
 
 def readme_lines(confidence: float) -> dict[str, list[str]]:
     """What the main README says of results, place by place, from the tables that are kept."""
-    from mda import store
-    from mda.report.readme import (
+    from study_pages import (
         arms_table,
         baseline_claims,
+        behaviour_table,
         claims_by_size,
+        sizes_table,
         study_table,
         verdict_lines,
     )
-    from mda.report.results import behaviour_table, sizes_table
+
+    from mda import store
 
     studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
     lines = study_table(RESULTS / IN_README, studies[IN_README], confidence)
@@ -66,10 +68,10 @@ def readme_lines(confidence: float) -> dict[str, list[str]]:
 
 
 def results(config: Config, folder: Path) -> None:
+    from leaderboard_page import leaderboard_pages
+    from study_pages import KEPT, fill, results_page, study_of
+
     from mda.report.compare import compare
-    from mda.report.leaderboard import leaderboard_pages
-    from mda.report.readme import fill
-    from mda.report.results import KEPT, results_page, study_of
 
     report = config.report
     studies = {}

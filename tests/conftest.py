@@ -1,4 +1,7 @@
-"""The tests of every folder can import `families` and others, which are no tests themselves."""
+"""The tests of every folder can import `families` and others, which are no tests themselves.
+
+They can also import the modules of experiments/ that write this repository's pages.
+"""
 
 import os
 import sys
@@ -7,6 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
 
 @pytest.fixture(scope="session")

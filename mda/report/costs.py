@@ -1,4 +1,4 @@
-"""Tables of what stages cost, for the terminal and for a page."""
+"""Tables of what stages cost."""
 
 from __future__ import annotations
 
@@ -47,13 +47,6 @@ def terminal_table(totals: Sequence[StageTotal], memory: float | None) -> Table:
     for total in totals:
         table.add_row(*cells(total, memory))
     return table
-
-
-def markdown_table(totals: Sequence[StageTotal], memory: float | None) -> list[str]:
-    """The lines of the table in Markdown."""
-    rows = [HEADERS, ("---", *("---:",) * (len(HEADERS) - 1))]
-    rows += [cells(total, memory) for total in totals]
-    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def amount(number: float, unit: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,13 @@ def percent(share: float) -> str:
 def p_value(value: float | None) -> str:
     """Two digits, a dash where there was no test."""
     return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    head, *lines = ("".join(f"| {cell} " if cell else "| " for cell in row) + "|"
+                    for row in (headings, *rows))  # fmt: skip
+    return [head, "|---" * len(headings) + "|", *lines]
 
 
 def _read(name: str) -> str:

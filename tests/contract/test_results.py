@@ -2,12 +2,14 @@
 
 import csv
 import re
-import runpy
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from leaderboard_page import leaderboard_pages
+from results import readme_lines
+from study_pages import KEPT, arms_table, claims_by_size, results_page, study_of, study_table
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -17,9 +19,6 @@ from mda.analysis.null import null_check
 from mda.analysis.table import CURVES, RUNS
 from mda.config import compose
 from mda.report.compare import compare
-from mda.report.leaderboard import leaderboard_pages
-from mda.report.readme import arms_table, claims_by_size, study_table
-from mda.report.results import KEPT, results_page, study_of
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "sweeps" / "results"
@@ -108,7 +107,6 @@ def readme_study(place="study") -> str:
 
 
 def test_the_readme_has_the_tables_of_its_studies():
-    readme_lines = runpy.run_path(str(ROOT / "experiments" / "results.py"))["readme_lines"]
     found = readme_lines(compose().report.confidence)
     for place, lines in found.items():
         assert len(lines) > 3 and readme_study(place) == "\n".join(lines)

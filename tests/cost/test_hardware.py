@@ -4,7 +4,7 @@ import pytest
 
 from mda.config import compose
 from mda.cost.hardware import CARDS, INTENSITY, WORK, rates_of_card
-from mda.report.costs import StageTotal, amount, duration, markdown_table
+from mda.report.costs import StageTotal, amount, cells, duration
 from mda.schema import ConfigError
 from mda.schema.plan import HARDWARE
 
@@ -46,4 +46,4 @@ def test_amounts_and_times_are_short():
 
 def test_what_is_not_known_is_a_dash_and_what_does_not_fit_is_marked():
     total = StageTotal("arm", 2, 1e6, None, None, 3e9, 10.0)
-    assert markdown_table([total], 2e9)[2] == ("| arm | 2 | 1 M | - | - | 3 GB (too much) | 10 B |")
+    assert cells(total, 2e9) == ("arm", "2", "1 M", "-", "-", "3 GB (too much)", "10 B")

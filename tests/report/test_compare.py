@@ -12,6 +12,7 @@ import pytest
 from made_up_runs import BANDS, STANDARD, Edit, aim_at_neurons, write_runs
 from made_up_traces import write_trace
 from matplotlib.image import imread
+from study_pages import results_page
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -19,7 +20,6 @@ from mda.analysis.metrics import measure
 from mda.report import compare as report_compare
 from mda.report.compare import FILES, compare
 from mda.report.figures import curves_figure, heads_figure
-from mda.report.results import results_page
 from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
 
 STUDY = StudyConfig(

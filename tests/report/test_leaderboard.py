@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from leaderboard_page import PLACE, leaderboard_pages
 from scipy import stats
 
 from mda.analysis import leaderboard as board
@@ -14,7 +15,6 @@ from mda.analysis.truth import (
     roc_area,
     spearman,
 )
-from mda.report.leaderboard import PLACE, leaderboard_pages
 from mda.report.truth import report_truth
 from mda.schema import ReportConfig
 

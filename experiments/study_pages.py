@@ -1,15 +1,20 @@
-"""The kept results of studies as one Markdown page, every number of it out of their tables."""
+"""What sweeps/results/README.md and the main README say of studies, out of their tables alone.
+
+`experiments/results.py` writes both pages.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from mda import store
+from mda.analysis.arms import arm_as
 from mda.analysis.bearing import ABLE
-from mda.report.page import DASH, number, p_value, percent
+from mda.report.page import DASH, markdown, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
 
 KEPT = (
@@ -93,10 +98,9 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
 
     Last stands by how many steps the edit delays the onset.
     """
-    lines = [
-        "| arm | model | seeds | without | with | difference | corrected p | delay, steps |",
-        "|---" * 8 + "|",
-    ]
+    heads = ("arm", "model", "seeds", "without", "with", "difference", "corrected p",
+             "delay, steps")  # fmt: skip
+    lines = []
     effects = {size: store.read_csv(folder / "effects.csv") for size, folder in sizes.items()}
     found = {(row["arm"], size, row["metric"]): row for size, rows in effects.items()
              for row in rows if row["reference"] == "control"}  # fmt: skip
@@ -104,13 +108,9 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
         for size in (size for size in sizes if (arm, size, "unit") in found):
             row = found[arm, size, "unit"]
             means = (number(_float(row[name])) for name in ("reference_mean", "arm_mean"))
-            change, delay = (
-                interval(found.get((arm, size, metric)), "difference", "ci_low", "ci_high")
-                for metric in ("unit", ONSET)
-            )
-            cells = (arm, size, row["n"], *means, change, p_of(row["p_holm"]), delay)
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            delay = change(found.get((arm, size, ONSET)))
+            lines.append((arm, size, row["n"], *means, change(row), p_of(row["p_holm"]), delay))
+    return markdown(heads, lines)
 
 
 def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
@@ -156,23 +156,19 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
 
 def _effect_table(rows: Sequence[Row]) -> list[str]:
     known = {(row["arm"], row["reference"], row["metric"]): row for row in rows}
-    lines = [f"| arm | against | seeds | {' | '.join(SHOWN.values())} |", "|---" * 7 + "|"]
+    lines = []
     for arm, reference in dict.fromkeys((row["arm"], row["reference"]) for row in rows):
         own = [known[arm, reference, metric] for metric in SHOWN]
-        cells = [
-            f"{interval(row, 'difference', 'ci_low', 'ci_high')} p {p_of(row['p_holm'])}"
-            + "†" * (row["at_least_p"] == "True")
+        cells = (
+            f"{change(row)} p {p_of(row['p_holm'])}" + "†" * (row["at_least_p"] == "True")
             for row in own
-        ]
-        lines.append(f"| {arm} | {reference} | {own[0]['n']} | {' | '.join(cells)} |")
-    return lines
+        )
+        lines.append((arm, reference, own[0]["n"], *cells))
+    return markdown(("arm", "against", "seeds", *SHOWN.values()), lines)
 
 
 def _verdict_table(rows: Sequence[Row], effects: Sequence[Row]) -> list[str]:
-    lines = [
-        "| claim | effect | claimed | p for | p against | family | verdict | |",
-        "|---" * 8 + "|",
-    ]
+    lines = []
     against_random = {
         (row["arm"], row["metric"]): row for row in effects if row["reference"] == "random"
     }
@@ -182,13 +178,12 @@ def _verdict_table(rows: Sequence[Row], effects: Sequence[Row]) -> list[str]:
         effect = interval(row, "mean", "low", "high")
         other = against_random.get((row["arm"], row["metric"]))
         if row["reference"] == "control" and other and other["ci_low"]:
-            effect += f"<br>against random {interval(other, 'difference', 'ci_low', 'ci_high')}"
-        lines.append(
-            f"| {row['text']} | {effect} | {claimed} | {p_of(row['p_holm'])} | "
-            f"{p_of(row['against_holm'])} | {row['family']} ({row['family_size']}) | "
-            f"**{row['verdict']}** | {row['status']} |"
-        )
-    return lines
+            effect += f"<br>against random {change(other)}"
+        both = (p_of(row["p_holm"]), p_of(row["against_holm"]))
+        family, verdict = f"{row['family']} ({row['family_size']})", f"**{row['verdict']}**"
+        lines.append((row["text"], effect, claimed, *both, family, verdict, row["status"]))
+    heads = ("claim", "effect", "claimed", "p for", "p against", "family", "verdict", "")
+    return markdown(heads, lines)
 
 
 def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> list[str]:
@@ -204,7 +199,7 @@ def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> lis
         return []
     fullest = max(arms, key=lambda arm: int(rows[arm, names[0]]["n"]))  # the most controls
     cells = {
-        arm: [interval(rows.get((arm, name)), "difference", "ci_low", "ci_high") for name in names]
+        arm: [change(rows.get((arm, name))) for name in names]
         for arm in arms
         if not chosen or arm in chosen
     }
@@ -213,11 +208,7 @@ def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> lis
         cells[f"*{words}*"] = [
             DASH if row is None else number(float(row["reference_mean"])) for row in found
         ]
-    return [
-        f"| arm | {' | '.join(ABLE.values())} |",
-        "|---" * (1 + len(ABLE)) + "|",
-        *(f"| {arm} | {' | '.join(found)} |" for arm, found in cells.items()),
-    ]
+    return markdown(("arm", *ABLE.values()), ((arm, *found) for arm, found in cells.items()))
 
 
 def _behaviour(effects: Sequence[Row]) -> list[str]:
@@ -279,3 +270,102 @@ def interval(row: Row | None, *names: str) -> str:
         return DASH
     mean, low, high = (number(_float(row[name])) for name in names)
     return f"{mean} [{low}, {high}]"
+
+
+def change(row: Row | None) -> str:
+    """The difference that an edit makes, with its interval; a dash for no row of effects."""
+    return interval(row, "difference", "ci_low", "ci_high")
+
+
+def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str]:
+    """A study in short, for the README: each choice of samples, and the claims on the baseline."""
+    effects, level = store.read_csv(folder / "effects.csv"), percent(confidence)
+    edits = {"remove": "removed", "augment": "trained on twice"}
+    against_control = {row["arm"]: row for row in effects
+                       if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
+    n_seeds = len({seed for row in effects for seed in row["seeds"].split()})
+    cells: dict[str, dict[str, str]] = {}  # choice of samples -> edit -> what it did
+    for arm in map(arm_as, study.arms.values()):
+        if arm.intervention in edits and (row := against_control.get(arm.name)):
+            choice = replace(arm, intervention="", mode="").name
+            fewer = "" if int(row["n"]) == n_seeds else f", {row['n']} seeds"
+            cells.setdefault(choice, {})[arm.intervention] = change(row) + fewer
+    lines = [
+        f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
+        f"of the unit at the window's end, with a {level} bootstrap interval (narrow for few "
+        "seeds).",
+        "",
+        *markdown(
+            ("samples", *edits.values()),
+            [(choice, *(did.get(edit, DASH) for edit in edits)) for choice, did in cells.items()],
+        ),
+        "",
+    ]
+    claims = baseline_claims(folder, study)
+    about = ["Its claims on the baseline; all others are on the page of results:", ""]
+    return lines + (about + claims if claims else [])
+
+
+def baseline_claims(folder: Path, study: StudyConfig, about: str = "") -> list[str]:
+    """The claims of a study on the baseline that influence must beat, and what became of them."""
+    names = [name for name, claim in study.claims.items() if claim.reference == "repetition"]
+    return verdict_lines(folder, study, names, about)
+
+
+def verdict_lines(
+    folder: Path, study: StudyConfig, names: Collection[str], about: str = ""
+) -> list[str]:
+    """Claims of a study by their names, and what became of each."""
+    texts = {study.claims[name].text for name in names}
+    return [
+        f"- {about}{row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']}; "
+        f"{row['reason']})."
+        for row in store.read_csv(folder / "verdicts.csv")
+        if row["text"] in texts
+    ]
+
+
+def arms_table(folder: Path, confidence: float) -> list[str]:
+    """What each edit of a study adds to the unit, against control and against random edits."""
+    against = ("control", "random")
+    rows = {(row["arm"], row["reference"]): row for row in store.read_csv(folder / "effects.csv")
+            if row["metric"] == "unit" and row["reference"] in against}  # fmt: skip
+    heads = (f"against {one}, {percent(confidence)} interval" for one in against)
+    lines = [
+        (arm, rows[arm, "control"]["n"], *(change(rows.get((arm, one))) for one in against))
+        for arm in dict.fromkeys(arm for arm, _ in rows)
+    ]
+    return markdown(("edit", "seeds", *heads), lines)
+
+
+def claims_by_size(sizes: Mapping[str, Path]) -> list[str]:
+    """What became of every claim of a study at each size, with the p-value that decided it."""
+    found = {(row["text"], size): row for size, folder in sizes.items()
+             for row in store.read_csv(folder / "verdicts.csv")}  # fmt: skip
+    lines = [
+        (text.removesuffix("."), *(_verdict(found.get((text, size))) for size in sizes))
+        for text in dict.fromkeys(text for text, _ in found)
+    ]
+    return markdown(("claim", *sizes), lines)
+
+
+def _verdict(row: Row | None) -> str:
+    if row is None:
+        return DASH
+    against = row["verdict"] == "not replicated"
+    p = row["against_holm" if against else "p_holm"]
+    said = f", p = {float(p):.2g}{' against it' if against else ''}" if p else ""
+    return f"{row['verdict']}{said} ({row['status']})"
+
+
+def fill(text: str, place: str, lines: Sequence[str]) -> str:
+    """A page with these lines in a place of it. Raises ValueError for a page without the place.
+
+    The place stands between the comments `<!-- place -->` and `<!-- end of place -->`.
+    """
+    start, end = f"<!-- {place} -->", f"<!-- end of {place} -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"no place for this in the page: it has to have {start} and {end}")
+    return "\n".join([before + start, *lines, end + after])
