@@ -18,7 +18,7 @@ IN_NAME = {
     "mode", "action", "select", "fraction", "count", "band", "match",
     "match_targeted", "label", "within", "spans", "rows",
 }  # fmt: skip
-WHICH_UNIT = {"unit.name", "unit.metric", "unit.locate"}
+WHICH_UNIT = {"unit.name", "unit.metric", "unit.locate", "unit.only"}
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:

@@ -99,9 +99,8 @@ def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Ru
         return f"is above {short(runs[0].threshold)} from the window's start on"
     if all(never):
         return f"does not reach {short(runs[0].threshold)} in the window, and nor does the control,"
-    return (
-        f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {sides[1] or 'unknown'}"
-    )
+    there = sides[1] or "being there before the window"
+    return f"crosses {short(runs[0].threshold)} at step {sides[0]} instead of {there}"
 
 
 def _mean(measured: Measurements, side: Sequence[Run], targets: Sequence[Run]) -> str:

@@ -15,11 +15,16 @@ Curve = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Onset:
-    """Step of the crossing and the steps at which the 95 % band's edges cross; None = never."""
+    """Step of the crossing and the steps at which the 95 % band's edges cross; None = never.
+
+    `before` says that the curve is at or above the threshold at its first step, which is `step`
+    then: the unit came earlier than anything was measured.
+    """
 
     step: float | None
     low: float | None
     high: float | None
+    before: bool = False
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float | None:
@@ -51,7 +56,13 @@ def onset(
         crossing(x, y, threshold),
         crossing(x, y + band, threshold),
         crossing(x, y - band, threshold),
+        before=len(y) > 0 and bool(y[0] >= threshold),
     )
+
+
+def there_before(unit: str) -> str:
+    """What is said of a unit whose onset lies `before` the curve."""
+    return f"{unit} was there before the first step: scores say what changes it"
 
 
 def heads_of(curve: Curve, metric: str) -> list[HeadId]:

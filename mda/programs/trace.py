@@ -52,6 +52,7 @@ def trace(config: Config, folder: Path) -> None:
             folder,
             config.report.samples,
             config.report.dpi,
+            before=unit.there_before,
         )
         log.figures([folder / "distribution.png"])
         log.table("top_samples", sample_rows(folder))

@@ -58,7 +58,7 @@ def arm_name(config: Config) -> str:
 def _unit_words(unit: UnitConfig) -> tuple[str, ...]:
     """Its kind, where that is not the default, and settings that its preset does not give."""
     kind = () if unit.name == USUAL else (f"unit={unit.name}",)
-    own = {"name", "metric", "threshold", "probe"}
+    own = {"name", "metric", "threshold", "probe", "only"}  # alone or not, its scores are its own
     return kind + tuple(
         f"unit.{item.name}={value}"
         for item in fields(unit)
@@ -97,6 +97,8 @@ def report_arm(
     onset = unit_onset(curve, metric, head, config.unit.threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(f"window: {window.rule}")
+    if onset.before:
+        print(f"{head} was there before step {window.start}: it has no onset and no delay")
     edited = f"{plan.n_samples:,} samples"
     if plan.by_token:
         edited = f"{len(plan.sample_ids):,} tokens of {edited}"
@@ -117,7 +119,7 @@ def report_arm(
     ]
     return {
         "unit_metric": last[name],
-        "onset": onset.step,
+        "onset": None if onset.before else onset.step,
         **{key: last[key] for key in kept if key in last},
         **able,
         **({"from_published": apart} if apart else {}),

@@ -72,5 +72,7 @@ def print_heads(metric: str, threshold: float, found: list) -> None:
         at = "-" if onset.step is None else f"step {onset.step:,.0f}"
         ends = [("never" if x is None else f"{x:,.0f}") for x in (onset.low, onset.high)]
         band = "-" if onset.low is None else " to ".join(ends)
+        if onset.before:  # what was measured first is no onset
+            at, band = f"before {at}", "-"
         table.add_row(str(head), f"{value:.3f}", at, band)
     Console().print(table)

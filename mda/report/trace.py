@@ -15,6 +15,7 @@ from rich.table import Table
 from mda import store
 from mda.analysis.enrichment import Enrichment, heavy_tail, label_enrichment
 from mda.data.stream import Corpus
+from mda.emergence.onset import there_before
 from mda.report.catalysts import FILE as CATALYSTS
 from mda.report.catalysts import catalysts_of, print_catalysts
 from mda.report.drawing import plt, save_figure
@@ -113,9 +114,14 @@ def sample_records(
     ]
 
 
-def write_samples_page(path: Path, unit: str, records: dict[str, list[dict[str, Any]]]) -> None:
-    """One HTML page without scripts: red tokens raise the unit's probe, blue ones lower it."""
-    body = []
+def write_samples_page(
+    path: Path, unit: str, records: dict[str, list[dict[str, Any]]], before: bool
+) -> None:
+    """One HTML page without scripts: red tokens raise the unit's probe, blue ones lower it.
+
+    `before` says that the unit was there before the first step, so that nothing here made it.
+    """
+    body = [f"<p>{html.escape(there_before(unit))}.</p>"] if before else []
     for title, samples in records.items():
         body.append(f"<h2>{html.escape(title)}</h2>")
         body += [_sample(sample) for sample in samples]
@@ -127,7 +133,7 @@ def write_samples_page(path: Path, unit: str, records: dict[str, list[dict[str, 
     )
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Samples of {unit}</title>'
-        f"<style>{style}</style><h1>What made {unit}</h1>"
+        f"<style>{style}</style><h1>What {'changes' if before else 'made'} {unit}</h1>"
         "<p>A positive score means that up-weighting the sample raises the unit's probe. Each "
         "token is coloured by its own part of the sample's score: red raises, blue lowers.</p>"
         f"{''.join(body)}</html>"
@@ -193,10 +199,12 @@ def report_trace(
     folder: Path,
     n: int,
     dpi: int,
+    before: bool,
 ) -> dict[str, Any]:
     """Write `FILES` into `folder`, print the tables, return the results for the summary.
 
-    `influence` gives the token-level influence [n, T] of sample ids.
+    `influence` gives the token-level influence [n, T] of sample ids; `before` says that the unit
+    was there before the first step.
     """
     values, labels = scores.of(unit), corpus.labels_of(scores.sample_ids)
     top, bottom = extremes(values, n)
@@ -209,7 +217,7 @@ def report_trace(
         for title, at in ((f"The {n} highest", top), (f"The {n} lowest", bottom))
     }
     store.write_json(folder / "top_samples.json", {"unit": unit, "samples": records})
-    write_samples_page(folder / "top_samples.html", unit, records)
+    write_samples_page(folder / "top_samples.html", unit, records, before)
     print_enrichment(found)
     causes = catalysts_of(corpus, scores, unit)
     if causes is not None:
@@ -220,8 +228,11 @@ def report_trace(
         tail = dict(zip(map(str, TAIL), heavy_tail(values, TAIL).tolist(), strict=True))
         said = f"the top 10 % carry {tail['0.1']:.0%} of all positive influence"
     print(f"{len(values):,} samples scored for {unit}; {said}")
+    if before:
+        print(there_before(unit))
     return {
         "unit": unit,
+        "there_before": before,
         "samples": len(values),
         "cumulative_influence": tail,
         "catalysts": None if causes is None else asdict(causes),

@@ -58,6 +58,7 @@ class UnitConfig(Group):
     metric: str = setting("???", "metric that finds it, as in emergence/<metric>/<unit>")
     threshold: float = setting(0.5, "metric from which a unit counts as there")
     locate: str = setting("auto", "auto: strongest unit of the base run; or a unit's name")
+    only: bool = setting(False, "score it alone, in its own blocks, and no other unit of its kind")
     biases: bool = setting(False, "count the biases of its blocks as its own")
 
     def __post_init__(self) -> None:

@@ -34,6 +34,8 @@ from mda.stages.locating import Located
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores, TokenScores, Window
 
+SPANS = 2  # the number of these draws; random scores of tokens have 1, of samples none
+
 
 @dataclass(frozen=True)
 class Edited:
@@ -210,6 +212,8 @@ def _by_token(
         plan = mask_tokens(scores, config, unit.window, corpus.seq_len, n, pool, parts, seed)
         return Edited(plan, edit(plan, base), corpus, None)
     fetch(context, corpus, scores.sample_ids)
+    # Another number than that of random scores: a sample's draws must not depend on its score.
+    seed = mixed_seed(context.config.seed, config.seed, SPANS)
     plan = replace_spans(corpus, scores, config, unit.window, n, order(config.select), seed)
     extra = plans.rewritten(plan, lambda ids: corpus.rows(ids).numpy())
     longer = replace(corpus, extra=extra.astype(corpus.tokens.dtype))

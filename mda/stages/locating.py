@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mda import store
 from mda.data.stream import Corpus
 from mda.emergence.callback import Follow
-from mda.emergence.onset import Curve, unit_onset, units_of
+from mda.emergence.onset import Curve, Onset, there_before, unit_onset, units_of
 from mda.intervention.window import auto_window
 from mda.schema import ConfigError
 from mda.stages.context import Context, build_together, without
@@ -24,7 +24,7 @@ from mda.unit.blocks import shared_owners
 from mda.unit.kind import Materials, UnitKind
 from mda.unit.kind import check_label as check_label_of
 
-NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source")
+NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source", "only")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Located:
     units: tuple[Unit, ...]  # everything that is scored in one pass
     inputs: dict[str, object]  # what decides the units' measurement
     follow: Follow | None  # measures the members where curves do not anyway
+    there_before: bool  # at the first step of the base run's curve: it did not emerge in that run
 
 
 def check_label(context: Context, corpus: Corpus) -> None:
@@ -78,13 +79,16 @@ def locate(context: Context, corpus: Corpus, base: Run) -> Located:
             "values, which would count twice; accepted: another unit.k, or one head by its name"
         )
     name = "mechanism" if together else members[0]
+    if settings.only:
+        units = tuple(unit for unit in units if unit.name == name)
     curve, follow = base.curve, None
     if members[0] not in units_of(base.curve, settings.metric):
         follow = _follower(kind, settings.metric, members)
         followed = _followed(context, base, follow, inputs | {"followed": list(members)})
         curve = joined(base.curve, followed)
-    window = _window(context, base, curve, members[0])
-    return Located(name, members, window, curve, kind, units, inputs, follow)
+    emerged = unit_onset(curve, settings.metric, members[0], settings.threshold)
+    window = _window(context, base, emerged, members[0])
+    return Located(name, members, window, curve, kind, units, inputs, follow, emerged.before)
 
 
 def _ranked(context: Context, base: Run, kind: UnitKind, inputs: Mapping[str, object]) -> list[str]:
@@ -148,14 +152,17 @@ def joined(one: Curve, other: Curve) -> Curve:
     return [rows[step] for step in sorted(rows)]
 
 
-def _window(context: Context, base: Run, curve: Curve, unit: str) -> Window:
-    settings, edit = context.config.unit, context.config.intervention
-    onset = unit_onset(curve, settings.metric, unit, settings.threshold).step
+def _window(context: Context, base: Run, emerged: Onset, unit: str) -> Window:
+    edit, last = context.config.intervention, int(base.curve[-1]["step"])
     if edit.steps is not None:
         start, end = edit.steps
-        return Window(start, end, onset, f"as given: [{start}, {end})")
-    last = int(curve[-1]["step"])
+        return Window(start, end, emerged.step, f"as given: [{start}, {end})")
+    margins = edit.before_onset, edit.after_onset
     try:
-        return auto_window(onset, base.checkpoints, last, edit.before_onset, edit.after_onset)
+        window = auto_window(emerged.step, base.checkpoints, last, *margins)
     except ValueError as error:
         raise ConfigError(f"intervention.window=auto: {unit}: {error}") from error
+    if emerged.before:
+        rule = f"{there_before(unit)}; it has no onset, so the window is the first steps"
+        return replace(window, rule=f"{rule}: [{window.start}, {window.end})")
+    return window

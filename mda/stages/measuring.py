@@ -53,6 +53,9 @@ def job_of(config: Config) -> Job:
         names = [unit.name for unit in kind.units([])]
         together = config.unit.locate == "mechanism"
         units = tuple(kind.units(names[: getattr(config.unit, "k", 1)], together))
+        if config.unit.only:
+            one = config.unit.locate if config.unit.named else names[0]
+            units = tuple(u for u in units if u.name == ("mechanism" if together else one))
     return Job(config, passes.Shape.of(model), units)
 
 

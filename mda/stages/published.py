@@ -20,6 +20,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mda import store
 from mda.data.stream import Corpus
@@ -33,7 +34,7 @@ from mda.stages.hub import fetch_revision, weight_files
 from mda.stages.plugin import module_of
 from mda.stages.runs import Published, Run, base_run, device_of, threads_in, training_inputs
 from mda.store import Artifact
-from mda.training.checkpoint import checkpoint_folder
+from mda.training.checkpoint import check_moments, checkpoint_folder
 from mda.training.table import CsvTable
 
 VERSION = 1
@@ -105,6 +106,7 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
             folder.mkdir(parents=True, exist_ok=True)
             _link(one.weights, folder / WEIGHTS_FILE)
             if one.step in states:
+                _check_state(states[one.step], one)
                 shutil.copyfile(states[one.step], folder / OPTIMIZER_FILE)
             else:
                 store.write_safetensors(folder / OPTIMIZER_FILE, {})
@@ -268,6 +270,16 @@ def _states(settings: PublishedConfig) -> dict[int, Path]:
             f"step_<n>/{OPTIMIZER_FILE}, n one of base.steps={show(settings.steps)}"
         )
     return found
+
+
+def _check_state(path: Path, revision: Revision) -> None:
+    """Raise ConfigError for a state that an arm could not start with at this revision."""
+    try:
+        moments = store.read_safetensors(path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: not readable as safetensors ({error})") from error
+    if moments:
+        check_moments(path, moments, store.read_safetensors(revision.weights), revision.step)
 
 
 def _manifest(

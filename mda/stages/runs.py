@@ -83,8 +83,8 @@ class Run:
 
     @cached_property
     def checkpoints(self) -> list[int]:
-        """Steps whose checkpoint was kept."""
-        return checkpoint.steps(self.folder / "checkpoints")
+        """Steps whose checkpoint was kept, as the manifest names them: no other folder counts."""
+        return checkpoint.steps_among(store.read_json(self.folder / "manifest.json")["files"])
 
     def checkpoint(self, step: int) -> Path:
         """Folder of a kept checkpoint. Raises KeyError with the steps there are."""

@@ -45,8 +45,9 @@ class TrainedSae:
     @cached_property
     def sae(self) -> Sae:
         """The SAE, in float32 on the CPU."""
-        (file,) = self.folder.glob("*/cfg.json")
-        return load_sae(file.parent, "sparsify")
+        files = store.read_json(self.folder / "manifest.json")["files"]
+        (settings,) = (name for name in files if name.endswith("/cfg.json"))
+        return load_sae((self.folder / settings).parent, "sparsify")
 
     @cached_property
     def quality(self) -> Quality:

@@ -32,6 +32,7 @@ from mda.store.integrity import (
     recorded_files,
     set_aside,
     torn,
+    unlisted,
 )  # fmt: skip
 from mda.store.keys import Key, difference, make_key
 from mda.store.locks import Busy, hold, say
@@ -163,7 +164,8 @@ class Store:
     def verify(self, kinds: Sequence[str] | None = None) -> Iterator[tuple[Path, str | None]]:
         """Each artifact and what is wrong with it, None for nothing; every byte is read.
 
-        What does not fit is set aside, unless a process works on it.
+        What does not fit is set aside, unless a process works on it; an artifact with a file that
+        its manifest does not name stays where it is, as nothing reads that file.
         """
         for folder in self._finished():
             if kinds and folder.parent.name not in kinds:
@@ -174,6 +176,8 @@ class Store:
                 if self._holds(folder):
                     with suppress(Busy), hold(lock, waiting=None):
                         set_aside(folder)
+            else:
+                reason = unlisted(folder, read_manifest(folder)["files"])
             yield folder, reason
 
     def remove(self, folder: Path) -> bool:

@@ -91,6 +91,18 @@ def misfit(folder: Path, files: Mapping[str, Any], hashes: Hashes | None = None)
     return None
 
 
+def unlisted(folder: Path, files: Mapping[str, Any]) -> str | None:
+    """What lies in a folder without being in its manifest, in words; None where there is nothing.
+
+    Nothing reads such a file, so that an artifact is as good with it; it does not belong there.
+    """
+    there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    if not (names := sorted({*there} - {*files, MANIFEST})):
+        return None
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{names[0]}{more}: in the folder, but not in its {MANIFEST}"
+
+
 def torn(part: Path) -> str | None:
     """The first file of an unfinished build that is not whole, in words.
 

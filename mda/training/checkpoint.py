@@ -1,15 +1,16 @@
 """Checkpoints: a folder of safetensors and json, written whole or not at all.
 
 `step_<n>/` holds the state after n updates: `model.safetensors`, `optimizer.safetensors` (AdamW's
-moments by parameter name) and `state.json` (the step, and in fp16 the loss scale). The learning
-rate is a pure function of the step, so the step is the scheduler's whole state.
+moments by parameter name) and `state.json` (the step, the SHA-256 of the other two, and in fp16 the
+loss scale). The learning rate is a pure function of the step, so the step is the scheduler's whole
+state.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from mda import store
 from mda.schema import ConfigError
 
+FILES = ("model.safetensors", "optimizer.safetensors")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -53,32 +55,78 @@ def save(
         for key in MOMENTS
     }
     save_file(moments, part / "optimizer.safetensors")
-    state = {"step": step} | ({"loss_scale": dict(loss_scale)} if loss_scale else {})
+    state: dict[str, object] = {
+        "step": step,
+        "sha256": {path.name: store.hash_file(path) for path in sorted(part.iterdir())},
+    }
+    if loss_scale:
+        state["loss_scale"] = dict(loss_scale)
     store.write_json(part / "state.json", state)
     os.replace(part, folder)
     return folder
+
+
+def verify(folder: Path) -> None:
+    """Raise Torn where the files of a checkpoint are not, byte by byte, those that were saved."""
+    hashes = store.read_json(folder / "state.json").get("sha256", {})
+    for name in FILES:
+        if store.hash_file(folder / name) != hashes.get(name):
+            raise store.Torn(f"{folder.name}/{name} has changed since it was saved")
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Restore weights and optimizer bit for bit; returns the step.
 
     The optimizer's state may be empty, as it is before the first update. Raises ConfigError,
-    naming the tensors, where a file lacks one, has one too many, or one of another shape.
+    naming the tensors, where a file lacks one, has one too many, or one of another shape, and for
+    moments that AdamW cannot have left (`check_moments`).
     """
     weights = load_file(folder / "model.safetensors")
     _refuse_misfit(folder / "model.safetensors", weights, model)
     model.load_state_dict(weights, strict=False)
+    step = store.read_json(folder / "state.json")["step"]
     moments = load_file(folder / "optimizer.safetensors")
     parameters = dict(model.named_parameters())
-    wanted = {f"{name}/{key}" for name in parameters for key in MOMENTS}
     if moments:
-        _refuse_names(folder / "optimizer.safetensors", wanted - {*moments}, {*moments} - wanted)
+        check_moments(folder / "optimizer.safetensors", moments, parameters, step)
         for name, parameter in parameters.items():
             # The fused AdamW wants its step beside the moments, on a GPU too.
             optimizer.state[parameter] = {
                 key: moments[f"{name}/{key}"].to(parameter.device) for key in MOMENTS
             }
-    return store.read_json(folder / "state.json")["step"]
+    return step
+
+
+def check_moments(
+    path: Path,
+    moments: Mapping[str, torch.Tensor],
+    parameters: Mapping[str, torch.Tensor],
+    step: int,
+) -> None:
+    """Raise ConfigError, naming a tensor, for moments that AdamW cannot have after `step` updates.
+
+    Of every parameter there are the mean gradient and the mean squared gradient, in its precision
+    and shape, finite, the latter not negative, and the number of updates, from 0 to `step`: an
+    arm's optimizer may be younger than its weights.
+    """
+    wanted = {f"{name}/{key}" for name in parameters for key in MOMENTS}
+    _refuse_names(path, wanted - {*moments}, {*moments} - wanted)
+    for name, parameter in parameters.items():
+        for key in MOMENTS:
+            found = moments[f"{name}/{key}"]
+            like = torch.zeros(()) if key == "step" else parameter
+            if (found.dtype, found.shape) != (like.dtype, like.shape):
+                said = f"is {found.dtype} of the shape {list(found.shape)}"
+                accepted = f"{like.dtype} of the shape {list(like.shape)}"
+            elif not torch.isfinite(found).all():
+                said, accepted = "holds values that are not finite", "finite values"
+            elif key == "exp_avg_sq" and (found < 0).any():
+                said, accepted = "holds negative values", "mean squares, 0 or above"
+            elif key == "step" and not (0 <= found <= step and found == found.round()):
+                said, accepted = f"is {found:g}", f"whole numbers from 0 to {step}"
+            else:
+                continue
+            raise ConfigError(f"{path}: {name}/{key} {said}; accepted: {accepted}")
 
 
 def loss_scale(folder: Path) -> dict[str, Any]:
@@ -131,5 +179,15 @@ def second_moments(folder: Path, beta2: float) -> dict[str, torch.Tensor]:
 
 def steps(root: Path) -> list[int]:
     """Steps of the complete checkpoints under `root`, ascending."""
-    found = (p.name.removeprefix("step_") for p in root.glob("step_*") if p.is_dir())
-    return sorted(int(name) for name in found if name.isdigit())
+    return _numbers(path.name for path in root.glob("step_*") if path.is_dir())
+
+
+def steps_among(files: Iterable[str]) -> list[int]:
+    """Steps of the checkpoints that the files of a run, `checkpoints/step_<n>/...`, belong to."""
+    parts = (name.split("/") for name in files)
+    return _numbers({part[1] for part in parts if part[0] == "checkpoints" and len(part) == 3})
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    numbers = (name.removeprefix("step_") for name in names if name.startswith("step_"))
+    return sorted(int(number) for number in numbers if number.isdigit())

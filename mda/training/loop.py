@@ -64,6 +64,8 @@ def train(
         raise Torn(f"the checkpoint of step {lost[0]} is missing")
     for step in set(done) - {first, *checkpoints}:  # rolling ones that a kill left behind
         shutil.rmtree(checkpoint.checkpoint_folder(root, step))
+    for step in checkpoint.steps(root):
+        checkpoint.verify(checkpoint.checkpoint_folder(root, step))
     folder.mkdir(parents=True, exist_ok=True)
     # The curve is measured before the checkpoint is written, so that what a checkpoint says is
     # done has its row.

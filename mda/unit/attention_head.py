@@ -58,13 +58,20 @@ class AttentionHeads:
         return {}
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
-        """All heads, and the mechanism of `names`."""
+        """All heads, and the mechanism of `names`; that alone where heads attend, each for itself.
+
+        The gradient of a mechanism's attention is another one than that of any of its heads, in
+        the very blocks of theirs.
+        """
         units = [
             Unit(str(HeadId(layer, head)), tuple(Part(b, head) for b in blocks.values()))
             for layer, blocks in enumerate(self.blocks)
             for head in range(self.architecture.n_heads)
         ]
-        return [*units, joint(units, names)] if together else units
+        if not together:
+            return units
+        mechanism = joint(units, names)
+        return [mechanism] if isinstance(self.measured, OwnAttention) else [*units, mechanism]
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Gradients in the blocks that these units own."""

@@ -168,6 +168,14 @@ def test_onset_band_brackets_the_crossing():
     assert onset(steps, values, None, 0.2).low == found.step
 
 
+def test_a_curve_that_begins_above_the_threshold_has_no_onset_of_its_own():
+    steps = np.array([0, 100, 200])
+    for first, before in ((0.19, False), (0.2, True), (0.9, True)):
+        found = onset(steps, [first, 0.1, 0.3], None, 0.2)
+        assert found.before is before
+        assert found.step == (0 if before else pytest.approx(150))
+
+
 def test_a_units_onset_is_that_of_its_own_rows_and_errors():
     """Crosses 0.2 at 200; the band is 0.05 wide on either side, the other metric's has no width."""
     curve = [{"step": step, "val/loss": 1.0} for step in range(0, 500, 50)]

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import warm
 from programs import ROOT, command, kill_when
+from safetensors.torch import load_file, save_file
 
 STEPS = ("training.total_steps=200", "training.checkpoint_every=20", "intervention.window=[20,40]")
 
@@ -45,6 +47,26 @@ def torn_weights(part: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def flipped_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+def flipped_weight(part: Path) -> None:
+    flipped_bit(newest(part) / "model.safetensors")
+
+
+def flipped_moment_of_an_earlier_step(part: Path) -> None:
+    flipped_bit(part / "checkpoints" / "step_20" / "optimizer.safetensors")
+
+
+def renamed_tensor(part: Path) -> None:
+    path = newest(part) / "model.safetensors"
+    weights = load_file(path)
+    save_file({name.replace("final_", "last_"): value for name, value in weights.items()}, path)
+
+
 def lost_moments(part: Path) -> None:
     (newest(part) / "optimizer.safetensors").unlink()
 
@@ -60,6 +82,9 @@ def short_table(part: Path) -> None:
 
 DAMAGES = {
     torn_weights: "model.safetensors is torn",
+    flipped_weight: "/model.safetensors has changed since it was saved",
+    flipped_moment_of_an_earlier_step: "step_20/optimizer.safetensors has changed since it was",
+    renamed_tensor: "/model.safetensors has changed since it was saved",
     lost_moments: "optimizer.safetensors",
     lost_checkpoint: "the checkpoint of step 40 is missing",
     short_table: "train.csv has no row of step",
@@ -88,3 +113,21 @@ def test_a_lost_checkpoint_does_not_move_the_scoring_to_another(whole, tmp_path)
     after, said = run("trace", tmp_path)
     assert "checkpoints/step_40/model.safetensors is missing" in said
     assert (after / "scores.csv").read_bytes() == (before / "scores.csv").read_bytes()
+
+
+def test_a_checkpoint_that_no_manifest_names_is_not_used_and_named(whole, tmp_path):
+    shutil.copytree(whole[0] / "store", tmp_path / "store")
+    at = ("estimator.checkpoint=window_middle", "estimator.fit_sequences=40")
+    before, _ = run("trace", tmp_path, *at)
+    (base,) = (path for path in tmp_path.glob("store/base/*") if path.is_dir())
+    shutil.copytree(base / "checkpoints/step_20", base / "checkpoints/step_30")  # the middle
+    shutil.rmtree(tmp_path / "store" / "scores")
+    after, said = run("trace", tmp_path, *at)
+    assert said == ""
+    assert (after / "scores.csv").read_bytes() == (before / "scores.csv").read_bytes()
+    found = warm.run(
+        [sys.executable, "-m", "mda.cli", "store", "verify", "--outputs", str(tmp_path)], ROOT
+    )
+    name = "checkpoints/step_30/model.safetensors and 2 more: in the folder, but not in its manif"
+    assert found.returncode == 1 and f"base/{base.name}: {name}" in found.stdout
+    assert base.is_dir() and "left where it is" in found.stdout

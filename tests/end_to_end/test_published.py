@@ -436,6 +436,23 @@ def test_an_optimizer_state_that_is_given_makes_the_control_arm_the_run_itself(t
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.usefixtures("nowhere")
+def test_an_optimizer_state_that_adamw_cannot_have_left_is_refused(trained, tmp_path):
+    root, base = trained
+    shutil.copytree(base / "checkpoints", tmp_path / "states")
+    path = tmp_path / "states/step_20/optimizer.safetensors"
+    choice = (f"base.state={tmp_path / 'states'}", "intervention=control")
+    moments = load_file(path)
+    name = "gpt_neox.embed_in.weight/exp_avg_sq"
+    save_file(moments | {name: -moments[name]}, path)
+    says = f"{path}: {name} holds negative values; accepted: mean squares, 0 or above"
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        pipeline.arm(local(root / "me/tiny", tmp_path / "out", *choice))
+    path.write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=f"{re.escape(str(path))}: not readable as safetensors"):
+        pipeline.arm(local(root / "me/tiny", tmp_path / "out", *choice))
+
+
 def test_two_steps_with_the_same_weights_are_refused(revisions, tmp_path):
     shutil.copytree(revisions / "step20", revisions / "step30")
     with pytest.raises(ConfigError, match="revisions step20 and step30 have the same weights"):

@@ -19,13 +19,17 @@ def corpus() -> Corpus:
     return Corpus(tokens, np.arange(N) % 2, ("prose", "code"), 50, (), counts, None, held_out, "x")
 
 
-def reported(corpus: Corpus, values: np.ndarray, folder, dpi: int = 30) -> dict:
+def reported(
+    corpus: Corpus, values: np.ndarray, folder, dpi: int = 30, before: bool = False
+) -> dict:
     folder.mkdir()
     losses = np.ones(N, np.float32)
     scores = Scores(np.arange(N), np.arange(N) // 4, values[:, None], ("L1N3",), losses)
-    return report_trace(
-        corpus, scores, "L1N3", lambda ids: np.zeros((len(ids), T)), folder, n=3, dpi=dpi
-    )
+
+    def none(ids: np.ndarray) -> np.ndarray:
+        return np.zeros((len(ids), T))
+
+    return report_trace(corpus, scores, "L1N3", none, folder, n=3, dpi=dpi, before=before)
 
 
 @pytest.mark.parametrize("values", [np.zeros(N), -np.arange(1.0, N + 1)], ids=["dead", "negative"])
@@ -50,3 +54,16 @@ def test_the_figure_of_a_trace_has_the_resolution_that_is_asked_for(corpus, tmp_
         reported(corpus, np.arange(float(N)), tmp_path / str(dpi), dpi)
         sizes.append(imread(tmp_path / str(dpi) / "distribution.png").shape[:2])
     assert sizes[1] == tuple(2 * size for size in sizes[0])
+
+
+def test_a_unit_that_was_there_before_the_first_step_is_not_said_to_have_been_made(
+    corpus, tmp_path, capsys
+):
+    for before in (False, True):
+        folder = tmp_path / str(before)
+        results = reported(corpus, np.arange(float(N)), folder, before=before)
+        page, said = (folder / "top_samples.html").read_text(), capsys.readouterr().out
+        sentence = "L1N3 was there before the first step: scores say what changes it"
+        assert (sentence in page, sentence in said) == (before, before)
+        assert ("What changes L1N3" in page, "What made L1N3" in page) == (before, not before)
+        assert results["there_before"] is before

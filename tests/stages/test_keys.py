@@ -94,6 +94,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "unit.name": ("unit.name=other", NOTHING),
     "unit.threshold": ("unit.threshold=0.5", NOTHING),
     "unit.locate": ("unit.locate=mechanism", "scores"),
+    "unit.only": ("unit.only=true", "scores"),
     "unit.blocks": ("unit.blocks=[qk,o]", "scores"),
     "unit.biases": ("unit.biases=true", "scores"),
     "unit.probe.target": ("unit.probe.target=previous_token", "scores"),

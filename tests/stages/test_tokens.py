@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mda import pipeline
-from mda.intervention.spans import repeated
+from mda.estimator.baselines import mixed_seed
+from mda.intervention.spans import fresh, repeated
 from mda.schema import ConfigError
 from mda.stages.tokens import packed, unpacked
 
@@ -124,6 +125,27 @@ def test_both_kinds_of_spans_replace_the_same_tokens_and_a_random_control_as_man
     drawn = arm(*SPANS, "estimator=random")
     assert BUDGET["spans"] - 32 < len(drawn.edited.plan.sample_ids) <= BUDGET["spans"]
     assert masked(drawn) != masked(one)
+
+
+def test_what_a_sample_becomes_does_not_depend_on_the_random_score_that_chose_it(arm):
+    """Both are drawn from the seeds and the sample's id: from streams of their own."""
+    found = arm("estimator=random", *SPANS, "intervention.fraction=0.15")
+    plan, scores = found.edited.plan, found.traced.scores
+    heads = [unit.name for unit in found.unit.units]
+    key = mixed_seed(0, 0)
+    same = np.random.Generator(np.random.Philox(key=[key, int(scores.sample_ids[0])]))
+    drawn = same.standard_normal(len(heads), dtype=np.float32)
+    assert np.array_equal(drawn, scores.values[0])  # the stream of the scores, drawn here
+    ids, first = np.unique(plan.sample_ids, return_index=True)
+    old = found.corpus.rows(ids).numpy()
+    marks = np.stack([repeated(row, 3) for row in old])
+    counts = np.bincount(old[marks], minlength=found.corpus.vocab_size)
+    equal = []
+    for row, mark, at, sample in zip(old, marks, first, ids, strict=True):
+        own = np.random.Generator(np.random.Philox(key=[key, int(sample)]))
+        of_the_scores = fresh(row, mark, counts / counts.sum(), 3, own)[mark]
+        equal.append((of_the_scores == plan.tokens[at : at + mark.sum()]).mean())
+    assert len(ids) > 10 and np.mean(equal) < 0.5
 
 
 def test_a_budget_that_can_not_be_met_is_refused(arm):

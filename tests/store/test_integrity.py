@@ -122,6 +122,20 @@ def test_damage_twice_leaves_both_aside(tmp_path, run_here):
         assert f"broken-{n}" in run_here(tmp_path)[1]
 
 
+def test_a_file_that_the_manifest_does_not_name_is_told_and_nothing_is_set_aside(
+    tmp_path, run_here
+):
+    run_here(tmp_path)
+    (folder,) = (path for path in (tmp_path / "corpus").iterdir() if path.is_dir())
+    assert list(Store(tmp_path).verify()) == [(folder, None)]
+    (folder / "steps" / "step_2").mkdir()
+    (folder / "steps" / "step_2" / "state.json").write_text("{}")
+    (found,) = Store(tmp_path).verify()
+    said = "steps/step_2/state.json: in the folder, but not in its manifest.json"
+    assert found == (folder, said) and folder.is_dir()
+    assert run_here(tmp_path) == ("False 22", "")
+
+
 def test_sizes_are_compared_at_every_use_in_one_process(tmp_path):
     store = Store(tmp_path)
     built = store.get_or_build("base", {}, lambda part: write_json(part / "a.json", [1, 2]))

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mda import store
 from mda.model.build import scratch
 from mda.schema import ConfigError, ScratchConfig, TrainingConfig
 from mda.training import checkpoint
@@ -129,5 +130,81 @@ def test_the_loss_scale_of_fp16_is_part_of_a_checkpoint(tmp_path):
     other.load_state_dict(checkpoint.loss_scale(folder))
     assert other.get_scale() == 512.0
     plain = checkpoint.save(tmp_path, 4, model, stepped(model))
-    assert json.loads((plain / "state.json").read_text()) == {"step": 4}
+    assert "loss_scale" not in json.loads((plain / "state.json").read_text())
     assert checkpoint.loss_scale(plain) == {}
+
+
+def misshapen(moments, name):
+    moments[f"{name}/exp_avg"] = moments[f"{name}/exp_avg"].T.contiguous()
+
+
+def in_half(moments, name):
+    moments[f"{name}/exp_avg_sq"] = moments[f"{name}/exp_avg_sq"].half()
+
+
+def negative(moments, name):
+    moments[f"{name}/exp_avg_sq"][0, 0] = -1e-6
+
+
+def not_finite(moments, name):
+    moments[f"{name}/exp_avg"][0, 0] = torch.nan
+
+
+def too_old(moments, name):
+    moments[f"{name}/step"] += 7
+
+
+def between_steps(moments, name):
+    moments[f"{name}/step"] -= 0.5
+
+
+MOMENTS = {
+    misshapen: "exp_avg is torch.float32 of the shape [16, 64]; accepted: torch.float32 of the sh",
+    in_half: "exp_avg_sq is torch.float16 of the shape [64, 16]; accepted: torch.float32 of the",
+    negative: "exp_avg_sq holds negative values; accepted: mean squares, 0 or above",
+    not_finite: "exp_avg holds values that are not finite; accepted: finite values",
+    too_old: "step is 8; accepted: whole numbers from 0 to 7",
+    between_steps: "step is 0.5; accepted: whole numbers from 0 to 7",
+}
+
+
+@pytest.mark.parametrize("damage", MOMENTS, ids=lambda damage: damage.__name__)
+def test_moments_that_adamw_cannot_have_left_are_refused_by_name(damage, tmp_path):
+    model = scratch(SHAPE, 0)
+    folder = checkpoint.save(tmp_path, 7, model, stepped(model))
+    path, name = folder / "optimizer.safetensors", "gpt_neox.embed_in.weight"
+    moments = load_file(path)
+    damage(moments, name)
+    save_file(moments, path)
+    with pytest.raises(ConfigError) as refused:
+        checkpoint.load(folder, model, adamw(model, TrainingConfig()))
+    assert str(refused.value).startswith(f"{path}: {name}/{MOMENTS[damage]}")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+def renamed(path):
+    tensors = load_file(path)
+    name = next(iter(tensors))
+    save_file({f"{key}.x" if key == name else key: t for key, t in tensors.items()}, path)
+
+
+@pytest.mark.parametrize("file", checkpoint.FILES)
+@pytest.mark.parametrize("damage", [flipped, renamed])
+def test_a_checkpoint_knows_the_bytes_it_was_saved_with(file, damage, tmp_path):
+    model = scratch(SHAPE, 0)
+    folder = checkpoint.save(tmp_path, 1, model, stepped(model))
+    checkpoint.verify(folder)
+    damage(folder / file)
+    with pytest.raises(store.Torn, match=f"step_1/{file} has changed since it was saved"):
+        checkpoint.verify(folder)
+
+
+def test_steps_are_read_off_the_names_of_a_run_s_files():
+    files = [f"checkpoints/step_{n}/model.safetensors" for n in (20, 0, 3)]
+    others = ["curve.csv", "checkpoints/step_x/model.safetensors", "step_9/model.safetensors"]
+    assert checkpoint.steps_among([*files, *others, "checkpoints/step_3/state.json"]) == [0, 3, 20]

@@ -129,7 +129,7 @@ def test_a_run_leaves_what_it_declared(base):
     logged = [row for row in rows if "val/loss" in row]
     assert [row["step"] for row in logged] == [0, 5, 10, 15, 20, 24]
     assert [row["tokens"] for row in logged] == [64 * row["step"] for row in logged]
-    assert json.loads((folder / "checkpoints/step_10/state.json").read_text()) == {"step": 10}
+    assert json.loads((folder / "checkpoints/step_10/state.json").read_text())["step"] == 10
     assert logged[-1]["val/loss"] < logged[0]["val/loss"]
 
 

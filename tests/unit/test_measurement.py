@@ -190,11 +190,12 @@ def test_gradients_of_a_mechanism_equal_finite_differences(case, corpus, monkeyp
     monkeypatch.setattr(attention_head, "CHUNK", 2)
     model = make_toy(case)
     kind = head_kind(model, corpus)
-    units = kind.units(["L1H1", "L0H0"], together=True)
-    mechanism, values = units[-1], kind.measurements(model, units)
-    at = {unit.name: place for place, unit in enumerate(units)}
-    pair = (values[at["L0H0"]] + values[at["L1H1"]]) / 2
-    assert values[-1].item() == pytest.approx(pair.item(), rel=1e-12)
+    heads = kind.units([])
+    (mechanism,) = kind.units(["L1H1", "L0H0"], together=True)
+    alone = dict(zip((head.name for head in heads), kind.measurements(model, heads), strict=True))
+    pair = (alone["L0H0"] + alone["L1H1"]) / 2
+    assert kind.measurements(model, [mechanism]).item() == pytest.approx(pair.item(), rel=1e-12)
+    units = [*heads, mechanism]
     gradients = kind.gradients(model, units)
     idle = []
     for block, row in (part for unit in units for part in unit.parts):
@@ -215,6 +216,19 @@ def test_gradients_of_a_mechanism_equal_finite_differences(case, corpus, monkeyp
     assert {name for name in idle if not name.endswith("qk")} == {"L1.v", "L1.o"}
     below = [part for unit in units[: len(units) // 2] for part in unit.parts]
     assert any(gradients[b][r].norm() > 1e-6 for b, r in below if b.name == "L0.v")
+
+
+def test_a_mechanism_that_attends_is_scored_alone_as_its_gradient_is_no_head_s_own(corpus):
+    """In the blocks of its heads stands the mechanism's gradient, and no other."""
+    model = make_toy("neox")
+    kind = head_kind(model, corpus)
+    (mechanism,) = kind.units(["L1H1", "L0H0"], together=True)
+    heads = {unit.name: unit for unit in kind.units([])}
+    assert set(mechanism.parts) == {*heads["L1H1"].parts, *heads["L0H0"].parts}
+    together, own = kind.gradients(model, [mechanism]), kind.gradients(model, [*heads.values()])
+    for name in ("L1H1", "L0H0"):
+        block, row = next(part for part in heads[name].parts if part.block.name.endswith("qk"))
+        assert not torch.allclose(together[block][row], own[block][row], rtol=1e-3)
 
 
 def test_copy_of_heads_is_one_number_for_all(toy, corpus):
