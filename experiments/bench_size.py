@@ -26,9 +26,9 @@ from mda.config import compose
 from mda.cost import passes
 from mda.cost.hardware import CARDS
 from mda.model.build import initial_model
+from mda.model.loss import chunk_at_once
 from mda.stages.measuring import Bench, held_bytes, job_of
 from mda.training.loss import accumulate_gradients, logits_at_once
-from mda.unit.loss import chunk_at_once
 
 SEQUENCES = 64
 LENGTH = 2048

@@ -11,12 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from mda.model.build import attention_of
 
 N_LAYERS, N_VOCAB, LENGTH, D_FF = 2, 31, 9, 11
 
 _NEOX = {"hidden_size": 24, "num_attention_heads": 3}
 _LLAMA = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 6}
+_BOTH = ("sliding_attention", "full_attention")
+_WINDOW, _SHORT = list(_BOTH), {"sliding_window": 4}
 
 
 def _rotary(share: float) -> dict[str, Any]:
@@ -56,8 +61,38 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama wide heads": ("llama", _LLAMA | {"num_key_value_heads": 2, "head_dim": 6}),
     "mistral": ("mistral", _LLAMA | {"num_key_value_heads": 2, "sliding_window": None}),
     "qwen2": ("qwen2", _LLAMA | {"num_key_value_heads": 3}),
+    "mistral window": ("mistral", _LLAMA | {"num_key_value_heads": 2, "sliding_window": 4}),
     "olmo2": ("olmo2", _LLAMA),
     "olmo2 groups of 3": ("olmo2", _LLAMA | {"num_key_value_heads": 2, "attention_bias": True}),
+    "olmo3": ("olmo3", _LLAMA | {"num_key_value_heads": 2, "layer_types": _WINDOW} | _SHORT),
+    "olmo": ("olmo", _LLAMA | {"num_key_value_heads": 3}),
+    "qwen3": ("qwen3", _LLAMA | {"num_key_value_heads": 2, "head_dim": 6}),
+    "smollm3": (
+        "smollm3",
+        _LLAMA | {"num_key_value_heads": 2, "no_rope_layers": [1, 0]},
+    ),
+    "granite": (
+        "granite",
+        _LLAMA
+        | {"num_key_value_heads": 2, "attention_multiplier": 0.9, "logits_scaling": 3.0}
+        | {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    ),
+    "gemma2": (
+        "gemma2",
+        _LLAMA
+        | {"num_key_value_heads": 2, "head_dim": 6, "layer_types": _WINDOW}
+        | {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 2.0}
+        | {"final_logit_softcapping": 3.0, "hidden_activation": "gelu_pytorch_tanh"}
+        | _SHORT,
+    ),
+    "gemma3": (
+        "gemma3_text",
+        _LLAMA
+        | {"num_key_value_heads": 2, "head_dim": 6, "layer_types": _WINDOW}
+        | {"query_pre_attn_scalar": 7, "final_logit_softcapping": 3.0}
+        | {"rope_parameters": dict.fromkeys(_BOTH, _rotary(1.0))}
+        | _SHORT,
+    ),
 }
 """Case -> model_type, and what its configuration says besides the sizes above."""
 
@@ -95,19 +130,48 @@ def enlarge(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def in_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in float64 throughout: transformers' RMSNorm is float32 whatever it is given."""
+    """The model in float64 throughout: transformers' norms are float32 whatever they are given."""
     for path, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
+        name = type(module).__name__
+        if name.startswith("Gemma") and name.endswith("RMSNorm"):
+            model.set_submodule(path, GemmaNorm(module.weight, module.eps))
+        elif name.endswith("RMSNorm"):
             norm = nn.RMSNorm(module.weight.numel(), eps=module.variance_epsilon)
             norm.weight = module.weight
             model.set_submodule(path, norm)
+        elif name == "OlmoLayerNorm":
+            norm = nn.LayerNorm(module.normalized_shape, eps=1e-5, elementwise_affine=False)
+            model.set_submodule(path, norm)
     return model.double()
+
+
+class GemmaNorm(nn.Module):
+    """Gemma's RMSNorm in the precision of its input: a weight of 0 changes nothing."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(x, self.weight.shape, 1 + self.weight, self.eps)
+
+
+class InputPrecision(TorchFunctionMode):
+    """Within, eager attention takes its softmax in the precision of the model, not in float32."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is nn.functional.softmax:
+            kwargs.pop("dtype", None)
+        return func(*args, **kwargs)
 
 
 def toy(case: str = "neox", seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model of a case, in float64 and evaluation mode."""
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_config(config_of(case, **changes), dtype=torch.float64)
+    config = config_of(case, **changes)
+    config._attn_implementation = attention_of(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
     return in_float64(enlarge(model, seed)).eval()
 
 

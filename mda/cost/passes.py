@@ -25,9 +25,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mda.estimator.ekfac import input_site, output_site
+from mda.model.loss import RUN, TILE
 from mda.training.loss import LOGITS
 from mda.types import ParameterBlock
-from mda.unit.loss import RUN, TILE
 
 FLOAT, DOUBLE = 4, 8
 ADAMW = 4  # numbers for each parameter: weight, gradient, two moments

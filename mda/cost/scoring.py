@@ -9,10 +9,10 @@ from itertools import pairwise
 from mda.cost import passes
 from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
+from mda.model.loss import chunk_at_once
 from mda.schema import UnrolledConfig
 from mda.schema.unit import HEAD_METRICS
 from mda.training.optimizer import learning_rate
-from mda.unit.loss import chunk_at_once
 
 
 def scores(job: Job) -> list[Cost]:

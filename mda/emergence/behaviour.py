@@ -31,6 +31,7 @@ from mda.data.stream import Corpus
 from mda.emergence.measure import GENERATED, icl_scores, in_batches, token_losses
 from mda.emergence.prompts import CopyPrompts, LabelPrompts, copy_prompts, label_prompts
 from mda.model.architecture import Architecture
+from mda.model.loss import unembedding
 from mda.schema import BehaviourConfig
 from mda.types import HeadId
 from mda.unit.ablation import ablated, mean_outputs
@@ -141,7 +142,7 @@ def _on_copies(model: PreTrainedModel, task: CopyPrompts) -> dict[str, float]:
         loss_MT = token_losses(model, hidden_MTD, tokens_MS[:, 1:]).double()
         first = loss_MT[:, -2 * span - 1 : -span - 1]
         gains.append((first - loss_MT[:, -span:]).mean(1))
-        best = model.get_output_embeddings()(hidden_MTD[:, -span:]).argmax(-1)  # type: ignore
+        best = unembedding(model).logits(hidden_MTD[:, -span:]).argmax(-1)
         hits.append((best == tokens_MS[:, -span:]).double().mean(1))
     return {
         "copy_gain": torch.cat(gains).mean().item(),
@@ -154,7 +155,7 @@ def _on_labels(model: PreTrainedModel, task: LabelPrompts) -> dict[str, float]:
     wrong = in_batches(model, task.wrong_M[:, None].expand(task.tokens_MS.shape))
     for tokens_MS, wrong_MS in zip(in_batches(model, task.tokens_MS), wrong, strict=True):
         last_MD = _hidden(model, tokens_MS)[:, -1]
-        logits_MV = model.get_output_embeddings()(last_MD).double()  # type: ignore
+        logits_MV = unembedding(model).logits(last_MD).double()
         right_M = logits_MV.gather(1, tokens_MS[:, -1:])
         margins.append((right_M - logits_MV.gather(1, wrong_MS[:, :1]))[:, 0])
     margin_M = torch.cat(margins)

@@ -27,7 +27,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.model.build import eager_attention
+from mda.model.loss import unembedding
+from mda.model.plain_attention import eager_attention
 from mda.schema import EmergenceConfig
 from mda.training.loss import vocabulary_losses
 from mda.types import HeadId
@@ -183,8 +184,8 @@ def icl_olsson(loss_MT: Tensor) -> float:
 
 def token_losses(model: PreTrainedModel, hidden_MTD: Tensor, targets_MT: Tensor) -> Tensor:
     """Loss in nats at every position, [M, T], from the last hidden states, logits in chunks."""
-    head = model.get_output_embeddings()
-    losses = vocabulary_losses(hidden_MTD.flatten(0, 1), head, targets_MT.flatten())  # type: ignore
+    hidden, targets = hidden_MTD.flatten(0, 1), targets_MT.flatten()
+    losses = vocabulary_losses(hidden, unembedding(model), targets)
     return losses.view(targets_MT.shape)
 
 

@@ -26,10 +26,10 @@ from transformers import PreTrainedModel
 from mda import store
 from mda.estimator import kfac_math
 from mda.estimator.score import Rows, batches
+from mda.model.loss import label_uniforms
 from mda.types import ParameterBlock, Tap
 from mda.unit.blocks import BlockTensors
 from mda.unit.capture import Capture, capture, modules_of
-from mda.unit.loss import label_uniforms
 
 Sums = dict[str, Tensor]
 PartialSums = Callable[[np.ndarray], Sums]

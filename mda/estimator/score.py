@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from mda.model.architecture import unembedding
+from mda.model.loss import cross_entropy, unembedding
 from mda.model.plain_attention import PlainAttention
 from mda.unit.blocks import Directions
 from mda.unit.capture import capture, frozen, modules_of
-from mda.unit.loss import cross_entropy
 
 Rows = Callable[[np.ndarray], Tensor]
 """Sample ids -> their tokens, int64 [B, T + 1]; for a corpus, its method `rows`."""

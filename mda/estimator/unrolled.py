@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mda.estimator.replay import TrainingState, TrainingWindow, flat, perturbed, replay
+from mda.model.loss import plain_losses
 from mda.model.plain_attention import PlainAttention
 from mda.training.optimizer import learning_rate
 from mda.unit.kind import Measurement
@@ -207,9 +207,7 @@ def _gradient(window: TrainingWindow, tokens_BS: Tensor, weights_B: Tensor) -> _
     """The gradient of training. Loss and attention are written out, to have a second derivative."""
     weights_B = weights_B.clone().requires_grad_()
     with PlainAttention():
-        logits_BTV = window.model(input_ids=tokens_BS[:, :-1], use_cache=False).logits
-    losses = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BS[:, 1:].flatten(), reduction="none")
-    losses_B = losses.view(len(tokens_BS), -1).mean(1)
+        losses_B = plain_losses(window.model, tokens_BS).mean(1)
     loss = (weights_B * losses_B).sum() / window.schedule.batch_size
     by_parameter = torch.autograd.grad(
         loss, window.parameters, create_graph=True, materialize_grads=True

@@ -26,8 +26,6 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.schema import ConfigError
@@ -57,16 +55,6 @@ class Architecture(Protocol):
 
     def module_blocks(self, layer: int, part: str, bias: bool = False) -> list[ParameterBlock]:
         """Every linear map of a layer's `attention` or `mlp`, a block with one owner each."""
-        ...
-
-    def query_key_modules(self, layer: int) -> tuple[str, ...]:
-        """Paths of the modules whose outputs `queries_and_keys` needs."""
-        ...
-
-    def queries_and_keys(
-        self, model: PreTrainedModel, layer: int, outputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Rotated queries and keys of all heads, [B, T, H, K] each, from those outputs."""
         ...
 
     def neuron_activation(self, layer: int) -> str:
@@ -104,51 +92,7 @@ def architecture(model: PreTrainedModel) -> Architecture:
     return family(model.config.model_type)(model)
 
 
-def unembedding(model: PreTrainedModel) -> Tensor:
-    """Output embedding [V, D]: logits are h . w_v, tied to the input embedding or not.
-
-    Raises ValueError if it has a bias, which none of the supported families has.
-    """
-    head = model.get_output_embeddings()
-    assert head is not None  # a language model has one
-    if getattr(head, "bias", None) is not None:
-        raise ValueError(f"the unembedding {head} has a bias; accepted: one without")
-    return head.weight.detach()
-
-
 def check_layer(layer: int, n_layers: int) -> None:
     """Raises ValueError for a layer the model does not have."""
     if not 0 <= layer < n_layers:
         raise ValueError(f"layer {layer} does not exist; the model has 0 to {n_layers - 1}")
-
-
-def rotary_tables(model: PreTrainedModel, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary embedding, [T, R] each, in the model's precision.
-
-    R is the number of rotated dimensions of a head.
-    """
-    weight = model.get_input_embeddings().weight
-    positions = torch.arange(length, device=model.device).unsqueeze(0)
-    cos, sin = model.base_model.rotary_emb(weight, position_ids=positions)  # type: ignore[operator]
-    return cos[0], sin[0]
-
-
-def rotate(x_BTHK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Applies the rotary embedding to the first R of the K dimensions of queries or keys."""
-    n_rotary = cos_TR.shape[-1]
-    turned, kept = x_BTHK[..., :n_rotary], x_BTHK[..., n_rotary:]
-    first, second = turned.chunk(2, dim=-1)
-    quarter_turn = torch.cat((-second, first), dim=-1)
-    turned = turned * cos_TR[:, None] + quarter_turn * sin_TR[:, None]
-    return torch.cat((turned, kept), dim=-1)
-
-
-def attention_pattern(query_BTHK: Tensor, key_BTHK: Tensor) -> Tensor:
-    """Causal attention probabilities [B, H, T, T], query index first.
-
-    softmax_s(q_t . k_s / sqrt(K)) over s <= t, of rotated queries and keys, in their precision
-    (transformers' eager attention computes its softmax in float32 whatever the model is in).
-    """
-    logits = torch.einsum("bthk,bshk->bhts", query_BTHK, key_BTHK) * query_BTHK.shape[-1] ** -0.5
-    future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu(1)
-    return logits.masked_fill(future, -torch.inf).softmax(-1)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,17 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
+from mda.model.agreement import check_agreement
 from mda.model.architecture import family
+from mda.model.plain_attention import CAPPED
 from mda.schema import CheckpointConfig, ConfigError, ModelConfig, ScratchConfig
 from mda.schema.model import supported_config
 
@@ -54,6 +61,7 @@ def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
             if parameter.ndim == 2:
                 std = wang if name.endswith(tuple(adapter.residual_writers)) else small
                 parameter.normal_(0, std, generator=generator)
+    check_agreement(model, f"model.family={sizes.family}")
     return model
 
 
@@ -75,7 +83,7 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
         if getattr(config, name, 0.0):
             print(f"{key}: {name}={getattr(config, name)} is switched off", file=sys.stderr)
             setattr(config, name, 0.0)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention_of(config)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
             folder,
@@ -95,6 +103,7 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
                 f"{key}: {len(names)} {word} weights, the first {names[0]}; accepted: exactly the "
                 "weights that config.json asks for"
             )
+    check_agreement(model, key)
     return model
 
 
@@ -160,17 +169,11 @@ def function_of(settings: ModelConfig) -> dict[str, Any]:
 
 
 def _empty(config: PretrainedConfig) -> PreTrainedModel:
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention_of(config)
     config.use_cache = False
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-@contextmanager
-def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model can return attention patterns, which sdpa never forms."""
-    before = model.config._attn_implementation or "eager"
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+def attention_of(config: PretrainedConfig) -> str:
+    """The implementation of attention a model runs with: fused, where the family can be."""
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else CAPPED

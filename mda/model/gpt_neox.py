@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from transformers import GPTNeoXConfig, PreTrainedModel
 
-from mda.model.architecture import check_layer, rotary_tables, rotate
+from mda.model.architecture import check_layer
 from mda.schema.model import ScratchConfig
 from mda.types import ParameterBlock, Tap
 
@@ -101,17 +100,6 @@ class GptNeox:
             block = f"L{layer}.{'attn' if part == 'attention' else part}.{name}"
             found.append(ParameterBlock(block, Tap(path, n_in), (Tap(path, n_out),), own_bias))
         return found
-
-    def query_key_modules(self, layer: int) -> tuple[str, ...]:
-        return (self._path(layer, "attention.query_key_value"),)
-
-    def queries_and_keys(
-        self, model: PreTrainedModel, layer: int, outputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        (qkv,) = self.query_key_modules(layer)
-        query, key, _ = outputs[qkv].unflatten(-1, (self.n_heads, -1)).chunk(3, dim=-1)
-        cos, sin = rotary_tables(model, query.shape[1])
-        return rotate(query, cos, sin), rotate(key, cos, sin)
 
     def neuron_activation(self, layer: int) -> str:
         return self._path(layer, "mlp.dense_4h_to_h")

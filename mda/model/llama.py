@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mda.model.architecture import check_layer, rotary_tables, rotate
+from mda.model.architecture import check_layer
 from mda.schema.model import ScratchConfig
 from mda.types import ParameterBlock, Tap
 
@@ -37,9 +36,6 @@ class Llama:
 
     @staticmethod
     def refuse(config: Mapping[str, Any]) -> str | None:
-        window, longest = config.get("sliding_window"), config["max_position_embeddings"]
-        if window is not None and window < longest:
-            return f"sliding_window={window} below its context of {longest}"
         return None
 
     @staticmethod
@@ -128,25 +124,6 @@ class Llama:
             label = f"L{layer}.{name}.{block}"
             found.append(ParameterBlock(label, Tap(paths[0], n_in), outputs, own_bias))
         return found
-
-    def query_key_modules(self, layer: int) -> tuple[str, ...]:
-        return tuple(self._path(layer, f"self_attn.{p}_proj") for p in "qk")
-
-    def queries_and_keys(
-        self, model: PreTrainedModel, layer: int, outputs: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        query, key = (outputs[path] for path in self.query_key_modules(layer))
-        return self._heads(model, query, key)
-
-    def _heads(
-        self, model: PreTrainedModel, query_BTX: Tensor, key_BTX: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Projections as rotated heads; a key stands once for each query head of its group."""
-        query = query_BTX.unflatten(-1, (self.n_heads, self.d_head))
-        key = key_BTX.unflatten(-1, (self.n_key_value_heads, self.d_head))
-        key = key.repeat_interleave(self.n_heads // self.n_key_value_heads, dim=2)
-        cos, sin = rotary_tables(model, query.shape[1])
-        return rotate(query, cos, sin), rotate(key, cos, sin)
 
     def neuron_activation(self, layer: int) -> str:
         return self._path(layer, "mlp.down_proj")

@@ -15,7 +15,14 @@ FAMILIES: dict[str, str] = {
     "llama": "mda.model.llama:Llama",
     "mistral": "mda.model.llama:Llama",
     "qwen2": "mda.model.llama:Llama",
-    "olmo2": "mda.model.olmo2:Olmo2",
+    "olmo2": "mda.model.llama:Llama",
+    "granite": "mda.model.llama:Llama",
+    "gemma2": "mda.model.llama:Llama",
+    "qwen3": "mda.model.llama:Llama",
+    "olmo3": "mda.model.llama:Llama",
+    "gemma3_text": "mda.model.llama:Llama",
+    "olmo": "mda.model.llama:Llama",
+    "smollm3": "mda.model.llama:Llama",
 }
 """config.json's model_type -> `module:class` of its adapter; a plugin adds its own."""
 

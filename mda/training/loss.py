@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from mda.model.loss import Unembedding, logits_cross_entropy, plain_losses, unembedding
 
 LOGITS = 2**24
 GPU_LOGITS = 2**27
@@ -40,18 +41,14 @@ def weighted_losses(
 def token_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
     """Next-token loss at every position in nats, [B, T].
 
-    Where they are many the logits never exist as a whole. That takes a model whose logits are its
-    output embedding times the last hidden state, as those of GPT-NeoX, Llama and OLMo-2 are.
+    Where they are many the logits never exist as a whole.
     """
     inputs_BT, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:].flatten()
-    head: Any = model.get_output_embeddings()
-    if len(targets) * len(head.weight) <= logits_at_once(targets.device):
-        logits_BTV = model(input_ids=inputs_BT, use_cache=False).logits
-        losses = _cross_entropy(logits_BTV.flatten(0, 1), targets)
-    else:
-        hidden_BTD = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
-        losses = vocabulary_losses(hidden_BTD.flatten(0, 1), head, targets)
-    return losses.view(len(tokens_BT1), -1)
+    unembed = unembedding(model)
+    if len(targets) * len(unembed.weight_VD) <= logits_at_once(targets.device):
+        return plain_losses(model, tokens_BT1)
+    hidden_BTD = model.base_model(input_ids=inputs_BT, use_cache=False).last_hidden_state
+    return vocabulary_losses(hidden_BTD.flatten(0, 1), unembed, targets).view(inputs_BT.shape)
 
 
 def logits_at_once(device: torch.device) -> int:
@@ -60,36 +57,32 @@ def logits_at_once(device: torch.device) -> int:
 
 
 def vocabulary_losses(
-    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor
+    hidden: torch.Tensor, unembed: Unembedding, targets: torch.Tensor
 ) -> torch.Tensor:
     """Cross-entropy of each target in nats, [positions], some logits at a time.
 
     `hidden` [positions, D] are the last hidden states. In full precision torch's own chunked
-    loss does it, where torch has it. Under autocast, and with an older torch, chunks form their
-    logits as the whole batch would, and again in the backward pass instead of keeping them.
+    loss does it, where torch has it. Under autocast, with a soft cap on the logits, and with an
+    older torch, chunks form their logits as the whole batch would, and again in the backward pass
+    instead of keeping them.
     """
-    rows = max(1, logits_at_once(hidden.device) // len(head.weight))
-    if hasattr(F, "linear_cross_entropy") and not torch.is_autocast_enabled(hidden.device.type):
+    rows = max(1, logits_at_once(hidden.device) // len(unembed.weight_VD))
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    if hasattr(F, "linear_cross_entropy") and not autocast and unembed.cap is None:
         options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows, chunking_method=None)
-        return F.linear_cross_entropy(
-            hidden, head.weight, targets, linear_bias=head.bias, reduction="none", options=options
-        )
-    return _in_checkpointed_chunks(hidden, head, targets, rows)
+        hidden, weight = unembed.scaled(hidden), unembed.weight_VD
+        return F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
+    return _in_checkpointed_chunks(hidden, unembed, targets, rows)
 
 
 def _in_checkpointed_chunks(
-    hidden: torch.Tensor, head: torch.nn.Linear, targets: torch.Tensor, rows: int
+    hidden: torch.Tensor, unembed: Unembedding, targets: torch.Tensor, rows: int
 ) -> torch.Tensor:
     def losses(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return _cross_entropy(head(hidden), targets)
+        return logits_cross_entropy(unembed.logits(hidden), targets)
 
     parts = zip(hidden.split(rows), targets.split(rows), strict=True)
     return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
-
-
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    at_least_single = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(at_least_single), targets, reduction="none")
 
 
 def accumulate_gradients(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mda.model.architecture import Architecture, attention_pattern
+from mda.model.architecture import Architecture
 from mda.model.plain_attention import PlainAttention
 from mda.schema import HeadConfig
 from mda.schema.unit import BACK
 from mda.types import HeadId, ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
-from mda.unit.capture import Tape, joined, modules_of, record
+from mda.unit.capture import frozen, joined, modules_of, record
 from mda.unit.kind import Materials, Measurement, joint
 from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
 from mda.unit.metrics import HEAD_METRICS
@@ -130,11 +130,11 @@ class OwnAttention:
     @torch.no_grad()
     def values(self, model: PreTrainedModel) -> Tensor:
         """Mean A[t, t-k] of every head, float64 [L, H]."""
-        layers = range(self.architecture.n_layers)
-        total = torch.zeros(len(layers), self.architecture.n_heads, dtype=torch.float64)
+        total = torch.zeros(self.architecture.n_layers, self.architecture.n_heads).double()
         for tokens in self._chunks(model):
-            tape = record(model, tokens, self._modules(layers))
-            total += torch.stack([self._share(model, tape, at) for at in layers]).cpu()
+            with frozen(model), PlainAttention(keep=True) as attention:
+                model.base_model(tokens, use_cache=False)
+            total += torch.stack([self._share(pattern) for pattern in attention.patterns]).cpu()
         return total
 
     def own_gradients(
@@ -147,11 +147,11 @@ class OwnAttention:
         """
         found: dict[ParameterBlock, Tensor] = {}
         for tokens in self._chunks(model):
-            tape = record(model, tokens, [*self._modules(blocks), *modules_of(blocks.values())])
+            tape = record(model, tokens, modules_of(blocks.values()), patterns=True)
             for layer, block in blocks.items():
                 with torch.enable_grad():
-                    own_H = self._share(model, tape, layer)
-                paths = self.architecture.query_key_modules(layer)
+                    own_H = self._share(tape.patterns[layer])
+                paths = list(dict.fromkeys(tap.module for tap in block.outputs))
                 outputs = [tape.outputs[path] for path in paths]
                 dy = []
                 for head, own in enumerate(own_H):
@@ -167,25 +167,19 @@ class OwnAttention:
     ) -> dict[ParameterBlock, Tensor]:
         """Gradient of the mean attention of some heads in any blocks, also of lower layers."""
         found: dict[ParameterBlock, Tensor] = {}
-        needed = [*modules_of(blocks), *self._modules(sorted({head.layer for head in heads}))]
         for tokens in self._chunks(model):
-            tape = record(model, tokens, needed)
+            tape = record(model, tokens, modules_of(blocks), patterns=True)
             with torch.enable_grad():
-                shares = {at: self._share(model, tape, at) for at in {h.layer for h in heads}}
+                shares = {at: self._share(tape.patterns[at]) for at in {h.layer for h in heads}}
                 mean = torch.stack([shares[h.layer][h.head] for h in heads]).mean()
             captured = tape.capture(tape.gradients(mean))
             for block in blocks:
                 add(found, block, block_gradients(captured, block))
         return found
 
-    def _share(self, model: PreTrainedModel, tape: Tape, layer: int) -> Tensor:
-        """What these sequences add to the means of a layer's heads, [H], on the tape."""
-        query, key = self.architecture.queries_and_keys(model, layer, tape.outputs)
-        pattern_BHTT = attention_pattern(query, key)
+    def _share(self, pattern_BHTT: Tensor) -> Tensor:
+        """What these sequences add to the means of a layer's heads, [H]."""
         return pattern_BHTT.diagonal(-self.back, 2, 3).mean(2).sum(0) / len(self.tokens_MT)
-
-    def _modules(self, layers) -> list[str]:
-        return [path for at in layers for path in self.architecture.query_key_modules(at)]
 
     def _chunks(self, model: PreTrainedModel):
         return (chunk.to(model.device) for chunk in self.tokens_MT.split(CHUNK))

@@ -14,7 +14,7 @@ the sequences of the batch, so that each sequence has its own gradient whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mda.model.architecture import unembedding
+from mda.model.loss import cross_entropy, sampled_cross_entropy, unembedding
+from mda.model.plain_attention import PlainAttention
 from mda.types import ParameterBlock, Tap
-from mda.unit.loss import cross_entropy, sampled_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Tape:
     live_inputs: Mapping[str, Tensor]  # on the graph
     outputs: Mapping[str, Tensor]
     watched: Mapping[str, Tensor]  # on the graph: outputs of modules that are no linear maps
+    patterns: Sequence[Tensor]  # on the graph: [B, H, T, T] of every layer, where asked for
 
     def gradients(self, of: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
         """Gradient of sum(weights * of), or of the scalar `of`, at every captured output.
@@ -80,11 +81,16 @@ class Tape:
 
 
 def record(
-    model: PreTrainedModel, inputs_BT: Tensor, modules: Iterable[str], watch: Iterable[str] = ()
+    model: PreTrainedModel,
+    inputs_BT: Tensor,
+    modules: Iterable[str],
+    watch: Iterable[str] = (),
+    patterns: bool = False,
 ) -> Tape:
     """Forward pass that keeps what these linear maps see, with a graph from the lowest upwards.
 
-    `watch` names modules whose outputs are kept on the graph besides, such as whole layers.
+    `watch` names modules whose outputs are kept on the graph besides, such as whole layers; with
+    `patterns` so are the attention patterns, from attention that is written out (`PlainAttention`).
     Parameters are frozen and dropout is off during the pass; both are restored. Raises ValueError
     for no modules at all or a path that the model does not have.
     """
@@ -121,8 +127,10 @@ def record(
             stack.callback(module.register_forward_hook(hook(path)).remove)
         stack.enter_context(frozen(model))
         stack.enter_context(torch.enable_grad())
+        attention = stack.enter_context(PlainAttention(keep=True)) if patterns else None
         hidden = model.base_model(inputs_BT, use_cache=False).last_hidden_state
-    return Tape(hidden, inputs, live, outputs, watched)
+    kept = attention.patterns if attention else ()
+    return Tape(hidden, inputs, live, outputs, watched, kept)
 
 
 def capture(
@@ -142,14 +150,12 @@ def capture(
     device = model.device
     tokens_BS = tokens_BS.to(device)
     tape = record(model, tokens_BS[:, :-1], modules)
-    unembed_VD = unembedding(model)
+    unembed = unembedding(model)
     with torch.enable_grad():
         if uniforms_BT is None:
-            losses_BT = cross_entropy(tape.hidden_BTD, unembed_VD, tokens_BS[:, 1:])
+            losses_BT = cross_entropy(tape.hidden_BTD, unembed, tokens_BS[:, 1:])
         else:
-            losses_BT, _ = sampled_cross_entropy(
-                tape.hidden_BTD, unembed_VD, uniforms_BT.to(device)
-            )
+            losses_BT, _ = sampled_cross_entropy(tape.hidden_BTD, unembed, uniforms_BT.to(device))
     if weights_BT is None:
         weights_BT = torch.full_like(losses_BT, 1 / losses_BT.shape[1])
     gradients = tape.gradients(losses_BT, weights_BT.to(losses_BT))

@@ -18,15 +18,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mda.model.architecture import unembedding
+from mda.model.loss import cross_entropy, plain_losses, unembedding
 from mda.types import ParameterBlock
 from mda.unit.blocks import block_gradients
 from mda.unit.capture import capture, frozen, modules_of
-from mda.unit.loss import cross_entropy
 from mda.unit.tokens import repeated_tokens
 
 CHUNK = 32  # sequences of a measurement that go through the model together
@@ -61,11 +59,8 @@ class TokenObjective:
         """f with a graph to the parameters, a second time if need be."""
         parts = []
         for tokens, weights in self.chunks(model):
-            logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-            losses = F.cross_entropy(
-                logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-            )
-            parts.append((losses.view(weights.shape) * weights.to(losses)).sum())
+            losses = plain_losses(model, tokens)
+            parts.append((losses * weights.to(losses)).sum())
         return torch.stack(parts).sum()
 
     def gradients(

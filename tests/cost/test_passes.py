@@ -16,15 +16,15 @@ from mda.estimator.ekfac import Labels, sum_moments, sum_squares
 from mda.estimator.replay import TrainingState, TrainingWindow, flat, replay
 from mda.estimator.score import score_samples, target_influence
 from mda.estimator.unrolled import Adjoint, step_back
-from mda.model.architecture import architecture, unembedding
+from mda.model.architecture import architecture
 from mda.model.build import layout_of, scratch
+from mda.model.loss import CHUNK, Unembedding, cross_entropy, sampled_cross_entropy, unembedding
 from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loss import sample_losses
 from mda.training.optimizer import adamw
 from mda.types import ParameterBlock, Part, Schedule, Tap, Unit
 from mda.unit.blocks import Directions
 from mda.unit.capture import modules_of, record
-from mda.unit.loss import CHUNK, cross_entropy, sampled_cross_entropy
 
 SIZES = {"n_layers": 3, "d_model": 64, "n_heads": 4, "d_ff": 256, "vocab_size": 512}
 FAMILIES = {"gpt_neox": {}, "llama": {}, "grouped": {"family": "llama", "n_key_value_heads": 2}}
@@ -198,7 +198,7 @@ def peak_bytes(work) -> int:
 def test_a_draw_of_labels_takes_the_bytes_that_are_said(positions, n_vocab, d):
     hidden, weight = torch.randn(1, positions, d), torch.randn(n_vocab, d)
     uniforms = torch.rand(1, positions, dtype=torch.float64)
-    peak = peak_bytes(lambda: sampled_cross_entropy(hidden, weight, uniforms))
+    peak = peak_bytes(lambda: sampled_cross_entropy(hidden, Unembedding(weight), uniforms))
     ours = passes.label_bytes(Shape(1, 1, d, d, n_vocab, False, 0, 0), positions, CHUNK)
     assert 0.9 < ours / peak < 1.1
 

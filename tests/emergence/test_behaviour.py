@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from mda.data.stream import Corpus
 from mda.emergence.behaviour import behaviour, head_sets, make_trials, try_out
@@ -41,6 +42,7 @@ class Planted(nn.Module):
     def __init__(self, believe):
         super().__init__()
         self.believe, self.device = believe, torch.device("cpu")
+        self.config = PretrainedConfig()
         self.head = nn.Linear(V, V, bias=False)
         self.head.weight.data = torch.eye(V)
 

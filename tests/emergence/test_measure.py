@@ -17,7 +17,8 @@ from mda.emergence.measure import (
     measure,
 )
 from mda.emergence.onset import crossing, onset, unit_onset
-from mda.model.build import eager_attention, scratch
+from mda.model.build import scratch
+from mda.model.plain_attention import eager_attention
 from mda.schema import EmergenceConfig, ScratchConfig
 from mda.unit.metrics import prefix_matching, previous_token, second_previous_token
 from mda.unit.tokens import repeated_tokens, token_distribution

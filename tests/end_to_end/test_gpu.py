@@ -13,11 +13,11 @@ from mda.config import compose
 from mda.estimator import through_training
 from mda.estimator.unrolled import unrolled_influence
 from mda.model.build import initial_model
+from mda.model.loss import Unembedding, cross_entropy, sampled_cross_entropy
 from mda.stages.context import Context
 from mda.stages.measuring import held_bytes, job_of, rates_here
 from mda.store import free_memory
 from mda.training import loss
-from mda.unit.loss import cross_entropy, sampled_cross_entropy
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -91,7 +91,7 @@ def test_losses_in_a_gpus_chunks_are_those_of_the_cpu(n_positions):
         found = {}
         for device in ("cpu", "cuda"):
             here = hidden.to(device).requires_grad_()
-            values = call(here, weight.to(device), last.to(device))
+            values = call(here, Unembedding(weight.to(device)), last.to(device))
             losses = values[0] if isinstance(values, tuple) else values
             (gradient,) = torch.autograd.grad(losses.sum(), here)
             found[device] = losses.detach().cpu(), gradient.cpu()

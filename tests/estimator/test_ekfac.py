@@ -22,9 +22,9 @@ from mda.estimator.ekfac import (
     sum_squares,
 )
 from mda.estimator.score import score_samples
+from mda.model.loss import label_uniforms
 from mda.unit.blocks import Directions
 from mda.unit.capture import capture, modules_of
-from mda.unit.loss import label_uniforms
 
 
 def assert_same_curvature(a: Curvature, b: Curvature):

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from in_memory import Case
 from torch import nn
+from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import score_samples
-from mda.model.architecture import architecture, rotary_tables, rotate
+from mda.model.architecture import architecture
 from mda.types import Part, Unit
 from mda.unit.blocks import Directions
 from mda.unit.measurement import copy_objective
@@ -158,13 +159,14 @@ class SplitAttention(nn.Module):
         self.model_of_rotary = [model]  # in a list: not a submodule
 
     def forward(self, hidden_states, attention_mask=None, **_):
-        cos, sin = rotary_tables(self.model_of_rotary[0], hidden_states.shape[1])
+        positions = torch.arange(hidden_states.shape[1])[None]
+        tables = self.model_of_rotary[0].gpt_neox.rotary_emb(hidden_states, position_ids=positions)
         out = self.o_bias
         for head in range(len(self.qk_bias)):
             query, key = (self.qk[head](hidden_states) + self.qk_bias[head]).chunk(2, dim=-1)
-            query, key = (rotate(s.unsqueeze(2), cos, sin).squeeze(2) for s in (query, key))
+            query, key = apply_rotary_pos_emb(query.unsqueeze(1), key.unsqueeze(1), *tables)
             value = self.v[head](hidden_states) + self.v_bias[head]
-            z = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+            z = F.scaled_dot_product_attention(query[:, 0], key[:, 0], value, is_causal=True)
             out = out + self.o[head](z)
         return out, None
 

@@ -12,6 +12,7 @@ from plain_gradients import block_gradients, own
 from mda.estimator.ekfac import Labels, fit_curvature, fit_subset
 from mda.estimator.estimator import TokenEstimator, step_of
 from mda.estimator.score import score_samples
+from mda.model.loss import label_uniforms
 from mda.schema import (
     OPTIONS,
     ConfigError,
@@ -27,7 +28,6 @@ from mda.stages.plugin import estimator_of
 from mda.types import Unit, Window
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import Directions
-from mda.unit.loss import label_uniforms
 from mda.unit.mlp_neuron import MlpNeurons
 from mda.unit.module import Modules
 

@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 from mda.config import compose
 from mda.model.architecture import family
 from mda.model.build import (
-    eager_attention,
     from_config,
     function_of,
     initial_model,
@@ -17,6 +16,7 @@ from mda.model.build import (
     saved_config,
     scratch,
 )
+from mda.model.plain_attention import eager_attention
 from mda.schema import ScratchConfig
 
 SIZES = {

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from mda.data.stream import Corpus
 from mda.emergence.measure import Probes, measure
 from mda.model.architecture import architecture
-from mda.model.build import eager_attention, scratch
-from mda.model.plain_attention import PlainAttention
+from mda.model.build import scratch
+from mda.model.plain_attention import PlainAttention, eager_attention
 from mda.schema import HeadConfig, ProbeConfig, ScratchConfig
 from mda.training.loss import sample_losses
 from mda.unit.attention_head import AttentionHeads

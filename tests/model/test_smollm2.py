@@ -9,7 +9,7 @@ import torch
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.score import score_samples
 from mda.model.architecture import architecture
-from mda.model.build import eager_attention
+from mda.model.plain_attention import eager_attention
 from mda.unit.blocks import Directions, gather
 from mda.unit.metrics import HEAD_METRICS
 

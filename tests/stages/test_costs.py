@@ -18,7 +18,7 @@ from mda import pipeline
 from mda.cost.hardware import WORK, Rates
 from mda.cost.stages import costs
 from mda.emergence.behaviour import make_trials
-from mda.model.build import eager_attention
+from mda.model.plain_attention import eager_attention
 from mda.report.costs import duration
 from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here

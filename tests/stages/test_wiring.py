@@ -18,6 +18,7 @@ from mda.estimator.replay import TrainingWindow, load_state
 from mda.estimator.unrolled import unrolled_influence
 from mda.model.architecture import architecture
 from mda.model.build import from_config
+from mda.model.loss import label_uniforms
 from mda.schema import ConfigError, RemoveConfig
 from mda.stages.editing import plan_edit, select
 from mda.types import Part
@@ -25,7 +26,6 @@ from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import block_gradients, gather
 from mda.unit.capture import capture, modules_of
 from mda.unit.kind import Materials
-from mda.unit.loss import label_uniforms
 
 UNIT = "L1H0"
 KEPT = [0, 1, 2, 4, 8, 16, 20, 32, 40, 60]

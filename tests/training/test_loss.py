@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mda.data.stream import schedule_hash
 from mda.model.build import scratch
+from mda.model.loss import Unembedding
 from mda.schema import ScratchConfig
 from mda.training import loss as loss_module
 from mda.training.datamodule import loss_weights
@@ -131,7 +132,7 @@ def test_logits_above_the_bound_never_exist(corpus, monkeypatch):
 
     tokens = corpus.rows(np.arange(7))
     hidden = torch.randn(7 * 16, 16, requires_grad=True)
-    head = torch.nn.Linear(16, 64, bias=False)
+    head = Unembedding(torch.nn.Linear(16, 64, bias=False).weight)
     targets = tokens[:, 1:].flatten()
     monkeypatch.setattr(loss_module, "LOGITS", 5 * 64)
     for losses in (vocabulary_losses, lambda h, w, t: _in_checkpointed_chunks(h, w, t, 5)):

@@ -7,12 +7,12 @@ attention patterns, the values and the activations of the model itself say whose
 import pytest
 import torch
 from derivatives import all_blocks
-from families import FAMILIES, N_LAYERS, config_of, enlarge, toy_tokens
+from families import FAMILIES, N_LAYERS, InputPrecision, config_of, enlarge, toy_tokens
 from families import toy as make_toy
 from transformers import AutoModelForCausalLM
 
-from mda.model.architecture import architecture, attention_pattern
-from mda.model.build import eager_attention
+from mda.model.architecture import architecture
+from mda.model.plain_attention import eager_attention
 from mda.unit.blocks import add_to, gather
 from mda.unit.capture import capture, modules_of, record
 
@@ -33,7 +33,7 @@ def seen(model, tokens, layer):
         output.register_forward_hook(lambda _m, args, out: found.update(z=args[0], o=out)),
         down.register_forward_hook(lambda _m, args, out: found.update(a=args[0], mlp=out)),
     ]
-    with eager_attention(model), torch.no_grad():
+    with eager_attention(model), InputPrecision(), torch.no_grad():
         found["pattern"] = model(tokens, output_attentions=True).attentions[layer]
     for handle in handles:
         handle.remove()
@@ -85,8 +85,9 @@ def test_the_qk_block_of_a_head_decides_its_pattern_alone(case):
     head = architecture(model).n_heads - 1
     block = architecture(model).head_blocks(0, bias=True)["qk"]
     before, after = moved(model, tokens, block, head, 0)
-    # the norms of OLMo-2's queries and keys span all heads
-    wanted = list(range(head + 1)) if case.startswith("olmo2") else group_of(model, head)
+    # the norms of OLMo-2's and OLMo-3's queries and keys span all heads
+    spanning = case.startswith(("olmo2", "olmo3"))
+    wanted = list(range(head + 1)) if spanning else group_of(model, head)
     assert changed(before, after, "pattern", 1) == wanted
     assert changed(before, after, "z", 2) == wanted
 
@@ -168,17 +169,14 @@ def test_module_blocks_are_all_linear_maps_of_the_module(case, bias):
 
 @pytest.mark.parametrize("case", FAMILIES)
 @pytest.mark.parametrize("layer", [0, 1])
-def test_pattern_from_queries_and_keys_is_the_eager_pattern(case, layer):
+def test_recorded_patterns_are_the_eager_ones(case, layer):
     model, tokens = make_toy(case), toy_tokens()
     arch = architecture(model)
-    tape = record(model, tokens, arch.query_key_modules(layer))
-    query, key = arch.queries_and_keys(model, layer, tape.outputs)
-    assert query.shape == key.shape == (*tokens.shape, arch.n_heads, arch.d_head)
-    ours = attention_pattern(query, key).detach()
-    # transformers' eager softmax is float32 even in a float64 model
-    torch.testing.assert_close(
-        ours, seen(model, tokens, layer)["pattern"].double(), atol=1e-6, rtol=0
-    )
+    modules = arch.head_blocks(layer)["qk"].modules
+    ours = record(model, tokens, modules, patterns=True).patterns[layer]
+    assert ours.requires_grad and ours.shape == (len(tokens), arch.n_heads, *2 * [len(tokens[0])])
+    own = seen(model, tokens, layer)["pattern"]
+    torch.testing.assert_close(ours.detach(), own, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("case", FAMILIES)
@@ -186,9 +184,11 @@ def test_the_activation_of_a_layer_is_what_its_output_matrix_reads(case):
     model, tokens = make_toy(case), toy_tokens()
     arch = architecture(model)
     for layer in range(N_LAYERS):
-        with eager_attention(model):
+        with eager_attention(model), InputPrecision():
             read = record(model, tokens, [arch.neuron_activation(layer)]).inputs
-        assert torch.equal(read[arch.neuron_activation(layer)], seen(model, tokens, layer)["a"])
+        activation = seen(model, tokens, layer)["a"]
+        ours = read[arch.neuron_activation(layer)]
+        torch.testing.assert_close(ours, activation, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", FAMILIES)
@@ -289,7 +289,6 @@ def test_a_layer_that_is_not_there_is_named(case):
         arch.head_blocks,
         arch.neuron_blocks,
         lambda layer: arch.module_blocks(layer, "mlp"),
-        arch.query_key_modules,
         arch.neuron_activation,
     )
     for call in calls:

@@ -9,6 +9,7 @@ from derivatives import slope
 from families import N_VOCAB
 from families import toy as make_toy
 from torch import nn
+from transformers import PretrainedConfig
 
 from mda.model.architecture import architecture
 from mda.schema import ConfigError, ModuleConfig, ProbeConfig
@@ -40,7 +41,7 @@ class Counter(nn.Module):
         self.writer = Writer(as_tuple)
         self.unembed = nn.Linear(N_VOCAB, N_VOCAB, bias=False, dtype=torch.float64)
         self.unembed.weight.data.copy_(torch.eye(N_VOCAB))
-        self.device = torch.device("cpu")
+        self.device, self.config = torch.device("cpu"), PretrainedConfig()
 
     @property
     def base_model(self):
