@@ -266,4 +266,4 @@ def _jobs(given: Sequence[Override], every: bool) -> Iterator[list[str]]:
 
 def _refuse(error: ConfigError) -> NoReturn:
     print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(error.exit_code)

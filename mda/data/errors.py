@@ -5,3 +5,17 @@ from mda.schema import ConfigError
 
 class DataError(ConfigError):
     """Data that cannot be used: says which, what it holds and what is accepted."""
+
+
+def temporary(error: BaseException | None) -> bool:
+    """Whether what a client of the hub raised may be gone later: 429, 5xx, a connection cut."""
+    import httpx  # the client's own
+
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status == 429 or status >= 500
+        if isinstance(error, httpx.TransportError | ConnectionError | TimeoutError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

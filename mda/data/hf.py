@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,21 +23,14 @@ import pyarrow.compute as pc
 
 from mda.data import packing
 from mda.data.arrow import FILE, ArrowRows, ArrowWriter
-from mda.data.corpus_folder import tokenizer_hash, write_corpus
+from mda.data.columns import column, names_in, refuse_missing
+from mda.data.corpus_folder import UNLABELLED, tokenizer_hash, write_corpus
 from mda.data.errors import DataError
-from mda.data.hf_source import (
-    Opened,
-    commit,
-    local_files,
-    named,
-    open_data,
-    suffix,
-    unreadable,
-)
+from mda.data.hf_source import Opened, commit, named, open_data, unreadable
+from mda.data.local_files import local_files, suffix
 from mda.data.packers import PACKERS, Document, Packed
 from mda.data.tokenizer import read_tokenizer
-from mda.schema import HfConfig
-from mda.schema.setting import nearest
+from mda.schema import ConfigError, HfConfig
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,16 +45,17 @@ def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, o
     """What the data and the tokenizer are, in place of their names.
 
     Local files count by content and order, a data set of the hub by its commit. Raises DataError
-    for what is not there.
+    for what is not there. Shuffled data have other held-out rows.
     """
-    files = local_files(config.dataset)
+    files = local_files(config.dataset, config.split)
     if files is None:
         source: dict[str, object] = {"repo": config.dataset, "commit": commit(config)}
     else:
         source = {"files": [hash_file(path) for path in files], "suffix": suffix(files[0])}
     tokenizer = tokenizer_hash(config.tokenizer)
     end = {} if config.end_of_text is not None else {"end_of_text": _end_of_text(config)}
-    return {"source": source, "tokenizer": tokenizer, "format": FORMAT} | end
+    held_out = "drawn" if config.shuffle else "last"
+    return {"source": source, "tokenizer": tokenizer, "format": FORMAT, "held_out": held_out} | end
 
 
 def _end_of_text(config: HfConfig) -> int | None:
@@ -111,12 +106,23 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
     write_corpus(
         out,
         counts=counts,
-        held_out=np.arange(n - config.held_out, n),
+        held_out=_held_out(config, n),
         labels=values if config.label is not None else None,
         label_names=order,
         special_ids=sorted({*config.special_ids, *ends}),
         tokenizer=config.tokenizer,
     )
+
+
+def _held_out(config: HfConfig, n: int) -> np.ndarray:
+    """The rows that no stream contains: drawn where the stream is shuffled, else the last ones.
+
+    Files are often in an order, of which the last rows would be one end. What is drawn is the same
+    for all runs, whatever their seeds.
+    """
+    if not config.shuffle:
+        return np.arange(n - config.held_out, n)
+    return np.array(sorted(Random(0).sample(range(n), config.held_out)), dtype=np.int64)
 
 
 def stop(documents: Generator[Document]) -> None:
@@ -145,26 +151,26 @@ def documents(
     vocabulary.
     """
     tokenizer = read_tokenizer(config.tokenizer).tokenizer if config.tokenizer else None
-    label_of = _label_reader(config, opened.records)
-    setting = "tokens" if config.tokens else "text"
-    column = config.tokens or config.text
+    name_of = getattr((opened.records.features or {}).get(config.label), "int2str", None)
     number, last = 0, None
     for table in _reading(config, opened.records.iter(BATCH)):
-        for name in ("label", "ordered_by", setting):
-            _refuse_column(config, name, table.column_names)
-        values = table[column].combine_chunks()
+        refuse_missing(config, names_in(table.schema))
+        name = config.tokens or config.text
+        values = column(table, name)
         if values.null_count:
             missing = number + int(np.flatnonzero(values.is_null().to_numpy(False))[0])
-            raise DataError(f"{named(config)}: document {missing:,} has no {column}")
+            raise DataError(f"{named(config)}: document {missing:,} has no {name}")
         if config.ordered_by is not None:
-            last = _in_order(config, table[config.ordered_by].to_pylist(), last, number)
+            last = _in_order(config, column(table, config.ordered_by).to_pylist(), last, number)
         if config.tokens is not None:
             lists = _token_lists(config, values)
         else:
             assert tokenizer is not None
             lists = _tokenized(config, values, tokenizer, number)
         _refuse_ids(config, lists, number)
-        labels = map(label_of, table[config.label].to_pylist() if config.label else lists)
+        labels = ["all"] * len(table)
+        if config.label is not None:
+            labels = _labels(config.label, column(table, config.label), name_of)
         for ids, label in zip(lists, labels, strict=True):
             yield Document(ids, names.setdefault(label, len(names)))
         number += len(table)
@@ -173,6 +179,8 @@ def documents(
 
 def _token_lists(config: HfConfig, values: Any) -> list[np.ndarray]:
     kind = values.type
+    if hasattr(kind, "value_type") and pa.types.is_null(kind.value_type):  # all of them are empty
+        return [np.empty(0, dtype=np.int64)] * len(values)
     if not hasattr(kind, "value_type") or not pa.types.is_integer(kind.value_type):
         raise DataError(f"data.tokens={config.tokens}: a column of {kind}, no lists of integers")
     flat = values.flatten().to_numpy(zero_copy_only=False)
@@ -225,23 +233,17 @@ def _refuse_ids(config: HfConfig, lists: list[np.ndarray], number: int) -> None:
 def _reading(config: HfConfig, records: Iterable[Any]) -> Iterator[Any]:
     try:
         yield from records
-    except DataError:
+    except ConfigError:
         raise
     except Exception as error:
         raise unreadable(config, error) from error
 
 
-def _refuse_column(config: HfConfig, setting: str, columns: Sequence[str]) -> None:
-    column = getattr(config, setting)
-    if column is not None and column not in columns:
-        raise DataError(
-            f"data.{setting}={column}: no such column{nearest(column, columns)}; "
-            f"accepted: {', '.join(columns)}"
-        )
-
-
 def _in_order(config: HfConfig, values: list[Any], last: Any, number: int) -> Any:
     for offset, value in enumerate(values):
+        if value is None:
+            raise DataError(f"{named(config)}: document {number + offset:,} has no "
+                            f"{config.ordered_by}")  # fmt: skip
         if last is not None and value < last:
             raise DataError(
                 f"data.ordered_by={config.ordered_by}: {value} after {last}, at document "
@@ -252,20 +254,23 @@ def _in_order(config: HfConfig, values: list[Any], last: Any, number: int) -> An
     return last
 
 
-def _label_reader(config: HfConfig, records: Any) -> Callable[[Any], str]:
-    column = config.label
-    if column is None:
-        return lambda value: "all"
-    feature = (records.features or {}).get(column)
-    name_of = getattr(feature, "int2str", None)
-
-    def read(value: Any) -> str:
-        text = name_of(value) if name_of is not None and value is not None else str(value)
+def _labels(name: str, values: pa.Array, name_of: Callable[[int], str] | None) -> Iterator[str]:
+    """What the documents' classes are called; `unlabelled` where there is null, NaN or, as in a
+    column of the hub's classes, -1."""
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string,
+             pa.types.is_large_string, pa.types.is_null)  # fmt: skip
+    if not any(fits(values.type) for fits in kinds):
+        raise DataError(
+            f"data.label={name}: a column of {values.type}; accepted: one of texts or numbers"
+        )
+    for value in values.to_pylist():
+        if value is None or value != value or (name_of is not None and value == -1):
+            yield UNLABELLED
+            continue
+        text = str(value) if name_of is None else name_of(value)
         if not text or not text.isprintable():
-            raise DataError(f"data.label={column}: {text!r}; accepted: printable characters")
-        return text
-
-    return read
+            raise DataError(f"data.label={name}: {text!r}; accepted: printable characters")
+        yield text
 
 
 def _refuse_few(config: HfConfig, n: int) -> None:

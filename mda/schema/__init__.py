@@ -49,7 +49,7 @@ from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbCo
 from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
-from mda.schema.setting import ConfigError, Group, refuse
+from mda.schema.setting import ConfigError, Group, Unavailable, refuse
 from mda.schema.study import REFERENCES, ArmConfig, ClaimConfig, StudyConfig
 from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
@@ -112,6 +112,7 @@ __all__ = [
     "TracinConfig",
     "TrainingConfig",
     "TruthConfig",
+    "Unavailable",
     "UnitConfig",
     "UnrolledConfig",
     "WandbConfig",

@@ -13,8 +13,16 @@ from typing import Any, ClassVar
 class ConfigError(ValueError):
     """Something the user can put right: one sentence with key, value and what is accepted."""
 
+    exit_code: ClassVar[int] = 2  # of a program that it ends
+
     def __str__(self) -> str:
         return printable(super().__str__())  # values and labels may be anybody's
+
+
+class Unavailable(ConfigError):
+    """What a server did not give this time: the same command may succeed later."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def printable(text: str) -> str:

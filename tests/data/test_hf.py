@@ -18,7 +18,7 @@ from mda.data.arrow import ArrowRows, ArrowWriter
 from mda.data.errors import DataError
 from mda.data.stream import open_corpus
 from mda.data.tokenizer import read_tokenizer
-from mda.schema import HfConfig
+from mda.schema import ConfigError, HfConfig
 from mda.store import hash_file
 
 from .conftest import sentence
@@ -35,7 +35,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 def settings(dataset, tokenizer, **other):
-    given = {"seq_len": WIDTH - 1, "vocab_size": 300, "held_out": 4}
+    given = {"seq_len": WIDTH - 1, "vocab_size": 300, "held_out": 4, "shuffle": False}
     named = str(tokenizer) if tokenizer else None
     return HfConfig(dataset=str(dataset), tokenizer=named, **(given | other))
 
@@ -357,6 +357,7 @@ HUB = {
     "unknown": (404, {"X-Error-Code": "RepoNotFound"}),
     "private": (401, {"X-Error-Code": "GatedRepo"}),
     "busy": (429, {"Retry-After": "1"}),
+    "broken": (500, {}),
 }
 
 
@@ -365,9 +366,10 @@ def test_a_hub_that_refuses_is_one_sentence(tmp_path, tokenizer_json, monkeypatc
     with serving(tmp_path) as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         hub.answers = [HUB[case]] * 20
-        with pytest.raises(DataError, match=r"^data\.dataset=some/texts: .*the hub") as error:
+        with pytest.raises(ConfigError, match=r"^data\.dataset=some/texts: .*the hub") as error:
             inputs("some/texts", tokenizer_json)
     assert "\n" not in str(error.value)
+    assert error.value.exit_code == (75 if case in ("busy", "broken") else 2)
     assert any(path.startswith("/api/datasets/some/texts") for path, *_ in hub.requests)
 
 
