@@ -83,9 +83,10 @@ def read_labels(
     if values.min() < 0:
         raise DataError(f"data.labels={path}: label {values.min()}; accepted: 0 and above")
     if names:
-        if values.max() >= len(names):
+        if values.max() + 1 != len(names):
             raise DataError(
-                f"data.labels={path}: label {values.max()}, but data.label_names has {len(names)}"
+                f"data.labels={path}: label {values.max()} is the highest, but data.label_names "
+                f"has {len(names)}; accepted: {values.max() + 1} names, for 0 to {values.max()}"
             )
         return values.astype(np.int32), tuple(names)
     found, index = np.unique(values, return_inverse=True)

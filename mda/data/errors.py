@@ -7,15 +7,20 @@ class DataError(ConfigError):
     """Data that cannot be used: says which, what it holds and what is accepted."""
 
 
-def temporary(error: BaseException | None) -> bool:
-    """Whether what a client of the hub raised may be gone later: 429, 5xx, a connection cut."""
-    import httpx  # the client's own
+PASSING = ("TransportError", "ConnectionError", "TimeoutError")
 
+
+def temporary(error: BaseException | None) -> bool:
+    """Whether what a client of the hub raised may be gone later: 429, 5xx, a connection cut.
+
+    Its transport, and with it its errors, has changed twice; their names have not.
+    """
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:
             return status == 429 or status >= 500
-        if isinstance(error, httpx.TransportError | ConnectionError | TimeoutError):
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if not names.isdisjoint(PASSING) or "Consistency check failed" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

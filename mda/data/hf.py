@@ -1,10 +1,10 @@
-"""`data=hf`: what the library `datasets` reads, as packed rows of tokens in an Arrow file.
+"""`data=hf`: documents of the hub or of local files, as packed rows of tokens in an Arrow file.
 
-The source is a data set of the hub or local parquet, JSON lines or text files (a text file is one
-document). Documents come in the order of the files; they are tokenized and packed as they come,
-so memory holds a few thousand rows at most, and the rows are written to `tokens.arrow`, which is
-mapped when it is read. A document is followed by the end-of-text id where there is one, but not
-where documents are rows already (`data.packing=rows`).
+The source is a data set of the hub, which the library `datasets` reads, or local parquet, JSON
+lines or text files (a text file is one document). Documents come in the order of the files; they
+are tokenized and packed as they come, so memory holds a few thousand rows at most, and the rows are
+written to `tokens.arrow`, which is mapped when it is read. A document is followed by the
+end-of-text id where there is one, but not where documents are rows already (`data.packing=rows`).
 """
 
 from __future__ import annotations

@@ -75,9 +75,10 @@ def _labels(config: PileConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
     labels, names = read_labels(Path(config.labels), config.label_names, lengths)
     if len(labels) == n:
         return labels, names
-    of_all = np.full(n, len(names), np.int32)
+    names = names if UNLABELLED in names else (*names, UNLABELLED)
+    of_all = np.full(n, names.index(UNLABELLED), np.int32)
     of_all[-held_out:] = labels
-    return of_all, (*names, UNLABELLED)
+    return of_all, names
 
 
 def shard_rows(config: PileConfig, downloads: Path) -> ShardRows:

@@ -21,6 +21,7 @@ import numpy as np
 
 from mda import store
 from mda.data.errors import DataError
+from mda.schema import Unavailable
 
 TRIES = 3
 LONGEST_WAIT_S = 60
@@ -65,7 +66,7 @@ class Layout:
 
 
 class Reader(Protocol):
-    """Reads bytes of shards. Raises DataError, one sentence, where they cannot be had."""
+    """Reads bytes of shards. Raises ConfigError, one sentence, where they cannot be had."""
 
     def read(self, layout: Layout, piece: Piece) -> bytes: ...
 
@@ -112,7 +113,7 @@ class Range:
             except (OSError, http.client.HTTPException) as error:
                 reason, wait = f"the connection failed ({_words(error)})", 1
             if not left or wait > LONGEST_WAIT_S:
-                raise DataError(f"{url}: {reason}; {KEPT}")
+                raise Unavailable(f"{url}: {reason}; {KEPT}")
             store.say(f"{url}: {reason}; trying again in {wait} s")
             time.sleep(wait)
         raise AssertionError("the last try returns or raises")
@@ -141,7 +142,7 @@ class ShardRows:
     """The first `n_rows` rows of a layout, uint16 [n_rows, row_len], read when they are asked for.
 
     Rows from a `Range` are fetched in blocks of `per_block` rows and kept in the folder `cache`.
-    Raises DataError where they cannot be had, or where an id is not below `vocab_size`.
+    Raises ConfigError where they cannot be had, or where an id is not below `vocab_size`.
     """
 
     def __init__(

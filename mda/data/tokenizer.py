@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from mda import store
-from mda.data.errors import DataError
+from mda.data.errors import DataError, temporary
+from mda.schema import ConfigError, Unavailable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILE = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
 ACCEPTED = "a tokenizer.json, a folder with one, or the id of a repository of the hub"
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -31,18 +33,21 @@ class Named(NamedTuple):
 def read_tokenizer(name: str) -> Named:
     """The tokenizer of a file, a folder or the hub; it neither truncates nor pads.
 
-    Raises DataError for one that is not there or that is malformed.
+    Its tokenizer.json is read as it stands; where there is none, the library makes one of what
+    there is. Raises DataError for one that is not there or that is malformed, and Unavailable for
+    a hub that does not give it now.
     """
     path = Path(name)
+    if not (path.exists() or (_HUB_ID.fullmatch(name) and path.suffix != ".json")):
+        raise DataError(f"data.tokenizer={name}: no such file; accepted: {ACCEPTED}")
+    folder = path if path.is_dir() else None if path.is_file() else _fetched(name)
     if path.is_file():
         found = Named(_from_file(path), None)
-    elif (path / FILE).is_file():
-        tokenizer = _from_file(path / FILE)
-        found = Named(tokenizer, _end_in(path / "tokenizer_config.json", tokenizer))
-    elif path.is_dir() or (_HUB_ID.fullmatch(name) and path.suffix != ".json"):
-        found = _from_library(name)
+    elif folder is not None and (folder / FILE).is_file():
+        tokenizer = _from_file(folder / FILE)
+        found = Named(tokenizer, _end_in(folder / CONFIG, tokenizer))
     else:
-        raise DataError(f"data.tokenizer={name}: no such file; accepted: {ACCEPTED}")
+        found = _from_library(name)
     tokenizer, end = found
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -107,6 +112,47 @@ def _end_in(about: Path, tokenizer: Tokenizer) -> int | None:
     return tokenizer.token_to_id(token) if isinstance(token, str) else None
 
 
+@cache
+def _fetched(name: str) -> Path | None:
+    """The folder with a repository's tokenizer.json, fetched or cached; None where it has none.
+
+    Asked for once by each process, so that a repository that changes stays as it was.
+    """
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    try:
+        folder = Path(hf_hub_download(name, FILE)).parent
+    except errors.LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            return None
+        raise Unavailable(f"data.tokenizer={name}: {_later(error)}") from error
+    except errors.RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # of the network, of the hub, of the disk: each its own kind
+        raise _unreadable(name, error) from error
+    try:
+        hf_hub_download(name, CONFIG, revision=folder.name)
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError) and not constants.HF_HUB_OFFLINE:
+            raise Unavailable(f"data.tokenizer={name}: {_later(error)}") from error
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    return folder
+
+
+def _later(error: Exception) -> str:
+    return f"it cannot be fetched now ({_one_line(error)}); start again later"
+
+
+def _unreadable(name: str, error: Exception) -> ConfigError:
+    if temporary(error):
+        return Unavailable(f"data.tokenizer={name}: {_later(error)}")
+    return DataError(
+        f"data.tokenizer={name}: there is no such tokenizer, or it cannot be read "
+        f"({_one_line(error)}); accepted: {ACCEPTED}"
+    )
+
+
 def _from_library(name: str) -> Named:
     from transformers import AutoTokenizer
 
@@ -114,10 +160,7 @@ def _from_library(name: str) -> Named:
         found = AutoTokenizer.from_pretrained(name)
         tokenizer = found.backend_tokenizer
     except Exception as error:  # of the network, of the hub, of the files: each its own kind
-        raise DataError(
-            f"data.tokenizer={name}: there is no such tokenizer, or it cannot be read "
-            f"({_one_line(error)}); accepted: {ACCEPTED}"
-        ) from error
+        raise _unreadable(name, error) from error
     return Named(tokenizer, found.eos_token_id)
 
 

@@ -136,9 +136,9 @@ class HfConfig(DataConfig):
         accepts="a hub id, or a file, folder or pattern of .parquet, .jsonl or .txt files",
     )
     subset: str | None = setting(None, "configuration of a data set of the hub, null: its default")
-    split: str = setting("train", "split of a data set of the hub")
+    split: str = setting("train", "split of a data set of the hub, or of a folder by its names")
     revision: str | None = setting(None, "of a data set of the hub, null: the newest")
-    streaming: bool = setting(False, "read as it goes, else bring the whole to this machine first")
+    streaming: bool = setting(False, "read the hub as it goes, else bring the whole here first")
     text: str = setting("text", "column of texts to be tokenized")
     tokens: str | None = setting(None, "column of token ids, in place of texts")
     tokenizer: str | None = setting(None, TOKENIZER)
@@ -241,6 +241,8 @@ def _check_label_names(names: list[str]) -> None:
             raise ConfigError(
                 f"data.label_names has {label!r}; accepted: names of printable characters"
             )
+        if names.count(label) > 1:
+            raise ConfigError(f"data.label_names has {label!r} twice; accepted: each name once")
 
 
 def _check_ids(config: HfConfig | PileConfig | TokensConfig, ids: list[int]) -> None:

@@ -61,7 +61,8 @@ def _not_held_out(corpus: Corpus) -> str | None:
         return None
     return (
         f"no held-out row is of {', '.join(lacking)}, so that held-out loss, in-context learning "
-        "and behaviour say nothing of it; held-out rows are the last ones: shuffle what is read"
+        "and behaviour say nothing of it; hold out more rows, or rows of it: unless data=hf with "
+        "data.shuffle=true draws them, they are the last ones"
     )
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mda.schema import ConfigError
+from mda.data.errors import temporary
+from mda.schema import ConfigError, Unavailable
 
 WEIGHTS = (  # the first that a revision has is read; an index names its shards
     "model.safetensors",
@@ -80,7 +81,7 @@ def _verified(repo: str, commit: str, name: str, folder: Path, key: str) -> Path
         path = Path(hf_hub_download(repo, name, revision=commit, local_dir=folder))
     if problem := _damage(path, said.etag or "", said.size):
         path.unlink()
-        raise ConfigError(f"{key}: {name} arrived damaged: {problem}; {AGAIN}")
+        raise Unavailable(f"{key}: {name} arrived damaged: {problem}; {AGAIN}")
     return path
 
 
@@ -100,18 +101,22 @@ def _damage(path: Path, etag: str, size: int | None) -> str:
 
 @contextmanager
 def _explained(key: str, name: str = "") -> Iterator[None]:
-    """Errors of the hub's client as ConfigError: no address, no header and no token in them."""
+    """Errors of the hub's client as ConfigError, Unavailable where a second start may succeed: no
+    address, no header and no token in them."""
     try:
         yield
     except Exception as error:  # the client's transport, and with it its errors, has changed twice
         disk = isinstance(error, OSError) and error.errno is not None
         if disk and not isinstance(error, ConnectionError | TimeoutError):
             raise
-        file = f"{name}: " if name else ""
-        raise ConfigError(f"{key}: {file}{_reason(error)}") from None
+        file, lasting = f"{name}: " if name else "", _lasting(error)
+        if lasting:
+            raise ConfigError(f"{key}: {file}{lasting}") from None
+        raise Unavailable(f"{key}: {file}{_passing(error)}; {AGAIN}") from None
 
 
-def _reason(error: Exception) -> str:
+def _lasting(error: Exception) -> str:
+    """What no second start will mend; empty for anything else."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -123,12 +128,17 @@ def _reason(error: Exception) -> str:
         return f"may not be read ({status}); accepted: a repository that HF_TOKEN may read"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such repository; accepted: owner/name of a public one"
-    if status == 429:
-        return f"the hub answers too many requests (429); wait, then {AGAIN}"
-    if status is not None:
-        return f"the hub answers {status}; {AGAIN}"
-    if "Consistency check failed" in str(error):
-        return f"arrived damaged: not of the size that the hub says; {AGAIN}"
     if isinstance(error, errors.HFValidationError):
         return "is no name of a repository; accepted: owner/name"
-    return f"the connection failed ({type(error).__name__}); {AGAIN}"
+    return f"the hub answers {status}" if status and not temporary(error) else ""
+
+
+def _passing(error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 429:
+        return "the hub answers too many requests (429); wait"
+    if status is not None:
+        return f"the hub answers {status}"
+    if "Consistency check failed" in str(error):
+        return "arrived damaged: not of the size that the hub says"
+    return f"the connection failed ({type(error).__name__})"

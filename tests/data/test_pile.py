@@ -9,7 +9,7 @@ from mda.data import pile
 from mda.data.errors import DataError
 from mda.data.shards import Layout
 from mda.data.stream import open_corpus, schedule, stream_order
-from mda.schema import ConfigError, PileConfig
+from mda.schema import ConfigError, PileConfig, Unavailable
 
 WIDTH, N, BATCH = 9, 100, 8
 SHARD = 700  # bytes: no whole number of rows of 18, so that rows straddle
@@ -89,7 +89,8 @@ def test_labels_of_all_rows_are_those_of_the_rows(tmp_path, shards, labels):
         (np.zeros(9, int), r"int64 \[9\]; .* each of the 96 rows or each of the 8 held-out rows$"),
         (np.zeros(8), r"float64 \[8\]; accepted: one integer for"),
         (np.zeros((8, 1), int), r"\[8, 1\]; accepted: one integer for"),
-        (np.arange(8), "label 7, but data.label_names has 2"),
+        (np.arange(8), "label 7 is the highest, but data.label_names has 2; accepted: 8 names"),
+        (np.zeros(8, int), "label 0 is the highest, but data.label_names has 2; accepted: 1 names"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_a_row_is_fetched(
@@ -99,6 +100,20 @@ def test_labels_that_do_not_fit_are_refused_before_a_row_is_fetched(
     with pytest.raises(DataError, match=rf"^data\.labels=.*{says}"):
         pile.build_from_config(tmp_path / "corpus", config, tmp_path / "downloads")
     assert not server.requests
+
+
+def test_a_name_that_labels_have_twice_is_refused(shards):
+    with pytest.raises(ConfigError, match=r"^data\.label_names has 'code' twice"):
+        settings(shards, label_names=["code", "prose", "code"])
+
+
+def test_held_out_rows_may_call_a_class_unlabelled_themselves(tmp_path, shards, labels):
+    names = ["unlabelled", "prose"]
+    config = settings(shards, labels=labels([1, 0, 0, 1, 1, 1, 0, 0]), label_names=names)
+    pile.build_from_config(tmp_path / "corpus", config, tmp_path / "downloads")
+    corpus = open_again(tmp_path, config)
+    assert corpus.label_names == ("unlabelled", "prose")
+    assert set(corpus.labels_of(np.arange(88))) == {"unlabelled"}
 
 
 def test_a_file_of_labels_that_is_not_there_is_refused(shards):
@@ -198,8 +213,9 @@ def test_each_refusal_is_one_sentence_and_a_second_start_goes_on(tmp_path, serve
     steps(corpus, 0, 1)
     before = server.sent
     server.answers = list(answers)
-    with pytest.raises(DataError, match=says) as error:
+    with pytest.raises(ConfigError, match=says) as error:
         steps(corpus, 0, 4)
+    assert error.value.exit_code == (75 if case.startswith(("busy", "broken", "cut")) else 2)
     assert str(error.value).startswith(f"{server.url}/{NAMES[0]}: ")
     assert "\n" not in str(error.value)
     assert server.answers == []
@@ -220,7 +236,9 @@ def test_a_passing_trouble_is_waited_out(tmp_path, server, no_waiting, capsys):
 def test_a_server_that_is_gone_is_one_sentence(tmp_path, shards):
     with serving(shards) as server:
         url = server.url
-    with pytest.raises(DataError, match=r"the connection failed .*refused.*a second start goes on"):
+    with pytest.raises(
+        Unavailable, match=r"the connection failed .*refused.*a second start goes on"
+    ):
         build(tmp_path, settings(url))
 
 

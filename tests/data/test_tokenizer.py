@@ -1,14 +1,21 @@
 """Tokens become text without losing a character; a tokenizer that cannot be read is refused."""
 
+import json
+from functools import cache
+
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from hub import serving
+from huggingface_hub import constants
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mda.data import tokenizer
 from mda.data.errors import DataError
 from mda.data.stream import open_corpus
 from mda.data.tokenizer import decode, opened, read_tokenizer
 from mda.data.tokens import build_tokens
+from mda.schema import ConfigError
 
 TEXT = "a ─ é \N{MATHEMATICAL ITALIC SMALL ALPHA}\N{MUSICAL SYMBOL G CLEF} z"
 
@@ -115,3 +122,62 @@ def test_a_corpus_with_a_broken_tokenizer_is_refused_when_it_is_opened(tmp_path,
     (tmp_path / "corpus" / "tokenizer.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read"):
         open_corpus(tmp_path / "corpus", "fp", rows)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on loopback, whose repository me/words is the folder `me/words/main`."""
+    monkeypatch.setattr(tokenizer, "_fetched", cache(tokenizer._fetched.__wrapped__))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", tmp_path / "cache")
+    with serving(tmp_path / "hub") as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        (tmp_path / "hub/me/words/main").mkdir(parents=True)
+        yield server
+
+
+def test_a_tokenizer_of_the_hub_is_its_tokenizer_json(words, hub):
+    """The library's class for it would know nothing of these steps, which its file has."""
+    own = Tokenizer.from_str(words.to_str())
+    own.normalizer = normalizers.Lowercase()
+    own.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\d{1,3}"), "isolated"), own.pre_tokenizer]
+    )
+    folder = hub.root / "me/words/main"
+    own.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": own.id_to_token(299)})
+    )
+    text = "The Red fox saw 1234567 houses"
+    found, end = read_tokenizer("me/words")
+    assert found.encode(text).ids == own.encode(text).ids != words.encode(text).ids
+    assert end == 299
+    asked = len(hub.requests)
+    assert read_tokenizer("me/words").tokenizer.to_str() == found.to_str()
+    assert len(hub.requests) == asked, "once by each process"
+
+
+def test_without_a_tokenizer_json_the_library_makes_one(words, hub, tmp_path):
+    folder = hub.root / "me/words/main"
+    model = json.loads(words.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in model["merges"]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    text = "the red fox"
+    assert read_tokenizer("me/words").tokenizer.encode(text).ids == words.encode(text).ids
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "cut", "unknown", "gone away"])
+def test_a_tokenizer_that_the_hub_does_not_give_is_one_sentence(words, hub, fault, monkeypatch):
+    words.save(str(hub.root / "me/words/main/tokenizer.json"))
+    hub.faults["main/tokenizer.json"] = fault
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries again, for long
+    if fault == "gone away":
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}"
+                            "/resolve/{revision}/{filename}")  # fmt: skip
+    name = "me/others" if fault == "unknown" else "me/words"
+    with pytest.raises(ConfigError, match=f"^data\\.tokenizer={name}: ") as error:
+        read_tokenizer(name)
+    assert error.value.exit_code == (2 if fault == "unknown" else 75)
+    assert "\n" not in str(error.value)

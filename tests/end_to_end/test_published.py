@@ -29,7 +29,7 @@ from mda.config import compose, prepared
 from mda.data.stream import open_corpus
 from mda.model.build import read_model
 from mda.programs.reproduce import reproduce
-from mda.schema import ConfigError
+from mda.schema import ConfigError, Unavailable
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule
 from mda.training.optimizer import adamw, learning_rate
@@ -78,10 +78,10 @@ def finished(done: subprocess.CompletedProcess[str]) -> Path:
     return Path(done.stdout.strip().splitlines()[-1])
 
 
-def refused(done: subprocess.CompletedProcess[str]) -> str:
+def refused(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
     """The one sentence with which a program refused."""
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert (done.returncode, len(errors)) == (2, 1), done.stderr
+    assert (done.returncode, len(errors)) == (code, 1), done.stderr
     assert "Traceback" not in done.stderr
     return errors[0]
 
@@ -253,6 +253,7 @@ def test_sizes_that_are_not_the_repository_s_are_refused_before_weights_are_fetc
 TRAIN = ("base.repo=me/tiny", STEP_LIST)
 FAULTS = {  # file, what goes wrong with it, what is said
     "429": ("step20/model.safetensors", "429", "too many requests"),
+    "500": ("step20/model.safetensors", "500", "the hub answers 500; start again"),
     "cut": ("step20/model.safetensors", "cut", "the connection failed"),
     "flipped": ("step20/model.safetensors", "flipped", "arrived damaged: its hash is"),
     "short": ("step20/model.safetensors", "short", "arrived damaged"),
@@ -278,6 +279,7 @@ def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, attempt, faul
     hub.faults = {file: kind}
     with pytest.raises(ConfigError) as found:
         attempt()
+    assert isinstance(found.value, Unavailable)
     error = str(found.value)
     assert error.startswith("base.repo=me/tiny, revision step20: model.safetensors")
     assert says in error and "start again" in error and "\n" not in error
@@ -294,7 +296,7 @@ def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, attempt, faul
 
 def test_the_program_that_failed_is_started_again_and_goes_on(hub, tmp_path):
     hub.faults = {"step60/model.safetensors": "flipped"}
-    error = refused(start(hub, "train", tmp_path, *TRAIN))
+    error = refused(start(hub, "train", tmp_path, *TRAIN), code=75)
     assert error.startswith("error: base.repo=me/tiny, revision step60: model.safetensors arrived")
     hub.faults, hub.requests[:] = {}, []
     finished(start(hub, "train", tmp_path, *TRAIN))

@@ -17,9 +17,9 @@ FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>
 class Hub(ThreadingHTTPServer):
     """Serves `root/<owner>/<name>/<revision>/<file>`; `requests` are (method, path, byte range).
 
-    `faults` says what goes wrong with a file: "429", "cut" (the body ends in its middle, and any
-    rest of it is empty), "flipped" (one byte is another), "short" (fewer bytes, and said so),
-    "gone" (listed and not there). With a `token` the repositories are private.
+    `faults` says what goes wrong with a file: "429" and "500" (that status), "cut" (the body ends
+    in its middle, and any rest of it is empty), "flipped" (one byte is another), "short" (fewer
+    bytes, and said so), "gone" (listed and not there). With a `token` the repositories are private.
     """
 
     daemon_threads = True
@@ -34,12 +34,17 @@ class Hub(ThreadingHTTPServer):
     def fetched(self, method: str = "GET") -> list[str]:
         """`revision/file` of every body that was asked for."""
         found = [FILE.fullmatch(path) for verb, path, _ in self.requests if verb == method]
-        return [f"{bytes.fromhex(m['revision']).decode().strip()}/{m['name']}" for m in found if m]
+        return [f"{revision_of(m['revision'])}/{m['name']}" for m in found if m]
 
 
 def commit_of(revision: str) -> str:
     """A commit that tells its revision: 40 hex digits."""
     return revision.encode().ljust(20).hex()
+
+
+def revision_of(said: str) -> str:
+    """The revision that a commit tells, or its name."""
+    return bytes.fromhex(said).decode().strip() if re.fullmatch("[0-9a-f]{40}", said) else said
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,7 +59,9 @@ class Handler(BaseHTTPRequestHandler):
         if found := API.match(path):
             return self.describe(found["repo"], found["revision"])
         if found := FILE.fullmatch(path):
-            revision = bytes.fromhex(found["revision"]).decode().strip()
+            if not (self.server.root / found["repo"]).is_dir():
+                return self.answer(404, {"X-Error-Code": "RepoNotFound"})
+            revision = revision_of(found["revision"])
             return self.send(self.server.root / found["repo"] / revision / found["name"])
         self.answer(404)
 
@@ -74,8 +81,8 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.faults.get(f"{path.parent.name}/{path.name}", "")
         if fault == "gone" or not path.is_file():
             return self.answer(404, {"X-Error-Code": "EntryNotFound"})
-        if fault == "429":
-            return self.answer(429)
+        if fault in ("429", "500"):
+            return self.answer(int(fault))
         body = path.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
         headers["X-Repo-Commit"] = commit_of(path.parent.name)
