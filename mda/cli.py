@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from mda.terminal import at_terminal
+
 PROGRAMS = {
     "quickstart": "the whole causal result for one seed: base run, trace, arms, comparison",
     "train": "train a base run and watch its units emerge",
@@ -27,6 +29,11 @@ COMPLETION = "-sc"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program that the first word names with the words after it; returns the exit code."""
+    with at_terminal():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help"):

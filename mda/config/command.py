@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
 from mda.config.words import advice
 from mda.schema import Config, ConfigError, refuse
+from mda.terminal import at_terminal, replace_unknown
 
 Program = Callable[[Config, Path], None]
 Preview = Callable[[Sequence[Config], int], None]
@@ -53,6 +55,11 @@ def main(
     docstring of the program's module heads its help. Import what is heavy (torch, transformers)
     inside `program`, so that help and mistakes answer at once.
     """
+    with at_terminal():
+        _main(program, needs, preview, shared)
+
+
+def _main(program: Program, needs: Sequence[str], preview: Preview | None, shared: bool) -> None:
     parser = get_args_parser()
     parser.error = lambda message: _refuse(ConfigError(f"{message}; see --help"))
     if preview is not None:
@@ -132,6 +139,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
                         f"{swept[0].input_line} names several values; accepted: one value, a list "
                         f"as [a,b], or a sweep over them with -m{advice(str(swept[0].input_line))}"
                     )
+            _refuse_absent(node, every)
             params = node.sweeper.get("params") or {}
             given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
             at_once, configs = jobs.side_by_side(node), []
@@ -162,6 +170,7 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
 
     @functools.wraps(program)  # Hydra names the job after the module of the wrapped function
     def task(cfg: DictConfig) -> None:
+        replace_unknown()  # in a process of its own, too
         node = HydraConfig.get()
         folder = Path(node.runtime.output_dir)
         at_once = jobs.side_by_side(node) if node.mode == RunMode.MULTIRUN else 1
@@ -233,6 +242,16 @@ def _fix_threads(cfg: DictConfig, at_once: int) -> None:
     """Settle `training.threads=null`: a result depends on the number, so a run must know it."""
     if cfg.training.threads is None:
         cfg.training.threads = max(1, cores() // at_once)
+
+
+def _refuse_absent(node: DictConfig, preview: bool) -> None:
+    """Refuse to launch jobs by Slurm where it is not there; a preview of them launches none."""
+    slurm = str(node.launcher.get("_target_", "")).endswith("SlurmLauncher")
+    if slurm and not preview and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=slurm needs the command srun, which is not here; accepted: a login "
+            "node of a Slurm cluster, or hydra/launcher=parallel"
+        )
 
 
 def _refuse_nested(config: Config, needs: Sequence[str] | None, at_once: int) -> None:

@@ -1,0 +1,51 @@
+"""What a program does about the place that it speaks to: a terminal, a pipe, any encoding."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def at_terminal() -> Iterator[None]:
+    """Run a program's body so that where its output goes cannot fail it with a traceback.
+
+    Ctrl-C ends it with exit code 130, and a reader that has left, such as `head`, with 141, as a
+    shell expects it. Figures go to files: MPLBACKEND, which a notebook hands down to every process
+    that it starts, may name a backend that this environment does not have.
+    """
+    os.environ["MPLBACKEND"] = "Agg"
+    replace_unknown()
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        raise SystemExit(141) from None
+
+
+def replace_unknown() -> None:
+    """Print a question mark in place of a character that the output's encoding does not have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output any more; what is still to be written is dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
