@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from mda.estimator.ekfac import input_site, output_site
+from mda.estimator.ekfac import INDEPENDENT, input_site, output_site
 from mda.model.loss import RUN, TILE
 from mda.training.loss import LOGITS
 from mda.types import ParameterBlock
@@ -109,24 +109,34 @@ def product_flops(rows: Mapping[ParameterBlock, int], length: int) -> float:
     return sum(2 * length * n * b.shape[1] * b.shape[2] for b, n in rows.items())
 
 
-def fit_flops(shape: Shape, blocks: Iterable[ParameterBlock], length: int) -> float:
-    """Of both passes of an EK-FAC fit over one sequence; the eigenvectors are left out."""
+def fit_flops(
+    shape: Shape, blocks: Iterable[ParameterBlock], length: int, factors: str = INDEPENDENT
+) -> float:
+    """Of both passes of an EK-FAC fit over one sequence; the eigenvectors are left out.
+
+    Factors of sequences' gradients form these in the first pass as well.
+    """
     blocks = list(blocks)
-    moments = sum(2 * length * g * i * i for g, i in sites(blocks).values())
     squares = 0.0
     for block in blocks:
         h, i, j = block.shape
         squares += 2 * h * i * j * (length + i + j)
+    moments = squares
+    if factors != "sequence":
+        moments = sum(2 * length * g * i * i for g, i in sites(blocks, factors).values())
     return 2 * capture_flops(shape, length) + moments + squares
 
 
-def sites(blocks: Iterable[ParameterBlock]) -> dict[str, tuple[int, int]]:
+def sites(
+    blocks: Iterable[ParameterBlock], factors: str = INDEPENDENT
+) -> dict[str, tuple[int, int]]:
     """Name -> (G, I) of every place whose second moment [G, I, I] EK-FAC keeps."""
     found: dict[str, tuple[int, int]] = {}
     for block in blocks:
         _, n_in, n_out = block.shape
-        found[input_site(block)] = (block.input.owners, n_in)
-        found[output_site(block)] = (max(tap.owners for tap in block.outputs), n_out)
+        found[input_site(block, factors)] = (block.input.owners, n_in)
+        n_owners = max(tap.owners for tap in block.outputs)
+        found[output_site(block, factors)] = (n_owners, n_out)
     return found
 
 
@@ -164,10 +174,10 @@ def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False
     return FLOAT * (shape.n_parameters + shape.n_layers * tokens * (layer + gradients))
 
 
-def curvature_bytes(blocks: Iterable[ParameterBlock]) -> float:
+def curvature_bytes(blocks: Iterable[ParameterBlock], factors: str = INDEPENDENT) -> float:
     """Of EK-FAC's factors on disk, float64: eigenvectors [G, I, I] and Lambda [H, I, J]."""
     blocks = list(blocks)
-    vectors = sum(g * i * i for g, i in sites(blocks).values())
+    vectors = sum(g * i * i for g, i in sites(blocks, factors).values())
     return DOUBLE * (vectors + sum(_size(block) for block in blocks))
 
 
@@ -192,13 +202,18 @@ def label_bytes(shape: Shape, tokens: int, chunk: int) -> float:
 
 
 def fit_bytes(
-    shape: Shape, blocks: Iterable[ParameterBlock], n_sequences: int, length: int, mlp: bool = False
+    shape: Shape,
+    blocks: Iterable[ParameterBlock],
+    n_sequences: int,
+    length: int,
+    mlp: bool = False,
+    factors: str = INDEPENDENT,
 ) -> float:
     """Of a fit: a capture, the factors three times over, the gradients of the largest block."""
     blocks = list(blocks)
     gradients = 3 * FLOAT * n_sequences * max(_size(block) for block in blocks)
     capture = capture_bytes(shape, n_sequences, length, mlp)
-    return capture + 3 * curvature_bytes(blocks) + gradients
+    return capture + 3 * curvature_bytes(blocks, factors) + gradients
 
 
 def inverse_flops(n: int, size: int) -> float:

@@ -70,10 +70,11 @@ def _by_ekfac(job: Job) -> list[Cost]:
     settings, length = job.config.estimator, job.config.data.seq_len
     n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
     batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
-    fit = {"fit": n * passes.fit_flops(job.shape, job.rows, length)}
-    memory = passes.fit_bytes(job.shape, job.rows, batch, length, job.in_mlp)
+    factors = settings.factors  # type: ignore[attr-defined]
+    fit = {"fit": n * passes.fit_flops(job.shape, job.rows, length, factors)}
+    memory = passes.fit_bytes(job.shape, job.rows, batch, length, job.in_mlp, factors)
     memory += passes.label_bytes(job.shape, batch * length, chunk_at_once(job.device))
-    disk = passes.curvature_bytes(job.rows)
+    disk = passes.curvature_bytes(job.rows, factors)
     return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
 
 

@@ -1,8 +1,8 @@
 """EK-FAC curvature of parameter blocks, in two passes over a subset of the samples.
 
-Pass 1 sums the second moments of the blocks' inputs and output gradients; their eigenvectors are
-the basis. Pass 2 sums the squared gradients of single sequences in that basis. Both are plain sums
-over samples: they may be taken in parts, in any order and on any number of processes, and merged.
+Pass 1 sums each block's two factors, see `kfac_math`; their eigenvectors are the basis. Pass 2
+sums the squared gradients of single sequences in that basis. Both are plain sums over samples: they
+may be taken in parts, in any order and on any number of processes, and merged.
 
 Labels are the model's own (`sampled`: the true Fisher, which for this loss is the Gauss-Newton
 matrix) or the data's (`empirical`). A sampled label depends on seed, sample id and position only,
@@ -31,6 +31,7 @@ from mda.types import ParameterBlock, Tap
 from mda.unit.blocks import BlockTensors
 from mda.unit.capture import Capture, capture, modules_of
 
+INDEPENDENT = "independent"  # factors of a side that do not depend on the block's other side
 Sums = dict[str, Tensor]
 PartialSums = Callable[[np.ndarray], Sums]
 Shards = Callable[[str, PartialSums], Sums]
@@ -55,14 +56,19 @@ class Labels:
         return label_uniforms(self.seed, sample_ids, length)
 
 
-def input_site(block: ParameterBlock) -> str:
-    """Name of what the block reads; blocks that read the same have it in common."""
-    return f"in {_text(block.input)}{' +1' if block.bias else ''}"
+def input_site(block: ParameterBlock, factors: str = INDEPENDENT) -> str:
+    """Name of what A is a moment of: what the block reads, and with it its gradients if they count.
+
+    Blocks that read the same have it in common where A is a moment of the inputs alone.
+    """
+    site = f"in {_text(block.input)}{' +1' if block.bias else ''}"
+    return site if factors == INDEPENDENT else f"{site} of {block.name}"
 
 
-def output_site(block: ParameterBlock) -> str:
-    """Name of what the block writes."""
-    return f"out {' '.join(map(_text, block.outputs))}"
+def output_site(block: ParameterBlock, factors: str = INDEPENDENT) -> str:
+    """Name of what S is a moment of: what the block writes, and where they count its inputs."""
+    site = f"out {' '.join(map(_text, block.outputs))}"
+    return site if factors == INDEPENDENT else f"{site} of {block.name}"
 
 
 def _text(tap: Tap) -> str:
@@ -76,10 +82,12 @@ class Curvature:
 
     eigenvectors: Mapping[str, Tensor]  # by site, [G, I, I]
     eigenvalues: Mapping[str, Tensor]  # by block name: Lambda, [H, I, J]
+    factors: str = INDEPENDENT  # whose eigenvectors they are, see `kfac_math`
 
     def basis(self, block: ParameterBlock) -> tuple[Tensor, Tensor]:
         """Q_A and Q_S of a block, [G, I, I] and [G', J, J]."""
-        return self.eigenvectors[input_site(block)], self.eigenvectors[output_site(block)]
+        sites = input_site(block, self.factors), output_site(block, self.factors)
+        return self.eigenvectors[sites[0]], self.eigenvectors[sites[1]]
 
     def inverse_times(
         self, blocks: BlockTensors, damping: float, metric: BlockTensors | None = None
@@ -111,14 +119,14 @@ class Curvature:
         store.write_safetensors(path, {k: t.cpu().contiguous() for k, t in tensors.items()})
 
     @classmethod
-    def load(cls, path: Path) -> Curvature:
-        """Reads what `save` wrote."""
+    def load(cls, path: Path, factors: str = INDEPENDENT) -> Curvature:
+        """Reads what `save` wrote of a curvature with these factors."""
         tensors = store.read_safetensors(path)
         parts: dict[str, dict[str, Tensor]] = {"eigenvectors": {}, "eigenvalues": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             parts[kind][rest] = tensor
-        return cls(**parts)
+        return cls(**parts, factors=factors)
 
 
 def fit_subset(sample_ids: np.ndarray, n: int | None, seed: int) -> np.ndarray:
@@ -137,18 +145,20 @@ def fit_curvature(
     labels: Labels,
     batch_size: int = 32,
     shards: Shards | None = None,
+    factors: str = INDEPENDENT,
 ) -> Curvature:
     """Both passes over these samples: at once, or in the parts that `shards` makes of them."""
     all_at_once: Shards = lambda _name, sums: sums(np.asarray(sample_ids))  # noqa: E731
     over = shards or all_at_once
     fit = (model, rows, blocks, labels, batch_size)
-    moments = over("moments", lambda ids: sum_moments(*fit, ids))
+    moments = over("moments", lambda ids: sum_moments(*fit, ids, factors))
     basis = eigenbasis(moments)
-    squares = over("squares", lambda ids: sum_squares(*fit, ids, basis))
+    squares = over("squares", lambda ids: sum_squares(*fit, ids, basis, factors))
     n = len(sample_ids)
     return Curvature(
         {site: q.cpu() for site, q in basis.items()},
         {block: total.cpu() / n for block, total in squares.items()},
+        factors,
     )
 
 
@@ -159,19 +169,33 @@ def sum_moments(
     labels: Labels,
     batch_size: int,
     sample_ids: np.ndarray,
+    factors: str = INDEPENDENT,
 ) -> Sums:
-    """Pass 1: sum over samples and positions of x x^T at every site, [G, I, I] float64.
+    """Pass 1: sum over samples of A and S at every site, [G, I, I] float64.
 
     A site that several blocks use, such as the input of qk and v, is there once.
     """
-    sites = {input_site(block): (Capture.x, block) for block in blocks}
-    sites |= {output_site(block): (Capture.dy, block) for block in blocks}
     sums: Sums = {}
     for ids in batches(sample_ids, batch_size):
         captured = _capture(model, rows, ids, blocks, labels)
-        for site, (read, block) in sites.items():
-            _add(sums, site, kfac_math.second_moment_sum(read(captured, block)))
+        for site, part in _moments(captured, blocks, factors).items():
+            _add(sums, site, part)
     return sums
+
+
+def _moments(captured: Capture, blocks: Sequence[ParameterBlock], factors: str) -> Sums:
+    """A and S of one batch at every site."""
+    if factors == INDEPENDENT:
+        sites = {input_site(block): (Capture.x, block) for block in blocks}
+        sites |= {output_site(block): (Capture.dy, block) for block in blocks}
+        second_moment = kfac_math.second_moment_sum
+        return {at: second_moment(read(captured, block)) for at, (read, block) in sites.items()}
+    found: Sums = {}
+    for block in blocks:
+        sites = input_site(block, factors), output_site(block, factors)
+        sums = kfac_math.factor_sums(captured.x(block), captured.dy(block), factors)
+        found |= zip(sites, sums, strict=True)
+    return found
 
 
 def eigenbasis(moments: Mapping[str, Tensor]) -> Sums:
@@ -187,6 +211,7 @@ def sum_squares(
     batch_size: int,
     sample_ids: np.ndarray,
     basis: Mapping[str, Tensor],
+    factors: str = INDEPENDENT,
 ) -> Sums:
     """Pass 2: sum over samples of the squared gradient in the basis, [H, I, J] float64."""
     basis = {site: q.to(model.device, model.dtype) for site, q in basis.items()}
@@ -195,7 +220,7 @@ def sum_squares(
         captured = _capture(model, rows, ids, blocks, labels)
         for block in blocks:
             x, dy = captured.x(block), captured.dy(block)
-            q_a, q_s = basis[input_site(block)], basis[output_site(block)]
+            q_a, q_s = basis[input_site(block, factors)], basis[output_site(block, factors)]
             _add(sums, block.name, kfac_math.squared_projection_sum(x, dy, q_a, q_s))
     return sums
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.estimator.ekfac import Curvature, Labels
+from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.schema import ConfigError
@@ -57,6 +57,7 @@ class Work(Protocol):
         labels: Labels,
         n_sequences: int | None,
         batch_size: int,
+        factors: str = INDEPENDENT,
     ) -> Curvature:
         """EK-FAC curvature of blocks at a checkpoint, fitted on a seeded subset of the samples."""
         ...

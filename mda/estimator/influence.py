@@ -54,6 +54,7 @@ class Ekfac(DirectionEstimator):
             Labels(wanted.labels, wanted.seed),
             wanted.fit_sequences,
             wanted.batch_size,
+            wanted.factors,
         )
         metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
         blocks = curvature.inverse_times(gradients, wanted.damping, metric)

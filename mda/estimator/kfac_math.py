@@ -12,16 +12,60 @@ arXiv 2308.03296, section 2.3) approximates the second moment of vec(G) by
 
     H = (Q_A x Q_S) diag(Lambda) (Q_A x Q_S)^T,   Lambda_ij = mean_b [(Q_A^T G_b Q_S)_ij]^2
 
-where Q_A and Q_S are the eigenvectors of A = mean_bt x x^T and S = mean_bt dy dy^T. K-FAC would
-take Lambda_ij = a_i s_j from the eigenvalues instead; EK-FAC's Lambda is the best there is in this
-basis in Frobenius norm. The mean is over SEQUENCES: squares of batch-summed gradients would
-depend on the batch size.
+where Q_A and Q_S are the eigenvectors of two factors A and S. K-FAC would take Lambda_ij = a_i s_j
+from the eigenvalues instead; EK-FAC's Lambda is the best there is in this basis in Frobenius norm.
+The mean is over SEQUENCES: squares of batch-summed gradients would depend on the batch size.
+
+Three choices of A and S (`estimator.factors`):
+
+    independent   A = mean_bt x x^T            S = mean_bt dy dy^T
+    weighted      A = mean_bt |dy|^2 x x^T     S = mean_bt |x|^2 dy dy^T
+    sequence      A = mean_b G G^T             S = mean_b G^T G
+
+`sequence` are the marginal second moments of the gradient itself, as in Shampoo (Gupta et al. 2018,
+arXiv 1802.09568) with eigenvalue correction. `weighted` is the same without the products of
+different positions, since G G^T = sum_ts (dy_t . dy_s) x_t x_s^T. `independent` are K-FAC's, which
+follow from `weighted` where the size of dy says nothing about x, nor x about dy. An attention sink
+breaks that: the first position gathers most of the squared dy while its x is small, so the leading
+columns of Q_S are the sink's, and Q_A hardly knows the direction of its input.
+
+Where owners share an input, their gradients are summed: A is then one matrix for all of them. The
+same holds for S of a shared output.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def factor_sums(x_BTGI: Tensor, dy_BTGJ: Tensor, factors: str) -> tuple[Tensor, Tensor]:
+    """Sums of A [G, I, I] and S [G', J, J] over these sequences, in the inputs' precision.
+
+    They are those of the means up to a factor, which leaves the eigenvectors as they are.
+    """
+    if factors == "sequence":
+        return _gradient_moments(x_BTGI, dy_BTGJ)
+    if factors == "weighted":
+        size_x, size_dy = (s.square().sum(-1, keepdim=True) for s in (x_BTGI, dy_BTGJ))
+        if x_BTGI.shape[2] == 1:
+            size_dy = size_dy.sum(2, keepdim=True)
+        if dy_BTGJ.shape[2] == 1:
+            size_x = size_x.sum(2, keepdim=True)
+        x_BTGI, dy_BTGJ = x_BTGI * size_dy.sqrt(), dy_BTGJ * size_x.sqrt()
+    return second_moment_sum(x_BTGI), second_moment_sum(dy_BTGJ)
+
+
+def _gradient_moments(x_BTGI: Tensor, dy_BTGJ: Tensor) -> tuple[Tensor, Tensor]:
+    """sum_b G G^T and sum_b G^T G, [G, I, I] and [G', J, J]."""
+    g_BHIJ = sequence_gradients(x_BTGI, dy_BTGJ)
+    columns_HIR = g_BHIJ.permute(1, 2, 0, 3).flatten(2)  # of all sequences side by side
+    rows_HJR = g_BHIJ.permute(1, 3, 0, 2).flatten(2)
+    if x_BTGI.shape[2] == 1:
+        columns_HIR = columns_HIR.transpose(0, 1).flatten(1)[None]
+    if dy_BTGJ.shape[2] == 1:
+        rows_HJR = rows_HJR.transpose(0, 1).flatten(1)[None]
+    return columns_HIR @ columns_HIR.transpose(1, 2), rows_HJR @ rows_HJR.transpose(1, 2)
 
 
 def second_moment_sum(x_BTGI: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from mda.schema.setting import Group, nearest, setting
 
 MOMENTS = ("onset", "window_middle", "window_end")
+FACTORS = ("independent", "weighted", "sequence")
 SEED = {"low": 0, "high": 2**32 - 1}
 
 
@@ -94,6 +95,12 @@ class EkfacConfig(WithCurvature):
     estimator: ClassVar[str] = "mda.estimator.influence:Ekfac"
 
     name: str = setting("ekfac", "kind of estimator", one_of=("ekfac",))
+    factors: str = setting(
+        "independent",
+        "whose eigenvectors are the basis: moments of inputs and output gradients each by itself, "
+        "weighted by each other's size, or moments of sequences' gradients",
+        one_of=FACTORS,
+    )
 
 
 @dataclass

@@ -97,10 +97,11 @@ class ScoringWork:
         labels: ekfac.Labels,
         n_sequences: int | None,
         batch_size: int,
+        factors: str = ekfac.INDEPENDENT,
     ) -> ekfac.Curvature:
         ids, step = ekfac.fit_subset(self.sample_ids, n_sequences, labels.seed), self._scored(step)
         return fitted_curvature(
-            self.context, self.corpus, self.base, ids, step, blocks, labels, batch_size
+            self.context, self.corpus, self.base, ids, step, blocks, labels, batch_size, factors
         )
 
     def learning_rate(self, step: int) -> float:

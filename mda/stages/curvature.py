@@ -27,6 +27,7 @@ def fitted_curvature(
     blocks: Sequence[ParameterBlock],
     labels: ekfac.Labels,
     batch_size: int,
+    factors: str,
 ) -> ekfac.Curvature:
     """EK-FAC curvature at a checkpoint: an artifact of its own, whatever is measured or damped."""
     inputs = {
@@ -34,6 +35,7 @@ def fitted_curvature(
         "step": step,
         "samples": store.hash_arrays(sample_ids),
         "blocks": {b.name: [ekfac.input_site(b), ekfac.output_site(b)] for b in blocks},
+        "factors": factors,
         "labels": {"kind": labels.kind, "seed": labels.seed},
     }
 
@@ -49,7 +51,7 @@ def fitted_curvature(
 
         model = base.model(step)
         fitted = ekfac.fit_curvature(
-            model, corpus.rows, sample_ids, blocks, labels, batch_size, shards
+            model, corpus.rows, sample_ids, blocks, labels, batch_size, shards, factors
         )
         barrier()  # every process has read the shards before the first one deletes them
         if rank() == 0:
@@ -59,7 +61,7 @@ def fitted_curvature(
 
     code = ("mda.stages.curvature", base.adapter)
     artifact = build_together(context.store, "curvature", inputs, build, code, base.device)
-    return ekfac.Curvature.load(artifact.path / "curvature.safetensors")
+    return ekfac.Curvature.load(artifact.path / "curvature.safetensors", factors)
 
 
 def sharded(sample_ids: np.ndarray, n: int, most: int) -> list[np.ndarray]:

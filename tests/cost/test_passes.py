@@ -20,6 +20,7 @@ from mda.model.architecture import architecture
 from mda.model.build import layout_of, scratch
 from mda.model.loss import CHUNK, Unembedding, cross_entropy, sampled_cross_entropy, unembedding
 from mda.schema import ScratchConfig, TrainingConfig
+from mda.schema.estimator import FACTORS
 from mda.training.loss import sample_losses
 from mda.training.optimizer import adamw
 from mda.types import ParameterBlock, Part, Schedule, Tap, Unit
@@ -110,17 +111,19 @@ def test_token_scores_have_the_operations_that_torch_counts(name):
         assert told == pytest.approx(found[0], rel=0.01)
 
 
-def test_an_ekfac_fit_has_the_operations_that_torch_counts():
+@pytest.mark.parametrize("factors", FACTORS)
+def test_an_ekfac_fit_has_the_operations_that_torch_counts(factors):
     settings, model = model_of("gpt_neox")
     shape, tokens, blocks = Shape.of(model), tokens_of(settings), heads(model)[1].blocks
     model.set_attn_implementation("eager")
     fit = (model, tokens.__getitem__, blocks, Labels("empirical"), B, np.arange(B))
 
     def work() -> None:
-        moments = sum_moments(*fit)
-        sum_squares(*fit, {site: torch.eye(m.shape[1]).expand_as(m) for site, m in moments.items()})
+        moments = sum_moments(*fit, factors)
+        basis = {site: torch.eye(m.shape[1]).expand_as(m) for site, m in moments.items()}
+        sum_squares(*fit, basis, factors)
 
-    ours = B * passes.fit_flops(shape, blocks, T) - 2 * unseen(shape)
+    ours = B * passes.fit_flops(shape, blocks, T, factors) - 2 * unseen(shape)
     assert 0 <= ours - counted(work) <= 2 * lowest_layer(shape)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.estimator.ekfac import Curvature, Labels, fit_curvature, fit_subset
+from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels, fit_curvature, fit_subset
 from mda.estimator.score import SampleScores
 from mda.model.architecture import architecture
 from mda.sae.autoencoder import Sae
@@ -110,9 +110,11 @@ class InMemoryWork:
         labels: Labels,
         n_sequences: int | None,
         batch_size: int,
+        factors: str = INDEPENDENT,
     ) -> Curvature:
         ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
-        return fit_curvature(self.model(step), self.corpus.rows, ids, blocks, labels, batch_size)
+        fit = (self.model(step), self.corpus.rows, ids, blocks, labels, batch_size)
+        return fit_curvature(*fit, factors=factors)
 
     def learning_rate(self, step: int) -> float:
         return self.rates[step]

@@ -15,6 +15,7 @@ from mda.estimator.ekfac import (
     Curvature,
     Labels,
     eigenbasis,
+    fit_curvature,
     fit_subset,
     input_site,
     output_site,
@@ -23,6 +24,7 @@ from mda.estimator.ekfac import (
 )
 from mda.estimator.score import score_samples
 from mda.model.loss import label_uniforms
+from mda.schema.estimator import FACTORS
 from mda.unit.blocks import Directions
 from mda.unit.capture import capture, modules_of
 
@@ -60,10 +62,50 @@ def mean_squares(case, table, fitted, labels_NT=None):
     return squares
 
 
-def test_lambda_is_the_mean_square_of_rotated_sequence_gradients(case, table):
-    fitted = fit(case, table)
+@pytest.mark.parametrize("factors", FACTORS)
+def test_lambda_is_the_mean_square_of_rotated_sequence_gradients(case, table, factors):
+    fitted = fit(case, table, factors=factors)
     for block, expected in mean_squares(case, table, fitted).items():
         torch.testing.assert_close(fitted.eigenvalues[block.name], expected)
+
+
+def test_independent_factors_are_moments_of_what_is_captured_bit_for_bit(case, table):
+    fitted = fit(case, table, batch_size=len(table.ids))
+    captured = capture(case.model, table.tokens, modules_of(case.blocks))
+    for block in case.blocks:
+        sides = captured.x(block), captured.dy(block)
+        for mine, side in zip(fitted.basis(block), sides, strict=True):
+            assert torch.equal(
+                mine, kfac_math.eigenvectors(kfac_math.second_moment_sum(side).double())
+            )
+
+
+@pytest.mark.parametrize("factors", FACTORS[1:])
+def test_a_basis_of_gradients_is_that_of_plain_autograd(case, table, factors):
+    """A and S of sequences whose gradients come from autograd; all of a layer's owners share one.
+
+    Of rows of one token, `weighted` is the same; qk has no gradient there.
+    """
+    tokens = table.tokens[:, :2] if factors == "weighted" else table.tokens
+    model, blocks = case.model, case.blocks
+    rows = dict(zip(table.ids.tolist(), tokens, strict=True))
+    fitted = fit_curvature(
+        model, lambda ids: torch.stack([rows[i] for i in ids.tolist()]), table.ids, blocks,
+        EMPIRICAL, 4, factors=factors,
+    )  # fmt: skip
+    per_row = [block_gradients(model, blocks, row) for row in tokens]
+    for block in blocks:
+        gradients = torch.stack([found[block] for found in per_row])  # [B, H, I, J]
+        sides = gradients, gradients.transpose(2, 3)
+        for q_GII, side in zip(fitted.basis(block), sides, strict=True):
+            moments = torch.einsum("bhij,bhkj->hik", side, side)
+            if len(q_GII) == 1:
+                moments = moments.sum(0, keepdim=True)
+            turned = q_GII.transpose(1, 2) @ moments @ q_GII
+            off = turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))
+            assert off.abs().max() <= 1e-9 * turned.abs().max()
+            values = turned.diagonal(dim1=1, dim2=2)
+            assert (values.diff(dim=1) >= -1e-9 * turned.abs().max()).all()
 
 
 def test_lambda_without_biases(toy, table):

@@ -11,6 +11,7 @@ from mda.estimator.kfac_math import (
     apply_inverse,
     damping,
     eigenvectors,
+    factor_sums,
     rotated,
     second_moment_sum,
     sequence_gradients,
@@ -202,3 +203,61 @@ def test_eigenvectors_are_float64_and_ordered_with_the_moments():
     off = diagonal - torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2))
     assert off.abs().max() < 1e-5 * moment.abs().max()  # the moments came in float32
     assert kfac_math.eigenvectors(2 * moment.double()).abs().allclose(q.abs())
+
+
+def explicit_factors(x, dy, factors):
+    """A and S of each side's owners, by sums over sequences, owners and positions one by one."""
+    (n, t, g_in, i), (g_out, j) = x.shape, dy.shape[2:]
+    a, s = x.new_zeros(g_in, i, i), x.new_zeros(g_out, j, j)
+    for b, owner in itertools.product(range(n), range(max(g_in, g_out))):
+        at_in, at_out = min(owner, g_in - 1), min(owner, g_out - 1)
+        xs, dys = x[b, :, at_in], dy[b, :, at_out]
+        if factors == "weighted":
+            for p in range(t):
+                a[at_in] += dys[p] @ dys[p] * torch.outer(xs[p], xs[p])
+                s[at_out] += xs[p] @ xs[p] * torch.outer(dys[p], dys[p])
+        else:
+            gradient = sum(torch.outer(xs[p], dys[p]) for p in range(t))
+            a[at_in] += gradient @ gradient.T
+            s[at_out] += gradient.T @ gradient
+    return a, s
+
+
+@pytest.mark.parametrize("factors", ["weighted", "sequence"])
+@pytest.mark.parametrize(("g_in", "g_out"), SHARING)
+def test_factors_are_the_explicit_sums(factors, g_in, g_out):
+    x, dy = random(4, 6, g_in, 5, seed=1), random(4, 6, g_out, 2, seed=2)
+    ours, explicit = factor_sums(x, dy, factors), explicit_factors(x, dy, factors)
+    for mine, theirs in zip(ours, explicit, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_independent_factors_are_the_moments_of_each_side():
+    x, dy = random(4, 6, 1, 5, seed=1), random(4, 6, 3, 2, seed=2)
+    a, s = factor_sums(x, dy, "independent")
+    assert torch.equal(a, second_moment_sum(x)) and torch.equal(s, second_moment_sum(dy))
+
+
+def test_lambda_in_the_basis_of_sequences_has_their_moments_as_its_margins():
+    """sum_j Lambda_ij is the eigenvalue a_i of A, and sum_i Lambda_ij is s_j of S."""
+    x, dy = random(7, 6, 1, 5, seed=1), random(7, 6, 1, 3, seed=2)
+    a, s = factor_sums(x, dy, "sequence")
+    values = squared_projection_sum(x, dy, eigenvectors(a), eigenvectors(s))[0]
+    torch.testing.assert_close(values.sum(1), torch.linalg.eigvalsh(a[0]))
+    torch.testing.assert_close(values.sum(0), torch.linalg.eigvalsh(s[0]))
+
+
+def test_weighted_factors_are_independent_ones_where_the_sizes_are_constant():
+    x, dy = (torch.nn.functional.normalize(random(4, 6, 1, n, seed=n), dim=-1) for n in (5, 3))
+    for mine, theirs in zip(
+        factor_sums(x, dy, "weighted"), factor_sums(x, dy, "independent"), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_one_token_is_as_good_as_a_sequence():
+    x, dy = random(9, 1, 1, 5, seed=1), random(9, 1, 3, 2, seed=2)
+    for mine, theirs in zip(
+        factor_sums(x, dy, "weighted"), factor_sums(x, dy, "sequence"), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
