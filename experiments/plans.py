@@ -37,7 +37,7 @@ The planned peaks are those that the formulas gave then. The fit of 160m was not
 def page(hardware: str = "h100") -> str:
     """The page, for one card."""
     from mda.report.costs import HEADERS, cells, duration
-    from mda.stages.preview import Estimates, stages_of
+    from mda.stages.preview import Estimates
 
     lines = [HEAD]
     names = [path.stem for path in (conf_dir() / "experiment" / "paper").glob("*.yaml")]
@@ -46,7 +46,7 @@ def page(hardware: str = "h100") -> str:
         for precision in ("32-true", "bf16-mixed"):
             choice = [f"experiment=paper/{name}", f"training.precision={precision}"]
             config = compose([*choice, f"plan.hardware={hardware}"])
-            estimates = Estimates([(config, stage) for stage in stages_of(config, "behaviour")])
+            estimates = Estimates([(config, stage) for stage in stages_of(config)])
             (rates,) = estimates.rates.values()
             totals = estimates.totals()
             if precision == "32-true":
@@ -59,6 +59,12 @@ def page(hardware: str = "h100") -> str:
                 said = duration(arm.seconds or 0)
                 lines += [f"With `training.precision={precision}` an arm takes {said}.", ""]
     return "\n".join([*lines, FOOT, *measured()]).rstrip() + "\n"
+
+
+def stages_of(config: Config) -> list[str]:
+    """What one arm builds, from nothing: a walk would ask the hub for the data set's files."""
+    weights = ["weights"] * len(getattr(config.base, "steps", []))
+    return ["corpus", *weights, "curve", "scores", "arm", "behaviour"]
 
 
 def measured() -> list[str]:

@@ -6,15 +6,18 @@ sees the ones before it and the configuration; nothing flows back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 
 from mda.data.stream import Corpus
 from mda.stages.attribution import Traced, score
 from mda.stages.behaviour import Behaviour, behaviour_of
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
-from mda.stages.editing import Edited, check_edit, plan_edit
+from mda.stages.editing import Edited, check_edit, edited_stream, plan_edit
+from mda.stages.found import NotBuilt
 from mda.stages.locating import Located, check_label, locate
 from mda.stages.published import base_of
 from mda.stages.runs import Run, origin_of, retrained
@@ -45,10 +48,19 @@ class Arm:
     unit: Located
     traced: Traced | None  # a control needs no scores, and neither do rows from outside
     tokens: TracedTokens | None  # only an edit of scored tokens needs theirs
-    edited: Edited
+    edit: Callable[[], Edited]
     run: Run
     behaviour: Behaviour  # of the model at the window's end
-    origin: str  # hash of the first weights and the window's samples: two seeds must not share it
+
+    @property
+    def edited(self) -> Edited:
+        """What was edited, and the stream that came of it."""
+        return self.edit()
+
+    @property
+    def origin(self) -> str:
+        """Hash of the first weights and the window's samples: two seeds must not share it."""
+        return origin_of(self.unit.context, self.corpus, self.base, self.unit.window)
 
 
 def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
@@ -73,23 +85,29 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     """
     check_devices(context.config.training)
     corpus = corpus_of(base_context or context)
-    edit = context.config.intervention
-    check_edit(context, corpus, edit.steps)
+    settings = context.config.intervention
+    with suppress(NotBuilt):
+        check_edit(context, corpus, settings.steps)
     check_label(context, corpus)
     base = base_of(base_context or context, corpus, UNIT)
     unit = locate(context, corpus, base)
-    if edit.steps is None:
-        check_edit(context, corpus, (unit.window.start, unit.window.end))
-    traced = score(context, corpus, base, unit) if edit.chooses else None
+    with suppress(NotBuilt):
+        if settings.steps is None:
+            check_edit(context, corpus, (unit.window.start, unit.window.end))
+    traced = score(context, corpus, base, unit) if settings.chooses else None
     tokens = None
-    if traced and edit.scores_tokens:
+    if traced and settings.scores_tokens:
         tokens = score_tokens(context, corpus, base, unit, traced)
-    edited = plan_edit(context, corpus, unit, traced and traced.scores, tokens and tokens.scores)
-    followed = unit.inputs | {"members": list(unit.members)}
-    run = retrained(
-        context, edited.corpus, base, edited.schedule, edited.inserted, unit.follow, followed,
-        context.config.unit.kind,
-    )  # fmt: skip
+
+    @cache
+    def edited() -> Edited:
+        scores = traced and traced.scores
+        return plan_edit(context, corpus, unit, scores, tokens and tokens.scores)
+
+    stream = edited_stream(context, corpus, unit, traced, tokens, edited)
+    followed, kind = None, None
+    if not unit.on_curve:
+        followed, kind = unit.inputs | {"members": unit.members_key}, context.config.unit.kind
+    run = retrained(context, stream, base, lambda: unit.follow, followed, kind)
     able = behaviour_of(context, corpus, run)
-    origin = origin_of(context, corpus, base, unit.window)
-    return Arm(corpus, base, unit, traced, tokens, edited, run, able, origin)
+    return Arm(corpus, base, unit, traced, tokens, edited, run, able)

@@ -11,20 +11,19 @@ from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.model.loss import chunk_at_once
 from mda.schema import UnrolledConfig
-from mda.schema.unit import HEAD_METRICS
 from mda.training.optimizer import learning_rate
 
 
 def scores(job: Job) -> list[Cost]:
+    """Of the estimator, and what it needs before."""
     config = job.config
     estimator, n_units, n = config.estimator, len(job.units), job.samples
-    located = _located(job)
     disk = n * (FLOAT * n_units + 20)  # ids, steps and losses besides
     count = SCORED.get(estimator.name)
     if count is None or config.unit.reads_sae:
-        return [*located, Cost("scores", 0, None, None, disk)]
+        return [Cost("scores", 0, None, None, disk)]
     *before, last = count(job)
-    return [*located, *before, replace(last, disk=disk)]
+    return [*before, replace(last, disk=disk)]
 
 
 def token_scores(job: Job) -> list[Cost]:
@@ -46,24 +45,32 @@ def token_scores(job: Job) -> list[Cost]:
     return [Cost("tokens", times * n * length, flops, memory, disk)]
 
 
-def _located(job: Job) -> list[Cost]:
-    """Units other than heads are ranked on held-out text, one forward pass, or one each."""
+def ranking(job: Job) -> list[Cost]:
+    """A forward pass on held-out text; a module is ablated by itself, which takes one for each."""
+    return [_metric(job, "ranking", 1 + len(job.units) if _ablates(job) else 1)]
+
+
+def emergence(job: Job) -> list[Cost]:
+    """The metric of the unit at every checkpoint, of a module with and without it."""
+    return [_metric(job, "emergence", len(job.checkpoints) * (2 if _ablates(job) else 1))]
+
+
+def _ablates(job: Job) -> bool:
+    return getattr(job.config.unit, "probe", None) is not None
+
+
+def _metric(job: Job, stage: str, passes_made: int) -> Cost:
+    """So many forward passes over the text or the probe of a unit's metric."""
     unit, data = job.config.unit, job.config.data
-    if unit.metric in HEAD_METRICS:  # every curve has the metrics of all heads
-        return []
     if unit.reads_sae:
-        return [Cost("locate", 0, None, None)]
+        return Cost(stage, 0, None, None)
     probe = getattr(unit, "probe", None)
-    label = getattr(unit, "label", None)
     n, length = (data.held_out // 2, data.seq_len)
-    if probe is not None and label is None:
+    if probe is not None and getattr(unit, "label", None) is None:
         n, length = probe.n_sequences, probe.length * probe.repeats
-    times = 1 + len(job.units) if probe is not None else 1  # a module is ablated by itself
-    checkpoints = len(job.checkpoints)
-    passes_made = times + checkpoints * (2 if probe is not None else 1)
     flops = passes_made * n * passes.forward_flops(job.shape, length)
     memory = FLOAT * job.shape.n_parameters + measurement_bytes(job)
-    return [Cost("locate", passes_made * n * length, {"measure": flops}, memory)]
+    return Cost(stage, passes_made * n * length, {"measure": flops}, memory)
 
 
 def _by_ekfac(job: Job) -> list[Cost]:

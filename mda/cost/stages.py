@@ -39,8 +39,9 @@ def _corpus(job: Job) -> list[Cost]:
 
 
 def _weights(job: Job) -> list[Cost]:
-    one, n = FLOAT * job.shape.n_parameters, len(_published(job.config).steps)
-    return [Cost("weights", 0, None, 2 * one, n * one)]
+    """Of one revision."""
+    one = FLOAT * job.shape.n_parameters
+    return [Cost("weights", 0, None, 2 * one, one)]
 
 
 def _curve(job: Job) -> list[Cost]:
@@ -58,6 +59,17 @@ def _base(job: Job) -> list[Cost]:
 
 def _arm(job: Job) -> list[Cost]:
     return [_training(job, "arm", *job.window, 1)]
+
+
+def _state(job: Job) -> list[Cost]:
+    """From the checkpoint before the window to its start."""
+    start = job.window[0]
+    before = max(step for step in job.checkpoints if step <= start)
+    return [_training(job, "state", before, start, 1)]
+
+
+def _sae(job: Job) -> list[Cost]:
+    return [Cost("sae", 0, None, None, None)]
 
 
 def _behaviour(job: Job) -> list[Cost]:
@@ -120,8 +132,12 @@ COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
     "weights": _weights,
     "curve": _curve,
     "base": _base,
+    "sae": _sae,
+    "ranking": scoring.ranking,
+    "emergence": scoring.emergence,
     "scores": scoring.scores,
     "tokens": scoring.token_scores,
+    "state": _state,
     "arm": _arm,
     "behaviour": _behaviour,
 }

@@ -138,18 +138,16 @@ def read_model(config_file: Path, weights_file: Path) -> PreTrainedModel:
     return from_config(json.loads(config_file.read_text("utf-8")), load_file(weights_file))
 
 
-def on_meta(config_file: Path) -> PreTrainedModel:
-    """The model of a run's configuration without weights: its layout, at no cost."""
-    content = json.loads(config_file.read_text("utf-8"))
+def layout(config: Mapping[str, Any]) -> PreTrainedModel:
+    """The model of a configuration without weights: its sizes and names, at no cost."""
+    content = dict(config)
     with torch.device("meta"):
         return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
 
 
 def layout_of(settings: ModelConfig) -> PreTrainedModel:
-    """The model that these settings mean without weights: its sizes and names, at no cost."""
-    content = function_of(settings)
-    with torch.device("meta"):
-        return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
+    """The model that these settings mean without weights."""
+    return layout(function_of(settings))
 
 
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:

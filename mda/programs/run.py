@@ -91,7 +91,7 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda import pipeline
     from mda.stages.preview import print_preview
 
-    print_preview(configs, pipeline.arm, "behaviour", side_by_side)
+    print_preview(configs, pipeline.arm, side_by_side)
 
 
 def start() -> None:

@@ -52,7 +52,7 @@ def trace(config: Config, folder: Path) -> None:
             folder,
             config.report.samples,
             config.report.dpi,
-            before=unit.there_before,
+            before=unit.emerged.before,
         )
         log.figures([folder / "distribution.png"])
         log.table("top_samples", sample_rows(folder))
@@ -92,7 +92,7 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda import pipeline
     from mda.stages.preview import print_preview
 
-    print_preview(configs, pipeline.trace, "scores", side_by_side)
+    print_preview(configs, pipeline.trace, side_by_side)
 
 
 def start() -> None:

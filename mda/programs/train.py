@@ -55,7 +55,7 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda import pipeline
     from mda.stages.preview import print_preview
 
-    print_preview(configs, pipeline.train, "base", side_by_side)
+    print_preview(configs, pipeline.train, side_by_side)
 
 
 def start() -> None:

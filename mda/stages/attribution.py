@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda import store
-from mda.data.stream import Corpus, schedule_hash
+from mda.data.stream import Corpus
 from mda.estimator import ekfac
 from mda.estimator.estimator import Item
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
 from mda.schema import refuse
 from mda.stages.context import Context, barrier, build_together, mine, rank, without
-from mda.stages.corpus import base_schedule, fetch
+from mda.stages.corpus import base_schedule, fetch, stream_inputs
 from mda.stages.curvature import fitted_curvature, sharded
-from mda.stages.locating import Located
+from mda.stages.found import Made, NotBuilt, known
+from mda.stages.locating import Located, as_text
 from mda.stages.plugin import estimator_of, module_of
 from mda.stages.runs import Run, state_at
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
-from mda.types import ParameterBlock, Schedule, Scores, Unit
+from mda.types import ParameterBlock, Schedule, Scores, Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
@@ -41,15 +43,15 @@ device and, on a CPU, the number of threads are in the key as they are."""
 
 
 @dataclass(frozen=True)
-class Traced:
+class Traced(Made):
     """Scores of the window, with what is needed to go on from them."""
 
-    scores: Scores
-    fingerprint: str
-    folder: Path
-    built: bool
-    wall_s: float
     steps: tuple[int, ...]  # the checkpoints that were read
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The values are read from the folder as they are used."""
+        return load_scores(self.folder)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class ScoringWork:
         settings, start = self.context.config.training, self.schedule.start
         model = self.base.model(self.base.checkpoints[-1])
         folders = {step: self.base.checkpoint(step) for step in self.steps if step != start}
-        folders[start] = state_at(self.context, self.corpus, self.base, start)
+        folders[start] = state_at(self.context, self.corpus, self.base, start).folder
         states = {step: load_state(folder, model, settings) for step, folder in folders.items()}
         return TrainingWindow(model, self.schedule, self.corpus.rows, settings), states
 
@@ -185,55 +187,74 @@ def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
 
 def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Traced:
     """Influence of every sample of the window on every unit of the kind."""
-    config, window = context.config, located.window
-    estimator = estimator_of(config.estimator)
-    schedule = base_schedule(config, corpus, window.start, window.end)
-    kept = base.checkpoints
-    if config.estimator.by_rate:  # a pass over the window, only to be multiplied by 0
-        kept = [step for step in kept if learning_rate(step, config.training) > 0]
-    steps = estimator.steps(kept, window)
+    config, settings = context.config, context.config.estimator
+    estimator = estimator_of(settings)
+    steps = _steps(context, base, located)
     inputs: dict[str, object] = {
-        "base": base.read_at(*steps),
-        "window": [window.start, window.end],
-        "units": as_text(located.units),
-        "estimator": without(asdict(config.estimator), *config.estimator.not_inputs),
-        "steps": list(steps),
+        "base": known(lambda: base.read_at(*steps or ()), {"run": base.fingerprint}),
+        "window": located.window_key,
+        "units": located.units_key,
+        "estimator": without(asdict(settings), *settings.not_inputs),
+        "steps": _steps_key(context, located, steps),
     }
-    if steps:  # else no model is asked, and no measurement
+    if steps or steps is None:  # else no model is asked, and no measurement
         inputs["unit"] = located.inputs
-    if config.estimator.scores_found:
-        inputs["found"] = [located.name, *located.members, config.unit.metric]
+    if settings.scores_found:
+        inputs["found"] = [located.members_key, located.together, config.unit.metric]
     if base.published is not None:  # what the key of a trained run has already
         training = without(asdict(config.training), *NOT_SCORED)
-        inputs |= {"schedule": schedule_hash(schedule), "seed": config.seed, "training": training}
+        inputs |= {"stream": stream_inputs(config), "seed": config.seed, "training": training}
 
     def build(part: Path) -> None:
+        schedule = base_schedule(config, corpus, located.window.start, located.window.end)
         fetch(context, corpus, schedule.sample_ids, together=True)
+        assert steps is not None
         found = estimator.score(ScoringWork(context, corpus, base, located, schedule, steps, part))
         if rank() == 0:
             _save(part, schedule, located.units, found)
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
-    code = ("mda.stages.attribution", module_of(config.estimator.estimator))
-    if steps:
-        code += (module_of(config.unit.kind), base.adapter)
+    code = ("mda.stages.attribution", module_of(settings.estimator))
+    if steps or steps is None:
+        code += (module_of(config.unit.kind), *base.code)
     artifact = build_together(context.store, "scores", inputs, build, code, base.device)
-    wanted = getattr(config.estimator, "checkpoint", None)
-    if isinstance(wanted, str) and not window.start <= steps[0] <= window.end and rank() == 0:
-        context.store.warn(
-            artifact.fingerprint,
-            f"estimator.checkpoint={wanted} is step {steps[0]}, the base run's nearest checkpoint, "
-            f"which lies outside the window [{window.start},{window.end}]",
-        )
-    return Traced(
-        load_scores(artifact.path),
-        artifact.fingerprint,
-        artifact.path,
-        artifact.built,
-        artifact.manifest["wall_s"],
-        steps,
-    )
+    wanted = getattr(settings, "checkpoint", None)
+    if isinstance(wanted, str) and steps and located.steps and rank() == 0:
+        start, end = located.steps
+        if not start <= steps[0] <= end:
+            context.store.warn(
+                artifact.fingerprint,
+                f"estimator.checkpoint={wanted} is step {steps[0]}, the base run's nearest "
+                f"checkpoint, which lies outside the window [{start},{end}]",
+            )
+    return Traced(artifact, steps or ())
+
+
+def _steps(context: Context, base: Run, located: Located) -> tuple[int, ...] | None:
+    """The checkpoints that are read; None where they depend on a run that is not there."""
+    config = context.config
+    kept = list(base.checkpoints)
+    if config.estimator.by_rate:  # a pass over the window, only to be multiplied by 0
+        kept = [step for step in kept if learning_rate(step, config.training) > 0]
+    try:
+        window = located.window
+    except NotBuilt:
+        if located.steps is None or getattr(config.estimator, "checkpoint", None) == "onset":
+            return None
+        window = Window(*located.steps, None, "as given")  # whose onset is not asked for
+    return estimator_of(config.estimator).steps(kept, window)
+
+
+def _steps_key(
+    context: Context, located: Located, steps: tuple[int, ...] | None
+) -> list[int] | dict[str, object]:
+    """The checkpoints that are read, or what decides them."""
+    if steps is not None:
+        return list(steps)
+    settings = asdict(context.config.estimator)
+    how = {name: settings.get(name) for name in ("checkpoint", "checkpoints", "n_checkpoints")}
+    return {"decided by": how | located.onset_key}
 
 
 def token_influence(
@@ -274,8 +295,3 @@ def load_scores(folder: Path) -> Scores:
     names = ("sample_ids", "steps", "values", "losses")
     arrays = {name: store.read_npy(folder / f"{name}.npy", name == "values") for name in names}
     return Scores(units=tuple(store.read_json(folder / "units.json")), **arrays)
-
-
-def as_text(units: Sequence[Unit]) -> dict[str, list[str]]:
-    """Each unit's blocks and its row in them, for files and keys."""
-    return {unit.name: [f"{block.name}[{row}]" for block, row in unit.parts] for unit in units}

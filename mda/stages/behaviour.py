@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mda import store
@@ -13,46 +14,41 @@ from mda.emergence.onset import head_metric, heads_of
 from mda.schema import Config
 from mda.stages.context import Context
 from mda.stages.corpus import fetch
+from mda.stages.found import Made
 from mda.stages.runs import Run
 from mda.types import HeadId
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Behaviour(Made):
     """The numbers by the names of `mda.emergence.behaviour`."""
 
-    values: dict[str, float]
-    fingerprint: str
-    built: bool
-    wall_s: float
+    @cached_property
+    def values(self) -> dict[str, float]:
+        """Name -> number."""
+        return store.read_json(self.folder / "behaviour.json")
 
 
 def behaviour_of(context: Context, corpus: Corpus, run: Run) -> Behaviour:
     """What the model of a run's last checkpoint can do, with and without its strongest heads."""
     config = context.config
-    step, heads = run.checkpoints[-1], strongest_heads(config, run)
-    bands = icl_bands(corpus.seq_len, config.emergence.icl_late, config.emergence.icl_early)
+    bands = {"late": config.emergence.icl_late, "early": config.emergence.icl_early}
     inputs = {
-        "corpus": corpus.fingerprint,
         "run": run.fingerprint,
-        "step": step,
         "behaviour": asdict(config.behaviour),
         "bands": bands,
-        "heads": [str(head) for head in heads],
+        "heads": head_metric(config.unit.metric),
     }
 
     def build(part: Path) -> None:
         fetch(context, corpus, corpus.held_out)
-        trials = make_trials(corpus, config.behaviour, bands)
-        model = run.model(step)
+        trials = make_trials(corpus, config.behaviour, icl_bands(corpus.seq_len, *bands.values()))
+        model, heads = run.model(run.checkpoints[-1]), strongest_heads(config, run)
         found = behaviour(model, run.architecture, trials, heads, config.behaviour)
         store.write_json(part / "behaviour.json", found)
 
-    code = ("mda.stages.behaviour", run.adapter)
-    artifact = context.store.get_or_build("behaviour", inputs, build, code, run.device)
-    values = store.read_json(artifact.path / "behaviour.json")
-    wall_s = artifact.manifest["wall_s"]
-    return Behaviour(values, artifact.fingerprint, artifact.built, wall_s)
+    code = ("mda.stages.behaviour", *run.code)
+    return Behaviour(context.store.get_or_build("behaviour", inputs, build, code, run.device))
 
 
 def strongest_heads(config: Config, run: Run) -> list[HeadId]:

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from mda.data.shards import ShardRows
 from mda.data.stream import Corpus, open_corpus, schedule, stream_order
 from mda.schema import Config, PileConfig, PublishedConfig, refuse
 from mda.stages.context import Context, barrier, rank, without, world
+from mda.stages.found import is_there
 from mda.types import Schedule
 
 VERSION = 2
@@ -41,6 +43,8 @@ def corpus_of(context: Context) -> Corpus:
     artifact = context.store.get_or_build("corpus", entering, build, (data.module,), "cpu")
     if rank() == 0 and (seen := _trained_on_held_out(context.config)):
         context.store.warn(artifact.fingerprint, seen)
+    if not is_there(artifact):
+        return cast(Corpus, artifact)
     rows = None
     if hasattr(source, "open_rows"):
         rows = source.open_rows(artifact.path, data, downloads)
@@ -95,8 +99,18 @@ def stream(config: Config, corpus: Corpus) -> np.ndarray:
 
     Drawn from `data.order_seed`, else from the run's seed; with `data.shuffle=false` as stored.
     """
+    return stream_order(corpus, order_seed(config))
+
+
+def order_seed(config: Config) -> int | None:
+    """What the order of the stream is drawn from; None for the corpus' own order."""
     seed = config.seed if config.data.order_seed is None else config.data.order_seed
-    return stream_order(corpus, seed if config.data.shuffle else None)
+    return seed if config.data.shuffle else None
+
+
+def stream_inputs(config: Config) -> dict[str, object]:
+    """What decides which samples a step of the unedited stream has, beside the corpus."""
+    return {"order": order_seed(config), "batch_size": config.training.batch_size}
 
 
 def base_schedule(

@@ -59,7 +59,7 @@ def fitted_curvature(
             for path in [*part.glob("moments_*"), *part.glob("squares_*")]:
                 path.unlink()
 
-    code = ("mda.stages.curvature", base.adapter)
+    code = ("mda.stages.curvature", *base.code)
     artifact = build_together(context.store, "curvature", inputs, build, code, base.device)
     return ekfac.Curvature.load(artifact.path / "curvature.safetensors", factors)
 

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from mda.data.stream import Corpus
+from mda.data.stream import Corpus, schedule_hash
 from mda.data.token_files import read_inserted
 from mda.estimator.baselines import mixed_seed
 from mda.intervention import plan as plans
@@ -28,9 +28,13 @@ from mda.schema import (
     refuse,
 )
 from mda.schema.setting import show
+from mda.stages.attribution import Traced
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, fetch, following
+from mda.stages.corpus import base_schedule, fetch, following, stream_inputs
+from mda.stages.found import NotBuilt, known
 from mda.stages.locating import Located
+from mda.stages.runs import Stream
+from mda.stages.tokens import TracedTokens
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores, TokenScores, Window
 
@@ -104,6 +108,75 @@ def _named(intervention: InterventionConfig) -> Iterator[None]:
         raise
     except (ValueError, KeyError) as error:
         raise ConfigError(f"intervention={intervention.name}: {error}") from error
+
+
+def edited_stream(
+    context: Context,
+    corpus: Corpus,
+    unit: Located,
+    traced: Traced | None,
+    tokens: TracedTokens | None,
+    edited: Callable[[], Edited],
+) -> Stream:
+    """What an arm is trained on: known by its content, or by what decides it.
+
+    The unedited stream is known by its steps. An edited one is known by its hash, so that edits
+    which mean the same training share an arm; where the scores are not there yet, by the settings
+    that decide what is chosen.
+    """
+    config, key = context.config, unit.window_key
+    if not config.intervention.edits:
+        inputs: object = stream_inputs(config) | {"window": key}
+    else:
+        scored = tokens or traced
+        own = decided_by(config.intervention, context.store.hash_file)
+        if config.intervention.chooses and own["scores"]:
+            own |= {
+                "scores": scored and scored.fingerprint,
+                "unit": unit.members_key,
+                "together": unit.together,
+            }
+        run = stream_inputs(config) | {"corpus": corpus.fingerprint, "seed": config.seed}
+        inputs = known(
+            lambda: [schedule_hash(edited().schedule), edited().inserted],
+            run | {"window": key, "edit": own},
+        )
+    try:
+        rows = edited().corpus
+    except NotBuilt:
+        rows = corpus
+    return Stream(unit.steps, inputs, lambda: edited().schedule, rows)
+
+
+def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
+    """The settings that decide what is edited, without those that have no effect beside them.
+
+    `scores` says whether what is chosen depends on the samples' scores.
+    """
+    if config.inserted is not None:
+        rows = cast(AugmentConfig, config)
+        insert = {"at_step": rows.at_step, "per_step": rows.per_step}
+        return {"rows": hash_file(Path(config.inserted)), "scores": False, **insert}
+    edit = cast(RemoveConfig | AugmentConfig, config)
+    found: dict[str, object] = {"mode": edit.mode, "select": edit.select}
+    by_scores = edit.select in ("top", "bottom", "band") or edit.match == "loss"
+    drawn = edit.select == "random" or edit.match != "none" or edit.mode in ("replace", "spans")
+    used = {
+        "label": edit.select != "ids",
+        "fraction": edit.by_token or edit.select in ("top", "bottom", "random"),
+        "count": edit.by_token or edit.select in ("top", "bottom", "random"),
+        "ids": edit.select == "ids",
+        "band": edit.select == "band",
+        "match": True,
+        "match_targeted": edit.match != "none",
+        "seed": drawn,
+        "weight": edit.mode == "upweight",
+        "within": edit.mode == "mask_tokens",
+        "spans": edit.mode == "spans",
+        "ngram": edit.mode == "spans",
+    }
+    found |= {name: getattr(edit, name, None) for name, matters in used.items() if matters}
+    return found | {"scores": by_scores}
 
 
 def plan_edit(

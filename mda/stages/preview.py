@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from heapq import heapreplace
 from operator import add
 from pathlib import Path
@@ -25,18 +25,11 @@ from mda.cost.stages import costs
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.context import Context
-from mda.stages.found import FindOnly, NotBuilt
+from mda.stages.found import FindOnly, Forecast, NotBuilt
 from mda.stages.measuring import held_bytes, job_of, rates_here
-from mda.store import fingerprint
 
-STAGES = (
-    "corpus", "weights", "curve", "base", "sae", "ranking", "emergence", "curvature", "scores",
-    "tokens", "state", "arm", "behaviour",
-)  # fmt: skip
-ENDS_OF_RUN = ("arm", "behaviour")
 IN_HOST_MEMORY = ("corpus", "weights")  # beside a GPU, too
 LIMIT_S = 20.0  # of measuring this machine, for all shapes together
-WINDOW = ("window", "before_onset", "after_onset")
 
 Pipeline = Callable[[Context], Any]
 
@@ -51,55 +44,46 @@ def fingerprints(config: Config, pipeline: Pipeline) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Preview:
-    """One job: what it finds, and what it must build; a key tells equal builds of two jobs."""
+    """One job: the stages that it comes to, in order, and which of them are in the store."""
 
     config: Config
-    missing: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
+    stages: Mapping[tuple[str, str], bool] = field(default_factory=dict)  # (kind, key) -> there
     refused: str = ""  # why the job cannot run, where that is known already
 
 
-def preview_job(config: Config, pipeline: Pipeline, last: str) -> Preview:
-    """Look for the stages of one job, up to the one that its program ends with."""
-    store = FindOnly(Path(config.output_dir) / "store")
+def preview_job(config: Config, pipeline: Pipeline) -> Preview:
+    """Walk the pipeline of one job: what is not in the store is foreseen and goes on."""
+    store = Forecast(Path(config.output_dir) / "store")
     try:
         pipeline(Context(config, store, progress=False))
-    except NotBuilt as stopped:
-        stages = stages_of(config, last)
-        first = STAGES.index(stopped.kind)
-        missing = [kind for kind in stages if STAGES.index(kind) >= first]
-        # An arm and the last one are known by their hash; others by what they will be made from.
-        keys = [stopped.fingerprint] if stopped.kind in ("arm", last) else []
-        for kind in missing[len(keys) :]:
-            keys.append(_key(config, kind, keys[-1] if keys else None))
-        return Preview(config, tuple(missing), tuple(keys))
     except ConfigError as error:
         return Preview(config, refused=str(error))
-    return Preview(config)
+    return Preview(config, store.asked)
 
 
-def print_preview(
-    configs: Sequence[Config], pipeline: Pipeline, last: str, side_by_side: int = 1
-) -> None:
+def print_preview(configs: Sequence[Config], pipeline: Pipeline, side_by_side: int = 1) -> None:
     """Tables of what each job finds and builds, and of what the builds of each stage cost.
 
     Each build is counted once, by the first job that needs it.
     """
-    jobs = [preview_job(c, pipeline, last) for c in track(configs, "looking", transient=True)]
+    jobs = [preview_job(c, pipeline) for c in track(configs, "looking", transient=True)]
     table = Table("job", "seed", "arm", "in the store", "to build", box=None)
-    planned: set[str] = set()
+    planned: set[tuple[str, str]] = set()
     builds: list[tuple[Config, str]] = []
     for number, job in enumerate(jobs):
-        about = (str(number), str(job.config.seed), _arm(job.config) if last in ENDS_OF_RUN else "")
+        arm = _arm(job.config) if any(kind == "arm" for kind, _ in job.stages) else ""
+        about = (str(number), str(job.config.seed), arm)
         if job.refused:
             table.add_row(*about, "", f"fails: {escape(job.refused)}")
             continue
-        new = [k for k, key in zip(job.missing, job.keys, strict=True) if key not in planned]
-        planned.update(job.keys)
+        there = [kind for (kind, _), found in job.stages.items() if found]
+        missing = [stage for stage, found in job.stages.items() if not found]
+        new = [kind for kind, key in missing if (kind, key) not in planned]
+        shared = [f"({kind})" for kind, key in missing if (kind, key) in planned]
+        planned.update(missing)
         builds += [(job.config, kind) for kind in new]
-        there = [kind for kind in stages_of(job.config, last) if kind not in job.missing]
-        shared = [f"({kind})" for kind in job.missing if kind not in new]
-        table.add_row(*about, " ".join(there) or "-", " ".join(new + shared) or "-")
+        row = (_listed(there), _listed([*new, *shared]))
+        table.add_row(*about, *row)
     console = Console()
     console.print(table)
     counts = Counter(kind for _, kind in builds)
@@ -107,6 +91,12 @@ def print_preview(
     console.print(f"{len(jobs)} jobs; to build: {said}. In brackets: built by a job above.")
     if builds:
         print_costs(Estimates(builds), side_by_side)
+
+
+def _listed(kinds: Sequence[str]) -> str:
+    """The kinds in order, each once with its number where there are several."""
+    counts = Counter(kinds)
+    return " ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counts.items()) or "-"
 
 
 def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
@@ -234,38 +224,6 @@ def _shape(config: Config) -> str:
     own = (config.model, config.data.seq_len, training.batch_size, micro, precision, config.unit)
     own = (*own, training.accelerator)
     return repr((*own, training.threads, getattr(estimator, "batch_size", None), config.plan))
-
-
-def stages_of(config: Config, last: str) -> list[str]:
-    """The stages of a job as they are counted, up to the one that its program ends with."""
-    # Built within the scores or the arm, and their time is part of those.
-    left_out = {"sae", "ranking", "emergence", "curvature", "state"}
-    if not config.base.published:
-        left_out |= {"weights", "curve"}
-    if last in ENDS_OF_RUN and not config.intervention.chooses:
-        left_out.add("scores")
-    if not config.intervention.scores_tokens:
-        left_out.add("tokens")
-    return [kind for kind in STAGES[: STAGES.index(last) + 1] if kind not in left_out]
-
-
-def _key(config: Config, kind: str, before: str | None = None) -> str:
-    """What tells a stage from those of other jobs; `before` is the key of the one before it."""
-    if kind == "behaviour":
-        own = {"behaviour": asdict(config.behaviour), "metric": config.unit.metric}
-        return fingerprint(kind, own | {"arm": before})
-    groups = ["base"] if kind == "weights" else ["data"]
-    if kind not in ("corpus", "weights"):
-        groups += ["base", "seed", "model", "training", "emergence"]
-    if kind in ("scores", "tokens", "arm"):
-        groups += ["window", "unit", *(["sae"] if config.unit.reads_sae else [])]
-    if kind in ("scores", "tokens") or (kind == "arm" and config.intervention.chooses):
-        groups += ["estimator"]
-    if kind == "arm":
-        groups += ["intervention"]
-    values = asdict(config)
-    values["window"] = {name: values["intervention"][name] for name in WINDOW}
-    return fingerprint(kind, {group: values[group] for group in groups})
 
 
 def _arm(config: Config) -> str:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -27,12 +27,20 @@ from mda.data.stream import Corpus
 from mda.emergence.measure import make_probes, measure
 from mda.model.build import CONFIG_FILE, NOT_THE_FUNCTION, from_folder, read_model, saved_config
 from mda.schema import ConfigError, PublishedConfig, validate_sizes
-from mda.schema.model import FAMILIES, supported_config
+from mda.schema.model import supported_config
 from mda.schema.setting import show
 from mda.stages.context import Context, without
+from mda.stages.found import NotBuilt, is_there, known
 from mda.stages.hub import fetch_revision, weight_files
-from mda.stages.plugin import module_of
-from mda.stages.runs import Published, Run, base_run, device_of, threads_in, training_inputs
+from mda.stages.runs import (
+    Published,
+    Run,
+    adapter_of,
+    base_run,
+    device_of,
+    threads_in,
+    training_inputs,
+)
 from mda.store import Artifact
 from mda.training.checkpoint import check_moments, checkpoint_folder
 from mda.training.table import CsvTable
@@ -54,6 +62,10 @@ class Revision:
     @property
     def weights(self) -> Path:
         return self.artifact.path / WEIGHTS_FILE
+
+    def hashed(self, hash_of: Callable[[Path], str]) -> str:
+        """Hash of the weights; the key of the artifact where they have yet to be fetched."""
+        return hash_of(self.weights) if is_there(self.artifact) else self.artifact.fingerprint
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -83,12 +95,12 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
     assert isinstance(settings, PublishedConfig)
     groups = tuple(groups)
     revisions = [_revision(context, settings, step, groups) for step in settings.steps]
-    hashes = {one.step: context.store.hash_file(one.weights) for one in revisions}
-    _refuse_different(settings, revisions)
-    _refuse_same(settings, hashes)
+    hashes = {one.step: one.hashed(context.store.hash_file) for one in revisions}
+    with suppress(NotBuilt):
+        _refuse_different(settings, revisions)
+        _refuse_same(settings, hashes)
     device = device_of(config)
     threads = threads_in(config, device)
-    sizes = without(revisions[0].config, *NOT_THE_FUNCTION)
     curve = _curve(context, corpus, revisions, hashes)
     states = _states(settings)
     inputs = {
@@ -117,11 +129,16 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
         shutil.copyfile(curve.path / "curve.csv", part / "curve.csv")
 
     artifact = context.store.get_or_build("base", inputs, build)
-    wall_s = curve.manifest["wall_s"]
-    published = Published(hashes, {"corpus": corpus.fingerprint, "config": sizes, **threads})
-    run = Run(artifact.path, artifact.fingerprint, artifact.built, wall_s, device, published)
-    for row in run.curve:
-        context.log(row)
+    function = _function(revisions[0])
+    shared = {"corpus": corpus.fingerprint, "config": function, **threads}
+    published = Published(hashes, curve.fingerprint, shared)
+    content = cast(Mapping[str, Any], revisions[0].artifact)  # which says that it is not there
+    with suppress(NotBuilt):
+        content = revisions[0].config
+    run = Run(artifact, device, tuple(settings.steps), content, published)
+    with suppress(NotBuilt):
+        for row in run.curve:
+            context.log(row)
     return run
 
 
@@ -155,8 +172,15 @@ def _revision(
 
     artifact = context.store.get_or_build("weights", inputs, build)
     revision = Revision(step, artifact)
-    validate_sizes(context.config, revision.config, groups, key)
+    with suppress(NotBuilt):
+        validate_sizes(context.config, revision.config, groups, key)
     return revision
+
+
+def _function(revision: Revision) -> object:
+    """All of its config.json that decides what the model computes."""
+    unknown = {"weights": revision.artifact.fingerprint}
+    return known(lambda: without(revision.config, *NOT_THE_FUNCTION), unknown)
 
 
 def _local_files(folder: Path, key: str) -> list[Path]:
@@ -235,7 +259,7 @@ def _curve(
     inputs = {
         "corpus": corpus.fingerprint,
         "weights": {str(step): digest for step, digest in hashes.items()},
-        "config": without(revisions[0].config, *NOT_THE_FUNCTION),
+        "config": _function(revisions[0]),
         "emergence": without(asdict(config.emergence), "onset", "every"),
         "batch_size": config.training.batch_size,
         **threads_in(config, device),
@@ -252,8 +276,9 @@ def _curve(
             tokens = one.step * config.training.batch_size * corpus.seq_len
             table.append({"step": one.step, "tokens": tokens, **measure(model, probes)})
 
-    family = module_of(FAMILIES[revisions[0].config["model_type"]])
-    code = ("mda.emergence.measure", family)
+    code: tuple[str, ...] = ("mda.emergence.measure",)
+    with suppress(NotBuilt):
+        code += adapter_of(revisions[0].config)
     return context.store.get_or_build("curve", inputs, build, code, device)
 
 

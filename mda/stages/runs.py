@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -19,14 +21,15 @@ from mda.model.build import (
     CONFIG_FILE,
     function_of,
     initial_model,
-    on_meta,
+    layout,
     read_model,
     saved_config,
 )
 from mda.schema import Config
 from mda.schema.model import FAMILIES
 from mda.stages.context import Context, without
-from mda.stages.corpus import base_schedule, fetch
+from mda.stages.corpus import base_schedule, fetch, stream_inputs
+from mda.stages.found import Made, NotBuilt, is_there
 from mda.stages.plugin import module_of
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
@@ -40,10 +43,15 @@ NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
 @dataclass(frozen=True)
 class Start:
-    """A state to train from that is not the base run's own: a checkpoint folder, and its key."""
+    """A state to train from: a checkpoint of an artifact."""
 
-    folder: Path
-    fingerprint: str
+    artifact: Artifact
+    step: int
+
+    @property
+    def folder(self) -> Path:
+        """Weights and optimizer."""
+        return checkpoint.checkpoint_folder(self.artifact.path / "checkpoints", self.step)
 
 
 @dataclass(frozen=True)
@@ -51,18 +59,17 @@ class Published:
     """What decides what is read of a published run: each step's weights, and what all share."""
 
     weights: Mapping[int, str]  # step -> hash
+    curve: str  # its key
     shared: Mapping[str, object]
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Made):
     """A finished training, a base run or an arm: its checkpoints, and the curve it left."""
 
-    folder: Path
-    fingerprint: str
-    built: bool
-    wall_s: float
     device: torch.device  # where its models are put
+    checkpoints: tuple[int, ...]  # steps whose checkpoint was kept
+    config: Mapping[str, Any]  # of its model, as config.json has it
     published: Published | None = None  # None for a run that was trained here
 
     def read_at(self, *steps: int) -> object:
@@ -81,15 +88,10 @@ class Run:
         """The emergence curve, one mapping a measured step."""
         return read_rows(self.folder / "curve.csv")
 
-    @cached_property
-    def checkpoints(self) -> list[int]:
-        """Steps whose checkpoint was kept, as the manifest names them: no other folder counts."""
-        return checkpoint.steps_among(store.read_json(self.folder / "manifest.json")["files"])
-
     def checkpoint(self, step: int) -> Path:
         """Folder of a kept checkpoint. Raises KeyError with the steps there are."""
         if step not in self.checkpoints:
-            raise KeyError(f"no checkpoint at step {step}; there are {self.checkpoints}")
+            raise KeyError(f"no checkpoint at step {step}; there are {list(self.checkpoints)}")
         return checkpoint.checkpoint_folder(self.folder / "checkpoints", step)
 
     def model(self, step: int) -> PreTrainedModel:
@@ -97,30 +99,31 @@ class Run:
         weights = self.checkpoint(step) / "model.safetensors"
         return read_model(self.folder / CONFIG_FILE, weights).to(self.device)  # type: ignore[arg-type]
 
-    @cached_property
-    def model_type(self) -> str:
-        """The family of its model, as its config.json names it."""
-        return store.read_json(self.folder / CONFIG_FILE)["model_type"]
+    @property
+    def measured_key(self) -> str:
+        """The key of what its curve, and so the unit's onset, depends on."""
+        return self.published.curve if self.published else self.fingerprint
 
     @property
-    def adapter(self) -> str:
+    def code(self) -> tuple[str, ...]:
         """The module of its family's adapter: part of the key of all that reads its models."""
-        return module_of(FAMILIES[self.model_type])
+        return adapter_of(self.config)
 
     @cached_property
     def architecture(self) -> Architecture:
         """The layout of its model."""
-        return architecture(on_meta(self.folder / CONFIG_FILE))
+        return architecture(layout(self.config))
 
 
 def base_run(context: Context, corpus: Corpus) -> Run:
     """Train from the initial weights to the end, with the emergence curve and checkpoints."""
     config, settings, device = context.config, context.config.training, device_of(context.config)
-    schedule = base_schedule(config, corpus)
-    keep = settings.checkpoints
+    keep, function = settings.checkpoints, function_of(config.model)
+    with suppress(NotBuilt):
+        base_schedule(config, corpus)  # refused here where the stream is too short
     inputs = {
         "corpus": corpus.fingerprint,
-        "schedule": schedule_hash(schedule),
+        "stream": stream_inputs(config),
         "model": model_inputs(config, context.store.hash_file),
         "training": training_inputs(config, device),
         "emergence": without(asdict(config.emergence), "onset"),
@@ -129,75 +132,87 @@ def base_run(context: Context, corpus: Corpus) -> Run:
     }
 
     def build(part: Path) -> None:
-        model = initial_model(config.model, config.seed)
+        model, schedule = initial_model(config.model, config.seed), base_schedule(config, corpus)
         _train(context, corpus, model, schedule, part, keep, None, "base run")
 
-    family = str(function_of(config.model)["model_type"])
-    artifact = context.store.get_or_build("base", inputs, build, code_of(family), device)
-    return _finished(artifact, context.log, device)
+    code = ("mda.stages.runs", *adapter_of(function))
+    artifact = context.store.get_or_build("base", inputs, build, code, device)
+    _log(artifact, context.log)
+    return Run(artifact, device, tuple(keep), function)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What an arm is trained on: steps, and what decides the samples of each."""
+
+    steps: tuple[int, int] | None  # None where the window is not known yet
+    inputs: object  # what enters the key: how the stream is made, or its hash
+    schedule: Callable[[], Schedule]
+    corpus: Corpus  # with the rows from outside
 
 
 def retrained(
     context: Context,
-    corpus: Corpus,
+    stream: Stream,
     base: Run,
-    schedule: Schedule,
-    inserted: str | None = None,
-    follow: Follow | None = None,
+    follow: Callable[[], Follow | None] = lambda: None,
     followed: object = None,
     kind: str | None = None,
     start: Start | None = None,
 ) -> Run:
-    """Train `schedule` from the base run's state at its start; all else as in the base run.
+    """Train a stream from the base run's state at its start; all else as in the base run.
 
     The fingerprint holds the base run and the edited stream, not how the edit was chosen: arms
-    that mean the same training share it. `inserted` is the hash of rows from outside the corpus;
-    `follow` measures a unit besides; `followed`, which, and `kind`, the module of its kind, are for
-    the key. `start` takes the place of the base run's state.
+    that mean the same training share it. `follow` measures a unit besides; `followed`, which, and
+    `kind`, the module of its kind, are for the key. `start` takes the place of the base run's
+    state.
     """
-    inputs = {
-        "base": base.fingerprint,
-        "schedule": schedule_hash(schedule),
-        "inserted": inserted,
-    }
-    if context.config.base.published:  # the key of a trained one has it
+    inputs: dict[str, object] = {"base": base.fingerprint, "stream": stream.inputs}
+    if base.published:  # the key of a trained one has it
         inputs["every"] = context.config.emergence.every
-    if follow is not None:
+    if followed is not None:
         inputs["followed"] = followed
     if start is not None:
-        inputs["start"] = start.fingerprint
-    start_from = start.folder if start else state_at(context, corpus, base, schedule.start)
+        inputs["start"] = start.artifact.fingerprint
+    if start is None and stream.steps is not None:
+        start = state_at(context, stream.corpus, base, stream.steps[0])
 
     def build(part: Path) -> None:
-        model = _model_in(base, start_from)
-        keep, measured = [schedule.end], base.checkpoints if base.published else []
-        _train(context, corpus, model, schedule, part, keep, start_from, "arm", follow, measured)
+        assert start is not None
+        schedule, model = stream.schedule(), _model_in(base, start.folder)
+        keep, measured = [schedule.end], base.checkpoints if base.published else ()
+        _train(
+            context, stream.corpus, model, schedule, part, keep, start.folder, "arm", follow(),
+            measured,
+        )  # fmt: skip
 
-    code = code_of(base.model_type) + ((module_of(kind),) if follow and kind else ())
+    code = ("mda.stages.runs", *base.code, *((module_of(kind),) if kind else ()))
     artifact = context.store.get_or_build("arm", inputs, build, code, base.device)
-    return _finished(artifact, context.log, base.device)
+    _log(artifact, context.log)
+    end = () if stream.steps is None else (stream.steps[1],)
+    return Run(artifact, base.device, end, base.config)
 
 
-def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Path:
-    """Folder with weights and optimizer of the base run at any step.
+def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Start:
+    """Weights and optimizer of the base run at any step.
 
     A step between two kept ones comes from resuming the nearest earlier one, which is exact.
     """
     if step in base.checkpoints:
-        return base.checkpoint(step)
+        return Start(base.artifact, step)
     earlier = max(kept for kept in base.checkpoints if kept < step)
-    schedule = base_schedule(context.config, corpus, earlier, step)
 
     def build(part: Path) -> None:
         start = base.checkpoint(earlier)
-        model = _model_in(base, start)
+        model, schedule = (
+            _model_in(base, start),
+            base_schedule(context.config, corpus, earlier, step),
+        )
         _train(context, corpus, model, schedule, part, [step], start, f"to step {step}")
 
     inputs = {"base": base.fingerprint, "step": step}
-    artifact = context.store.get_or_build(
-        "state", inputs, build, code_of(base.model_type), base.device
-    )
-    return checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
+    code = ("mda.stages.runs", *base.code)
+    return Start(context.store.get_or_build("state", inputs, build, code, base.device), step)
 
 
 def origin_of(context: Context, corpus: Corpus, base: Run, window: Window) -> str:
@@ -211,9 +226,12 @@ def origin_of(context: Context, corpus: Corpus, base: Run, window: Window) -> st
     return store.fingerprint("origin", inputs)
 
 
-def code_of(family: str) -> tuple[str, ...]:
-    """The modules that train: this one, with what it imports, and the family's adapter."""
-    return "mda.stages.runs", module_of(FAMILIES[family])
+def adapter_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The module of the adapter of a model's family; none where its config.json is not there."""
+    try:
+        return (module_of(FAMILIES[config["model_type"]]),)
+    except NotBuilt:
+        return ()
 
 
 def device_of(config: Config) -> torch.device:
@@ -276,15 +294,15 @@ def _train(
     )
 
 
-def _finished(artifact: Artifact, log: RowLog, device: torch.device) -> Run:
-    wall_s = artifact.manifest["wall_s"]
-    run = Run(artifact.path, artifact.fingerprint, artifact.built, wall_s, device)
-    if not artifact.built:  # a run that was found is logged as if it had just been trained
-        losses = read_rows(artifact.path / "train.csv")
-        thinned = [row for row in losses if row["step"] % LossLog.EVERY == 0]
-        for row in sorted([*run.curve, *thinned], key=lambda row: row["step"]):
-            log(row)
-    return run
+def _log(artifact: Artifact, log: RowLog) -> None:
+    """Log a run that was found as if it had just been trained."""
+    if artifact.built or not is_there(artifact):
+        return
+    curve = read_rows(artifact.path / "curve.csv")
+    losses = read_rows(artifact.path / "train.csv")
+    thinned = [row for row in losses if row["step"] % LossLog.EVERY == 0]
+    for row in sorted([*curve, *thinned], key=lambda row: row["step"]):
+        log(row)
 
 
 def model_inputs(config: Config, hash_of: Callable[[Path], str] = hash_file) -> dict[str, object]:

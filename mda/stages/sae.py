@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,23 +25,24 @@ from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError, SaeConfig
 from mda.stages.context import Context, without
 from mda.stages.corpus import fetch
+from mda.stages.found import Made, NotBuilt, known
 from mda.stages.runs import Run
 from mda.training.table import read_rows
 
-NOT_INPUTS = ("name", "hook", "layer", "checkpoint", "held_out")  # the inputs say what they mean
+NOT_INPUTS = ("name", "layer", "checkpoint")  # the inputs say what they mean
 
 
 @dataclass(frozen=True)
-class TrainedSae:
-    """An SAE that was trained, or found: `folder` holds it in the layout of sparsify, with
+class TrainedSae(Made):
+    """An SAE that was trained, or found: its folder holds it in the layout of sparsify, with
     `quality.json` and `history.csv` beside it."""
 
-    folder: Path
-    fingerprint: str
-    hook: Hookpoint
     step: int  # of the base run
-    built: bool
-    wall_s: float
+
+    @property
+    def hook(self) -> Hookpoint:
+        """What it reads."""
+        return self.sae.hook
 
     @cached_property
     def sae(self) -> Sae:
@@ -79,6 +81,13 @@ def sae_of(context: Context, corpus: Corpus, base: Run) -> Sae | None:
     return sae
 
 
+def sae_key(context: Context, corpus: Corpus, base: Run) -> str:
+    """The hash of the SAE that the unit asks for, or the key under which it will be trained."""
+    if (source := getattr(context.config.unit, "source", None)) is not None:
+        return load_sae(Path(source)).fingerprint()
+    return trained_sae(context, context.config.sae, corpus, base).fingerprint
+
+
 def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run) -> TrainedSae:
     """Train a top-k SAE on samples of the stream, drawn by its seed; measure it on held-out ones.
 
@@ -86,19 +95,17 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
     SAE's own.
     """
     step = base.checkpoints[-1] if settings.checkpoint is None else settings.checkpoint
-    hook = Hookpoint(settings.hook, settings.layer_of(base.architecture.n_layers))
-    ids = drawn(corpus, settings.steps * settings.batch_size, settings.seed)
-    held_out = np.asarray(corpus.held_out)[: settings.held_out]
     inputs = {
-        "base": base.read_at(step),
+        "base": known(lambda: base.read_at(step), {"run": base.fingerprint}),
         "step": step,
-        "hookpoint": asdict(hook),
+        "layer": known(lambda: layer_of(settings, base), {"layer": settings.layer}),
         "settings": without(asdict(settings), *NOT_INPUTS),
-        "samples": store.hash_arrays(ids),
-        "held_out": store.hash_arrays(held_out),
     }
 
     def build(part: Path) -> None:
+        hook = Hookpoint(settings.hook, layer_of(settings, base))
+        ids = drawn(corpus, settings.steps * settings.batch_size, settings.seed)
+        held_out = np.asarray(corpus.held_out)[: settings.held_out]
         fetch(context, corpus, np.concatenate([ids, held_out]))
         model = base.model(step).eval()
         read = (model, base.architecture, corpus, hook, settings.batch_size)
@@ -120,13 +127,18 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
         store.write_csv(part / "history.csv", [asdict(point) for point in history])
         store.write_json(part / "quality.json", asdict(reached))
 
-    code = ("mda.stages.sae", base.adapter)
+    code = ("mda.stages.sae", *base.code)
     artifact = context.store.get_or_build("sae", inputs, build, code, base.device)
-    wall_s = artifact.manifest["wall_s"]
-    found = TrainedSae(artifact.path, artifact.fingerprint, hook, step, artifact.built, wall_s)
-    for row in found.history:
-        context.log(_logged(row))
+    found = TrainedSae(artifact, step)
+    with suppress(NotBuilt):
+        for row in found.history:
+            context.log(_logged(row))
     return found
+
+
+def layer_of(settings: SaeConfig, base: Run) -> int:
+    """The layer whose output is read."""
+    return settings.layer_of(base.architecture.n_layers)
 
 
 def drawn(corpus: Corpus, n: int, seed: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from mda.stages.attribution import SCORE_SHARDS, ScoringWork, Traced
 from mda.stages.context import Context, barrier, build_together, mine
 from mda.stages.corpus import base_schedule, fetch
 from mda.stages.curvature import sharded
+from mda.stages.found import Made
 from mda.stages.locating import Located
 from mda.stages.plugin import estimator_of, module_of
 from mda.stages.runs import Run
@@ -32,45 +33,49 @@ LARGEST = 2.0**15  # of a sample's values in its file
 
 
 @dataclass(frozen=True)
-class TracedTokens:
+class TracedTokens(Made):
     """Scores of the window's tokens for the unit that was found."""
 
-    scores: TokenScores
-    fingerprint: str
-    built: bool
-    wall_s: float
+    traced: Traced
+
+    @property
+    def scores(self) -> TokenScores:
+        """They are read one shard at a time."""
+        samples, folder = self.traced.scores, self.folder
+        n = len(sharded(samples.sample_ids, *SCORE_SHARDS))
+
+        def parts() -> Iterator[np.ndarray]:
+            for i in range(n):
+                yield unpacked(store.read_safetensors(_file(folder, i)))
+
+        return TokenScores(samples.sample_ids, samples.steps, parts)
 
 
 def score_tokens(
     context: Context, corpus: Corpus, base: Run, located: Located, traced: Traced
 ) -> TracedTokens:
     """What the loss of every token of the window adds to the unit's score of its sample."""
-    config, window = context.config, located.window
-    schedule = base_schedule(config, corpus, window.start, window.end)
-    shards = sharded(schedule.sample_ids, *SCORE_SHARDS)
+    config = context.config
 
     def build(part: Path) -> None:
+        schedule = base_schedule(config, corpus, located.window.start, located.window.end)
         fetch(context, corpus, schedule.sample_ids, together=True)
         work = ScoringWork(context, corpus, base, located, schedule, traced.steps, part)
         scorer = cast(TokenEstimator, estimator_of(config.estimator)).target_influence(work)
-        todo = mine(list(enumerate(shards)))
+        todo = mine(list(enumerate(sharded(schedule.sample_ids, *SCORE_SHARDS))))
         for i, ids in context.bar(todo, "scores of tokens", len(todo)):
             if not (path := _file(part, i)).exists():
                 store.write_safetensors(path, packed(scorer(ids)))
         barrier()
 
-    read = base.read_at(*traced.steps)
-    inputs = {"base": read, "scores": traced.fingerprint, "unit": located.name}
-    code = ("mda.stages.tokens", module_of(config.estimator.estimator), base.adapter)
+    inputs = {
+        "scores": traced.fingerprint,
+        "unit": located.members_key,
+        "together": located.together,
+    }
+    code = ("mda.stages.tokens", module_of(config.estimator.estimator), *base.code)
     artifact = build_together(context.store, "tokens", inputs, build, code, base.device)
-
-    def parts() -> Iterator[np.ndarray]:
-        for i in range(len(shards)):
-            yield unpacked(store.read_safetensors(_file(artifact.path, i)))
-
-    scores = TokenScores(schedule.sample_ids, traced.scores.steps, parts)
-    wall_s = artifact.manifest["wall_s"]
-    return TracedTokens(scores, artifact.fingerprint, artifact.built, wall_s)
+    return TracedTokens(artifact, traced)
 
 
 def packed(values_NT: Tensor) -> dict[str, Tensor]:

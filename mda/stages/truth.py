@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mda import store
-from mda.data.stream import Corpus
+from mda.data.stream import Corpus, schedule_hash
 from mda.estimator import ekfac
 from mda.estimator.replay import TrainingWindow, load_state, perturbed
 from mda.intervention import plan as plans
@@ -25,9 +25,9 @@ from mda.intervention.edit import edit
 from mda.schema import Config
 from mda.stages.attribution import Traced, score
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, stream
+from mda.stages.corpus import base_schedule, stream, stream_inputs
 from mda.stages.locating import Located, locate
-from mda.stages.runs import Run, Start, origin_of, retrained, state_at
+from mda.stages.runs import Run, Start, Stream, origin_of, retrained, state_at
 from mda.training import checkpoint
 from mda.training.optimizer import adamw
 from mda.types import EditPlan, Schedule, Scores, Window
@@ -88,7 +88,14 @@ class Bench:
         """The window trained again with an edit carried out; None for the unedited stream."""
         schedule = self.schedule if plan is None else edit(plan, self.schedule)
         quiet = replace(self.context, progress=False)  # who retrains many draws a bar of its own
-        return retrained(quiet, self.corpus, self.base, schedule, start=start)
+        return retrained(quiet, self._stream(schedule, plan is None), self.base, start=start)
+
+    def _stream(self, schedule: Schedule, unedited: bool) -> Stream:
+        steps = self.window.start, self.window.end
+        inputs: object = [schedule_hash(schedule), None]
+        if unedited:
+            inputs = stream_inputs(self.context.config) | {"window": list(steps)}
+        return Stream(steps, inputs, lambda: schedule, self.corpus)
 
     def removal(self, sample_ids: np.ndarray) -> EditPlan:
         """Mask some samples: weight 0, all else in place."""
@@ -130,7 +137,7 @@ class Bench:
         inputs = {"base": self.base.fingerprint, "step": step, "noise": [size, seed, number]}
 
         def build(part: Path) -> None:
-            folder = state_at(self.context, self.corpus, self.base, step)
+            folder = state_at(self.context, self.corpus, self.base, step).folder
             model = self.base.model(self.base.checkpoints[-1])
             exact = replace(training, precision="32-true")  # noise is the same in any arithmetic
             window = TrainingWindow(model, self.schedule, self.corpus.rows, exact)
@@ -141,10 +148,9 @@ class Bench:
             checkpoint.save(part / "checkpoints", step, model, optimizer)
 
         artifact = self.context.store.get_or_build(
-            "state", inputs, build, ("mda.estimator.replay", self.base.adapter), self.base.device
+            "state", inputs, build, ("mda.estimator.replay", *self.base.code), self.base.device
         )
-        folder = checkpoint.checkpoint_folder(artifact.path / "checkpoints", step)
-        return Start(folder, artifact.fingerprint)
+        return Start(artifact, step)
 
 
 def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:

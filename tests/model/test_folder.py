@@ -14,7 +14,7 @@ from mda.model.build import (
     attention_of,
     function_of,
     initial_model,
-    on_meta,
+    layout,
     read_model,
     saved_config,
 )
@@ -101,7 +101,7 @@ def test_every_family_comes_back_from_a_run(tmp_path, case):
     with torch.no_grad():
         assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
     assert type(architecture(again)) is type(architecture(model))
-    meta = on_meta(tmp_path / "run" / "model_config.json")
+    meta = layout(json.loads((tmp_path / "run" / "model_config.json").read_text()))
     assert all(p.is_meta for p in meta.parameters())
     blocks = [architecture(m).head_blocks(1, bias=True) for m in (meta, model)]
     assert blocks[0] == blocks[1]

@@ -8,6 +8,7 @@ import torch
 from mda.config import compose
 from mda.stages.behaviour import strongest_heads
 from mda.stages.runs import Run
+from mda.store import Artifact
 
 PREVIOUS, INDUCTION = "emergence/previous_token", "emergence/prefix_matching"
 BEGINNING = {"L0H0": (0.9, 0.1), "L0H1": (0.2, 0.2), "L1H0": (0.1, 0.9), "L1H1": (0.3, 0.3)}
@@ -23,7 +24,8 @@ def run(tmp_path):
         rows.writerow(["step", *heads])
         for step, values in ((0, BEGINNING), (60, END)):
             rows.writerow([step, *(value for pair in values.values() for value in pair)])
-    return Run(tmp_path, "made up", True, 1.0, torch.device("cpu"))
+    artifact = Artifact(tmp_path, "base", "made up", {}, True)
+    return Run(artifact, torch.device("cpu"), (0, 60), {})
 
 
 @pytest.mark.parametrize(

@@ -461,9 +461,9 @@ def test_a_plan_says_that_what_an_arm_can_do_is_missing(context_of, baseline, ca
 def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path):
     def keys(*overrides: str) -> dict[str, str]:
         config = context_of(f"output_dir={tmp_path}", *overrides).config
-        planned = preview_job(config, pipeline.arm, "behaviour")
-        assert planned.missing == ("corpus", "base", "scores", "arm", "behaviour")
-        return dict(zip(planned.missing, planned.keys, strict=True))
+        planned = preview_job(config, pipeline.arm).stages
+        assert not any(planned.values())
+        return dict(planned.keys())
 
     def first(before: dict[str, str], after: dict[str, str]) -> str:
         same = [stage for stage in before if before[stage] == after[stage]]
@@ -471,7 +471,7 @@ def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path)
         return next((stage for stage in before if stage not in same), NOTHING)
 
     feature = ("unit=sae_feature", "unit.label=generated_xml")
-    assert first(keys(*feature, "sae.k=4"), keys(*feature, "sae.k=6")) == "scores"
+    assert first(keys(*feature, "sae.k=4"), keys(*feature, "sae.k=6")) == "sae"
     assert first(keys("sae.k=4"), keys("sae.k=6")) == NOTHING  # no head reads one
     assert first(keys(), keys("behaviour.prompts=5")) == "behaviour"
     assert first(keys(), keys("intervention.fraction=0.3")) == "arm"
