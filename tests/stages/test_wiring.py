@@ -75,7 +75,7 @@ def test_samples_are_those_of_the_window_in_the_order_of_training(traced):
 )
 def test_the_named_checkpoint_is_the_one_that_is_scored(traced, checkpoint, step):
     trace, _ = traced(f"estimator.checkpoint={checkpoint}", "estimator.fit_sequences=40")
-    assert trace.base.checkpoints == KEPT
+    assert list(trace.base.checkpoints) == KEPT
     assert trace.traced.steps == (step,)
     model = model_at(trace, step)
     losses = capture(model, trace.corpus.rows(trace.traced.scores.sample_ids), [HEAD0]).losses_B
