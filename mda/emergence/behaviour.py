@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from mda.model.architecture import Architecture
 from mda.model.loss import unembedding
 from mda.schema import BehaviourConfig
 from mda.types import HeadId
-from mda.unit.ablation import ablated, mean_outputs
+from mda.unit.ablation import ablated, head_place, mean_inputs
 from mda.unit.tokens import token_distribution
 
 Bands = tuple[tuple[int, int], tuple[int, int]]
@@ -105,10 +106,11 @@ def behaviour(
     sets = head_sets(strongest, settings)
     if not settings.ablation or not sets:
         return found
-    means = mean_outputs(model, architecture, list(in_batches(model, trials.text_MT1[:, :-1])))
+    places = [[head_place(architecture, head) for head in heads] for heads in sets]
+    means = mean_inputs(model, chain(*places), in_batches(model, trials.text_MT1[:, :-1]))
     changes = []
-    for heads in sets:
-        with ablated(model, architecture, heads, means):
+    for of_set in places:
+        with ablated(model, of_set, means):
             without = try_out(model, trials)
         changes.append({name: without[name] - value for name, value in found.items()})
     top, *others = changes

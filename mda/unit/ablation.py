@@ -1,14 +1,16 @@
-"""Mean ablation of attention heads: what a model does when some heads always say the same.
+"""Mean ablation: what a model does when some heads or modules always say the same.
 
-A head's output z, what it gives to the attention's output map, is replaced by its mean over the
-tokens of a reference text at every position; the means are the whole model's. What the head adds
-to the residual stream is then a constant, and the later layers see that constant.
+What an output map of a layer reads (of attention: the outputs z of all heads; of an MLP: the
+activation of its neurons) is replaced at every position by its mean over the tokens of a reference
+text, for some heads or whole. The means are the whole model's. The map is linear, so that what it
+adds to the residual stream for them is then a constant, the mean of what it added, and the later
+layers see that constant.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -20,54 +22,60 @@ from mda.types import HeadId
 from mda.unit.blocks import features
 from mda.unit.capture import module_inputs
 
+Place = tuple[str, slice]
+"""An output map by its path, and the features of its input that are replaced."""
 
-def head_outputs(architecture: Architecture, head: HeadId) -> tuple[str, slice]:
-    """The module that reads a head's output, and which of its input features they are."""
+
+def head_place(architecture: Architecture, head: HeadId) -> Place:
+    """Where a head's output is read."""
     tap = architecture.head_blocks(head.layer)["o"].input
     return tap.module, features(tap, head.head)
 
 
-def mean_outputs(
-    model: PreTrainedModel, architecture: Architecture, chunks: Sequence[Tensor]
+def module_place(architecture: Architecture, layer: int, part: str) -> Place:
+    """Where a layer's whole `attention` or `mlp` goes through its output map."""
+    if part == "attention":
+        return head_place(architecture, HeadId(layer, 0))[0], slice(None)
+    return architecture.neuron_blocks(layer)["out"].input.module, slice(None)
+
+
+def mean_inputs(
+    model: PreTrainedModel, places: Iterable[Place], chunks: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Mean over all tokens of what the heads of each layer put out, [features] by module.
+    """Mean over all tokens of the whole input of each place's map, [features] by path.
 
     `chunks` are token rows [n, T] that go through the model together.
     """
-    layers = range(architecture.n_layers)
-    paths = [head_outputs(architecture, HeadId(layer, 0))[0] for layer in layers]
+    paths = list(dict.fromkeys(path for path, _ in places))
     total = dict.fromkeys(paths, torch.zeros((), dtype=torch.float64))
+    n_tokens = 0
     for inputs_BT in chunks:
+        n_tokens += inputs_BT.numel()
         for path, z_BTF in module_inputs(model, inputs_BT, paths).items():
             total[path] = total[path] + z_BTF.double().sum((0, 1)).cpu()
-    n_tokens = sum(inputs_BT.numel() for inputs_BT in chunks)
     return {path: one / n_tokens for path, one in total.items()}
 
 
 @contextmanager
 def ablated(
-    model: PreTrainedModel,
-    architecture: Architecture,
-    heads: Sequence[HeadId],
-    means: Mapping[str, Tensor],
+    model: PreTrainedModel, places: Iterable[Place], means: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Within, these heads put out `means` (`mean_outputs`) wherever they put out anything."""
-    places: dict[str, list[slice]] = defaultdict(list)
-    for head in heads:
-        path, own = head_outputs(architecture, head)
-        places[path].append(own)
+    """Within, the maps read `means` (`mean_inputs`) at these places."""
+    of_path: dict[str, list[slice]] = defaultdict(list)
+    for path, part in places:
+        of_path[path].append(part)
 
     def replacing(path: str):
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             z_BTF = args[0].clone()
-            for own in places[path]:
-                z_BTF[..., own] = means[path][own].to(z_BTF)
+            for part in of_path[path]:
+                z_BTF[..., part] = means[path][part].to(z_BTF)
             return (z_BTF, *args[1:])
 
         return hook
 
     with ExitStack() as stack:
-        for path in places:
+        for path in of_path:
             hook = model.get_submodule(path).register_forward_pre_hook(replacing(path))
             stack.callback(hook.remove)
         yield

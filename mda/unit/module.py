@@ -1,23 +1,23 @@
 """Whole modules as units: a layer's attention, its MLP, or both.
 
 Metric: what the model loses without the module, in nats of the measurement: f minus f with the
-module's output replaced by its mean over the same tokens (mean ablation). Measurement: `copy` or
-`label`, see `mda.unit.measurement`.
+module's output replaced by its mean over the same tokens (`mda.unit.ablation`). Measurement: `copy`
+or `label`, see `mda.unit.measurement`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.schema import ModuleConfig
 from mda.types import Part, Unit
+from mda.unit.ablation import ablated, mean_inputs, module_place
 from mda.unit.blocks import BlockTensors
-from mda.unit.capture import frozen
 from mda.unit.kind import Materials, Measurement
 from mda.unit.measurement import TokenObjective, copy_objective, label_objective
 
@@ -58,12 +58,16 @@ class Modules:
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
         """What the model loses without some of them, in nats."""
+        places = {}
+        for name in names:
+            layer, parts = self.members[name]
+            places[name] = [module_place(self.architecture, layer, part) for part in parts]
+        rows = (tokens[:, :-1] for tokens, _ in self.on_metric.chunks(model))
+        means = mean_inputs(model, chain(*places.values()), rows)
         whole = self.on_metric.value(model)
         found = {}
         for name in names:
-            layer, parts = self.members[name]
-            paths = [self._path(layer, part) for part in parts]
-            with mean_ablated(model, paths, self.on_metric):
+            with ablated(model, places[name], means):
                 found[name] = whole - self.on_metric.value(model)
         return found
 
@@ -93,52 +97,3 @@ class Modules:
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """The measurement, the same for all."""
         return torch.full((len(units),), self.measured.value(model), dtype=torch.float64)
-
-    def _path(self, layer: int, part: str) -> str:
-        arch = self.architecture
-        name = arch.attention_name if part == "attention" else arch.mlp_name
-        return f"{arch.layers_path}.{layer}.{name}"
-
-
-@contextmanager
-def mean_ablated(
-    model: PreTrainedModel, paths: Sequence[str], text: TokenObjective
-) -> Iterator[None]:
-    """Within, these modules write their mean over all tokens of `text` wherever they write.
-
-    The means are the unablated model's.
-    """
-    means = {path: torch.zeros((), dtype=torch.float64) for path in paths}
-    n = 0
-
-    def hooked(make) -> ExitStack:
-        stack = ExitStack()
-        for path in paths:
-            handle = model.get_submodule(path).register_forward_hook(make(path))
-            stack.callback(handle.remove)
-        return stack
-
-    def summing(path: str):
-        def hook(_module: nn.Module, _args: object, output) -> None:
-            written = output[0] if isinstance(output, tuple) else output
-            means[path] = means[path] + written.double().sum((0, 1))
-
-        return hook
-
-    def replacing(path: str):
-        def hook(_module: nn.Module, _args: object, output):
-            written = output[0] if isinstance(output, tuple) else output
-            mean = means[path].to(written).expand_as(written)
-            return (mean, *output[1:]) if isinstance(output, tuple) else mean
-
-        return hook
-
-    with torch.no_grad(), frozen(model):
-        with hooked(summing):
-            for tokens, _ in text.chunks(model):
-                model.base_model(tokens[:, :-1], use_cache=False)
-                n += tokens[:, :-1].numel()
-        for path in paths:
-            means[path] = means[path] / n
-    with hooked(replacing):
-        yield

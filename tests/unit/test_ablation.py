@@ -8,7 +8,7 @@ from mda.model.architecture import architecture
 from mda.model.build import scratch
 from mda.schema import ScratchConfig
 from mda.types import HeadId
-from mda.unit.ablation import ablated, mean_outputs
+from mda.unit.ablation import ablated, head_place, mean_inputs
 
 T, K = 9, 4
 
@@ -58,8 +58,9 @@ def test_ablated_heads_put_out_their_mean_and_all_else_is_computed_from_it(make)
     for hook in hooks:
         hook.remove()
     arch = architecture(model)
-    means = mean_outputs(model, arch, tokens.split(4))  # in parts of unequal size
-    with ablated(model, arch, [HeadId(0, 2), HeadId(1, 0)], means), torch.no_grad():
+    places = [head_place(arch, HeadId(0, 2)), head_place(arch, HeadId(1, 0))]
+    means = mean_inputs(model, places, tokens.split(4))  # in parts of unequal size
+    with ablated(model, places, means), torch.no_grad():
         ours = model(tokens).logits
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
     assert (ours - whole).abs().max() > 1e-3
@@ -72,7 +73,8 @@ def test_two_heads_of_a_layer_are_ablated_together():
     means = {path.format(layer): torch.full((12,), 10.0 + layer) for layer in (0, 1)}
     seen = []
     module = model.get_submodule(path.format(1))
-    with ablated(model, arch, [HeadId(1, 0), HeadId(1, 2)], means), torch.no_grad():
+    places = [head_place(arch, HeadId(1, head)) for head in (0, 2)]
+    with ablated(model, places, means), torch.no_grad():
         hook = module.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
         model(tokens)
         hook.remove()

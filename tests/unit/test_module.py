@@ -14,33 +14,32 @@ from transformers import PretrainedConfig
 from mda.model.architecture import architecture
 from mda.schema import ConfigError, ModuleConfig, ProbeConfig
 from mda.unit import measurement
+from mda.unit.ablation import ablated, mean_inputs
 from mda.unit.kind import Materials
 from mda.unit.measurement import TokenObjective, label_objective
-from mda.unit.module import Modules, mean_ablated
+from mda.unit.module import Modules
 
 SHARP = 5.0
 
 
-class Writer(nn.Module):
-    """Writes SHARP at each token's successor; as attention modules do, perhaps in a tuple."""
-
-    def __init__(self, as_tuple):
-        super().__init__()
-        self.as_tuple = as_tuple
+class Successor(nn.Module):
+    """Writes SHARP at each token's successor."""
 
     def forward(self, inputs):
-        written = SHARP * nn.functional.one_hot((inputs + 1) % N_VOCAB, N_VOCAB).double()
-        return (written, "weights") if self.as_tuple else written
+        return SHARP * nn.functional.one_hot((inputs + 1) % N_VOCAB, N_VOCAB).double()
 
 
 class Counter(nn.Module):
     """A model that knows by one module alone that t + 1 follows t."""
 
-    def __init__(self, as_tuple):
+    def __init__(self):
         super().__init__()
-        self.writer = Writer(as_tuple)
-        self.unembed = nn.Linear(N_VOCAB, N_VOCAB, bias=False, dtype=torch.float64)
-        self.unembed.weight.data.copy_(torch.eye(N_VOCAB))
+        self.successor = Successor()
+        self.out, self.unembed = (
+            nn.Linear(N_VOCAB, N_VOCAB, bias=False, dtype=torch.float64) for _ in range(2)
+        )
+        for linear in (self.out, self.unembed):
+            linear.weight.data.copy_(torch.eye(N_VOCAB))
         self.device, self.config = torch.device("cpu"), PretrainedConfig()
 
     @property
@@ -51,18 +50,13 @@ class Counter(nn.Module):
         return self.unembed
 
     def forward(self, inputs, use_cache):
-        written = self.writer(inputs)
-        if self.writer.as_tuple:
-            written, rest = written
-            assert rest == "weights"
-        return type("Output", (), {"last_hidden_state": written})
+        return type("Output", (), {"last_hidden_state": self.out(self.successor(inputs))})
 
 
-@pytest.mark.parametrize("as_tuple", [False, True])
-def test_mean_ablation_where_the_answer_is_known(as_tuple, monkeypatch):
+def test_mean_ablation_where_the_answer_is_known(monkeypatch):
     """Rows of t, t + 1, ..: known, a prediction has the logit S; ablated, S times its share."""
     monkeypatch.setattr(measurement, "CHUNK", 2)  # means are taken over both chunks
-    model, starts, length = Counter(as_tuple), [0, 0, 5], 4
+    model, starts, length = Counter(), [0, 0, 5], 4
     rows = torch.tensor([[start + t for t in range(length + 1)] for start in starts])
     text = label_objective(rows)
     z = math.log(math.exp(SHARP) + N_VOCAB - 1)
@@ -71,10 +65,12 @@ def test_mean_ablation_where_the_answer_is_known(as_tuple, monkeypatch):
     logits = SHARP * share / share.sum()
     log_p = logits - np.log(np.exp(logits).sum())
     expected = np.mean([log_p[s + t + 1] for s in starts for t in range(length)])
-    with mean_ablated(model, ["writer"], text):
+    place = ("out", slice(None))
+    means = mean_inputs(model, [place], [tokens[:, :-1] for tokens, _ in text.chunks(model)])
+    with ablated(model, [place], means):
         assert text.value(model) == pytest.approx(expected, rel=1e-12)
     assert text.value(model) == pytest.approx(SHARP - z, rel=1e-12)
-    assert not model.writer._forward_hooks
+    assert not model.out._forward_pre_hooks
 
 
 def module_kind(model, corpus, **settings):
