@@ -35,6 +35,7 @@ from mda.schema.model import supported_config
 
 DROPOUTS = ("attention_dropout", "hidden_dropout")
 CONFIG_FILE = "model_config.json"
+UNTIED = "the weights have an output embedding of their own"
 NOT_THE_FUNCTION = (  # keys of a config.json that do not change what the model computes
     "_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "use_cache",
     "bos_token_id", "eos_token_id", "pad_token_id", "classifier_dropout", *DROPOUTS,
@@ -68,7 +69,8 @@ def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
 def from_folder(folder: Path, key: str) -> PreTrainedModel:
     """A local checkpoint folder as a float32 model, built from its own config.json.
 
-    Dropout is off, whatever the file says, and said. Raises ConfigError, before anything is
+    Dropout is off, whatever the file says, and said; so is the tie to an output embedding that has
+    weights of its own. Raises ConfigError, before anything is
     allocated, where the folder's family or one of its features is not supported, and afterwards
     for weights that are missing, unknown or of another shape; `key` names the folder in it.
     """
@@ -103,6 +105,10 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
                 f"{key}: {len(names)} {word} weights, the first {names[0]}; accepted: exactly the "
                 "weights that config.json asks for"
             )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.tie_word_embeddings and head.weight is not embedding.weight:  # type: ignore[union-attr]
+        print(f"{key}: tie_word_embeddings=true is switched off: {UNTIED}", file=sys.stderr)
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
     check_agreement(model, key)
     return model
 

@@ -36,8 +36,13 @@ def load_sae(folder: Path, format: str = "auto") -> Sae:
         several = f"holds {' and '.join(found)}" if found else "holds no SAE"
         raise ConfigError(f"{folder}: {several}; accepted: a folder with {layouts}")
     try:
-        return MODULES[found[0]].load(folder)
+        sae = MODULES[found[0]].load(folder)
     except ConfigError:
         raise
     except ValueError as error:  # tensors that don't fit together
         raise ConfigError(f"{folder}: {error}") from error
+    for name, tensor in sae.tensors().items():
+        # A feature whose threshold is infinite is never active.
+        if not (tensor.isfinite() | (tensor.isinf() if name == "threshold_F" else False)).all():
+            raise ConfigError(f"{folder}: {name} holds values that are not finite")
+    return sae

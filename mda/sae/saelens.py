@@ -92,10 +92,14 @@ def _settings(cfg: dict[str, Any], file: Path) -> dict[str, Any]:
         wanted(cfg, "architecture", file)
         return {**metadata, **cfg}
     cfg = {"architecture": "standard"} | {_RENAMED.get(k, k): v for k, v in cfg.items()}
+    kwargs = cfg.get("activation_fn_kwargs") or {}
+    if "k" in kwargs and not cfg.get("activation_fn"):
+        accepted = "relu or topk by its name, where activation_fn_kwargs has k"
+        raise refuse(f"{file}: activation_fn", None, accepted)
     activation = cfg.get("activation_fn") or "relu"
     if activation == "topk":
         cfg["architecture"] = "topk"
-        cfg["k"] = wanted(cfg.get("activation_fn_kwargs") or {}, "k", file)
+        cfg["k"] = wanted(kwargs, "k", file)
     elif activation != "relu":
         raise refuse(f"{file}: activation_fn", activation, "relu, topk")
     if isinstance(cfg.get("normalize_activations"), bool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,11 @@ SIZES = {  # ours -> config.json's
     "vocab_size": "vocab_size",
     "max_seq_len": "max_position_embeddings",
 }
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+ADAPTER = "adapter_config.json"
+MERGED = "weights into which the adapter is merged, without this file"
 
 
 @dataclass
@@ -159,7 +165,26 @@ def supported_config(path: Path, key: str) -> dict[str, Any]:
             f"{key}: config.json says no {missing[0]}; accepted: whole numbers for "
             f"{', '.join(SIZES.values())}"
         )
+    _refuse_unreadable(path, config, key)
     return config
+
+
+def _refuse_unreadable(path: Path, config: Mapping[str, Any], key: str) -> None:
+    """Raise ConfigError for weights that are not what a model of this configuration computes with.
+
+    An adapter beside them would be left out, and quantised numbers read as if they were plain.
+    """
+    if (path.parent / ADAPTER).is_file():
+        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
+    if config.get("quantization_config") is not None:
+        raise ConfigError(f"{key}: its weights are quantised; accepted: {', '.join(DTYPES)}")
+    for name in ("dtype", "torch_dtype"):
+        if (found := config.get(name)) is not None and found not in DTYPES:
+            raise ConfigError(f"{key}: its {name} is {found}; accepted: {', '.join(DTYPES)}")
+    rope = config.get("rope_parameters") or config.get("rope_scaling")
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
+    if kind is not None and kind not in ROPE_TYPES:
+        raise ConfigError(f"{key}: its rope_type is {kind}; accepted: {', '.join(ROPE_TYPES)}")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mda.data.errors import temporary
 from mda.schema import ConfigError, Unavailable
+from mda.schema.model import ADAPTER, MERGED
 
 WEIGHTS = (  # the first that a revision has is read; an index names its shards
     "model.safetensors",
@@ -40,6 +41,8 @@ def fetch_revision(
     with _explained(key):
         info = HfApi().model_info(repo, revision=revision)
     commit, names = str(info.sha), {item.rfilename for item in info.siblings or []}
+    if ADAPTER in names:
+        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
 
     def get(name: str) -> Path:
         return _verified(repo, commit, name, folder, key)

@@ -310,6 +310,7 @@ def test_the_program_that_failed_is_started_again_and_goes_on(hub, tmp_path):
         ("revision", "revision step30: there is no such revision"),
         ("file", "revision step20: model.safetensors: the revision has no such file"),
         ("weights", "revision step20: has no weights; accepted: one of model.safetensors"),
+        ("adapter", "revision step20: has adapter_config.json beside its weights; accepted: wei"),
         ("server", "revision step0: the connection failed"),
     ],
 )
@@ -323,6 +324,8 @@ def test_what_is_not_there_is_named(hub, attempt, spoil, says):
         hub.faults = {"step20/model.safetensors": "gone"}
     if spoil == "weights":
         (hub.root / "me/tiny/step20/model.safetensors").unlink()
+    if spoil == "adapter":
+        (hub.root / "me/tiny/step20/adapter_config.json").write_text("{}")
     if spoil == "server":
         hub.url = "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=re.escape(says)):

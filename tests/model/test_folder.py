@@ -8,6 +8,7 @@ from families import FAMILIES, config_of, enlarge
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mda.model.architecture import architecture, family
 from mda.model.build import (
@@ -19,6 +20,7 @@ from mda.model.build import (
     saved_config,
 )
 from mda.schema import CheckpointConfig, ConfigError
+from mda.schema.model import ROPE_TYPES
 
 TOKENS = torch.arange(20)[None] % 31
 
@@ -124,6 +126,56 @@ def test_the_key_is_blind_to_what_does_not_compute(tmp_path):
     assert function_of(of(tmp_path)) == before
     edited(tmp_path, num_attention_heads=6)
     assert function_of(of(tmp_path)) != before
+
+
+@pytest.mark.parametrize("case", ["neox", "llama"])
+def test_an_output_embedding_of_its_own_is_kept_whatever_the_config_says(tmp_path, case, capsys):
+    model = written(tmp_path / "folder", case)
+    edited(tmp_path / "folder", tie_word_embeddings=True)
+    again = through_a_run(tmp_path / "folder", tmp_path / "run")
+    assert "tie_word_embeddings=true is switched off: the weights have" in capsys.readouterr().err
+    with torch.no_grad():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    written(tmp_path / "tied", case, tie_word_embeddings=True)
+    load(tmp_path / "tied")
+    assert "tie_word_embeddings" not in capsys.readouterr().err
+
+
+UNREADABLE = {
+    "its rope_type is fancy; accepted: default, linear, dynamic, yarn, longrope, llama3, propor": (
+        {"rope_parameters": {"rope_type": "fancy", "rope_theta": 100.0}},
+        {"rope_parameters": None, "rope_scaling": {"type": "fancy", "factor": 2.0}},
+    ),
+    "its weights are quantised; accepted: float32, float16, bfloat16, float64": (
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    ),
+    "its dtype is float7; accepted: float32, float16, bfloat16, float64": ({"dtype": "float7"},),
+    "its torch_dtype is int8; accepted: float32,": ({"torch_dtype": "int8"},),
+}
+
+
+@pytest.mark.parametrize(
+    ("says", "changes"), [(says, one) for says, changes in UNREADABLE.items() for one in changes]
+)
+def test_a_config_of_weights_that_could_not_be_read_is_refused_at_once(tmp_path, says, changes):
+    written(tmp_path, "llama")
+    of(tmp_path)
+    edited(tmp_path, **changes)
+    with pytest.raises(ConfigError) as refused:
+        of(tmp_path)
+    assert str(refused.value).startswith(f"model.source={tmp_path}: {says}")
+
+
+def test_the_rope_types_that_are_accepted_are_those_of_the_library():
+    assert ("default", *ROPE_INIT_FUNCTIONS) == ROPE_TYPES
+
+
+def test_an_adapter_beside_weights_is_refused_and_not_left_out(tmp_path):
+    written(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has adapter_config\.json beside its weights; accepted"):
+        of(tmp_path)
 
 
 def test_a_half_precision_folder_becomes_float32(tmp_path):

@@ -212,6 +212,8 @@ def metadata(**changes: object) -> dict:
         (metadata(sae_lens_version="new"), "sae_lens_version=new is refused; accepted: a version"),
         ({**metadata(sae_lens_version="3.0.0"), "activation_fn_str": "tanh-relu"},
          "activation_fn=tanh-relu is refused; accepted: relu, topk"),
+        ({**metadata(sae_lens_version="3.0.0"), "activation_fn_kwargs": {"k": 4}},
+         "activation_fn=null is refused; accepted: relu or topk by its name, where"),
     ],
 )  # fmt: skip
 def test_what_saelens_has_and_this_has_not_is_refused_by_name(tmp_path, x, changes, says):
@@ -281,6 +283,22 @@ def test_a_transposed_decoder_is_refused(tmp_path, x):
     tensors["W_dec"] = tensors["W_dec"].T.contiguous()
     save_file(tensors, folder / "sae.safetensors")
     with pytest.raises(ConfigError, match=r"W_dec_FD has shape \[16, 48\]; accepted: \[48, 16\]"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("name", ["W_dec", "W_enc", "b_enc", "threshold"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused_but_for_a_threshold_without_end(
+    tmp_path, x, name, value
+):
+    folder = saelens(tmp_path / "sae", x, "jumprelu", steps=0).folder
+    tensors = load_file(folder / "sae_weights.safetensors")
+    tensors[name].view(-1)[5] = value
+    save_file(tensors, folder / "sae_weights.safetensors")
+    if (name, value) == ("threshold", torch.inf):
+        assert load_sae(folder).threshold_F.isinf().sum() == 1
+        return
+    with pytest.raises(ConfigError, match=f"{name}_[FD]+ holds values that are not finite"):
         load_sae(folder)
 
 
