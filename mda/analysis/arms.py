@@ -115,12 +115,12 @@ class Run:
 def read_run(folder: Path) -> Run:
     """One arm's folder. Raises ValueError, naming the folder, for one that is no finished arm."""
     try:
-        summary = store.read_json(folder / "summary.json")
-        job = store.read_json(folder / "job.json") if (folder / "job.json").exists() else {}
-        _refuse_changed(folder, summary.get("hashes", {}))
+        summary = store.read_object(folder / "summary.json")
+        job = store.read_object(folder / "job.json") if (folder / "job.json").exists() else {}
+        _refuse_changed(folder, summary["hashes"])
         curve = read_curve(store.read_csv(folder / "curve.csv"))
         return run_of(folder, summary, curve, job.get("overrides", ()))
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder} is not the folder of a finished arm: {reason}") from error
 
@@ -166,6 +166,9 @@ def read_curve(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     if not rows or "step" not in rows[0]:
         raise ValueError("its curve has no rows with a step")
     curve = {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0]}
+    for key, values in curve.items():
+        if np.isinf(values).any():
+            raise ValueError(f"{key} of its curve is infinite")
     if (np.diff(curve["step"]) <= 0).any():
         raise ValueError("the steps of its curve do not rise")
     return curve
@@ -252,6 +255,8 @@ def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
 
 def _refuse_changed(folder: Path, hashes: Mapping[str, str]) -> None:
     """Raise ValueError where a table that a comparison rests on is not what the run has left."""
+    if "curve.csv" not in hashes:
+        raise ValueError("its summary has no hash of curve.csv")
     for name in ("curve.csv", "plan.csv"):
         if name in hashes and store.hash_file(folder / name) != hashes[name]:
             raise ValueError(f"{name} has changed since the run left it")

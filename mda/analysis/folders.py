@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,17 +21,18 @@ IN_NAME = {
 WHICH_UNIT = {"unit.name", "unit.metric", "unit.locate", "unit.only"}
 
 
-def read_runs(folders: Iterable[Path]) -> list[Run]:
+def read_runs(folders: Iterable[Path], left_out: Callable[[str], None] | None = None) -> list[Run]:
     """All finished arms in and below the folders, each retrain once, by arm name and seed.
 
     Runs of an arm that are the same training share a fingerprint and are taken once; a training
     that two arms mean (the top tenth, the band from .9 to 1) counts for both, and one that edits
     the same samples for two units counts for each of them. Settings that tell
     otherwise equal arms of one seed apart become part of their names. Raises ValueError where
-    there is no arm, no control, two base runs under one seed, or one under two seeds.
+    there is no arm, no control, two base runs under one seed, or one under two seeds, and for a
+    folder that cannot be read: or, if given, `left_out` is told why that one is not among the runs.
     """
     folders = list(folders)
-    found = [run for folder in folders for run in _runs_in(folder)]
+    found = [run for folder in folders for run in _runs_in(folder, left_out or _refuse)]
     if not found:
         raise ValueError(
             "no finished arm (a folder with summary.json of `mda run`) in "
@@ -76,15 +77,31 @@ def _refuse_copies(runs: Iterable[Run]) -> None:
             )
 
 
-def _runs_in(folder: Path) -> list[Run]:
+def _runs_in(folder: Path, left_out: Callable[[str], None]) -> list[Run]:
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist")
-    tables = [read_table(path.parent) for path in sorted(folder.rglob(RUNS))]
-    return [run for table in tables for run in table] + [
-        read_run(path.parent)
-        for path in sorted(folder.rglob("summary.json"))
-        if "intervention" in (content := store.read_json(path)) and "window" in content
-    ]
+    found: list[Run] = []
+    for path in [*sorted(folder.rglob(RUNS)), *sorted(folder.rglob("summary.json"))]:
+        try:
+            found += read_table(path.parent) if path.name == RUNS else _arm_in(path)
+        except ValueError as error:
+            left_out(str(error))
+    return found
+
+
+def _arm_in(path: Path) -> list[Run]:
+    """The run of a summary; none where another program left it. Raises ValueError."""
+    try:
+        content = store.read_object(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path.parent} is not the folder of a finished program: {error}"
+        ) from error
+    return [read_run(path.parent)] if {"intervention", "window"} <= content.keys() else []
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(reason)
 
 
 def _told_apart(runs: list[Run]) -> list[Run]:

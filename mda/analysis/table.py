@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def read_table(folder: Path) -> list[Run]:
     try:
         with gzip.open(folder / CURVES, "rt", encoding="utf-8", newline="") as file:
             rows: dict[str, list[dict[str, str]]] = {}
-            for row in csv.DictReader(file):
+            for row in store.csv_rows(file):
                 rows.setdefault(row.pop("run"), []).append(row)
         runs = []
         for one in store.read_json(folder / RUNS):
@@ -60,7 +61,15 @@ def read_table(folder: Path) -> list[Run]:
                      all(value != value for value in values)}  # fmt: skip
             runs.append(run_of(folder / one["run"], one, curve, one.get("overrides", ())))
         return runs
-    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder} is not a table of runs: {reason}") from error
 

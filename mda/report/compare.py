@@ -26,6 +26,7 @@ from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
 from mda.report.summary import write_summary
 from mda.schema import ReportConfig, StudyConfig
+from mda.schema.setting import printable
 
 FILES = {
     "report.html": "this comparison as one page, with interactive figures",
@@ -54,10 +55,16 @@ def compare(
     `traces` are folders of `mda trace` whose samples the page shows, `command` what repeats the
     comparison, `seed` that of what is drawn at random. Prints the tables and returns the content
     of summary.json. With one seed there are differences but no tests, and every output says so.
-    Raises ValueError, before anything is written, where the folders hold nothing to compare.
+    A folder that cannot be read is left out and named in the notes. Raises ValueError, before
+    anything is written, where the folders hold nothing to compare.
     """
     begin = time.perf_counter()
-    measured = measure(read_runs(run_folders))
+    left_out: list[str] = []
+    try:
+        runs = read_runs(run_folders, left_out.append)
+    except ValueError as error:
+        raise ValueError("; ".join([str(error), *left_out])) from error
+    measured = measure(runs)
     shared = (report.confidence, report.resamples, seed)
     rows = compare_arms(measured, study, *shared)
     verdicts = judge(study, measured, *shared)
@@ -69,7 +76,8 @@ def compare(
     _write_tables(out, measured, rows, verdicts, checks)
     files = FILES | draw_all(measured, rows, out, report.dpi)
     data = page_data(measured, rows, verdicts) | {"samples": samples}
-    notes = [*bearing(measured, study), *notes_on(measured, rows, checks, study)]
+    notes = [f"Left out: {printable(reason)}." for reason in left_out]
+    notes += [*bearing(measured, study), *notes_on(measured, rows, checks, study)]
     about = study_line(study)
     if report.pack:
         write_table(measured.runs, Path(report.pack))

@@ -31,8 +31,8 @@ class TracedSamples:
 def read_samples(folder: Path) -> TracedSamples:
     """The samples of a folder of `mda trace`. Raises ValueError where there are none."""
     try:
-        content = store.read_json(folder / FILE)
-        summary = store.read_json(folder / "summary.json")
+        content = store.read_object(folder / FILE)
+        summary = store.read_object(folder / "summary.json")
         groups = {str(title): list(records) for title, records in content["samples"].items()}
         for record in (one for records in groups.values() for one in records):
             if not 0 <= len(record["tokens"]) - len(record["influence"]) <= 1:
@@ -62,17 +62,24 @@ def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:
 
     One folder for each scores artifact, in the order of their names.
     """
-    summaries = [path for folder in run_folders for path in folder.rglob("summary.json")]
-    arms = [one for one in map(store.read_json, summaries) if "intervention" in one]
-    wanted = {one.get("fingerprints", {}).get("scores") for one in arms} - {None}
+    arms = [path for folder in run_folders for path in folder.rglob("summary.json")]
+    wanted = {_scores_of(path, "intervention") for path in arms} - {None}
     found: dict[str, Path] = {}
     for path in sorted(runs.rglob(FILE)):
-        summary = path.parent / "summary.json"
-        if summary.exists():
-            name = store.read_json(summary).get("fingerprints", {}).get("scores")
-            if name in wanted:
-                found.setdefault(name, path.parent)
+        name = _scores_of(path.parent / "summary.json", "fingerprints")
+        if name is not None and name in wanted:
+            found.setdefault(name, path.parent)
     return list(found.values())
+
+
+def _scores_of(summary: Path, key: str) -> str | None:
+    """Fingerprint of the scores that a summary with this key names; None where there is none."""
+    try:
+        content = store.read_object(summary)
+        name = content["fingerprints"]["scores"] if key in content else None
+    except (OSError, KeyError, TypeError, ValueError):
+        return None  # whoever reads it as an arm says what is wrong with it
+    return name if isinstance(name, str) else None
 
 
 def pack_samples(

@@ -8,11 +8,13 @@ own, `files` reads and writes.
 from mda.store.artifacts import Artifact, Store, noting_uses, texts
 from mda.store.environment import git_diff, git_state, versions
 from mda.store.files import (
+    csv_rows,
     hash_arrays,
     hash_file,
     read_csv,
     read_json,
     read_npy,
+    read_object,
     read_safetensors,
     replacing,
     write_csv,
@@ -27,9 +29,10 @@ from mda.store.keys import device_kind, fingerprint, make_key
 from mda.store.locks import Busy, hold, say
 
 __all__ = [
-    "Artifact", "Busy", "Store", "Torn", "device_kind", "fingerprint", "free_memory",
+    "Artifact", "Busy", "Store", "Torn", "csv_rows", "device_kind", "fingerprint", "free_memory",
     "git_diff", "git_state", "gpu_of", "hash_arrays", "hash_file", "hold", "make_key",
-    "noting_uses", "read_csv", "read_json", "read_npy", "read_safetensors", "replacing", "say",
+    "noting_uses", "read_csv", "read_json", "read_npy", "read_object", "read_safetensors",
+    "replacing", "say",
     "take_gpu", "texts", "versions", "write_csv", "write_json", "write_npy", "write_npy_parts",
     "write_safetensors",
 ]  # fmt: skip

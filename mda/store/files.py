@@ -45,7 +45,18 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(Path(path).read_text("utf-8"))
+    """The content. Raises ValueError for a file that is no JSON, or nested too deep to be read."""
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except RecursionError:
+        raise ValueError(f"{Path(path).name} is nested too deep") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What `read_json` gives, where it is an object. Raises ValueError for anything else."""
+    if not isinstance(content := read_json(path), dict):
+        raise ValueError(f"{Path(path).name} holds no object, but a {type(content).__name__}")
+    return content
 
 
 def write_csv(
@@ -64,9 +75,17 @@ def write_csv(
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows as mappings of strings."""
+    """Rows as mappings of strings. Raises ValueError for what is no CSV."""
     with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return csv_rows(file)
+
+
+def csv_rows(lines: Iterable[str]) -> list[dict[str, str]]:
+    """What `read_csv` gives, of a file that is open."""
+    try:
+        return list(csv.DictReader(lines))
+    except csv.Error as error:
+        raise ValueError(f"a line is no CSV: {error}") from error
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

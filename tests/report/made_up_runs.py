@@ -85,6 +85,14 @@ def aim_at_neurons(folders: Sequence[Path]) -> None:
         changed = {"fingerprints": summary["fingerprints"]
                    | {"arm": f"{summary['fingerprints']['arm']}-neuron"}}  # fmt: skip
         store.write_json(folder / "summary.json", summary | unit | changed | {"results": results})
+        seal(folder)
+
+
+def seal(folder: Path) -> None:
+    """Let the summary of a run have the hash of its curve as it is."""
+    summary = store.read_json(folder / "summary.json")
+    hashes = {"curve.csv": store.hash_file(folder / "curve.csv")}
+    store.write_json(folder / "summary.json", summary | {"hashes": hashes})
 
 
 def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) -> Path:
@@ -101,6 +109,7 @@ def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) 
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
     store.write_json(folder / "summary.json", _summary(seed, edit, replicate, unit, folder.name))
     store.write_csv(folder / "plan.csv", [])
+    seal(folder)
     lines = [f"intervention={edit.intervention}", f"estimator={edit.estimator or 'ekfac'}"]
     overrides = [*lines, f"seed={seed}"]
     store.write_json(folder / "job.json", {"program": "run", "overrides": overrides})

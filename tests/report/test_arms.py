@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
-from made_up_runs import BANDS, STANDARD, Edit, write_runs
+from made_up_runs import BANDS, STANDARD, Edit, seal, write_runs
 
 from mda import store
 from mda.analysis.arms import Arm, arm_as, arm_of, band_edges, by_arm, read_run
@@ -184,7 +184,10 @@ BREAKS = {
 
 @pytest.mark.parametrize("damage", BREAKS, ids=lambda f: f.__name__)
 def test_damage_gives_one_clear_error(damage, tmp_path):
-    damage(write_runs(tmp_path, [0]))
+    folders = write_runs(tmp_path, [0])
+    damage(folders)
+    if (folders[0] / "curve.csv").exists():
+        seal(folders[0])
     with pytest.raises(ValueError, match=BREAKS[damage]):
         read_runs([tmp_path])
 

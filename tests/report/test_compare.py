@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_runs import BANDS, STANDARD, Edit, aim_at_neurons, write_runs
+from made_up_runs import BANDS, STANDARD, Edit, aim_at_neurons, seal, write_runs
 from made_up_traces import write_trace
 from matplotlib.image import imread
 from study_pages import results_page
@@ -353,6 +353,7 @@ def test_a_smuggled_targeted_edit_is_called_out(tmp_path):
         if "remove_random" in folder.name and folder.name.endswith("_1"):
             (targeted,) = folder.parent.glob("remove_ekfac*")
             shutil.copyfile(targeted / "curve.csv", folder / "curve.csv")
+            seal(folder)
     summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
     found = {c["replicate"]: c for c in summary["results"]["null"] if c["metric"] == "unit"}
     assert found[1]["differs"] and found[1]["p_sign_flip"] == 2 / 2**8
@@ -421,3 +422,37 @@ def test_the_figure_of_heads_leaves_out_the_arms_of_a_neuron(tmp_path):
     assert figure is not None
     (line,) = [ax for ax in figure.axes if ax.get_images() and ax.get_title() == "seed 0"]
     assert "metric=prefix_matching" in line.get_ylabel().replace("\n", "")
+
+
+BAD = {
+    "a list": ("summary.json", "[1, 2]", "holds no object, but a list"),
+    "a number": ("summary.json", "7", "holds no object, but a int"),
+    "a string": ("summary.json", '"7"', "holds no object, but a str"),
+    "nested": ("summary.json", "[" * 50_000 + "]" * 50_000, "is nested too deep"),
+    "no JSON": ("summary.json", "{", "is not the folder of a finished program"),
+    "long": ("curve.csv", "step,x\n1000,1\n3000," + "1" * 200_000, "a line is no CSV"),
+    "infinite": ("curve.csv", "step,x\n1000,1\n3000,1e999\n", "x of its curve is infinite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_folder_that_cannot_be_read_is_named_and_left_out(tmp_path, name):
+    folders = write_runs(tmp_path / "runs", range(3), STANDARD[:4])
+    bad = next(folder for folder in folders if "remove_tracin" in folder.name)
+    file, content, said = BAD[name]
+    (bad / file).write_text(content)
+    if file == "curve.csv":
+        seal(bad)
+    summary = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)
+    (note,) = (note for note in summary["notes"] if note.startswith("Left out: "))
+    assert said in note and str(bad) in note
+    assert len(summary["fingerprints"]) == len(folders) - 1
+    assert note in (tmp_path / "report" / "report.html").read_text().replace("&#34;", '"')
+
+
+def test_a_summary_without_the_hash_of_its_curve_is_no_arm(tmp_path):
+    folders = write_runs(tmp_path, [0], STANDARD[:1])
+    summary = store.read_json(folders[0] / "summary.json")
+    store.write_json(folders[0] / "summary.json", summary | {"hashes": {}})
+    with pytest.raises(ValueError, match=r"no finished arm .*; .* has no hash of curve\.csv"):
+        compare([tmp_path], tmp_path / "report", STUDY, SETTINGS)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_up_runs import BANDS, END, STANDARD, Edit, aim_at_neurons, write_runs
+from made_up_runs import BANDS, END, STANDARD, Edit, aim_at_neurons, seal, write_runs
 
 from mda import store
 from mda.analysis.effects import compare_arms, told
@@ -258,6 +258,7 @@ def test_noise_at_the_threshold_makes_no_contrast(tmp_path):
         base = np.random.default_rng(summary["seed"])
         heads = {key: 0.06 + 0.01 * base.normal() for key in summary["results"]["base_heads"]}
         store.write_json(folder / "summary.json", summary | {"results": {"base_heads": heads}})
+        seal(folder)
     rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     effect = table(rows, "control", "heads/contrast")["remove mask ekfac top 10 %"].effect
     assert effect.sd is not None and effect.mean is not None
@@ -270,6 +271,7 @@ def test_without_another_induction_head_the_contrast_is_missing_and_told(tmp_pat
         summary = store.read_json(folder / "summary.json")
         heads = dict.fromkeys(summary["results"]["base_heads"], 0.01)
         store.write_json(folder / "summary.json", summary | {"results": {"base_heads": heads}})
+        seal(folder)
     rows = compare_arms(measure(read_runs([tmp_path])), STUDY, resamples=99)
     row = table(rows, "control", "heads/contrast")["remove mask ekfac top 10 %"]
     assert row.effect.n == 0 and row.effect.mean is None and row.arm_mean is None
