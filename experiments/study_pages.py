@@ -285,11 +285,12 @@ def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str
                        if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
     n_seeds = len({seed for row in effects for seed in row["seeds"].split()})
     cells: dict[str, dict[str, str]] = {}  # choice of samples -> edit -> what it did
-    for arm in map(arm_as, study.arms.values()):
-        if arm.intervention in edits and (row := against_control.get(arm.name)):
-            choice = replace(arm, intervention="", mode="").name
+    for arm in (arm_as(study.arm(name)) for name in study.arms):
+        edit = arm.edit
+        if edit.intervention in edits and (row := against_control.get(arm.name)):
+            choice = replace(arm, edit=replace(edit, intervention="", mode="", spans="")).name
             fewer = "" if int(row["n"]) == n_seeds else f", {row['n']} seeds"
-            cells.setdefault(choice, {})[arm.intervention] = change(row) + fewer
+            cells.setdefault(choice, {})[edit.intervention] = change(row) + fewer
     lines = [
         f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
         f"of the unit at the window's end, with a {level} bootstrap interval (narrow for few "

@@ -9,60 +9,93 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mda import store
-from mda.intervention.plan import BY_TOKEN
-from mda.schema import ArmConfig
+from mda.schema import StudyArm
+from mda.schema.edit import Band, Bottom, Count, Edit, Ids, Rows, Share, Top, edit_from
+from mda.schema.old_words import read_summary
 from mda.types import HeadId
-
-CONTROL = "control"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What identifies an arm, over all seeds; `name` is how tables and figures call it."""
+    """An edit as an experiment has it, over all seeds."""
 
-    intervention: str  # remove, augment or control
-    mode: str = ""  # mask, drop, replace, duplicate, upweight, insert, mask_tokens, spans fresh
-    estimator: str = ""  # ekfac, tracin, random (also where select=random); what rows are inserted
-    select: str = ""  # top, bottom, band 0.1-0.2, random, ids
-    amount: str = ""  # "10 %", a number of samples, or "1 % of tokens"
-    label: str = ""  # class that the selection was restricted to
-    match: str = ""  # label, loss or sample: a random set with this distribution of the chosen one
-    match_targeted: str = ""  # exclude or allow: whether that set may hold selected samples
-    extra: tuple[str, ...] = ()  # settings that differ between otherwise equal arms
+    edit: Edit
+    extra: tuple[str, ...] = ()  # settings that differ between otherwise equal arms, as words
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    # Of a run all by their keys, such as estimator.damping; of a study's arm those that it names.
 
     @property
     def name(self) -> str:
-        select = "" if self.estimator == "random" else self.select
-        amount = "" if self.is_band else self.amount
-        words = [self.intervention, self.mode, self.estimator, select, self.label, amount]
-        if self.match:
-            words.insert(2, "random, as")
-            words.append(f"by {self.match},")
-            allowed = self.match_targeted == "allow"
-            whose = "its tokens" if self.match == "sample" else "its samples"
-            words.append(f"{whose} allowed" if allowed else f"without {whose}")
-        return " ".join([word for word in (*words, *self.extra) if word])
+        """What tables and figures call the arm."""
+        return " ".join([*words_of(self.edit), *self.extra])
 
-    def same_as(self, other: Arm) -> bool:
-        """Whether two arms are one but for the settings that tell them apart in a comparison."""
-        return replace(self, extra=()) == replace(other, extra=())
+    def fits(self, wanted: Arm) -> bool:
+        """Whether the arm is the one that a study means, whatever else its settings are."""
+        mine, other = self.edit, wanted.edit
+        if other.amount is None and isinstance(other.by, Rows):  # a study need not count the rows
+            mine = replace(mine, amount=None)
+        missing = object()
+        named = wanted.settings.items()
+        return mine == other and all(self.settings.get(k, missing) == v for k, v in named)
 
-    @property
-    def is_band(self) -> bool:
-        return self.select.startswith("band")
 
-    @property
-    def is_random(self) -> bool:
-        """A random set of samples, be it drawn freely or matched to a targeted one."""
-        return self.estimator == "random" or bool(self.match)
+def words_of(edit: Edit) -> list[str]:
+    """The words of an arm's name. Nothing is ever read out of them."""
+    words = [edit.intervention, edit.mode, edit.spans]
+    words += ["random, as"] if edit.match else []
+    words += [chooser(edit), _choice(edit), edit.label or ""]
+    words += [amount(edit.amount)] if edit.amount else []
+    if edit.match:
+        whose = "its tokens" if edit.match.of == "sample" else "its samples"
+        words.append(f"by {edit.match.of},")
+        words.append(f"{whose} allowed" if edit.match.targeted else f"without {whose}")
+    return [word for word in words if word]
+
+
+def chooser(edit: Edit) -> str:
+    """Who chose what is edited: an estimator, `random`, or the name of inserted rows."""
+    return edit.by.name if isinstance(edit.by, Rows) else edit.source
+
+
+def amount(size: Share | Count | None, whose: str = "") -> str:
+    """How much is edited, in words: "10 %", "500 samples", or "1 % of tokens"."""
+    if size is None:
+        return ""
+    if isinstance(size, Count):
+        words = f"{size.value} {size.of}"
+    else:
+        words = f"{100 * size.value:g} %"
+        words += f" of {whose}{size.of}" if whose or size.of != "samples" else ""
+    within = f" within {100 * size.within:g} % of samples" if size.within else ""
+    return words + within
+
+
+def _choice(edit: Edit) -> str:
+    match edit.choose:
+        case Band(low, high):
+            edges = (np.format_float_positional(round(x, 9), trim="-") for x in (low, high))
+            return f"band {'-'.join(edges)}"
+        case Ids(ids):
+            return f"ids {short(','.join(map(str, ids)))}"
+        case Top() | Bottom() as choice:
+            return type(choice).__name__.lower()
+    return ""
+
+
+def short(text: str) -> str:
+    """A text of at most 40 characters, else its beginning and what tells it from others."""
+    if len(text) <= 40:
+        return text
+    return f"{text[:24]}... ({sha256(text.encode()).hexdigest()[:6]})"
 
 
 @dataclass(frozen=True)
@@ -132,13 +165,14 @@ def run_of(
     overrides: Sequence[str] = (),
 ) -> Run:
     """A run from its summary and curve. Raises ValueError, KeyError or TypeError for bad ones."""
-    edit, estimator = dict(summary["intervention"]), dict(summary.get("estimator") or {})
+    settings, estimator = dict(summary["intervention"]), dict(summary.get("estimator") or {})
     window, prints, results = summary["window"], summary["fingerprints"], summary.get("results", {})
-    arm = arm_of(edit, estimator)
-    drawn = edit if edit.get("select") == "random" or arm.match else estimator
+    known = "edit" in summary
+    edit = edit_from(summary["edit"]) if known else read_summary(settings, estimator)
+    drawn = settings if settings.get("select") == "random" or edit.match else estimator
     run = Run(
         folder=folder,
-        arm=arm,
+        arm=Arm(edit, settings=_by_key(intervention=settings, estimator=estimator)),
         seed=int(summary["seed"]),
         unit=str(summary["unit"]),
         heads=tuple(str(head) for head in summary["heads"]),
@@ -174,14 +208,15 @@ def read_curve(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     return curve
 
 
-def arm_as(config: ArmConfig) -> Arm:
+def arm_as(wanted: StudyArm) -> Arm:
     """The arm that a study names."""
-    return Arm(**asdict(config))
+    return Arm(wanted.edit, settings=wanted.settings)
 
 
 def arm_order(arm: Arm) -> tuple:
     """Control first, then by intervention, with random edits after the targeted ones."""
-    return (arm.intervention != CONTROL, arm.intervention, arm.is_random, arm.name)
+    edit = arm.edit
+    return (not edit.is_control, edit.intervention, edit.is_random, arm.name)
 
 
 def by_arm(runs: Sequence[Run]) -> dict[Arm, dict[int, list[Run]]]:
@@ -192,20 +227,21 @@ def by_arm(runs: Sequence[Run]) -> dict[Arm, dict[int, list[Run]]]:
     return {arm: dict(seeds) for arm, seeds in groups.items()}
 
 
-def band_edges(arm: Arm) -> tuple[float, float]:
-    """Quantiles of a score band, from its arm: (0.9, 1.0) is the top decile."""
-    low, _, high = arm.select.split()[1].partition("-")
-    return float(low), float(high)
+def band_of(arm: Arm) -> Band:
+    """The band of scores that an arm edits. Raises TypeError for an arm of no band."""
+    if not isinstance(arm.edit.choose, Band):
+        raise TypeError(f"{arm.name} edits no band of scores")
+    return arm.edit.choose
 
 
 def without_band(arm: Arm) -> Arm:
     """What the bands of one dose-response share."""
-    return replace(arm, select="", amount="")
+    return replace(arm, edit=replace(arm.edit, choose=None))
 
 
 def band_middle(arm: Arm) -> float:
     """Percentile in the middle of a score band."""
-    return 50 * sum(band_edges(arm))
+    return 50 * (band_of(arm).low + band_of(arm).high)
 
 
 def relative(path: Path, folder: Path) -> str:
@@ -213,44 +249,10 @@ def relative(path: Path, folder: Path) -> str:
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
-def arm_of(edit: Mapping[str, Any], estimator: Mapping[str, Any]) -> Arm:
-    """The arm that settings of intervention and estimator mean; `edit` has the number n too."""
-    if edit["name"] == CONTROL:
-        return Arm(CONTROL)
-    if edit.get("mode") == "insert":  # what its rows are stands where others name an estimator
-        amount = f"{edit['n']} rows" if edit.get("n") else ""
-        return Arm("augment", "insert", Path(str(edit["rows"])).stem, amount=amount)
-    select, match = str(edit.get("select") or ""), str(edit.get("match") or "none")
-    if band := edit.get("band"):
-        low, high = (np.format_float_positional(round(edge, 9), trim="-") for edge in band)
-        select = f"band {low}-{high}"
-        amount = f"{100 * (band[1] - band[0]):.4g} %"
-    elif select in ("ids", "") or edit.get("fraction") is None:
-        amount = f"{edit['n']} samples"
-    else:
-        amount = f"{100 * edit['fraction']:g} %"
-    mode = str(edit.get("mode") or edit.get("action") or "")
-    if mode in BY_TOKEN:
-        share = edit.get("fraction")
-        amount = f"{edit['count']} tokens" if share is None else f"{amount} of tokens"
-        if within := edit.get("within"):
-            amount += f" within {100 * within:g} % of samples"
-        mode = f"{mode} {edit['spans']}" if mode == "spans" else mode
-    name = "random" if select == "random" else str(estimator.get("name") or "")
-    if name == "random" and select in ("top", "bottom"):
-        select = "random"  # random scores have no top: every selection from them is a random set
-    if match == "none":
-        match = ""
-    return Arm(
-        intervention=str(edit["name"]),
-        mode=mode,
-        estimator=name,
-        select=select,
-        amount=amount,
-        label=str(edit.get("label") or ""),
-        match=match,
-        match_targeted=str(edit.get("match_targeted") or "exclude") if match else "",
-    )
+def _by_key(**groups: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        f"{group}.{name}": value for group, own in groups.items() for name, value in own.items()
+    }
 
 
 def _refuse_changed(folder: Path, hashes: Mapping[str, str]) -> None:

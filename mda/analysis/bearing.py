@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mda.analysis.arms import CONTROL, Run, by_arm
+from mda.analysis.arms import Run, by_arm
 from mda.analysis.headline import main_arm
 from mda.analysis.metrics import Measurements, control_of
 from mda.schema import StudyConfig
@@ -29,11 +29,12 @@ def bearing(measured: Measurements, study: StudyConfig) -> list[str]:
     groups = by_arm(measured.runs)
     runs = {arm: [run for found in seeds.values() for run in found]
             for arm, seeds in groups.items()}  # fmt: skip
-    said = [_ablation(measured, own) for arm, own in runs.items() if arm.intervention == CONTROL]
+    said = [_ablation(measured, own) for arm, own in runs.items() if arm.edit.is_control]
     main = main_arm(measured, study)
     for arm, own in runs.items():
-        same = main is not None and arm.estimator == main.estimator and arm.select == main.select
-        if same and not (arm.is_random or arm.is_band):
+        edit, like = arm.edit, main and main.edit
+        same = like is not None and (edit.by, edit.choose) == (like.by, like.choose)
+        if same and not (edit.is_random or edit.is_band):
             said.append(_edit(measured, own, arm.name))
     return [sentence for sentence in said if sentence]
 

@@ -44,6 +44,7 @@ from mda.analysis.statistics import (
     paired_effect,
 )
 from mda.schema import OPTIONS, REFERENCES, ClaimConfig, StudyConfig, refuse
+from mda.schema.edit import Rows
 from mda.schema.setting import nearest
 
 
@@ -241,8 +242,8 @@ def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) ->
     written = study.written()
     if study.hash is None or written is None:
         return "exploratory", "the study has no hash or no date"
-    arm = arm_as(study.arms[claim.arm])
-    own = [run for run in runs if run.arm.same_as(arm) and _listed(study, run.seed)]
+    arm = arm_as(study.arm(claim.arm))
+    own = [run for run in runs if run.arm.fits(arm) and _listed(study, run.seed)]
     if not own:
         return "registered", "the arm has not been run yet"
     if any(run.started is None for run in own):
@@ -254,7 +255,7 @@ def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) ->
 
 
 def _refuse_unknown(study: StudyConfig, measured: Measurements) -> None:
-    estimators = {*OPTIONS["estimator"], *(run.arm.estimator for run in measured.runs)} - {""}
+    estimators = {*OPTIONS["estimator"], *(run.arm.edit.source for run in measured.runs)} - {""}
     known = {
         "metric": metrics_of(measured),
         "reference": list(dict.fromkeys([*REFERENCES, *study.arms, *sorted(estimators)])),
@@ -267,8 +268,8 @@ def _refuse_unknown(study: StudyConfig, measured: Measurements) -> None:
 
 
 def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _Test:
-    wanted = arm_as(study.arms[claim.arm])
-    arms = [arm for arm in by_arm(measured.runs) if arm.same_as(wanted)]
+    wanted = arm_as(study.arm(claim.arm))
+    arms = [arm for arm in by_arm(measured.runs) if arm.fits(wanted)]
     if len(arms) > 1:
         names = ", ".join(arm.name for arm in arms)
         return _Test("", (), (), (), f"{len(arms)} arms are what the claim speaks of: {names}")
@@ -277,9 +278,7 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
     runs = by_arm(measured.runs)[arms[0]]
     left_out = tuple(f"seed {s}: not of the study" for s in sorted(runs) if not _listed(study, s))
     judged = {s: found for s, found in runs.items() if _listed(study, s)}
-    reference: str | Arm = claim.reference
-    if reference in study.arms and reference not in REFERENCES:
-        reference = arm_as(study.arms[claim.reference])
+    reference = _reference(study, claim, wanted)
     row = pair(measured, arms[0], judged, reference, claim.metric)
     missing = tuple(f"seed {s}: not run" for s in study.seeds if s not in runs)
     problem = ""
@@ -290,6 +289,16 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
     dropped = (*row.dropped, *missing, *left_out)
     censored = (row.censored > 0, row.reference_censored > 0)
     return _Test(arms[0].name, row.seeds, row.labelled, dropped, problem, censored)
+
+
+def _reference(study: StudyConfig, claim: ClaimConfig, arm: Arm) -> str | Arm:
+    """What a claim compares its arm with; of inserted rows an arm of the study comes first.
+
+    Rows are not chosen among samples, so there is no random or repetitive choice beside them.
+    """
+    name = claim.reference
+    named = name not in REFERENCES or (isinstance(arm.edit.by, Rows) and name != "control")
+    return arm_as(study.arm(name)) if name in study.arms and named else name
 
 
 def _listed(study: StudyConfig, seed: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mda.analysis.arms import CONTROL, Arm, Run, arm_as, by_arm
+from mda.analysis.arms import Arm, Run, arm_as, by_arm
 from mda.analysis.metrics import (
     MATCHED,
     Measured,
@@ -66,7 +66,7 @@ def compare_arms(
     """
     rows = []
     for arm, seeds in by_arm(measured.runs).items():
-        if arm.intervention == CONTROL:
+        if arm.edit.is_control:
             continue
         for reference in REFERENCES:
             if not applies(arm, reference):
@@ -83,9 +83,9 @@ def compare_arms(
 
 def applies(arm: Arm, reference: str) -> bool:
     """Whether comparing the arm with the reference asks something."""
-    if arm.intervention == CONTROL:
+    if arm.edit.is_control:
         return False
-    return reference == "control" or not (arm.is_random or arm.estimator == reference)
+    return reference == "control" or not (arm.edit.is_random or arm.edit.source == reference)
 
 
 def pair(
@@ -134,21 +134,21 @@ def pair(
     )
 
 
-def family_of(study: StudyConfig, reference: str, band: bool) -> set[Arm]:
+def family_of(study: StudyConfig, reference: str, band: bool) -> list[Arm]:
     """The arms of a study that are corrected together against one reference."""
-    arms = [arm_as(config) for config in study.arms.values()]
+    arms = [arm_as(study.arm(name)) for name in study.arms]
     matched = {  # sets that some matched arm of the study was matched to
-        replace(arm, match="", match_targeted="")
-        for arm in arms
-        if reference in MATCHED and arm.match_targeted == MATCHED[reference]
+        replace(edit, match=None)
+        for edit in (arm.edit for arm in arms)
+        if reference in MATCHED and edit.match and edit.match.targeted == MATCHED[reference]
     }
-    return {
+    return [
         arm
         for arm in arms
         if applies(arm, reference)
-        and arm.is_band == band
-        and (reference not in MATCHED or arm in matched)
-    }
+        and arm.edit.is_band == band
+        and (reference not in MATCHED or arm.edit in matched)
+    ]
 
 
 def told(dropped: Sequence[str]) -> str:
@@ -171,18 +171,18 @@ def _values(measured: Sequence[Measured], metric: str) -> tuple[float, ...]:
 def _corrected(rows: list[Comparison], study: StudyConfig) -> list[Comparison]:
     families: dict[tuple, list[int]] = {}
     for i, row in enumerate(rows):
-        families.setdefault((row.reference, row.metric, row.arm.is_band), []).append(i)
+        families.setdefault((row.reference, row.metric, row.arm.edit.is_band), []).append(i)
     out = list(rows)
     for (reference, _, band), members in families.items():
         family = family_of(study, reference, band)
-        listed = [i for i in members if replace(rows[i].arm, extra=()) in family]
-        listed = [i for i in listed if _alone(rows[i], [rows[k] for k in listed])]
+        listed = _listed(rows, members, family)
         adjusted = holm([rows[i].effect.p for i in listed], len(family))
         for i, p in zip(listed, adjusted, strict=True):
             out[i] = replace(rows[i], p_holm=p, family=len(family))
     return out
 
 
-def _alone(row: Comparison, rows: Sequence[Comparison]) -> bool:
+def _listed(rows: Sequence[Comparison], members: Sequence[int], family: Sequence[Arm]) -> list[int]:
     # Of several arms that fit one of the study's, none is it: they are explored.
-    return sum(row.arm.same_as(other.arm) for other in rows) == 1
+    fits = [[i for i in members if rows[i].arm.fits(wanted)] for wanted in family]
+    return sorted({found[0] for found in fits if len(found) == 1})

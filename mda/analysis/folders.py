@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from mda import store
-from mda.analysis.arms import CONTROL, Arm, Run, arm_order, read_run
+from mda.analysis.arms import Arm, Run, arm_order, read_run, short
 from mda.analysis.table import RUNS, read_table
+from mda.schema.attribution import IN_EDIT
+from mda.schema.edit import Scorer
 
 _NUISANCE = {"name", "seed", "batch_size", "n", "tokens", "window", "before_onset", "after_onset"}
-IN_NAME = {
-    "mode", "action", "select", "fraction", "count", "band", "match",
-    "match_targeted", "label", "within", "spans", "rows",
-}  # fmt: skip
+IN_NAME = IN_EDIT | {"action"}
 WHICH_UNIT = {"unit.name", "unit.metric", "unit.locate", "unit.only"}
 
 
@@ -50,16 +48,16 @@ def read_runs(folders: Iterable[Path], left_out: Callable[[str], None] | None = 
                 "compare one configuration at a time"
             )
     _refuse_copies(runs)
-    if not any(run.arm.intervention == CONTROL for run in runs):
+    if not any(run.arm.edit.is_control for run in runs):
         raise ValueError("no control arm among the runs; run one with intervention=control")
     return sorted(runs, key=lambda run: (arm_order(run.arm), run.seed, run.fingerprint))
 
 
 def _serves(run: Run) -> tuple[object, ...]:
     """What its edit was made for: of a control nothing, of a free random edit any unit."""
-    if run.arm.intervention == CONTROL:
+    if run.arm.edit.is_control:
         return ()
-    if run.arm.is_random and not run.arm.match:
+    if run.arm.edit.is_random and not run.arm.edit.match:
         return (run.metric,)
     return run.metric, run.unit, run.heads
 
@@ -126,19 +124,20 @@ def _settings(run: Run) -> dict[str, str]:
     edit, estimator = run.summary["intervention"], run.summary.get("estimator") or {}
     settings = {
         key: value
-        for part in (edit, {} if run.arm.estimator in ("", "random") else estimator)
+        for part in (edit, estimator if isinstance(run.arm.edit.by, Scorer) else {})
         for key, value in part.items()
         if key not in _NUISANCE | IN_NAME
     }
     settings["window"] = f"{run.start}-{run.end}"
     # A control serves every unit of its seed. A random edit does too, but has one unit's score; a
     # matched one is drawn for a unit.
-    if run.arm.intervention != CONTROL:
+    one = run.arm.edit
+    if not one.is_control:
         settings["metric"] = run.metric
-    if run.arm.intervention != CONTROL and (run.arm.match or not run.arm.is_random):
+    if not one.is_control and (one.match or not one.is_random):
         settings["unit"] = run.unit
         settings |= _unit_settings(run.summary.get("unit_settings") or {})
-    return {key: _short(value) for key, value in settings.items()}
+    return {key: short(str(value)) for key, value in settings.items()}
 
 
 def _unit_settings(settings: Mapping[str, Any], group: str = "unit") -> dict[str, Any]:
@@ -151,13 +150,6 @@ def _unit_settings(settings: Mapping[str, Any], group: str = "unit") -> dict[str
         elif key not in WHICH_UNIT:
             found[key] = value
     return found
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    if len(text) <= 40:
-        return text
-    return f"{text[:24]}... ({sha256(text.encode()).hexdigest()[:6]})"
 
 
 def _varying(settings: list[dict[str, str]]) -> set[str]:

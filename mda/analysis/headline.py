@@ -6,19 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mda.analysis.arms import Arm, Run, arm_as, by_arm
+from mda.analysis.arms import Arm, Run, amount, arm_as, by_arm
 from mda.analysis.metrics import Measurements, control_of, references_of
 from mda.schema import StudyConfig
+from mda.schema.edit import Edit, Ids, Rows, Share
 
 NAMES = {"ekfac": "EK-FAC", "tracin": "TracIn", "gradient_norm": "gradient norm"}
 DONE = {"remove": ("Without", "removals"), "augment": ("With a second copy of", "augmentations")}
-
-
 MODES_DONE = {
-    "mask_tokens": ("Without the loss of", "removals"),
-    "spans fresh": ("With fresh tokens in the place of", "replacements"),
-    "spans renamed": ("With other names for", "replacements"),
-    "insert": ("With", "insertions"),
+    ("mask_tokens", ""): ("Without the loss of", "removals"),
+    ("spans", "fresh"): ("With fresh tokens in the place of", "replacements"),
+    ("spans", "renamed"): ("With other names for", "replacements"),
+    ("insert", ""): ("With", "insertions"),
 }
 
 
@@ -29,15 +28,14 @@ def main_arm(measured: Measurements, study: StudyConfig) -> Arm | None:
     """
     arms = list(by_arm(measured.runs))
     for claim in study.claims.values():
-        wanted = arm_as(study.arms[claim.arm])
+        wanted = arm_as(study.arm(claim.arm))
         for arm in arms:
-            if arm.same_as(wanted) and arm.intervention in DONE and not arm.is_random:
+            if arm.fits(wanted) and not (arm.edit.is_control or arm.edit.is_random):
                 return arm
-    targeted = [
-        arm for arm in arms if arm.intervention in DONE and not arm.is_random and not arm.is_band
-    ]
-    order = sorted(targeted, key=lambda arm: (arm.intervention != "remove",
-                                              arm.estimator == "repetition"))  # fmt: skip
+    targeted = [arm for arm in arms if not (arm.edit.is_control or arm.edit.is_random
+                                            or arm.edit.is_band)]  # fmt: skip
+    order = sorted(targeted, key=lambda arm: (arm.edit.intervention != "remove",
+                                              arm.edit.source == "repetition"))  # fmt: skip
     return order[0] if order else None
 
 
@@ -53,18 +51,12 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     seeds = by_arm(measured.runs)[arm]
     runs = [run for found in seeds.values() for run in found]
     controls = [control_of(run, measured.runs) for run in runs]
-    done, noun = MODES_DONE.get(arm.mode, DONE[arm.intervention])
-    if arm.mode == "upweight":
+    edit = arm.edit
+    done, noun = MODES_DONE.get((edit.mode, edit.spans), DONE[edit.intervention])
+    if edit.mode == "upweight":
         done = f"With {runs[0].summary['intervention']['weight']:g} times the loss of"
-    whose = NAMES.get(arm.estimator, arm.estimator)
-    of_all = f"{arm.amount} of the window's samples" if "%" in arm.amount else arm.amount
-    amount = f"{_n(runs):,} samples" if len(seeds) == 1 else of_all
-    if "tokens" in arm.amount:
-        amount = arm.amount.replace("of tokens", "of the window's tokens")
     unit = runs[0].unit if len({run.unit for run in runs}) == 1 else "the unit"
-    edited = f"the {amount} that {whose} chose"
-    if arm.mode == "insert":
-        edited = f"{arm.amount} of {whose} inserted"
+    edited = _edited(edit, None if len(seeds) > 1 else _n(runs))
     crossing = _crossing(measured, runs, controls)
     ends = f"ends at {_mean(measured, runs, runs)} instead of {_mean(measured, controls, runs)}"
     over = "" if len(seeds) == 1 else f" (means over {len(seeds)} seeds)"
@@ -73,13 +65,26 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
         ("random", f"random {noun}"),
         ("repetition", f"{noun} by repetition, the trivial baseline,"),
     ):
-        found = "" if arm.estimator == reference else _reference(measured, runs, reference)
+        found = "" if edit.source == reference else _reference(measured, runs, reference)
         if found:
             others.append(f"{words} end at {found}")
-        elif arm.estimator != reference:
+        elif edit.source != reference:
             others.append(f"{words} were not run")
     said = "; ".join([f"{done} {edited}, {unit} {crossing} and {ends}{over}", *others])
     return f"{said}."
+
+
+def _edited(edit: Edit, n: int | None) -> str:
+    """What was edited; the samples are counted where their number is known."""
+    if isinstance(edit.by, Rows):
+        return f"{amount(edit.amount)} of {edit.by.name} inserted"
+    size = edit.size
+    how_much = amount(size, "the window's " if isinstance(size, Share) else "")
+    if n is not None and size is not None and size.of == "samples":
+        how_much = f"{n:,} samples"
+    if isinstance(edit.choose, Ids):
+        return f"the {how_much} that were named"
+    return f"the {how_much} that {NAMES.get(edit.source, edit.source)} chose"
 
 
 def _n(runs: Sequence[Run]) -> int:

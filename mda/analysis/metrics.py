@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mda.analysis.arms import CONTROL, Arm, Run, by_arm
+from mda.analysis.arms import Arm, Run, by_arm
 from mda.emergence.onset import crossing, head_metric
+from mda.schema.edit import RANDOM, Edit
 
 METRICS = {
     "unit": "mu of the unit (of several heads: their mean) at the window's end",
@@ -47,7 +48,7 @@ METRICS = {
 }
 """Name -> what it is; at the window's end unless it says otherwise."""
 
-MATCHED = {"matched": "exclude", "matched_overlap": "allow"}
+MATCHED = {"matched": False, "matched_overlap": True}
 """Reference -> whether its random sets may hold samples of the targeted one."""
 
 STRENGTH = {"upweight": ("weight",), "spans": ("ngram",), "insert": ("at_step", "per_step")}
@@ -97,7 +98,7 @@ def control_of(run: Run, runs: Sequence[Run]) -> Run:
 
     Neurons, modules and features stand in the curves of the arms that were aimed at them alone.
     """
-    found = [r for r in runs if r.arm.intervention == CONTROL and _pairs(r, run)]
+    found = [r for r in runs if r.arm.edit.is_control and _pairs(r, run)]
     for other in found:
         if other.of_unit(run.heads, run.metric) is not None:
             return other
@@ -121,7 +122,7 @@ def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[R
     if reference == "control":
         return [control_of(run, runs)]
     if isinstance(reference, Arm):
-        found = [other for other in runs if _pairs(other, run) and other.arm.same_as(reference)]
+        found = [other for other in runs if _pairs(other, run) and other.arm.fits(reference)]
     else:
         found = [
             other
@@ -140,7 +141,7 @@ def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[R
 
 def _draw(run: Run) -> object:
     """What tells the trainings of a reference apart: of a free draw which it is, else the run."""
-    if not run.arm.is_random or run.arm.match:
+    if not run.arm.edit.is_random or run.arm.edit.match:
         return run.fingerprint
     extra = tuple(one for one in run.arm.extra if not one.startswith("metric="))
     return replace(run.arm, extra=extra), run.summary["intervention"].get("select"), run.replicate
@@ -152,16 +153,15 @@ def _strength(run: Run) -> tuple[object, ...]:
 
 
 def _is_reference(other: Arm, mine: Arm, reference: str) -> bool:
-    if _size(other) != _size(mine):
+    one, own = other.edit, mine.edit
+    if _kind(one) != _kind(own):
         return False
-    if reference == "random":
-        return other.is_random and not other.match
+    if reference == RANDOM:
+        return one.is_random and not one.match
     if reference in MATCHED:
-        same = (other.estimator, other.select, other.extra) == (
-            mine.estimator, mine.select, mine.extra
-        )  # fmt: skip
-        return same and other.match != "" and other.match_targeted == MATCHED[reference]
-    return (other.estimator, other.select) == (reference, mine.select) and not other.is_random
+        same = (one.by, one.choose, other.extra) == (own.by, own.choose, mine.extra)
+        return same and one.match is not None and one.match.targeted == MATCHED[reference]
+    return (one.source, one.choose) == (reference, own.choose) and not one.is_random
 
 
 def metrics_of(measured: Measurements) -> list[str]:
@@ -179,7 +179,7 @@ def random_values(
     """
     found = {}
     for arm, seeds in by_arm(measured.runs).items():
-        if not arm.is_random:
+        if not arm.edit.is_random:
             continue
         rows = [
             {
@@ -264,8 +264,8 @@ def _aim(run: Run) -> Aim:
     return run.unit, run.metric, run.heads, run.threshold, tried
 
 
-def _size(arm: Arm) -> tuple[str, str, str, str]:
-    return arm.intervention, arm.mode, arm.amount, arm.label
+def _kind(edit: Edit) -> tuple[object, ...]:
+    return edit.intervention, edit.mode, edit.spans, edit.size, edit.label
 
 
 def _pairs(a: Run, b: Run) -> bool:

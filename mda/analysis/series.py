@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mda.analysis.arms import CONTROL, Arm, Run, by_arm
+from mda.analysis.arms import Arm, Run, by_arm
 from mda.analysis.metrics import Measurements, control_of
 
 CURVES = {
@@ -61,7 +61,7 @@ def points(measured: Measurements) -> list[tuple[Run, float, float]]:
     name = "mechanism" if "mechanism" in titles(measured.runs) else "unit"
     found = []
     for run in measured.runs:
-        if run.arm.intervention == CONTROL:
+        if run.arm.edit.is_control:
             continue
         mine = measured.of(run, run).values
         theirs = measured.of(control_of(run, measured.runs), run).values

@@ -16,7 +16,8 @@ from mda.analysis.arms import Run, read_curve, run_of
 
 CURVES, RUNS = "curves.csv.gz", "runs.json"
 KEPT = (
-    "program", "seed", "unit", "heads", "metric", "threshold", "intervention", "estimator",
+    "program", "seed", "unit", "heads", "metric", "threshold", "edit", "intervention",
+    "estimator",
     "window", "batch_size", "seq_len", "fingerprints", "git", "versions", "unit_settings",
     "behaviour",
 )  # fmt: skip
@@ -28,8 +29,8 @@ def write_table(runs: Sequence[Run], folder: Path) -> None:
     A row of `CURVES` is one measured step of one run, named in the column `run` as in `RUNS`, with
     every digit that the run's own curve has. A training that two arms mean is one curve, two runs.
     """
-    unique = {(run.seed, run.arm.name, run.fingerprint): run for run in runs}
-    ordered = [unique[key] for key in sorted(unique)]
+    unique = {(run.seed, run.arm, run.fingerprint): run for run in runs}
+    ordered = sorted(unique.values(), key=lambda run: (run.seed, run.arm.name, run.fingerprint))
     named = {_name(run): run for run in ordered}
     columns = list(dict.fromkeys(column for run in ordered for column in run.curve))
     text = io.StringIO(newline="")

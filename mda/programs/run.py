@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mda.config import command_of, main, setting_word
 from mda.schema import Config
+from mda.schema.edit import Count, as_data
 
 NEEDS = (
     "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
@@ -49,8 +50,11 @@ def run(config: Config, folder: Path) -> None:
     scores = arm.traced
     stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run}
     stages["behaviour"] = arm.behaviour
-    edit = asdict(config.intervention) | {"action": arm.edited.plan.action}
-    edit |= {"n": arm.edited.plan.n_samples, "tokens": arm.edited.n_tokens}
+    settings = asdict(config.intervention) | {"action": arm.edited.plan.action}
+    settings |= {"n": arm.edited.plan.n_samples, "tokens": arm.edited.n_tokens}
+    edit = config.intervention.edit(config.estimator.name)
+    if config.intervention.inserted is not None:
+        edit = replace(edit, amount=Count(arm.edited.plan.n_samples, of="rows"))
     write_summary(
         folder,
         "run",
@@ -71,7 +75,8 @@ def run(config: Config, folder: Path) -> None:
         threshold=config.unit.threshold,
         unit_settings=asdict(config.unit),
         behaviour=asdict(config.behaviour),
-        intervention=edit,
+        edit=as_data(edit),
+        intervention=settings,
         estimator=asdict(config.estimator) if scores else {},
         window=asdict(arm.unit.window),
         scored_steps=list(scores.steps) if scores else [],

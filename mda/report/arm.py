@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from mda import store
-from mda.analysis.arms import Arm, arm_of
+from mda.analysis.arms import Arm
 from mda.analysis.bearing import ABLE
 from mda.analysis.folders import IN_NAME
 from mda.emergence.onset import Curve, column, measured, unit_onset
@@ -19,6 +19,7 @@ from mda.report.curves import plot_heat_maps
 from mda.report.drawing import plt, save_figure
 from mda.report.style import Style, style
 from mda.schema import Config, UnitConfig
+from mda.schema.edit import Scorer
 from mda.schema.setting import default_of
 from mda.types import EditPlan
 from mda.unit.metrics import HEAD_METRICS
@@ -41,16 +42,16 @@ def arm_name(config: Config) -> str:
 
     With it stand the settings of the estimator, the unit and the window that are not the default.
     """
-    edit, estimator, arm = config.intervention, config.estimator, _arm(config)
-    unscored = arm.intervention == "control" or arm.is_random or edit.inserted is not None
-    shown = [edit] if unscored else [edit, estimator]
+    settings, estimator, arm = config.intervention, config.estimator, _arm(config)
+    scored = isinstance(arm.edit.by, Scorer)
+    shown = [settings, estimator] if scored else [settings]
     extra = tuple(
         f"{item.name}={value}"
         for group in shown
         for item in fields(group)
         if item.name not in UNNAMED and (value := getattr(group, item.name)) != default_of(item)
     )
-    if edit.inserted is None and (arm.match or not unscored):
+    if arm.edit.match or scored:
         extra += _unit_words(config.unit)
     return replace(arm, extra=extra).name
 
@@ -179,8 +180,7 @@ def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | N
 
 
 def _arm(config: Config) -> Arm:
-    edit = asdict(config.intervention)
-    return arm_of(edit | {"n": edit.get("count")}, asdict(config.estimator))
+    return Arm(config.intervention.edit(config.estimator.name))
 
 
 def _plot(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mda import store
-from mda.analysis.arms import CONTROL
 from mda.analysis.bearing import bearing
 from mda.analysis.claims import Verdict, judge
 from mda.analysis.effects import Comparison, compare_arms
@@ -228,7 +227,7 @@ def _units(measured: Measurements) -> dict[int, list[str]]:
     found = {}
     for seed in sorted({run.seed for run in measured.runs}):
         runs = [run for run in measured.runs if run.seed == seed]
-        edits = [run for run in runs if run.arm.intervention != CONTROL]
+        edits = [run for run in runs if not run.arm.edit.is_control]
         found[seed] = list(dict.fromkeys(run.unit for run in edits or runs))
     return found
 

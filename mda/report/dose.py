@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mda.analysis.arms import band_edges, band_middle, without_band
+from mda.analysis.arms import band_middle, without_band
 from mda.analysis.effects import Comparison
 from mda.report.drawing import plt
 from mda.report.style import styles
@@ -25,7 +25,7 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
         for row in rows
         if (row.metric, row.reference) == ("unit", "control") and row.effect.mean is not None
     ]
-    bands = sorted((row for row in known if row.arm.is_band), key=lambda r: band_edges(r.arm))
+    bands = sorted((row for row in known if row.arm.edit.is_band), key=lambda r: band_middle(r.arm))
     if not bands:
         return None
     figure, ax = plt.subplots(figsize=(6.2, 4.2), layout="constrained")
@@ -39,7 +39,9 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
             if row.effect.low is not None and row.effect.high is not None:
                 ax.plot([at, at], [row.effect.low, row.effect.high], color=drawn.colour, lw=1.5)
     _random_level(
-        ax, [row for row in known if row.arm.is_random], {line.intervention for line in look}
+        ax,
+        [row for row in known if row.arm.edit.is_random],
+        {line.edit.intervention for line in look},
     )
     ax.axhline(0, color="0.6", lw=1, zorder=0)
     ax.set(xlim=(0, 100), xlabel="percentile of the influence score (0 = lowest)")
@@ -52,7 +54,7 @@ def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
 def _random_level(ax: Axes, rows: Sequence[Comparison], kinds: set[str]) -> None:
     look = styles(row.arm for row in rows)
     for row in rows:
-        if row.arm.intervention in kinds and row.effect.mean is not None:
+        if row.arm.edit.intervention in kinds and row.effect.mean is not None:
             colour, dash = look[row.arm].colour, look[row.arm].dash
             ax.axhline(row.effect.mean, color=colour, ls=dash, lw=1.2, label=row.arm.name)
             if row.effect.low is not None and row.effect.high is not None:

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
-from mda.analysis.arms import CONTROL, Arm, by_arm
+from mda.analysis.arms import Arm, by_arm
 from mda.analysis.effects import Comparison
 from mda.analysis.metrics import Measurements
 from mda.analysis.series import arm_curves, head_difference, points, same_window, titles
@@ -69,13 +69,13 @@ def curves_figure(measured: Measurements) -> Figure:
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 4.2), layout="constrained")
     for ax, name in zip(axes, names, strict=True):
         for curve in arm_curves(measured, name):
-            if curve.arm.is_band:
+            if curve.arm.edit.is_band:
                 continue
             style = look[curve.arm]
             label = f"{curve.arm.name} (n = {len(curve.seeds)})"
             ax.plot(
                 curve.x, curve.mean, color=style.colour, ls=style.dash, lw=1.8, label=label,
-                zorder=3 if curve.arm.intervention != CONTROL else 4,
+                zorder=3 if not curve.arm.edit.is_control else 4,
             )  # fmt: skip
             low, high = curve.mean - curve.error, curve.mean + curve.error
             ax.fill_between(curve.x, low, high, color=style.colour, alpha=0.15, lw=0)
@@ -93,7 +93,7 @@ def curves_figure(measured: Measurements) -> Figure:
 
 def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure | None:
     """Mean paired differences with intervals, to control and to random edits."""
-    rows = [row for row in rows if not row.arm.is_band and row.effect.mean is not None]
+    rows = [row for row in rows if not row.arm.edit.is_band and row.effect.mean is not None]
     arms = list(dict.fromkeys(row.arm for row in rows))
     if not arms:
         return None
@@ -141,7 +141,7 @@ def heads_figure(measured: Measurements) -> Figure | None:
     arms = {
         arm: runs
         for arm, runs in by_arm(aimed).items()
-        if arm.intervention != CONTROL and not arm.is_band
+        if not arm.edit.is_control and not arm.edit.is_band
     }
     shown = sorted({seed for runs in arms.values() for seed in runs})[:HEAD_SEEDS]
     if not arms:
@@ -185,14 +185,14 @@ def icl_figure(measured: Measurements) -> Figure | None:
     if not pairs_of:
         return None
     look, named = styles(by_arm(measured.runs)), titles(measured.runs)
-    n_named = sum(not arm.is_band for arm in pairs_of)
+    n_named = sum(not arm.edit.is_band for arm in pairs_of)
     size = (6.2, 4.2 + 0.18 * n_named)  # room for the names below
     figure, ax = plt.subplots(figsize=size, layout="constrained")
     for arm, pairs in pairs_of.items():
         x, y = np.array(pairs).T
-        face = "white" if arm.is_random else look[arm].colour
-        marker = "s" if arm.intervention == "augment" else "o"
-        band = arm.is_band
+        face = "white" if arm.edit.is_random else look[arm].colour
+        marker = "s" if arm.edit.intervention == "augment" else "o"
+        band = arm.edit.is_band
         ax.plot(
             x, y, marker, mfc="0.8" if band else face, mec="0.6" if band else look[arm].colour,
             ms=4 if band else 6, alpha=0.9, label=None if band else arm.name,

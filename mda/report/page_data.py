@@ -25,7 +25,7 @@ def page_data(
     """Curves, effects, heat maps, scatter and dose-response; numbers with 4 digits."""
     arms = list(by_arm(measured.runs))
     look = styles(arms)
-    bands = [row for row in rows if row.arm.is_band
+    bands = [row for row in rows if row.arm.edit.is_band
              and (row.metric, row.reference) == ("unit", "control")]  # fmt: skip
     lines = styles(without_band(row.arm) for row in bands)
     return {
@@ -34,8 +34,8 @@ def page_data(
                 "name": arm.name,
                 "colour": look[arm].colour,
                 "dash": PLOTLY_DASH[look[arm].dash],
-                "band": arm.is_band,
-                "random": arm.is_random,
+                "band": arm.edit.is_band,
+                "random": arm.edit.is_random,
             }
             for arm in arms
         ],
@@ -120,7 +120,7 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
     groups = [
         (arm, seed, runs)
         for arm, seeds in by_arm(measured.runs).items()
-        if not arm.is_band
+        if not arm.edit.is_band
         for seed, runs in sorted(seeds.items())
     ]
     numbers = sum(

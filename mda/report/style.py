@@ -9,7 +9,7 @@ from zlib import crc32
 from matplotlib import colormaps
 from matplotlib.colors import to_hex, to_rgb
 
-from mda.analysis.arms import CONTROL, Arm, band_edges
+from mda.analysis.arms import Arm, band_of, chooser
 
 COLOURS = {
     "ekfac": "#0072B2",
@@ -23,7 +23,9 @@ MORE = ("#56B4E9", "#882255", "#44AA99", "#332288", "#999933")
 CONTROL_COLOUR, RANDOM_COLOUR, MATCHED_COLOUR = "#000000", "#7F7F7F", "#8C6D46"
 PALEST = 0.8  # share of white in the last of many arms that look alike
 DASHES = {"remove": "solid", "augment": "dashed"}
-TOKEN_DASHES = {"mask_tokens": "dotted", "spans fresh": "dashdot", "spans renamed": "dotted"}
+TOKEN_DASHES = {
+    ("mask_tokens", ""): "dotted", ("spans", "fresh"): "dashdot", ("spans", "renamed"): "dotted",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,20 @@ def style(arm: Arm) -> Style:
     bands on a scale from dark (lowest) to light. The look depends on the arm alone, so it is the
     same in every figure; `styles` tells arms apart that differ by another setting only.
     """
-    dash = TOKEN_DASHES.get(arm.mode, DASHES.get(arm.intervention, "dashdot"))
-    if arm.intervention == CONTROL:
+    edit = arm.edit
+    usual = DASHES.get(edit.intervention, "dashdot")
+    dash = TOKEN_DASHES.get((edit.mode, edit.spans), usual)
+    if edit.is_control:
         return Style(CONTROL_COLOUR, "solid")
-    if arm.match:
-        return Style(MATCHED_COLOUR, "dotted" if arm.match_targeted == "allow" else dash)
-    if arm.is_random:
+    if edit.match:
+        return Style(MATCHED_COLOUR, "dotted" if edit.match.targeted else dash)
+    if edit.is_random:
         return Style(RANDOM_COLOUR, dash)
-    if arm.is_band:
-        low, high = band_edges(arm)
-        return Style(to_hex(colormaps["cividis"](0.5 * (low + high))), dash)
-    other = MORE[crc32(arm.estimator.encode()) % len(MORE)]
-    return Style(COLOURS.get(arm.estimator, other), dash)
+    if edit.is_band:
+        band = band_of(arm)
+        return Style(to_hex(colormaps["cividis"](0.5 * (band.low + band.high))), dash)
+    other = MORE[crc32(chooser(edit).encode()) % len(MORE)]
+    return Style(COLOURS.get(edit.source, other), dash)
 
 
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:

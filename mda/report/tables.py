@@ -207,7 +207,7 @@ def print_comparison(
     table = Table(title="difference at the window's end, mean over seeds", title_justify="left")
     for name in ("arm", "against", *SHOWN, "seeds"):
         table.add_column(name, justify="left" if name in ("arm", "against") else "right")
-    plain = [row for row in rows if not row.arm.is_band]
+    plain = [row for row in rows if not row.arm.edit.is_band]
     for arm, reference in dict.fromkeys((row.arm, row.reference) for row in plain):
         own = {r.metric: r for r in plain if (r.arm, r.reference) == (arm, reference)}
         cells = [_cell(own[metric]) if metric in own else "" for metric in SHOWN]

@@ -8,6 +8,7 @@ configuration is refused before anything heavy is loaded.
 Rules within a group are checked when its object is made, those between groups by `validate`.
 """
 
+from mda.schema.arm import StudyArm
 from mda.schema.attribution import (
     AugmentConfig,
     ControlConfig,
@@ -50,7 +51,7 @@ from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, Unavailable, refuse
-from mda.schema.study import REFERENCES, ArmConfig, ClaimConfig, StudyConfig
+from mda.schema.study import REFERENCES, ClaimConfig, StudyConfig
 from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
     HeadConfig,
@@ -64,7 +65,6 @@ from mda.schema.unit import (
 __all__ = [
     "OPTIONS",
     "REFERENCES",
-    "ArmConfig",
     "AtCheckpoint",
     "AugmentConfig",
     "BaseConfig",
@@ -104,6 +104,7 @@ __all__ = [
     "SaeConfig",
     "SaeFeatureConfig",
     "ScratchConfig",
+    "StudyArm",
     "StudyConfig",
     "SynthesisConfig",
     "SyntheticConfig",

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+from mda.schema.edit import (
+    RANDOM,
+    Band,
+    Bottom,
+    Count,
+    Edit,
+    Ids,
+    Match,
+    Random,
+    Rows,
+    Scorer,
+    Share,
+    Top,
+)
 from mda.schema.setting import Group, is_range, setting
+
+IN_EDIT = {
+    "mode", "select", "fraction", "count", "band", "ids", "label", "match", "match_targeted",
+    "within", "spans", "rows",
+}  # fmt: skip
+"""Settings that `InterventionConfig.edit` reads."""
 
 
 @dataclass
@@ -53,6 +74,10 @@ class InterventionConfig(Group):
         """The window where it is given in steps, None for auto."""
         return None if self.window == "auto" else (self.window[0], self.window[1])
 
+    def edit(self, estimator: str) -> Edit:
+        """The edit that these settings mean, with the samples' scores of an estimator."""
+        return Edit(self.name)
+
 
 @dataclass
 class EditConfig(InterventionConfig):
@@ -98,6 +123,36 @@ class EditConfig(InterventionConfig):
         if amount and (self.fraction is None) == (self.count is None):
             raise self._refuse("count", "either a count or intervention.fraction, the other null")
 
+    def edit(self, estimator: str) -> Edit:
+        choose = self._choice()
+        amount = None
+        if self.select not in ("band", "ids"):
+            share = self.fraction
+            amount = Count(self.count or 0) if share is None else Share(share)
+        edit = Edit(
+            self.name,
+            by=Scorer(estimator) if isinstance(choose, Top | Bottom | Band) else None,
+            choose=choose,
+            amount=amount,
+            label=self.label,
+            match=self._match(),
+        )
+        if edit.source == RANDOM:  # random scores have no top: any selection is a random set
+            edit = replace(edit, by=None, choose=Random(), amount=edit.size)
+        return edit
+
+    def _match(self) -> Match | None:
+        if self.match == "none":
+            return None
+        return Match(self.match, targeted=self.match_targeted == "allow")
+
+    def _choice(self) -> Top | Bottom | Band | Random | Ids:
+        if self.band is not None:
+            return Band(*map(float, self.band))
+        if self.select == "ids":
+            return Ids(tuple(sorted(self.ids)))
+        return {"top": Top, "bottom": Bottom, "random": Random}[self.select]()
+
 
 @dataclass
 class RemoveConfig(EditConfig):
@@ -138,6 +193,14 @@ class RemoveConfig(EditConfig):
     def scores_tokens(self) -> bool:
         return self.mode == "mask_tokens" and self.select != "random"
 
+    def edit(self, estimator: str) -> Edit:
+        edit = replace(super().edit(estimator), mode=self.mode)
+        if self.by_token and edit.amount is not None:
+            amount = replace(edit.amount, of="tokens", within=self.within)
+            spans = self.spans if self.mode == "spans" else ""
+            edit = replace(edit, amount=amount, spans=spans)
+        return edit
+
 
 @dataclass
 class AugmentConfig(EditConfig):
@@ -163,6 +226,11 @@ class AugmentConfig(EditConfig):
     def inserted(self) -> str | None:
         return self.rows
 
+    def edit(self, estimator: str) -> Edit:
+        if self.rows is not None:  # how many there are is known once the file is read
+            return Edit(self.name, self.mode, by=Rows(Path(self.rows).stem))
+        return replace(super().edit(estimator), mode=self.mode)
+
 
 @dataclass
 class ControlConfig(InterventionConfig):
@@ -173,3 +241,9 @@ class ControlConfig(InterventionConfig):
     name: str = setting("control", "kind of edit", one_of=("control",))
     fraction: float | None = setting(None, "no effect: the edits' amount, which presets give")
     count: int | None = setting(None, "no effect: the edits' amount, which presets give")
+
+
+INTERVENTIONS: dict[str, type[Group]] = {
+    "remove": RemoveConfig, "augment": AugmentConfig, "control": ControlConfig,
+}  # fmt: skip
+"""The options of `intervention`."""

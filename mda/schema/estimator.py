@@ -214,3 +214,16 @@ class GradientNormConfig(AtCheckpoint):
     estimator: ClassVar[str] = "mda.estimator.baselines:GradientNorm"
 
     name: str = setting("gradient_norm", "kind of estimator", one_of=("gradient_norm",))
+
+
+ESTIMATORS: dict[str, type[Group]] = {
+    "ekfac": EkfacConfig,
+    "tracin": TracinConfig,
+    "exact": ExactConfig,
+    "unrolled": UnrolledConfig,
+    "random": RandomConfig,
+    "repetition": RepetitionConfig,
+    "loss": LossConfig,
+    "gradient_norm": GradientNormConfig,
+}
+"""The options of `estimator`; plugins add theirs."""

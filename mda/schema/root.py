@@ -6,12 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mda.schema.attribution import (
-    AugmentConfig,
-    ControlConfig,
-    InterventionConfig,
-    RemoveConfig,
-)
+from mda.schema.attribution import INTERVENTIONS, InterventionConfig, RemoveConfig
 from mda.schema.base import BaseConfig, PublishedConfig
 from mda.schema.behaviour import BehaviourConfig
 from mda.schema.data import (
@@ -22,17 +17,7 @@ from mda.schema.data import (
     SyntheticConfig,
     TokensConfig,
 )
-from mda.schema.estimator import (
-    EkfacConfig,
-    EstimatorConfig,
-    ExactConfig,
-    GradientNormConfig,
-    LossConfig,
-    RandomConfig,
-    RepetitionConfig,
-    TracinConfig,
-    UnrolledConfig,
-)
+from mda.schema.estimator import ESTIMATORS, EkfacConfig, EstimatorConfig
 from mda.schema.model import (
     CheckpointConfig,
     ModelConfig,
@@ -144,17 +129,8 @@ OPTIONS: dict[str, dict[str, type[Group]]] = {
         "module": ModuleConfig,
         "sae_feature": SaeFeatureConfig,
     },
-    "estimator": {
-        "ekfac": EkfacConfig,
-        "tracin": TracinConfig,
-        "exact": ExactConfig,
-        "unrolled": UnrolledConfig,
-        "random": RandomConfig,
-        "repetition": RepetitionConfig,
-        "loss": LossConfig,
-        "gradient_norm": GradientNormConfig,
-    },
-    "intervention": {"remove": RemoveConfig, "augment": AugmentConfig, "control": ControlConfig},
+    "estimator": ESTIMATORS,
+    "intervention": INTERVENTIONS,
     "model": {
         "scratch": ScratchConfig,
         "checkpoint": CheckpointConfig,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, time
 from hashlib import sha256
 from typing import Any, ClassVar
 
-from mda.schema.setting import ConfigError, Group, nearest, refuse, setting
+from mda.schema.arm import EXAMPLE, OLD_WORDS, StudyArm, read_arm
+from mda.schema.edit import as_data
+from mda.schema.old_words import WORDS
+from mda.schema.setting import ConfigError, Group, nearest, refuse, setting, show
 
 REFERENCES = {
     "control": "the same window of the unedited stream",
@@ -28,40 +32,6 @@ REFERENCES = {
     ),
 }
 """What an arm is compared with, in words. A claim may also name any other estimator."""
-
-
-@dataclass
-class ArmConfig(Group):
-    """What identifies an arm of a study over all seeds; see `mda.analysis.arms.Arm`."""
-
-    key: ClassVar[str] = "study.arms.*"
-    intervention: str = setting("???", "kind of edit", one_of=("remove", "augment", "control"))
-    mode: str = setting(
-        "",
-        "mask, drop, replace, mask_tokens, spans fresh, spans renamed, duplicate, upweight or "
-        "insert",
-    )
-    estimator: str = setting(
-        "", "what scored the samples, such as ekfac or repetition; of mode=insert the rows' name"
-    )
-    select: str = setting("", "top, bottom, band 0.1-0.2, random or ids")
-    amount: str = setting(
-        "",
-        "share or number, such as 10 %, 500 samples, 1 % of tokens, 900 tokens or, with "
-        "mode=insert, 800 rows",
-    )
-    label: str = setting("", "class that the selection was restricted to")
-    match: str = setting(
-        "", "random set like the targeted one", one_of=("", "label", "loss", "sample")
-    )
-    match_targeted: str = setting(
-        "", "whether a matched set may hold targeted samples", one_of=("", "exclude", "allow")
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if bool(self.match) != bool(self.match_targeted):
-            raise self._refuse("match_targeted", "exclude or allow with a match, else empty")
 
 
 @dataclass
@@ -105,8 +75,8 @@ class StudyConfig(Group):
     exploratory: bool = setting(False, "the claims were formed on runs of these very seeds")
     alpha: float = setting(0.05, "family-wise level of the verdicts", above=0, below=1)
     seeds: list[int] = setting([], "runs of other seeds are not judged; []: all are", low=0)
-    arms: dict[str, ArmConfig] = field(
-        default_factory=dict, metadata={"accepts": "arms by name, see conf/study/causal_grid.yaml"}
+    arms: dict[str, dict[str, Any]] = field(
+        default_factory=dict, metadata={"accepts": f"arms by name, each as {EXAMPLE}"}
     )
     claims: dict[str, ClaimConfig] = field(
         default_factory=dict,
@@ -125,6 +95,8 @@ class StudyConfig(Group):
                 raise self._refuse(
                     "date", "a date such as 2026-11-25 or 2026-11-25T07:30"
                 ) from None
+        for name in self.arms:
+            self.arm(name)
         for name, claim in self.claims.items():
             if claim.arm not in self.arms:
                 known = (
@@ -137,9 +109,25 @@ class StudyConfig(Group):
                 "hash", f"{now}, which the study has now, or null for a study that is tried out"
             )
 
+    def arm(self, name: str) -> StudyArm:
+        """An arm by its name. Raises ConfigError for settings that no run can have."""
+        words = self.arms[name]
+        try:
+            return read_arm(words)
+        except (KeyError, TypeError, ValueError) as error:
+            said = error if isinstance(error, ConfigError) else f"{show(words)} means no edit"
+            raise ConfigError(
+                f"study.arms.{name}: {said}; an arm is written as {EXAMPLE}"
+            ) from error
+
     def content_hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of every value but `hash`, as sorted JSON."""
+        """First 16 hexadecimal digits of the SHA-256 of every value but `hash`, as sorted JSON.
+
+        An arm counts by what it means, so that a default that changes changes the hash.
+        """
         content = {key: value for key, value in asdict(self).items() if key != "hash"}
+        content["arms"] = {name: _hashed(self.arm(name), words)
+                           for name, words in self.arms.items()}  # fmt: skip
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return sha256(text.encode()).hexdigest()[:16]
 
@@ -166,3 +154,10 @@ class StudyConfig(Group):
 
     def _refuse_claim(self, name: str, item: str, value: Any, accepted: str) -> ConfigError:
         return refuse(f"study.claims.{name}.{item}", value, accepted)
+
+
+def _hashed(arm: StudyArm, words: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What enters a study's hash of an arm; of one in old words these, as it always did."""
+    if set(words) <= set(WORDS) and (arm.edit.is_control or set(words) & OLD_WORDS):
+        return dict.fromkeys(WORDS, "") | dict(words)
+    return {**as_data(arm.edit), **arm.settings}

@@ -7,13 +7,15 @@ know what a comparison must find.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mda import store
+from mda.schema import AugmentConfig, ControlConfig, InterventionConfig, RemoveConfig
+from mda.schema.edit import as_data
 
 START, END, EVERY, BATCH, SEQ_LEN = 1000, 3000, 100, 8, 128
 LAYERS = HEADS = 4
@@ -163,28 +165,29 @@ def _base_heads(seed: int) -> dict[str, float]:
     }
 
 
+def _settings(edit: Edit) -> InterventionConfig:
+    if edit.intervention == "control":
+        return ControlConfig()
+    kind = {"remove": RemoveConfig, "augment": AugmentConfig}[edit.intervention]
+    mode = {"mode": edit.mode} if edit.mode else {}
+    band = None if edit.band is None else list(edit.band)
+    return kind(
+        select=edit.select,
+        fraction=edit.fraction,
+        band=band,
+        match=edit.match,
+        match_targeted=edit.match_targeted,
+        **mode,
+    )
+
+
 def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name: str) -> dict:
-    intervention: dict[str, Any] = {
-        "name": edit.intervention,
-        "action": "none",
-        "n": 0,
-        "tokens": 0,
-    }
+    settings = _settings(edit)
+    what = settings.edit(edit.estimator)
+    n = 0 if edit.intervention == "control" else round(edit.fraction * (END - START) * BATCH)
+    action = getattr(settings, "mode", "none")
+    intervention = asdict(settings) | {"action": action, "n": n, "tokens": n * SEQ_LEN}
     estimator: dict[str, Any] = {"name": edit.estimator, "seed": replicate}
-    if edit.intervention != "control":
-        n = round(edit.fraction * (END - START) * BATCH)
-        intervention |= {
-            "action": "mask" if edit.intervention == "remove" else "duplicate",
-            "select": edit.select,
-            "fraction": edit.fraction,
-            "match": edit.match,
-            "match_targeted": edit.match_targeted,
-            "n": n,
-            "tokens": n * SEQ_LEN,
-            "band": list(edit.band) if edit.band else None,
-        }
-        if edit.mode:
-            intervention |= {"mode": edit.mode, "action": edit.mode, "spans": "fresh"}
     return {
         "program": "run",
         "seed": seed,
@@ -192,6 +195,7 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
         "heads": [f"L{unit[0]}H{unit[1]}"],
         "metric": "prefix_matching",
         "threshold": 0.06,
+        "edit": as_data(what),
         "intervention": intervention,
         "results": {"started": STARTED, "base_heads": _base_heads(seed)},
         "estimator": estimator,

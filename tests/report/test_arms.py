@@ -1,7 +1,7 @@
 """Run folders become arms: what is one arm, what is told apart, what is refused."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,11 +9,19 @@ import yaml
 from made_up_runs import BANDS, STANDARD, Edit, seal, write_runs
 
 from mda import store
-from mda.analysis.arms import Arm, arm_as, arm_of, band_edges, by_arm, read_run
+from mda.analysis.arms import Arm, arm_as, by_arm, read_run
+from mda.analysis.claims import judge
+from mda.analysis.effects import compare_arms
 from mda.analysis.folders import read_runs
 from mda.analysis.headline import headline
 from mda.analysis.metrics import measure, references_of
 from mda.config import compose, conf_dir
+from mda.schema import AugmentConfig, ClaimConfig, ControlConfig, RemoveConfig, StudyConfig
+from mda.schema import edit as edits
+from mda.schema.edit import Band, Count, Ids, Match, Random, Rows, Scorer, Share, Top
+from mda.schema.old_words import read_summary, read_words
+
+TENTH = edits.Edit("remove", "mask", by=Scorer("ekfac"), choose=Top(), amount=Share(0.1))
 
 
 def change(folder, **parts):
@@ -28,7 +36,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     folder = write_runs(tmp_path, [3], [Edit("remove", "ekfac")])[0]
     run = read_run(folder)
     assert (run.seed, run.unit, run.start, run.end) == (3, "L3H3", 1000, 3000)
-    assert run.arm == Arm("remove", "mask", "ekfac", "top", "10 %")
+    assert run.arm == Arm(TENTH)
     assert run.tokens_per_step == 8 * 128 and run.base == "base3"
     rows = store.read_csv(folder / "curve.csv")
     for column in rows[0]:
@@ -37,30 +45,101 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
     assert run.at_end("val/loss/poetry") is None
 
 
+def name(edit) -> str:
+    return Arm(edit).name
+
+
 def test_names_say_what_an_arm_is():
-    assert Arm("control").name == "control"
-    assert Arm("remove", "mask", "ekfac", "top", "10 %").name == "remove mask ekfac top 10 %"
-    assert Arm("remove", "mask", "random", "random", "10 %").name == "remove mask random 10 %"
-    matched = Arm("remove", "mask", "ekfac", "top", "10 %", match="loss")
-    assert matched.name == "remove mask random, as ekfac top 10 % by loss, without its samples"
-    assert Arm("remove", "mask", "ekfac", "band 0.1-0.2", "10 %").name.endswith("band 0.1-0.2")
-    within = Arm("remove", "mask", "random", "random", "10 %", "latex")
-    assert within.name == "remove mask random latex 10 %"
+    assert name(edits.Edit("control")) == "control"
+    assert name(TENTH) == "remove mask ekfac top 10 %"
+    free = replace(TENTH, by=None, choose=Random())
+    assert name(free) == "remove mask random 10 %"
+    assert name(replace(free, label="latex")) == "remove mask random latex 10 %"
+    matched = name(replace(TENTH, match=Match("loss")))
+    assert matched == "remove mask random, as ekfac top 10 % by loss, without its samples"
+    band = replace(TENTH, choose=Band(0.00005, 0.1), amount=None)
+    assert name(band) == "remove mask ekfac band 0.00005-0.1"
+    assert name(replace(band, choose=Band(0.9, 1.0))).endswith("band 0.9-1")
+    listed = replace(TENTH, by=None, choose=Ids((3, 5)), amount=None)
+    assert name(listed) == "remove mask ids 3,5"
+    longer = [replace(listed, choose=Ids((*range(90), last))) for last in (91, 92)]
+    assert len({name(one) for one in longer}) == 2 and all(len(name(one)) < 60 for one in longer)
 
 
 def test_an_edit_of_tokens_says_that_its_amount_is_of_tokens():
-    edit = {"name": "remove", "mode": "mask_tokens", "select": "top", "fraction": 0.01, "n": 7}
-    ekfac = {"name": "ekfac"}
-    assert arm_of(edit, ekfac).name == "remove mask_tokens ekfac top 1 % of tokens"
-    few = edit | {"within": 0.1}
-    assert arm_of(few, ekfac).amount == "1 % of tokens within 10 % of samples"
-    assert arm_of(edit | {"fraction": None, "count": 900}, ekfac).amount == "900 tokens"
-    same = edit | {"match": "sample"}
-    assert arm_of(same, ekfac).name == (
+    one = RemoveConfig(mode="mask_tokens", fraction=0.01)
+    assert name(one.edit("ekfac")) == "remove mask_tokens ekfac top 1 % of tokens"
+    few = replace(one, within=0.1).edit("ekfac")
+    assert name(few).endswith("top 1 % of tokens within 10 % of samples")
+    assert replace(one, fraction=None, count=900).edit("ekfac").amount == Count(900, "tokens")
+    same = replace(one, match="sample").edit("ekfac")
+    assert name(same) == (
         "remove mask_tokens random, as ekfac top 1 % of tokens by sample, without its tokens"
     )
-    spans = edit | {"mode": "spans", "spans": "renamed"}
-    assert arm_of(spans, {"name": "random"}).name == "remove spans renamed random 1 % of tokens"
+    spans = RemoveConfig(mode="spans", spans="renamed", fraction=0.01).edit("random")
+    assert name(spans) == "remove spans renamed random 1 % of tokens"
+
+
+SETTINGS = {
+    "control": ControlConfig(),
+    "top": RemoveConfig(),
+    "bottom, a class": RemoveConfig(select="bottom", label="latex", mode="drop"),
+    "a number": AugmentConfig(fraction=None, count=7),
+    "a band": RemoveConfig(select="band", band=[0.1, 1 / 3]),
+    "ids": RemoveConfig(select="ids", ids=[7, 3]),
+    "random": AugmentConfig(select="random", mode="upweight"),
+    "matched": RemoveConfig(match="label", match_targeted="allow"),
+    "tokens": RemoveConfig(mode="mask_tokens", fraction=0.01, within=0.5, match="sample"),
+    "spans": RemoveConfig(mode="spans", fraction=0.07, spans="renamed"),
+    "rows": AugmentConfig(mode="insert", rows="some/folder/motif.npy", per_step=4),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_summary_gives_back_the_edit_that_the_settings_meant(case, tmp_path):
+    meant = SETTINGS[case].edit("tracin")
+    store.write_json(tmp_path / "edit.json", edits.as_data(meant))
+    back = edits.edit_from(store.read_json(tmp_path / "edit.json"))
+    assert back == meant and hash(back) == hash(meant)
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_summaries_of_before_edits_were_data_mean_what_their_settings_do(case):
+    settings = asdict(SETTINGS[case]) | {"action": "mask", "n": 800, "tokens": 1}
+    meant = SETTINGS[case].edit("tracin")
+    if case == "rows":
+        meant = replace(meant, amount=Count(800, "rows"))
+    assert read_summary(settings, {"name": "tracin", "seed": 1}) == meant
+
+
+def test_the_words_of_old_studies_mean_what_the_settings_of_their_sweeps_do():
+    by = {"intervention": "remove", "mode": "mask", "estimator": "ekfac", "amount": "10 %"}
+    tokens = {"mode": "mask_tokens", "amount": "0.3 % of tokens within 10 % of samples"}
+    found = [
+        (by | {"select": "top"}, RemoveConfig()),
+        (by | {"select": "band 0.1-0.2"}, RemoveConfig(select="band", band=[0.1, 0.2])),
+        (by | {"select": "bottom", "amount": "500 samples", "label": "latex"},
+         RemoveConfig(select="bottom", fraction=None, count=500, label="latex")),
+        (by | {"select": "top", "match": "loss", "match_targeted": "allow"},
+         RemoveConfig(match="loss", match_targeted="allow")),
+        (by | tokens | {"select": "top"},
+         RemoveConfig(mode="mask_tokens", fraction=0.003, within=0.1)),
+        (by | {"mode": "spans fresh", "select": "top", "amount": "900 tokens"},
+         RemoveConfig(mode="spans", fraction=None, count=900)),
+    ]  # fmt: skip
+    for words, settings in found:
+        assert read_words(words) == settings.edit("ekfac")
+    free = by | {"estimator": "random", "select": "random"}
+    assert read_words(free) == RemoveConfig().edit("random")
+    with pytest.raises(KeyError):
+        read_words(by | {"select": "topmost"})
+
+
+def test_random_scores_choose_a_random_set_whatever_part_of_them_is_taken():
+    free = RemoveConfig(select="random").edit("ekfac")
+    band = RemoveConfig(select="band", band=[0.2, 0.3])
+    assert free == RemoveConfig(select="bottom").edit("random") == band.edit("random")
+    assert free.is_random and free.source == "random"
 
 
 def test_arms_are_grouped_over_seeds_and_replicates(tmp_path):
@@ -79,13 +158,6 @@ def test_score_bands_are_arms_of_their_own(tmp_path):
     write_runs(tmp_path, [0], (STANDARD[0], *BANDS))
     names = [arm.name for arm in by_arm(read_runs([tmp_path]))]
     assert len(names) == 11 and "remove mask ekfac band 0.9-1" in names
-
-
-def test_the_edges_of_a_band_are_plain_numbers():
-    edit = {"name": "remove", "mode": "mask", "band": [0.00005, 0.1], "n": 3}
-    arm = arm_of(edit, {"name": "ekfac"})
-    assert arm.select == "band 0.00005-0.1" and band_edges(arm) == (0.00005, 0.1)
-    assert arm_of(edit | {"band": [0.9, 1.0]}, {"name": "ekfac"}).select == "band 0.9-1"
 
 
 def test_one_training_is_counted_once_however_often_it_is_listed(tmp_path):
@@ -206,15 +278,29 @@ def test_nothing_to_compare_is_said_plainly(tmp_path):
         read_run(folder)
 
 
-def inserting(rows: str) -> Arm:
-    return arm_of(
-        {"name": "augment", "mode": "insert", "rows": rows, "n": 800, "fraction": 0.1}, {}
-    )
+def inserting(rows: str, n: int = 800) -> Arm:
+    edit = AugmentConfig(mode="insert", rows=rows).edit("ekfac")
+    return Arm(replace(edit, amount=Count(n, "rows")))
 
 
 def test_arms_that_insert_rows_bear_the_name_of_their_file():
     assert inserting("a/motif.npy").name == "augment insert motif 800 rows"
-    assert not inserting("a/random_motif.npy").is_random and inserting("b/random.npy").is_random
+
+
+@pytest.mark.parametrize("file", ["random", "repetition"])
+def test_an_inserted_file_is_no_reference_whatever_its_name(file, tmp_path):
+    """Rows are a random edit, or the trivial baseline, in runs of before edits were data alone."""
+    control, other = read_runs(
+        write_runs(tmp_path, range(1), (Edit("control"), Edit("augment", "ekfac")))
+    )
+    mine, rows = (replace(other, arm=inserting(f"{one}.npy")) for one in ("motif", file))
+    runs = [control, mine, rows]
+    assert not rows.arm.edit.is_random and rows.arm.edit.source == ""
+    assert references_of(mine, runs, file) == []
+    assert file not in {row.reference for row in compare_arms(measure(runs), StudyConfig())}
+    before = read_summary(asdict(AugmentConfig(mode="insert", rows=f"{file}.npy")) | {"n": 800}, {})
+    old = replace(rows, arm=Arm(before))
+    assert old.arm == rows.arm and references_of(mine, [control, mine, old], file) == [old]
 
 
 def test_the_arms_of_the_study_of_scales_are_those_of_its_sweeps():
@@ -224,7 +310,8 @@ def test_the_arms_of_the_study_of_scales_are_those_of_its_sweeps():
     ]
     params = [yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"] for path in sweeps]
     ran = {inserting(rows.strip()) for rows in params[0]["intervention.rows"].split(",")}
-    assert {arm_as(arm) for arm in study.arms.values()} == {*ran, Arm("control")}
+    control = Arm(edits.Edit("control"))
+    assert {arm_as(study.arm(name)) for name in study.arms} == {*ran, control}
     assert {one["seed"] for one in params} == {f"range({study.seeds[0]},{study.seeds[-1] + 1})"}
 
 
@@ -233,14 +320,55 @@ def test_the_sentence_says_that_rows_were_inserted(tmp_path):
     made = [replace(runs[1], arm=inserting(f"{kind}.npy")) for kind in ("motif", "random")]
     said = headline(measure([runs[0], *made]), compose(["study=scales"]).study)
     assert said.startswith("With 800 rows of motif inserted, L2H0 crosses .060 at step")
-    assert "; random insertions end at ." in said
 
 
-def test_inserted_rows_are_compared_with_as_many_rows_of_another_kind(tmp_path):
-    runs = read_runs(write_runs(tmp_path, range(1), (Edit("control"), Edit("augment", "ekfac"))))
-    kinds = ("motif", "shuffled", "random", "repetition")
-    made = [replace(runs[1], arm=inserting(f"{kind}.npy")) for kind in kinds]
-    few = replace(made[1], arm=replace(made[1].arm, amount="400 rows"))
-    everything = [*runs, *made, few]
-    for reference, other in zip(kinds[1:], made[1:], strict=True):
-        assert references_of(made[0], everything, reference) == [other]
+def test_the_study_of_scales_judges_rows_of_today_by_its_own_arms(tmp_path):
+    """Its claims call rows `random` and `repetition`: arms of the study, as `shuffled` is."""
+    edits_made = (Edit("control"), Edit("augment", "ekfac"))
+    runs = read_runs(write_runs(tmp_path, range(16, 18), edits_made))
+    study = compose(["study=scales"]).study
+    kinds = ("motif", "own_motif", "shuffled", "random", "random_motif", "repetition")
+    controls = [run for run in runs if run.arm.edit.is_control]
+    made = [
+        replace(run, arm=inserting(f"{kind}.npy"), folder=run.folder / kind)
+        for run in runs if not run.arm.edit.is_control for kind in kinds
+    ]  # fmt: skip
+    for verdict in judge(study, measure([*controls, *made])):
+        assert verdict.arm == inserting(f"{verdict.claim.arm}.npy").name
+        assert verdict.seeds == (16, 17), verdict.claim.reference
+    few = [replace(run, arm=inserting("motif.npy", 400)) for run in made[:1]]
+    wrong = judge(study, measure([*controls, *few]))
+    assert {verdict.arm for verdict in wrong} == {""}, "another number of rows"
+
+
+def test_an_arm_of_a_study_means_the_runs_that_have_the_settings_it_names(tmp_path):
+    folders = write_runs(tmp_path, [0, 1], (STANDARD[0], Edit("remove", "ekfac")))
+    folders += (more := write_runs(tmp_path / "more", [0, 1], [Edit("remove", "ekfac")]))
+    for folder in folders:
+        change(folder, estimator={"damping": 0.01 if folder in more else 0.1})
+        change(folder, fingerprints={"arm": str(folder)})
+    words = {"intervention": "remove", "estimator": "ekfac"}
+    one = {"text": "t", "reference": "control", "direction": "less"}
+    study = StudyConfig(
+        arms={"any": words, "low": words | {"estimator.damping": 0.01},
+              "rows": {"intervention": "augment", "intervention.mode": "insert",
+                       "intervention.rows": "here/motif.npy", "intervention.per_step": 4}},
+        claims={arm: ClaimConfig(arm=arm, **one) for arm in ("any", "low")},
+    )  # fmt: skip
+    rows = study.arm("rows")
+    assert rows.edit.by == Rows("motif") and rows.settings == {"intervention.per_step": 4}
+    both, low = judge(study, measure(read_runs([tmp_path])))
+    assert both.arm == "" and both.reason.startswith("2 arms are what the claim speaks of")
+    assert low.arm == "remove mask ekfac top 10 % damping=0.01" and low.seeds == (0, 1)
+    matching = replace(inserting("motif.npy"), settings={"intervention.per_step": 4})
+    assert matching.fits(arm_as(rows)), "however many rows"
+    assert not inserting("motif.npy").fits(arm_as(rows)), "per_step is not known"
+
+
+def test_a_study_is_sealed_by_what_its_arms_mean():
+    words = {"intervention": "remove", "estimator": "ekfac"}
+    spelled = words | {"intervention.fraction": 0.1, "intervention.mode": "mask"}
+    one, other = (StudyConfig(arms={"a": arm}).content_hash() for arm in (words, spelled))
+    assert one == other
+    assert StudyConfig(arms={"a": words | {"estimator.damping": 0.2}}).content_hash() != one
+    assert StudyConfig(arms={"a": words | {"intervention.fraction": 0.2}}).content_hash() != one

@@ -8,11 +8,11 @@ from mda.analysis.bearing import bearing
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.report.arm import told
-from mda.schema import ArmConfig, ClaimConfig, StudyConfig
+from mda.schema import ClaimConfig, StudyConfig
 
 STUDY = StudyConfig(
     name="s",
-    arms={"ekfac": ArmConfig("remove", "mask", "ekfac", "top", "10 %")},
+    arms={"ekfac": {"intervention": "remove", "estimator": "ekfac"}},
     claims={"c": ClaimConfig(text="t", arm="ekfac", direction="less")},
 )
 

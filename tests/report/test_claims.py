@@ -12,14 +12,15 @@ from mda.analysis.claims import counter_evidence, decide, evidence, judge, regis
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.analysis.statistics import Effect, Seed, label_p, paired_effect
-from mda.schema import ArmConfig, ClaimConfig, ConfigError, StudyConfig
+from mda.schema import ClaimConfig, ConfigError, StudyConfig
+from mda.schema.arm import read_arm
+from mda.schema.edit import Match
 
-TOP = {"select": "top", "amount": "10 %"}
 ARMS = {
-    "ekfac": ArmConfig("remove", "mask", "ekfac", **TOP),
-    "tracin": ArmConfig("remove", "mask", "tracin", **TOP),
-    "random": ArmConfig("remove", "mask", "random", "random", "10 %"),
-    "ball": ArmConfig("remove", "mask", "crystal ball", **TOP),
+    "ekfac": {"intervention": "remove", "estimator": "ekfac"},
+    "tracin": {"intervention": "remove", "estimator": "tracin"},
+    "random": {"intervention": "remove", "estimator": "random"},
+    "ball": {"intervention": "remove", "estimator": "exact"},
 }
 
 
@@ -30,7 +31,7 @@ def claim(direction="less", **changes) -> ClaimConfig:
 
 def study(*claims: ClaimConfig, **changes) -> StudyConfig:
     named = {f"c{i}": one for i, one in enumerate(claims)}
-    return StudyConfig(name="s", arms=ARMS, claims=named, **changes)
+    return StudyConfig(**({"name": "s", "arms": ARMS, "claims": named} | changes))
 
 
 def effect(n=5) -> Effect:
@@ -148,7 +149,7 @@ def test_planted_claims_come_out(measured):
     down = verdicts[0]
     assert down.p == 4.0**-6 and down.seeds == (0, 1, 2, 3, 4, 5)
     assert down.arm == "remove mask ekfac top 10 %"
-    assert verdicts[-1].reason == "the arm was not run: remove mask crystal ball top 10 %"
+    assert verdicts[-1].reason == "the arm was not run: remove mask exact top 10 %"
 
 
 def test_the_family_is_the_studys_whatever_was_run(measured, tmp_path):
@@ -179,11 +180,12 @@ def test_only_the_studys_seeds_are_judged_and_others_are_told(measured):
 
 
 def test_matched_random_sets_are_no_targeted_arms():
-    targeted = arm_as(ARMS["ekfac"])
-    matched = replace(targeted, match="label", match_targeted="exclude")
-    assert not matched.same_as(targeted) and matched.is_random
-    assert not matched.same_as(replace(matched, match_targeted="allow"))
-    assert targeted.same_as(replace(targeted, extra=("damping=1",)))
+    targeted = arm_as(read_arm(ARMS["ekfac"]))
+    matched = replace(targeted, edit=replace(targeted.edit, match=Match("label")))
+    allowed = replace(targeted, edit=replace(targeted.edit, match=Match("label", targeted=True)))
+    assert not matched.fits(targeted) and matched.edit.is_random
+    assert not matched.fits(allowed)
+    assert targeted.fits(replace(targeted, extra=("damping=1",)))
 
 
 def test_a_claim_can_compare_two_arms_of_another_size_or_kind(tmp_path):
@@ -193,7 +195,8 @@ def test_a_claim_can_compare_two_arms_of_another_size_or_kind(tmp_path):
     drawn = Edit("remove", "random", fraction=0.01, mode="mask_tokens", select="random")
     write_runs(tmp_path, range(8), (*STANDARD, tokens, drawn), noise=0.0005)
     arms = ARMS | {
-        "tokens": ArmConfig("remove", "mask_tokens", "ekfac", "top", "1 % of tokens"),
+        "tokens": ARMS["ekfac"]
+        | {"intervention.mode": "mask_tokens", "intervention.fraction": 0.01},
         "samples": ARMS["ekfac"],
     }
     of_tokens = {"arm": "tokens", "metric": "unit"}
@@ -209,7 +212,7 @@ def test_a_claim_can_compare_two_arms_of_another_size_or_kind(tmp_path):
     assert words == {"same": "replicated", "less": "replicated", "more": "replicated",
                      "unrun": "undecided"}  # fmt: skip
     assert found["same"].effect.n == found["more"].effect.n == 8
-    assert "no remove mask crystal ball top 10 % run" in " ".join(found["unrun"].dropped)
+    assert "no remove mask exact top 10 % run" in " ".join(found["unrun"].dropped)
 
 
 def test_few_seeds_are_undecided(tmp_path):
@@ -282,7 +285,7 @@ def test_more_runs_in_some_seeds_than_in_others_are_interim(measured):
     there = sorted({run.seed for run in measured.runs})
     one = study(claim(), date="2026-02-28", seeds=there)
     one = replace(one, hash=one.content_hash())
-    more = next(run for run in measured.runs if run.arm.is_random and run.replicate == 2)
+    more = next(run for run in measured.runs if run.arm.edit.is_random and run.replicate == 2)
     fewer = measure([run for run in measured.runs if run is not more])
     (verdict,) = judge(one, fewer, resamples=99)
     assert (verdict.status, verdict.status_reason) == (
@@ -317,8 +320,35 @@ BAD = {
         lambda: study(claim(expected=0.06), claim("none", arm="random", margin=0.021)),
         r"study\.claims\.c1\.margin=0\.021 is refused; accepted: at most 0\.02, a third of",
     ),
-    "match": (
-        lambda: ArmConfig("remove", match="label"), "match_targeted= is refused; accepted: exclude"
+    "an old word without its other": (
+        lambda: study(arms={"a": {"intervention": "remove", "match": "label"}}),
+        r"study\.arms\.a: \{'intervention': 'remove', 'match': 'label'\} means no edit",
+    ),
+    "an amount": (
+        lambda: study(arms={"a": {"intervention": "remove", "intervention.fraction": 2,
+                                  "estimator": "ekfac"}}),
+        r"study\.arms\.a: intervention\.fraction=2 is refused; accepted: a number above 0 and at",
+    ),
+    "a type": (
+        lambda: study(arms={"a": {"intervention": "remove", "intervention.fraction": "ten"}}),
+        r"study\.arms\.a: .*means no edit; an arm is written as \{intervention: remove, ",
+    ),
+    "a setting": (
+        lambda: study(arms={"a": {"intervention": "remove", "intervention.fracton": 0.1}}),
+        r"a: intervention\.fracton=0\.1 is refused; accepted: .*did you mean fraction",
+    ),
+    "no estimator": (
+        lambda: study(arms={"a": {"intervention": "remove"}}),
+        r"study\.arms\.a: estimator=null is refused; accepted: one of ekfac, tracin",
+    ),
+    "an estimator": (
+        lambda: study(arms={"a": {"intervention": "remove", "estimator": "ekfak"}}),
+        r"a: estimator=ekfak is refused; accepted: one of .*did you mean ekfac",
+    ),
+    "what replicates differ in": (
+        lambda: study(arms={"a": {"intervention": "remove", "estimator": "random",
+                                  "estimator.seed": 1}}),
+        r"study\.arms\.a: estimator\.seed=1 is refused; accepted: other settings of",
     ),
 }  # fmt: skip
 

@@ -68,14 +68,15 @@ def names(runs):
     [("upweight", "weight", 2.0, 8.0), ("spans", "ngram", 3, 5), ("insert", "per_step", 1, 4)],
 )
 def test_an_edit_is_compared_with_random_ones_of_its_own_strength(read, mode, key, low, high):
-    shared = {"mode": mode, "spans": "fresh", "rows": "made.npy"}
+    own = {"spans": {"name": "remove", "spans": "fresh"}, "insert": {"rows": "made.npy"}}
+    shared = {"mode": mode, **own.get(mode, {})}
     found = read(
         made_up("control", CONTROL),
         *(
             made_up(f"{name}{value}", {**shared, "select": select, key: value, **rows})
             for name, select, rows in (
                 ("top", "top", {}),
-                ("any", "random", {"rows": "random.npy"}),
+                ("any", "random", {"rows": "random.npy"} if mode == "insert" else {}),
             )
             for value in (low, high)
         ),
@@ -196,16 +197,16 @@ def test_a_training_that_two_units_share_counts_for_each(tmp_path):
     for i, run in enumerate(runs):
         write_table([run], tmp_path / str(i))
     found = read_runs([tmp_path])
-    repetition = [run for run in found if run.arm.estimator == "repetition"]
+    repetition = [run for run in found if run.arm.edit.source == "repetition"]
     assert [(run.unit, run.metric) for run in repetition] == [
         ("L1H0", "prefix_matching"), INDUCTION, PREVIOUS
     ]  # fmt: skip
     assert len({run.arm for run in repetition}) == 3
-    drawn = [run for run in found if run.arm.is_random]
+    drawn = [run for run in found if run.arm.edit.is_random]
     assert sorted(run.metric for run in drawn) == ["prefix_matching", "previous_token"]
-    assert len([run for run in found if run.arm.intervention == "control"]) == 1
+    assert len([run for run in found if run.arm.edit.is_control]) == 1
     measured = measure(found)
     for arm, seeds in by_arm(found).items():
-        if arm.estimator == "repetition":
+        if arm.edit.source == "repetition":
             (labelled,) = pair(measured, arm, seeds, "random", "unit").labelled
             assert (labelled.arm, labelled.reference) == ((0.5,), (0.9,))

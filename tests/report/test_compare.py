@@ -20,14 +20,14 @@ from mda.analysis.metrics import measure
 from mda.report import compare as report_compare
 from mda.report.compare import FILES, compare
 from mda.report.figures import curves_figure, heads_figure
-from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
+from mda.schema import ClaimConfig, ReportConfig, StudyConfig
 
 STUDY = StudyConfig(
     name="planted",
     date="2026-01-01",
     arms={
-        "ekfac": ArmConfig("remove", "mask", "ekfac", "top", "10 %"),
-        "random": ArmConfig("remove", "mask", "random", "random", "10 %"),
+        "ekfac": {"intervention": "remove", "estimator": "ekfac"},
+        "random": {"intervention": "remove", "estimator": "random"},
     },
     claims={
         "removal": ClaimConfig(

@@ -21,19 +21,19 @@ from mda.analysis.metrics import (
 from mda.analysis.statistics import Seed, holm, paired_effect
 from mda.report.arm import base_heads
 from mda.report.tables import spread
-from mda.schema import ArmConfig, StudyConfig
+from mda.schema import StudyConfig
 
-TOP = {"select": "top", "amount": "10 %"}
+BAND = {"intervention": "remove", "intervention.select": "band", "estimator": "ekfac"}
 STUDY = StudyConfig(
     arms={
-        "remove_ekfac": ArmConfig("remove", "mask", "ekfac", **TOP),
-        "remove_tracin": ArmConfig("remove", "mask", "tracin", **TOP),
-        "remove_random": ArmConfig("remove", "mask", "random", "random", "10 %"),
-        "augment_ekfac": ArmConfig("augment", "duplicate", "ekfac", **TOP),
-        "augment_random": ArmConfig("augment", "duplicate", "random", "random", "10 %"),
-        "not run": ArmConfig("remove", "mask", "loss", **TOP),
-        "band": ArmConfig("remove", "mask", "ekfac", "band 0-0.1", "10 %"),
-        "band_2": ArmConfig("remove", "mask", "ekfac", "band 0.1-0.2", "10 %"),
+        "remove_ekfac": {"intervention": "remove", "estimator": "ekfac"},
+        "remove_tracin": {"intervention": "remove", "estimator": "tracin"},
+        "remove_random": {"intervention": "remove", "estimator": "random"},
+        "augment_ekfac": {"intervention": "augment", "estimator": "ekfac"},
+        "augment_random": {"intervention": "augment", "estimator": "random"},
+        "not run": {"intervention": "remove", "estimator": "loss"},
+        "band": BAND | {"intervention.band": [0, 0.1]},
+        "band_2": BAND | {"intervention.band": [0.1, 0.2]},
     }
 )
 
@@ -95,7 +95,7 @@ def test_planted_effects_have_their_sign_and_order(compared):
 
 def test_onset_is_the_interpolated_crossing_in_steps_and_tokens(compared):
     _, measured, _ = compared
-    run = next(r for r in measured.runs if r.arm.estimator == "ekfac")
+    run = next(r for r in measured.runs if r.arm.edit.source == "ekfac")
     values = measured.of(run, run).values
     steps, curve = run.curve["step"], run.curve[f"emergence/prefix_matching/{run.unit}"]
     dense = np.arange(steps[0], steps[-1] + 1, 0.01)
@@ -173,7 +173,7 @@ def test_the_base_runs_heads_are_read_at_its_last_step_if_that_is_after_the_wind
 
 def test_other_induction_heads_are_those_of_the_base_run(compared):
     _, measured, rows = compared
-    run = next(r for r in measured.runs if r.arm.estimator == "ekfac" and r.seed == 1)
+    run = next(r for r in measured.runs if r.arm.edit.source == "ekfac" and r.seed == 1)
     control = control_of(run, measured.runs)
     prefix = "emergence/prefix_matching/"
     assert control.base_heads is not None
@@ -221,7 +221,7 @@ def test_other_heads_of_a_metric_are_found_where_the_control_had_another(tmp_pat
         results = summary["results"] | {"base_heads": heads}
         store.write_json(folder / "summary.json", summary | changed | {"results": results})
     measured = measure(read_runs([tmp_path]))
-    run = next(r for r in measured.runs if r.arm.intervention == "remove")
+    run = next(r for r in measured.runs if r.arm.edit.intervention == "remove")
     values = measured.of(run, run).values
     assert values["heads/induction"] == pytest.approx(0.15)  # L1H0, L1H1 and L1H3
     assert values["heads/rest"] == pytest.approx(0.1)
@@ -334,7 +334,7 @@ def test_any_estimator_is_an_arm_and_can_be_a_reference(tmp_path, estimator):
     assert mean is not None and mean < -0.01
     against = table(rows, "repetition", "unit")
     assert set(against) == ({"remove mask ekfac top 10 %"} if estimator == "repetition" else set())
-    target = next(r for r in measured.runs if r.arm.estimator == "ekfac")
+    target = next(r for r in measured.runs if r.arm.edit.source == "ekfac")
     found = references_of(target, measured.runs, estimator)
     assert [r.arm.name for r in found] == [name]
 
@@ -352,7 +352,7 @@ def test_random_reference_is_unmatched_and_of_equal_size(tmp_path):
     )
     write_runs(tmp_path, [0], edits)
     runs = read_runs([tmp_path])
-    target = next(r for r in runs if r.arm.estimator == "ekfac" and not r.arm.match)
+    target = next(r for r in runs if r.arm.edit.source == "ekfac" and not r.arm.edit.match)
     names = [r.arm.name for r in references_of(target, runs, "random")]
     assert names == ["remove mask random 10 %"] * 2
     names = [r.arm.name for r in references_of(target, runs, "matched")]

@@ -27,7 +27,7 @@ def test_a_finished_trace_prints_them(capsys):
 def test_a_comparison_draws_and_prints_arms_that_are_named_after_them(tmp_path, capsys):
     for folder in write_runs(tmp_path / "runs", [0, 1], STANDARD[:2]):
         if "control" not in folder.name:
-            change(folder, intervention={"label": WILD})
+            change(folder, edit={"label": WILD})
     compare(
         [tmp_path / "runs"], tmp_path / "out", StudyConfig(), ReportConfig(resamples=99, dpi=30)
     )

@@ -8,11 +8,11 @@ pytest.importorskip("wandb_workspaces")
 from mda import store
 from mda.report.compare import compare
 from mda.report.wandb_report import build_report, spec
-from mda.schema import ArmConfig, ClaimConfig, ReportConfig, StudyConfig
+from mda.schema import ClaimConfig, ReportConfig, StudyConfig
 
 IDS = ["a1", "b2"]
 STUDY = StudyConfig(
-    arms={"ekfac": ArmConfig("remove", "mask", "ekfac", "top", "10 %")},
+    arms={"ekfac": {"intervention": "remove", "estimator": "ekfac"}},
     claims={"removal": ClaimConfig("Removal lowers it.", "unit", "ekfac", "random", "less")},
 )
 

@@ -1,0 +1,93 @@
+"""Edits as they were written down before they were data: in studies as words, in summaries none.
+
+Registered studies and kept tables are read here, and stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from decimal import Decimal
+from typing import Any
+
+from mda.schema.attribution import AugmentConfig, InterventionConfig, RemoveConfig
+from mda.schema.edit import (
+    RANDOM,
+    Band,
+    Bottom,
+    Count,
+    Edit,
+    Match,
+    Random,
+    Rows,
+    Scorer,
+    Share,
+    Top,
+)
+
+WORDS = (
+    "intervention", "mode", "estimator", "select", "amount", "label", "match", "match_targeted",
+)  # fmt: skip
+"""What an arm of an old study was written in, each of them a text."""
+
+
+def read_words(words: Mapping[str, str]) -> Edit:
+    """The edit of an old study's arm. Raises ValueError or KeyError for words with no meaning."""
+    said = dict.fromkeys(WORDS, "") | dict(words)
+    mode, _, spans = said["mode"].partition(" ")
+    estimator, select = said["estimator"], said["select"]
+    if bool(said["match"]) != bool(said["match_targeted"]):
+        raise ValueError("match and match_targeted stand together")
+    match = Match(said["match"], said["match_targeted"] == "allow") if said["match"] else None
+    by: Scorer | Rows | None = Scorer(estimator) if estimator not in ("", RANDOM) else None
+    if mode == "insert":  # rows had the name of what they are in place of an estimator's
+        by = Rows(estimator, stands_for=estimator)
+    return Edit(
+        said["intervention"],
+        mode,
+        spans,
+        by,
+        choose := _choice(select),
+        None if isinstance(choose, Band) else _amount(said["amount"]),
+        said["label"] or None,
+        match,
+    )
+
+
+def read_summary(intervention: Mapping[str, Any], estimator: Mapping[str, Any]) -> Edit:
+    """The edit of a run whose summary has settings alone. Raises KeyError or ValueError."""
+    kinds: dict[str, type[InterventionConfig]] = {"remove": RemoveConfig, "augment": AugmentConfig}
+    if intervention["name"] == "control":
+        return Edit("control")
+    kind = kinds[intervention["name"]]
+    names = {item.name for item in fields(kind)}
+    known = {key: value for key, value in intervention.items() if key in names}
+    known.setdefault("mode", intervention.get("action"))
+    edit = kind(**known).edit(str(estimator.get("name") or ""))
+    if isinstance(edit.by, Rows):
+        by, n = replace(edit.by, stands_for=edit.by.name), int(intervention["n"])
+        return replace(edit, by=by, amount=Count(n, of="rows"))
+    return edit
+
+
+def _choice(select: str) -> Top | Bottom | Band | Random | None:
+    if select.startswith("band "):
+        low, high = select.removeprefix("band ").split("-")
+        return Band(float(low), float(high))
+    return {"": None, "top": Top(), "bottom": Bottom(), "random": Random()}[select]
+
+
+def _amount(text: str) -> Share | Count | None:
+    """`10 %`, `500 samples`, `1 % of tokens within 10 % of samples`, `900 tokens`, `800 rows`."""
+    if not text:
+        return None
+    what, _, inside = text.partition(" within ")
+    within = _percent(inside) if inside else None
+    number, unit, *of = what.split()
+    if unit == "%":
+        return Share(_percent(number), of[-1] if of else "samples", within)
+    return Count(int(number), unit, within)
+
+
+def _percent(text: str) -> float:
+    return float(Decimal(text.split()[0]) / 100)
