@@ -9,11 +9,12 @@ base run has no optimizer's state: its arms, and their control, start with a fre
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from mda.config import command_of, main, setting_word
+from mda.config import command_of, main, overrides_of, setting_word
 from mda.schema import Config
+from mda.schema.attribution import ControlConfig
 from mda.schema.edit import Count, as_data
 
 NEEDS = (
@@ -86,10 +87,38 @@ def run(config: Config, folder: Path) -> None:
     )
     if not any(stage and stage.built for stage in stages.values()):
         print("nothing to build: this arm was in the store")
-    follows = [setting_word("output_dir", config.output_dir)]
-    follows += [setting_word("report.runs", [str(folder.parent)])]
-    print(f"{log.upload}next: {command_of('compare', follows)}")
+    print(f"{log.upload}next: {following(config, folder, arm.base.fingerprint)}")
     print(folder)
+
+
+def following(config: Config, folder: Path, base: str) -> str:
+    """The command that compares the arms beside this one, or runs the control that they lack.
+
+    A sweep's jobs are compared together, whichever of them comes first.
+    """
+    if folder.name.isdigit() or any(
+        _is_control(path, base) for path in folder.parent.rglob("summary.json")
+    ):
+        follows = [setting_word("output_dir", config.output_dir)]
+        follows += [setting_word("report.runs", [str(folder.parent)])]
+        return command_of("compare", follows)
+    known = {f"intervention.{one.name}" for one in fields(ControlConfig)}
+    own = [word for word in overrides_of(folder)
+           if not word.startswith("intervention.") or word.partition("=")[0] in known]  # fmt: skip
+    kept = [word for word in own if not word.startswith("intervention=")]
+    return command_of("run", [*kept, "intervention=control"])
+
+
+def _is_control(summary: Path, base: str) -> bool:
+    """Whether a summary is that of a finished control of this base run."""
+    from mda import store
+
+    try:
+        content = store.read_object(summary)
+        control = content["intervention"]["name"] == "control"
+        return control and content["fingerprints"]["base"] == base
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
 
 
 def preview(configs: Sequence[Config], side_by_side: int) -> None:

@@ -201,5 +201,4 @@ def _plot(
         ax.set(xlabel="training step", ylabel=name.removeprefix("emergence/"))
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
-    fig.tight_layout()
     save_figure(fig, path, dpi)

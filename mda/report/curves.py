@@ -47,7 +47,6 @@ def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, dpi: in
     low.legend(frameon=False, fontsize=8)
     for ax in (top, low):
         ax.spines[["top", "right"]].set_visible(False)
-    fig.tight_layout()
     save_figure(fig, path, dpi)
 
 
@@ -74,5 +73,4 @@ def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path, dpi: int) -
         ax.set_yticks(range(values.shape[0]))
         fig.colorbar(image, ax=ax, fraction=0.05)
     fig.suptitle(f"step {int(curve[-1]['step']):,}", fontsize=10)
-    fig.tight_layout()
     save_figure(fig, path, dpi)

@@ -86,7 +86,6 @@ def plot_distribution(values: np.ndarray, unit: str, path: Path, dpi: int) -> No
     right.set(xlabel="top samples, % of the window", ylabel="% of all positive influence")
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
-    fig.tight_layout()
     save_figure(fig, path, dpi)
 
 

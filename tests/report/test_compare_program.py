@@ -1,5 +1,6 @@
 """experiments/compare.py as it is called from the command line, on made-up runs."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from made_up_runs import STANDARD, write_runs
 from made_up_traces import write_trace
 
 from mda import store
+from mda.config import compose
+from mda.programs.run import following
 
 PROGRAM = Path(__file__).parents[2] / "experiments" / "compare.py"
 
@@ -56,3 +59,20 @@ def test_nothing_to_compare_is_one_sentence(tmp_path, runs, message):
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs" / "compare" / "c" / "report.html").exists()
+
+
+def test_an_arm_without_a_control_is_followed_by_that_and_then_by_the_comparison(tmp_path):
+    edit = ["intervention=remove", "intervention.mode=drop", "intervention.fraction=0.2"]
+    words = ["experiment=smoke", *edit, "intervention.window=[20,40]"]
+    (removal,) = write_runs(tmp_path / "runs", [0], STANDARD[1:2])
+    (tmp_path / "runs" / "broken").mkdir()
+    (tmp_path / "runs" / "broken" / "summary.json").write_text("[]")
+    store.write_json(removal / "job.json", {"overrides": words})
+    command = following(compose(words), removal, "base0")
+    assert command.startswith("mda run experiment=smoke ") and "remove" not in command
+    control = compose(shlex.split(command)[2:]).intervention
+    assert (control.name, control.steps) == ("control", (20, 40))
+    write_runs(tmp_path / "runs", [1], STANDARD[:1])
+    assert following(compose(words), removal, "base0") == command  # of another base run
+    write_runs(tmp_path / "runs", [0], STANDARD[:1])
+    assert following(compose(words), removal, "base0").startswith("mda compare ")
