@@ -58,6 +58,12 @@ Last comes what the model can do: by how much edits change it, and below by how 
 of the control's strongest heads does, or of as many others; all in nats. Real text is held-out text
 that was not generated; the ICL score of the first table is of all held-out text. A lower one is
 more learning from the context."""
+NOTES = {  # folder -> what its runs did otherwise than the same words do now
+    "tokens": """\
+In the two arms of random samples whose spans are replaced, the new tokens were drawn from the same
+stream as the random scores that chose the samples, so that they depend on them; now they are drawn
+apart.""",
+}
 Row = Mapping[str, str]
 
 
@@ -132,6 +138,7 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
         "",
         f"{sentence}",
         "",
+        *([*NOTES[folder.name].split("\n"), ""] if folder.name in NOTES else []),
         f"![Emergence in every arm]({folder.name}/curves.png)",
         "",
         *([f"Compared with: {', '.join(compared)}.", ""] if compared else []),

@@ -75,7 +75,8 @@ def leaderboard(
     `outcome` after the edit minus that of the control, in its own units, mean over runs;
     `transfer/` is a removal in runs from other initial weights; `with_exact` is the rank
     correlation of the scores with those of `exact`, and `cost` is in trainings of the window, both
-    means over runs. None for what was not measured.
+    means over runs. None for what was not measured; sets whose outcome is missing or not finite are
+    counted by `lds/left_out`, where there are any.
     """
     rows, found = tables.rows, []
     shares = sorted({row["fraction"] for row in rows["subsets"]})
@@ -88,6 +89,8 @@ def leaderboard(
             said = rank_correlation(list(groups.values()), confidence, resamples)
             one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
                     f"{key}/n": said.n}  # fmt: skip
+            if left_out := sum(group.left_out for group in groups.values()):
+                one[f"{key}/left_out"] = left_out
         for key, values in effects_of(rows["edits"], unit, name, outcome).items():
             one |= {key: float(np.mean(list(values.values()))), f"{key}/n": len(values)}
         for column in ("roc_auc", "recall_at_k"):
@@ -105,7 +108,8 @@ def groups_of(
     """Predictions and measured values: a group for each run, by its seed, and share of the window.
 
     The prediction of an estimator is minus the scores that were removed; that of a rerun
-    is what was measured from a perturbed start.
+    is what was measured from a perturbed start. Sets whose outcome or prediction is missing or not
+    finite are left out and counted.
     """
 
     def predicted(row: Row) -> float | None:
@@ -119,9 +123,12 @@ def groups_of(
         for share in shares:
             wanted = (seed, unit, share)
             of_group = [r for r in rows if (r["seed"], r["unit"], r["fraction"]) == wanted]
-            if own := [row for row in of_group if predicted(row) is not None]:
-                x, y = np.array([(predicted(row), row[outcome]) for row in own], np.float64).T
-                groups[seed, share] = Group(x, y, _bands(own))
+            asked = [row for row in of_group if predicted(row) is not None]
+            pairs = np.array([(predicted(row), row[outcome]) for row in asked], np.float64)
+            finite = np.isfinite(pairs.reshape(-1, 2)).all(1)
+            if own := [row for row, good in zip(asked, finite, strict=True) if good]:
+                x, y = pairs[finite].T
+                groups[seed, share] = Group(x, y, _bands(own), len(asked) - len(own))
     return groups
 
 
@@ -140,8 +147,10 @@ def effects_of(
     for row in rows:
         if (row["unit"], row["estimator"]) == (unit, name):
             edit = "transfer" if row["to_seed"] != row["seed"] else row["edit"]
-            runs = found.setdefault(f"{edit}/{row['fraction']}", {})
-            runs[row["seed"], row["to_seed"]] = row[outcome] - row[f"control_{outcome}"]
+            after, before = (row[f"{which}{outcome}"] for which in ("", "control_"))
+            if after is not None and before is not None and np.isfinite(after - before):
+                runs = found.setdefault(f"{edit}/{row['fraction']}", {})
+                runs[row["seed"], row["to_seed"]] = after - before
     return found
 
 

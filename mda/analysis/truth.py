@@ -35,6 +35,7 @@ class Group(NamedTuple):
     predicted: np.ndarray  # [N]; of two estimators [2, N]
     measured: np.ndarray  # [N]
     band: np.ndarray  # int [N]: sets of one band of scores share most of their samples
+    left_out: int = 0  # sets without a finite outcome or prediction, which have no rank
 
 
 def rank_correlation(

@@ -140,6 +140,8 @@ def cell(row: Row, key: str, board: Sequence[Row]) -> str:
     n, most = row.get(f"{key}/n"), max(other.get(f"{key}/n") or 0 for other in board)
     counted = "sets" if key.startswith("lds") else "runs"
     fewer = f" ({n} of {most} {counted})" if n and n < most else ""
+    if left_out := row.get(f"{key}/left_out"):
+        fewer += f" ({left_out} without an outcome left out)"
     low, high = row.get(f"{key}/low"), row.get(f"{key}/high")
     interval = f" [{_two(low)}, {_two(high)}]" if low is not None and high is not None else ""
     text = _two(value) if key.startswith(("lds", "roc", "recall", "with")) else number(value)

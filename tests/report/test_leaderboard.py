@@ -15,6 +15,7 @@ from mda.analysis.truth import (
     roc_area,
     spearman,
 )
+from mda.report.leaderboard import cell
 from mda.report.truth import report_truth
 from mda.schema import ReportConfig
 
@@ -145,6 +146,43 @@ def test_sets_that_scores_had_a_part_in_drawing_can_be_left_out():
     row = of(board.leaderboard(tables, resamples=99), "unrolled")
     assert row["lds_at_random"] == pytest.approx(1) and row["lds_at_random/n"] == 24
     assert row["lds"] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
+def test_a_set_without_an_outcome_is_left_out_and_counted_not_ranked_lowest(missing, tmp_path):
+    """The sets that should have the highest outcome: as the lowest they would spoil the order."""
+    tables = world(seeds=(0,))
+    whole = of(board.leaderboard(tables), "ekfac")
+    assert "lds/left_out" not in whole
+    for share in (0.05, 0.3):
+        own = [row for row in tables.rows["subsets"] if row["fraction"] == share]
+        max(own, key=lambda row: row["metric"])["metric"] = missing
+    gone = of(rows := board.leaderboard(tables), "unrolled")
+    assert (gone["lds"], gone["lds/n"], gone["lds/left_out"]) == (pytest.approx(1), 22, 2)
+    kept = [row for row in tables.rows["subsets"] if np.isfinite(row["metric"] or np.nan)]
+    assert (
+        of(rows, "ekfac")["lds"]
+        == of(board.leaderboard(Tables(tables.rows | {"subsets": kept}, tables.about)), "ekfac")[
+            "lds"
+        ]
+    )
+    assert "1.00" in cell(gone, "lds", rows) and "(2 without an outcome left out)" in cell(
+        gone, "lds", rows
+    )
+    assert comparisons(tables)[0]["n"] == 22
+    report_truth(tables, tmp_path, ReportConfig(resamples=99))
+
+
+@pytest.mark.parametrize("column", ["metric", "control_metric"])
+def test_an_edit_without_an_outcome_is_no_effect(column):
+    tables = world()
+    before = of(board.leaderboard(tables), "ekfac")
+    for row in tables.rows["edits"]:
+        if row["estimator"] == "ekfac" and row["seed"] == 1:
+            row[column] = None
+    after = of(board.leaderboard(tables), "ekfac")
+    assert (before["remove/0.1/n"], after["remove/0.1/n"]) == (2, 1)
+    assert after["remove/0.1"] == pytest.approx(-1.0)
 
 
 def test_sets_of_different_sizes_are_never_ranked_together():
