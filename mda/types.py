@@ -56,7 +56,8 @@ class Tap(NamedTuple):
 
     Owner u has the `size` features from `start + (u // repeat) * stride` on. With one group all
     owners share them. `repeat` above 1 is grouped-query attention: that many query heads in turn
-    share a group of key and value features.
+    share a group of key and value features. Features before the first whole stride of `start`
+    belong to another map that the module holds as well.
     """
 
     module: str  # its path in the model, as in `named_modules`
@@ -65,6 +66,7 @@ class Tap(NamedTuple):
     stride: int = 0
     groups: int = 1
     repeat: int = 1
+    transposed: bool = False  # the module's weight is [inputs, outputs], as GPT-2's
 
     @property
     def owners(self) -> int:
@@ -73,8 +75,12 @@ class Tap(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """The owners' features [.., owners, size] of a tensor [.., features]."""
-        x = x.unflatten(-1, (self.groups, self.stride)) if self.groups > 1 else x.unsqueeze(-2)
-        x = x[..., self.start : self.start + self.size]
+        if self.groups > 1:
+            first, start = self.start - self.start % self.stride, self.start % self.stride
+            x = x[..., first : first + self.groups * self.stride]
+            x = x.unflatten(-1, (self.groups, self.stride))[..., start : start + self.size]
+        else:
+            x = x.unsqueeze(-2)[..., self.start : self.start + self.size]
         return x.repeat_interleave(self.repeat, dim=-2) if self.repeat > 1 else x
 
 

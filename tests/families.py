@@ -77,6 +77,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"num_key_value_heads": 2, "attention_multiplier": 0.9, "logits_scaling": 3.0}
         | {"embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     ),
+    "olmo clipped": ("olmo", _LLAMA | {"num_key_value_heads": 3, "clip_qkv": 2.0}),
+    "apertus": ("apertus", _LLAMA | {"num_key_value_heads": 2, "mlp_bias": True}),
+    "phi3": (
+        "phi3",
+        _LLAMA
+        | {"num_key_value_heads": 2, "sliding_window": 4}
+        | {"rope_parameters": _rotary(0.5)},
+    ),
+    "phi3 one group": ("phi3", _LLAMA | {"num_key_value_heads": 1}),
+    "gpt2": ("gpt2", _NEOX),
+    "gpt2 by layer": (
+        "gpt2",
+        _NEOX | {"n_inner": 13, "scale_attn_by_inverse_layer_idx": True},
+    ),
     "gemma2": (
         "gemma2",
         _LLAMA
@@ -100,7 +114,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def config_of(case: str, **changes: Any):
     """transformers' configuration of a case."""
     model_type, settings = FAMILIES[case]
-    if model_type != "gpt_neox":
+    if model_type == "gpt2":
+        settings = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0) | settings
+    elif model_type != "gpt_neox":
         settings = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}} | settings
     sizes = {
         "vocab_size": N_VOCAB,
@@ -122,7 +138,8 @@ def enlarge(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if parameter.ndim == 2:
-                drawn *= 1.5 / math.sqrt(parameter.shape[1])
+                n_in = parameter.shape[0 if ".c_" in name else 1]  # GPT-2's are [inputs, outputs]
+                drawn *= 1.5 / math.sqrt(n_in)
             else:
                 drawn = 0.3 * drawn + (0.0 if name.endswith("bias") else 1.0)
             parameter.copy_(drawn)

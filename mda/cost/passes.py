@@ -23,8 +23,10 @@ from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from mda.estimator.ekfac import INDEPENDENT, input_site, output_site
+from mda.model.architecture import architecture
 from mda.model.loss import RUN, TILE
 from mda.training.loss import LOGITS
 from mda.types import ParameterBlock
@@ -49,15 +51,15 @@ class Shape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape:
         """Counted on a model, which may be on the device `meta`."""
-        config, head = model.config, model.get_output_embeddings()
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        adapter, head = architecture(model), model.get_output_embeddings()
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
         return cls(
-            n_layers=config.num_hidden_layers,
-            n_heads=config.num_attention_heads,
-            d_model=config.hidden_size,
-            d_ff=config.intermediate_size,
+            n_layers=adapter.n_layers,
+            n_heads=adapter.n_heads,
+            d_model=adapter.d_model,
+            d_ff=adapter.d_ff,
             vocab_size=len(head.weight),  # type: ignore[union-attr]
-            gated=any(name.endswith("gate_proj") for name, _ in model.named_modules()),
+            gated=len(adapter.neuron_blocks(0)["in"].outputs) > 1,
             n_parameters=sum(parameter.numel() for parameter in model.parameters()),
             n_linear=sum(module.weight.numel() for module in linear),
         )

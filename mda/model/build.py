@@ -33,7 +33,9 @@ from mda.model.plain_attention import CAPPED
 from mda.schema import CheckpointConfig, ConfigError, ModelConfig, ScratchConfig
 from mda.schema.model import supported_config
 
-DROPOUTS = ("attention_dropout", "hidden_dropout")
+DROPOUTS = (
+    "attention_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop",
+)  # fmt: skip
 CONFIG_FILE = "model_config.json"
 UNTIED = "the weights have an output embedding of their own"
 NOT_THE_FUNCTION = (  # keys of a config.json that do not change what the model computes
@@ -153,7 +155,7 @@ def layout(config: Mapping[str, Any]) -> PreTrainedModel:
 
 def layout_of(settings: ModelConfig) -> PreTrainedModel:
     """The model that these settings mean without weights."""
-    return layout(function_of(settings))
+    return layout(function_of(settings) | {"pad_token_id": None})  # a default may lie outside
 
 
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:

@@ -24,8 +24,13 @@ FAMILIES: dict[str, str] = {
     "gemma3_text": "mda.model.llama:Llama",
     "olmo": "mda.model.llama:Llama",
     "smollm3": "mda.model.llama:Llama",
+    "apertus": "mda.model.llama:Apertus",
+    "phi3": "mda.model.llama:Phi3",
+    "gpt2": "mda.model.llama:Gpt2",
 }
 """config.json's model_type -> `module:class` of its adapter; a plugin adds its own."""
+
+MIXTURE = ", a mixture of experts: each token has neurons of its own, in no fixed linear map"
 
 SIZES = {  # ours -> config.json's
     "n_layers": "num_hidden_layers",
@@ -35,6 +40,14 @@ SIZES = {  # ours -> config.json's
     "vocab_size": "vocab_size",
     "max_seq_len": "max_position_embeddings",
 }
+GPT2_SIZES = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "max_position_embeddings": "n_positions",
+}
+"""GPT-2's own words for them."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
@@ -68,7 +81,7 @@ class ScratchConfig(ModelConfig):
     n_heads: int = setting(4, "attention heads in a layer", low=1)
     n_key_value_heads: int | None = setting(
         None,
-        "key-value heads, null: as many; not in gpt_neox",
+        "key-value heads, null: as many; not in gpt_neox and gpt2",
         low=1,
     )
     d_ff: int = setting(256, "width of the MLP", low=1)
@@ -89,12 +102,13 @@ class ScratchConfig(ModelConfig):
         if self.n_key_value_heads and self.n_heads % self.n_key_value_heads:
             raise self._refuse("n_key_value_heads", f"a divisor of model.n_heads={self.n_heads}")
         d_head = self.d_model // self.n_heads
+        ungrouped = self.family in ("gpt_neox", "gpt2")
+        if ungrouped and self.n_key_value_heads not in (None, self.n_heads):
+            raise self._refuse("n_key_value_heads", f"null with model.family={self.family}")
         if self.family != "gpt_neox":
             if d_head % 2:
                 raise self._refuse("n_heads", f"heads of an even size, not {d_head}")
             return
-        if self.n_key_value_heads not in (None, self.n_heads):
-            raise self._refuse("n_key_value_heads", "null with model.family=gpt_neox")
         rotary = int(d_head * self.rotary_pct)
         if rotary < 2 or rotary % 2:
             raise self._refuse(
@@ -159,7 +173,12 @@ def supported_config(path: Path, key: str) -> dict[str, Any]:
     config = read_config(path)
     kind = config.get("model_type")
     if kind not in FAMILIES:
-        raise ConfigError(f"{key}: its model_type is {kind}; accepted: {', '.join(FAMILIES)}")
+        reason = MIXTURE if any(name.endswith("_experts") for name in config) else ""
+        raise ConfigError(
+            f"{key}: its model_type is {kind}{reason}; accepted: {', '.join(FAMILIES)}"
+        )
+    if kind == "gpt2":
+        config = _sizes_of_gpt2(config)
     if missing := [name for name in SIZES.values() if not isinstance(config.get(name), int)]:
         raise ConfigError(
             f"{key}: config.json says no {missing[0]}; accepted: whole numbers for "
@@ -185,6 +204,14 @@ def _refuse_unreadable(path: Path, config: Mapping[str, Any], key: str) -> None:
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
     if kind is not None and kind not in ROPE_TYPES:
         raise ConfigError(f"{key}: its rope_type is {kind}; accepted: {', '.join(ROPE_TYPES)}")
+
+
+def _sizes_of_gpt2(config: dict[str, Any]) -> dict[str, Any]:
+    """With all sizes under the names of the other families."""
+    sizes = {name: config[own] for name, own in GPT2_SIZES.items() if config.get(own)}
+    if isinstance(width := config.get("n_embd"), int):
+        sizes = {"intermediate_size": 4 * width} | sizes
+    return config | sizes
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def gather(block: ParameterBlock, tensors: Mapping[str, Tensor]) -> Tensor:
     """
     parts = []
     for output in block.outputs:
-        own_IHJ = output.of(tensors[f"{output.module}.weight"].T)  # of all the module's inputs
+        own_IHJ = output.of(_weight(output, tensors).T)  # of all the module's inputs
         own_HJGI = block.input.of(own_IHJ.permute(1, 2, 0))
         part_HIJ = own_HJGI[:, :, 0].transpose(1, 2)
         if block.input.owners > 1:
@@ -51,10 +51,16 @@ def add_to(
     inputs = features(block.input, owner)
     for output in block.outputs:
         rows, part = features(output, owner), delta_IJ[:, place : place + output.size]
-        tensors[f"{output.module}.weight"][rows, inputs] += part[:n_in].T
+        _weight(output, tensors)[rows, inputs] += part[:n_in].T
         if block.bias:
             tensors[f"{output.module}.bias"][rows] += part[n_in]
         place += output.size
+
+
+def _weight(tap: Tap, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A view of the weight of a tap's module, [outputs, inputs]."""
+    weight = tensors[f"{tap.module}.weight"]
+    return weight.T if tap.transposed else weight
 
 
 def features(tap: Tap, owner: int) -> slice:

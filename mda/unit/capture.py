@@ -114,10 +114,12 @@ def record(
             if not output.requires_grad:  # nothing captured lies below
                 output = output.detach().requires_grad_()
             outputs[path] = output
-            return output
+            return output.clone() if clips else output
 
         return hook
 
+    # OLMo then clips queries, keys and values in place: what it overwrites must not be ours.
+    clips = getattr(model.config, "clip_qkv", None) is not None
     with ExitStack() as stack:
         for path, hook in [*((p, keep) for p in wanted), *((p, see) for p in watch)]:
             try:

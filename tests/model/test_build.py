@@ -1,23 +1,27 @@
 """Models from nothing: their initialisation, their sizes, and reading one back."""
 
 import math
+import re
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from mda.config import compose
-from mda.model.architecture import family
+from mda.cost.passes import Shape
+from mda.model.architecture import architecture, family
 from mda.model.build import (
     from_config,
     function_of,
     initial_model,
+    layout_of,
     load_weights,
     saved_config,
     scratch,
 )
 from mda.model.plain_attention import eager_attention
 from mda.schema import ScratchConfig
+from mda.schema.model import FAMILIES
 
 SIZES = {
     "n_layers": 2,
@@ -49,7 +53,10 @@ def test_initial_weights_have_the_stated_spread():
     assert parameters["gpt_neox.final_layer_norm.weight"].min() == 1
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "olmo2"])
+LIKE_LLAMA = ["llama", "mistral", "qwen2", "olmo2", "granite", "qwen3", "smollm3"]
+
+
+@pytest.mark.parametrize("name", LIKE_LLAMA)
 def test_scratch_models_of_other_families_follow_the_same_rule(name):
     sizes = ScratchConfig(**SIZES, family=name, n_key_value_heads=2, rotary_base=500.0)
     model = scratch(sizes, 0)
@@ -73,6 +80,22 @@ def test_scratch_models_of_other_families_follow_the_same_rule(name):
     assert getattr(model.config, "sliding_window", None) is None
     assert model(TOKENS).logits.shape == (1, 20, 512)
     assert function_of(sizes)["model_type"] == name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_starts_from_its_sizes(name):
+    sizes = ScratchConfig(**SIZES, family=name, rotary_base=500.0)
+    model, content = scratch(sizes, 0), function_of(sizes)
+    adapter = architecture(model)
+    assert (adapter.n_layers, adapter.n_heads, adapter.d_head) == (2, 4, 16)
+    assert (adapter.d_model, adapter.d_ff) == (64, 256)
+    assert Shape.of(layout_of(sizes)) == Shape.of(model)
+    assert name == "gpt2" or set(re.findall(r"'rope_theta': ([0-9.]+)", str(content))) == {"500.0"}
+    for path, parameter in model.named_parameters():
+        if path.endswith(tuple(family(name).residual_writers)):
+            n = parameter.numel()
+            wang = pytest.approx(2 / (2 * math.sqrt(64)), rel=4 / math.sqrt(2 * n))
+            assert parameter.std().item() == wang, path
 
 
 def assert_spread(model, wanted):

@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, config_of, enlarge
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mda.model.architecture import architecture, family
@@ -305,6 +305,36 @@ def test_another_family_is_refused_before_anything_is_allocated(tmp_path):
         load(tmp_path)
     with pytest.raises(ConfigError, match=r"model_type=bloom is not supported; .*neox"):
         family("bloom")
+
+
+def test_a_mixture_of_experts_is_refused_with_its_reason(tmp_path):
+    config = AutoConfig.for_model("olmoe")
+    config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with (
+        NoTensors(),
+        pytest.raises(ConfigError, match=r"is olmoe, a mixture of experts: .*;"),
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("n_inner", [None, 13])
+def test_the_sizes_of_a_gpt2_folder_have_our_names(tmp_path, n_inner):
+    written(tmp_path, "gpt2", n_inner=n_inner)
+    settings = of(tmp_path)
+    assert (settings.n_layers, settings.n_heads, settings.max_seq_len) == (2, 3, 32)
+    assert (settings.d_model, settings.d_ff, settings.vocab_size) == (24, n_inner or 96, 31)
+    assert architecture(load(tmp_path)).d_ff == settings.d_ff
+    edited(tmp_path, n_layer=None)
+    with pytest.raises(ConfigError, match="says no num_hidden_layers"):
+        of(tmp_path)
+
+
+def test_dropout_under_gpt2_s_names_is_off_and_said(tmp_path, capsys):
+    written(tmp_path, "gpt2", attn_pdrop=0.1, embd_pdrop=0.2, resid_pdrop=0.3)
+    model = initial_model(of(tmp_path), seed=0).train()
+    assert capsys.readouterr().err.count("switched off") == 3
+    assert torch.equal(model(TOKENS).logits, model.eval()(TOKENS).logits)
 
 
 def test_a_mistral_file_that_says_nothing_of_its_window_has_one_of_4096(tmp_path):

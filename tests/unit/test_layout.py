@@ -22,12 +22,11 @@ GROUPED = [case for case in FAMILIES if "group" in case or case in ("llama biase
 def seen(model, tokens, layer):
     """Eager attention patterns, the heads' outputs z, and the neurons' activations of a layer."""
     at = model.get_submodule(architecture(model).layers_path)[layer]
-    neox = hasattr(at, "attention")
-    output, down = (
-        (at.attention.dense, at.mlp.dense_4h_to_h)
-        if neox
-        else (at.self_attn.o_proj, at.mlp.down_proj)
-    )
+    output, down = {
+        "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
+        "gpt2": ("attn.c_proj", "mlp.c_proj"),
+    }.get(model.config.model_type, ("self_attn.o_proj", "mlp.down_proj"))
+    output, down = at.get_submodule(output), at.get_submodule(down)
     found = {}
     handles = [
         output.register_forward_hook(lambda _m, args, out: found.update(z=args[0], o=out)),
@@ -159,7 +158,7 @@ def test_module_blocks_are_all_linear_maps_of_the_module(case, bias):
         for part, name in (("attention", arch.attention_name), ("mlp", arch.mlp_name)):
             blocks = arch.module_blocks(layer, part, bias)
             own = [path for path in parameters if path.startswith(f"{home}.{name}.")]
-            own = [path for path in own if "norm" not in path]
+            own = [path for path in own if "norm" not in path and "act_fn" not in path]
             wanted = [path for path in own if bias or path.endswith("weight")]
             if bias and case == "qwen2" and part == "attention":
                 assert all(f"{home}.{name}.{p}_proj.bias" in wanted for p in "qkv")

@@ -20,7 +20,8 @@ from mda.unit.tokens import token_distribution
 
 UNIFORM = torch.full((N_VOCAB,), 1 / N_VOCAB, dtype=torch.float64)
 PERIOD = 6
-NEWER = ("granite", "gemma2", "gemma3", "qwen3", "olmo", "olmo3", "smollm3")
+NEWER = ["granite", "gemma2", "gemma3", "qwen3", "olmo clipped", "olmo3", "smollm3"]
+NEWER += ["apertus", "phi3", "gpt2"]
 SHARP = 40.0  # logit of a planted prediction
 
 
