@@ -45,18 +45,17 @@ def readme_lines(confidence: float) -> dict[str, list[str]]:
         baseline_claims,
         behaviour_table,
         claims_by_size,
+        effects_of,
         sizes_table,
         study_table,
         verdict_lines,
     )
 
-    from mda import store
-
     studies = {name: compose([f"study={name}"]).study for name in (IN_README, *OTHER_HEADS)}
     lines = study_table(RESULTS / IN_README, studies[IN_README], confidence)
     for name, about in OTHER_HEADS.items():
         lines += baseline_claims(RESULTS / name, studies[name], about)
-    effects = store.read_csv(RESULTS / IN_README / "effects.csv")
+    effects = effects_of(RESULTS / IN_README)
     claims = verdict_lines(RESULTS / "tokens", compose(["study=tokens"]).study, TOKENS)
     sizes = {size: RESULTS / f"scales-{size}" for size in SIZES}
     return {

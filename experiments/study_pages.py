@@ -33,7 +33,6 @@ SHOWN = {
     "icl_score": "ICL score, nats",
 }
 ONSET = "onset_step"
-BAND = re.compile(r" band ([\d.]+)-[\d.]+")  # as it stands in an arm's name
 CONTROLS = {  # rows on the control below the arms: part of the metric's name, words
     "": "control itself",
     "/top_heads": "control without its strongest heads, change",
@@ -65,6 +64,24 @@ stream as the random scores that chose the samples, so that they depend on them;
 apart.""",
 }
 Row = Mapping[str, str]
+OLD_METRIC = re.compile(r"^mechanism(?=$|_onset)")
+OLD_BAND = re.compile(r" band ([\d.]+)-([\d.]+)")
+
+
+def effects_of(folder: Path) -> list[dict[str, str]]:
+    """The rows of a folder's effects.csv, in today's words.
+
+    A table that was kept before calls the largest value over all heads `mechanism`, and has the
+    band of scores in the arm's name alone.
+    """
+    rows = store.read_csv(folder / "effects.csv")
+    for row in rows:
+        row["metric"] = OLD_METRIC.sub("strongest", row["metric"])
+        if "line" not in row:
+            band = OLD_BAND.search(row["arm"])
+            row["line"] = OLD_BAND.sub("", row["arm"]) if band else ""
+            row["band_low"], row["band_high"] = band.groups() if band else ("", "")
+    return rows
 
 
 def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: float) -> str:
@@ -107,7 +124,7 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
     heads = ("arm", "model", "seeds", "without", "with", "difference", "corrected p",
              "delay, steps")  # fmt: skip
     lines = []
-    effects = {size: store.read_csv(folder / "effects.csv") for size, folder in sizes.items()}
+    effects = {size: effects_of(folder) for size, folder in sizes.items()}
     found = {(row["arm"], size, row["metric"]): row for size, rows in effects.items()
              for row in rows if row["reference"] == "control"}  # fmt: skip
     for arm in dict.fromkeys(arm for arm, _, metric in found if metric == "unit"):
@@ -120,9 +137,9 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
 
 
 def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
-    effects, verdicts, null = (store.read_csv(folder / f"{name}.csv")
-                               for name in ("effects", "verdicts", "null"))  # fmt: skip
-    whole = [row for row in effects if " band " not in row["arm"]]
+    verdicts, null = (store.read_csv(folder / f"{name}.csv") for name in ("verdicts", "null"))
+    effects = effects_of(folder)
+    whole = [row for row in effects if not row["line"]]
     kind = (
         "The claims were formed on these seeds: all verdicts are exploratory."
         if study.exploratory
@@ -242,8 +259,8 @@ def _null(rows: Sequence[Row]) -> list[str]:
 def _dose(folder: Path, effects: Sequence[Row]) -> list[str]:
     lines: dict[str, list[Row]] = {}  # the arm without its band -> its bands
     for row in effects:
-        if " band " in row["arm"] and (row["reference"], row["metric"]) == ("control", "unit"):
-            lines.setdefault(BAND.sub("", row["arm"]), []).append(row)
+        if row["line"] and (row["reference"], row["metric"]) == ("control", "unit"):
+            lines.setdefault(row["line"], []).append(row)
     said = [_dose_sentence(arm, bands) for arm, bands in lines.items() if len(bands) > 1]
     if not said:
         return []
@@ -252,7 +269,7 @@ def _dose(folder: Path, effects: Sequence[Row]) -> list[str]:
 
 
 def _dose_sentence(arm: str, bands: Sequence[Row]) -> str:
-    bands = sorted(bands, key=lambda row: float(BAND.findall(row["arm"])[0]))
+    bands = sorted(bands, key=lambda row: float(row["band_low"]))
     values = [float(row["difference"]) for row in bands]
     falls = sum(b < a for a, b in pairwise(values))
     return (
@@ -286,7 +303,7 @@ def change(row: Row | None) -> str:
 
 def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str]:
     """A study in short, for the README: each choice of samples, and the claims on the baseline."""
-    effects, level = store.read_csv(folder / "effects.csv"), percent(confidence)
+    effects, level = effects_of(folder), percent(confidence)
     edits = {"remove": "removed", "augment": "trained on twice"}
     against_control = {row["arm"]: row for row in effects
                        if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
@@ -336,7 +353,7 @@ def verdict_lines(
 def arms_table(folder: Path, confidence: float) -> list[str]:
     """What each edit of a study adds to the unit, against control and against random edits."""
     against = ("control", "random")
-    rows = {(row["arm"], row["reference"]): row for row in store.read_csv(folder / "effects.csv")
+    rows = {(row["arm"], row["reference"]): row for row in effects_of(folder)
             if row["metric"] == "unit" and row["reference"] in against}  # fmt: skip
     heads = (f"against {one}, {percent(confidence)} interval" for one in against)
     lines = [

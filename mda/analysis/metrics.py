@@ -20,12 +20,12 @@ from mda.schema.edit import RANDOM, Edit
 
 METRICS = {
     "unit": "mu of the unit (of several heads: their mean) at the window's end",
-    "mechanism": "of heads, the largest over all of them: survives another choice of head",
+    "strongest": "of heads, the largest over all of them: survives another choice of head",
     "onset_step": "step at which the unit's curve crosses the threshold, interpolated; none where "
     "it lies above from the start",
     "onset_tokens": "the same in tokens",
-    "mechanism_onset_step": "step at which the largest over all heads crosses it",
-    "mechanism_onset_tokens": "the same in tokens",
+    "strongest_onset_step": "step at which the largest over all heads crosses it",
+    "strongest_onset_tokens": "the same in tokens",
     "copy_gain": "log-prob gain on the second copy, nats",
     "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
     "val/loss": "held-out loss, nats; val/loss/<label> for one class",
@@ -201,10 +201,10 @@ def _measure(run: Run, target: Run) -> Measured:
     metric, threshold = target.metric, target.threshold
     curves = {
         "": run.of_unit(target.heads, metric),
-        "mechanism_": run.curve.get(f"emergence/{metric}/strongest"),
+        "strongest_": run.curve.get(f"emergence/{metric}/strongest"),
     }
     ends = [None if curve is None else float(curve[run.end_row]) for curve in curves.values()]
-    values: Values = dict(zip(("unit", "mechanism"), ends, strict=True))
+    values: Values = dict(zip(("unit", "strongest"), ends, strict=True))
     censored = set()
     rows = slice(0, run.end_row + 1)
     for prefix, curve in curves.items():

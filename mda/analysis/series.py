@@ -12,7 +12,7 @@ from mda.analysis.metrics import Measurements, control_of
 
 CURVES = {
     "unit": "{score}{unit}",
-    "mechanism": "{score}, strongest head",
+    "strongest": "{score}, strongest head",
     "copy_gain": "gain on the second copy (nats)",
     "icl_score": "in-context-learning score (nats)",
     "val/loss": "held-out loss (nats)",
@@ -44,7 +44,7 @@ class ArmCurve:
 def titles(runs: Sequence[Run]) -> dict[str, str]:
     """Axis titles of `CURVES`, with the name of the score that these runs' units have.
 
-    Without `mechanism` where no run has it: it is of heads alone.
+    Without `strongest` where no run has it: it is of heads alone.
     """
     metrics = {run.metric for run in runs}
     unit = ", fixed head" if metrics <= SCORES.keys() else " of the unit"
@@ -52,13 +52,13 @@ def titles(runs: Sequence[Run]) -> dict[str, str]:
     score = (SCORES | OTHER_SCORES).get(name, name)
     found = {key: text.format(score=score, unit=unit) for key, text in CURVES.items()}
     if not any(f"emergence/{run.metric}/strongest" in run.curve for run in runs):
-        del found["mechanism"]
+        del found["strongest"]
     return found
 
 
 def points(measured: Measurements) -> list[tuple[Run, float, float]]:
     """Every edited run minus its control: the strongest head, else the unit, and the ICL score."""
-    name = "mechanism" if "mechanism" in titles(measured.runs) else "unit"
+    name = "strongest" if "strongest" in titles(measured.runs) else "unit"
     found = []
     for run in measured.runs:
         if run.arm.edit.is_control:
@@ -133,7 +133,7 @@ def _grid(runs: Sequence[Run]) -> np.ndarray:
 def _on_grid(run: Run, name: str, grid: np.ndarray) -> np.ndarray | None:
     if name == "unit":
         values = run.of_unit(run.heads, run.metric)
-    elif name == "mechanism":
+    elif name == "strongest":
         values = run.curve.get(f"emergence/{run.metric}/strongest")
     else:
         values = run.curve.get(name if name.startswith("val/") else f"emergence/{name}")

@@ -26,7 +26,7 @@ from mda.unit.metrics import HEAD_METRICS
 
 HEAD_SEEDS = 6
 LEGEND_CHARACTERS = 160  # of one line below the curves
-SHOWN = ("unit", "mechanism", "icl_score")
+SHOWN = ("unit", "strongest", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label
     "control": (-0.26, "o", True, "arm - control"),
     "random": (-0.13, "o", False, "arm - random edits"),
@@ -204,7 +204,7 @@ def icl_figure(measured: Measurements) -> Figure | None:
         ax.set_title(f"Spearman's rho over {len(every)} runs: {rho:.2f}", fontsize=10, loc="left")
     ax.axhline(0, color="0.85", lw=1, zorder=0)
     ax.axvline(0, color="0.85", lw=1, zorder=0)
-    ax.set(xlabel=f"{named.get('mechanism', named['unit'])}: run - control")
+    ax.set(xlabel=f"{named.get('strongest', named['unit'])}: run - control")
     ax.set(ylabel="ICL score: run - control (nats; lower is more)")
     _plain(ax)
     figure.legend(loc="outside lower left", frameon=False, fontsize=8)

@@ -32,6 +32,7 @@ def page_data(
         "arms": [
             {
                 "name": arm.name,
+                "intervention": arm.edit.intervention,
                 "colour": look[arm].colour,
                 "dash": PLOTLY_DASH[look[arm].dash],
                 "band": arm.edit.is_band,
@@ -55,6 +56,7 @@ def page_data(
         "dose": [
             {
                 "line": line.name,
+                "intervention": line.edit.intervention,
                 "x": band_middle(row.arm),
                 "colour": drawn.colour,
                 "dash": PLOTLY_DASH[drawn.dash],

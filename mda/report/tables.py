@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mda.analysis.arms import by_arm, relative
+from mda.analysis.arms import Arm, band_of, by_arm, relative, without_band
 from mda.analysis.claims import Verdict
 from mda.analysis.effects import Comparison, told
 from mda.analysis.metrics import Measurements, metrics_of
@@ -52,6 +52,7 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [
         {
             "arm": row.arm.name,
+            **_band(row.arm),
             "reference": row.reference,
             "metric": row.metric,
             "n": row.effect.n,
@@ -76,6 +77,14 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _band(arm: Arm) -> dict[str, Any]:
+    """The dose-response that an arm is a point of, and its band of scores; empty for no band."""
+    if not arm.edit.is_band:
+        return dict.fromkeys(("line", "band_low", "band_high"))
+    band = band_of(arm)
+    return {"line": without_band(arm).name, "band_low": band.low, "band_high": band.high}
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from mda.unit.metrics import HEAD_METRICS
 
 ARM = "config.arm"  # what runs are grouped by; `job_log` puts it into every run's configuration
 TITLE = 128  # characters that W&B allows
-SHOWN = ("unit", "mechanism", "onset_step", "copy_gain", "icl_score", "val/loss")
+SHOWN = ("unit", "strongest", "onset_step", "copy_gain", "icl_score", "val/loss")
 
 
 def build_report(

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from leaderboard_page import leaderboard_pages
 from results import readme_lines
-from study_pages import KEPT, arms_table, claims_by_size, results_page, study_of, study_table
+from study_pages import (
+    KEPT,
+    arms_table,
+    claims_by_size,
+    effects_of,
+    results_page,
+    study_of,
+    study_table,
+)
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -41,8 +49,10 @@ def recomputed(tmp_path_factory):
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_tables_are_recomputed_from_the_curves(recomputed, name):
     out = recomputed[name][0]
-    for table in ("effects.csv", "verdicts.csv", "null.csv"):
-        now, then = store.read_csv(out / table), store.read_csv(RESULTS / name / table)
+    tables = [(effects_of(out), effects_of(RESULTS / name))]
+    for table in ("verdicts.csv", "null.csv"):
+        tables.append((store.read_csv(out / table), store.read_csv(RESULTS / name / table)))
+    for now, then in tables:
         assert len(now) == len(then)
         for a, b in zip(now, then, strict=True):
             assert a.keys() == b.keys()

@@ -12,7 +12,7 @@ import pytest
 from made_up_runs import BANDS, STANDARD, Edit, aim_at_neurons, seal, write_runs
 from made_up_traces import write_trace
 from matplotlib.image import imread
-from study_pages import results_page
+from study_pages import effects_of, results_page
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -66,6 +66,32 @@ def test_every_file_that_is_named_is_there(compared):
     for name in ("curves", "forest", "heads", "icl", "dose"):
         assert imread(root / "report" / f"{name}.png").std() > 0.01
     assert summary == store.read_json(root / "report" / "summary.json")
+
+
+def test_a_table_that_was_kept_before_gives_the_same_page(compared, tmp_path):
+    """It has its bands in the names of arms alone, and calls the strongest head a mechanism."""
+    root, _ = compared
+    shutil.copytree(root / "report", tmp_path / "planted")
+    now = effects_of(root / "report")
+    bands = {row["arm"]: (row["line"], float(row["band_low"]), float(row["band_high"]))
+             for row in now if row["line"]}  # fmt: skip
+    assert bands["remove mask ekfac band 0.3-0.4"] == ("remove mask ekfac", 0.3, 0.4)
+    assert len(bands) == len(BANDS[::3]) and all(" band " in arm for arm in bands)
+    metrics = {row["metric"] for row in now}
+    assert {"strongest", "strongest_onset_step", "strongest_onset_tokens"} <= metrics
+    assert not any("mechanism" in metric for metric in metrics)
+    added = ("line", "band_low", "band_high")
+    old = [{key: value for key, value in row.items() if key not in added} for row in now]
+    for row in old:
+        row["metric"] = row["metric"].replace("strongest", "mechanism")
+    store.write_csv(tmp_path / "planted" / "effects.csv", old)
+    for a, b in zip(now, effects_of(tmp_path / "planted"), strict=True):
+        assert a == {**b, "band_low": a["band_low"], "band_high": a["band_high"]}
+        assert not a["line"] or float(a["band_low"]) == float(b["band_low"])
+    shutil.copytree(root / "report", tmp_path / "new" / "planted")
+    before, after = (results_page({folder / "planted": (STUDY, "")}, 0.95)
+                     for folder in (tmp_path, tmp_path / "new"))  # fmt: skip
+    assert before == after and "each band of scores alone" in after
 
 
 def test_bands_of_different_arms_are_different_lines(tmp_path):
@@ -389,7 +415,7 @@ def test_arms_of_a_neuron_have_a_page_and_tables_and_no_figure_of_heads(tmp_path
     assert effect["n"] == 2 and effect["difference"] == pytest.approx(np.mean(changes))
     data = page_data_of(tmp_path / "report" / "report.html")
     assert data["titles"]["unit"] == "ROC AUC for the label of the unit"
-    assert "mechanism" not in data["titles"] and len(data["points"]) == len(
+    assert "strongest" not in data["titles"] and len(data["points"]) == len(
         [run for run in (tmp_path / "runs").glob("*/*") if not run.name.startswith("control")]
     )
     ours, theirs = end("remove_ekfac", 0), end("control", 0)

@@ -121,7 +121,7 @@ def test_a_unit_that_is_there_at_the_windows_start_has_no_onset(tmp_path):
         assert curve is not None and curve[0] > 2e-3
     measured = measure(runs)
     found = [measured.of(run, run) for run in measured.runs]
-    for prefix in ("", "mechanism_"):
+    for prefix in ("", "strongest_"):
         names = (f"{prefix}onset_step", f"{prefix}onset_tokens")
         assert {one.values[name] for one in found for name in names} == {None}
     assert not any(one.censored for one in found)
@@ -395,7 +395,7 @@ def test_random_values_are_seeds_by_replicates(compared):
 def test_metrics_are_listed_in_order(compared):
     _, measured, _ = compared
     names = metrics_of(measured)
-    assert names[:2] == ["unit", "mechanism"] and "val/loss/latex" in names
+    assert names[:2] == ["unit", "strongest"] and "val/loss/latex" in names
 
 
 def test_effects_do_not_depend_on_the_order_of_folders(compared):

@@ -157,12 +157,12 @@ function startHeads() {
 function drawPoints() {
   const groups = unique(DATA.points.map((p) => (DATA.arms[p.arm].band ? -1 : p.arm)));
   const traces = groups.map((i) => {
-    const bands = { name: "score bands", colour: "#999999", random: false };
+    const bands = { name: "score bands", intervention: "", colour: "#999999", random: false };
     const arm = i < 0 ? bands : DATA.arms[i];
     const own = DATA.points.filter((p) => (i < 0 ? DATA.arms[p.arm].band : p.arm === i));
-    return { name: arm.name, type: "scatter", mode: "markers", visible: i < 0 ? "legendonly" : true, x: own.map((p) => p.x), y: own.map((p) => p.y), text: own.map((p) => `${DATA.arms[p.arm].name}, seed ${p.seed}`), hovertemplate: "%{text}<br>%{x}, %{y}<extra></extra>", marker: { size: i < 0 ? 6 : 9, color: arm.colour, symbol: (arm.name.startsWith("augment") ? "square" : "circle") + (arm.random ? "-open" : "") } };
+    return { name: arm.name, type: "scatter", mode: "markers", visible: i < 0 ? "legendonly" : true, x: own.map((p) => p.x), y: own.map((p) => p.y), text: own.map((p) => `${DATA.arms[p.arm].name}, seed ${p.seed}`), hovertemplate: "%{text}<br>%{x}, %{y}<extra></extra>", marker: { size: i < 0 ? 6 : 9, color: arm.colour, symbol: (arm.intervention === "augment" ? "square" : "circle") + (arm.random ? "-open" : "") } };
   });
-  Plotly.react($("plot-icl"), traces, layout({ height: 520, xaxis: axis(`${DATA.titles.mechanism || DATA.titles.unit}: run − control`), yaxis: axis("ICL score: run − control (nats)") }), CONFIG);
+  Plotly.react($("plot-icl"), traces, layout({ height: 520, xaxis: axis(`${DATA.titles.strongest || DATA.titles.unit}: run − control`), yaxis: axis("ICL score: run − control (nats)") }), CONFIG);
 }
 function drawDose() {
   const kinds = unique(DATA.dose.map((d) => d.line));
@@ -171,7 +171,8 @@ function drawDose() {
     return { name: kind, type: "scatter", mode: "lines+markers", x: own.map((d) => d.x), y: own.map((d) => d.mean), line: { color: own[0].colour, dash: own[0].dash }, marker: { size: 8 }, error_y: { type: "data", symmetric: false, array: own.map((d) => (d.high === null ? 0 : d.high - d.mean)), arrayminus: own.map((d) => (d.low === null ? 0 : d.mean - d.low)), thickness: 1.5 }, hovertemplate: "percentile %{x}: %{y}<extra></extra>" };
   });
   const random = DATA.effects.filter((r) => r.metric === "unit" && r.reference === "control" && DATA.arms[r.arm].random);
-  for (const r of random.filter((r) => kinds.some((k) => DATA.arms[r.arm].name.split(" ")[0] === k.split(" ")[0]))) {
+  const edits = unique(DATA.dose.map((d) => d.intervention));
+  for (const r of random.filter((r) => edits.includes(DATA.arms[r.arm].intervention))) {
     traces.push({ name: DATA.arms[r.arm].name, type: "scatter", mode: "lines", x: [0, 100], y: [r.mean, r.mean], line: { color: DATA.arms[r.arm].colour, dash: DATA.arms[r.arm].dash } });
   }
   Plotly.react($("plot-dose"), traces, layout({ height: 460, xaxis: axis("percentile of the influence score (0 = lowest)", { range: [0, 100] }), yaxis: axis(`${DATA.titles.unit}: change`) }), CONFIG);
