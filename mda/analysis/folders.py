@@ -12,7 +12,7 @@ from mda import store
 from mda.analysis.arms import Arm, Run, arm_order, read_run, short
 from mda.analysis.table import RUNS, read_table
 from mda.schema.attribution import IN_EDIT
-from mda.schema.edit import Scorer
+from mda.schema.edit import Rows, Scorer
 
 _NUISANCE = {"name", "seed", "batch_size", "n", "tokens", "window", "before_onset", "after_onset"}
 IN_NAME = IN_EDIT | {"action"}
@@ -110,7 +110,8 @@ def _told_apart(runs: list[Run]) -> list[Run]:
     named = []
     for group in groups.values():
         varying = _varying([_settings(run) for run in group])
-        varying -= {key for key in ("window", "unit") if not _varies_within_a_seed(group, key)}
+        own = ("window", "unit", "rows")  # of each seed
+        varying -= {key for key in own if not _varies_within_a_seed(group, key)}
         for run in group:
             settings = _settings(run)
             extra = tuple(
@@ -129,6 +130,8 @@ def _settings(run: Run) -> dict[str, str]:
         if key not in _NUISANCE | IN_NAME
     }
     settings["window"] = f"{run.start}-{run.end}"
+    if isinstance(run.arm.edit.by, Rows):  # its name has no folder
+        settings["rows"] = edit.get("rows")
     # A control serves every unit of its seed. A random edit does too, but has one unit's score; a
     # matched one is drawn for a unit.
     one = run.arm.edit

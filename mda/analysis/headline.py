@@ -68,7 +68,7 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
         found = "" if edit.source == reference else _reference(measured, runs, reference)
         if found:
             others.append(f"{words} end at {found}")
-        elif edit.source != reference:
+        elif edit.source != reference and not isinstance(edit.by, Rows):
             others.append(f"{words} were not run")
     said = "; ".join([f"{done} {edited}, {unit} {crossing} and {ends}{over}", *others])
     return f"{said}."

@@ -303,6 +303,24 @@ def test_an_inserted_file_is_no_reference_whatever_its_name(file, tmp_path):
     assert old.arm == rows.arm and references_of(mine, [control, mine, old], file) == [old]
 
 
+def test_two_files_of_one_name_are_two_arms_where_a_seed_has_both(tmp_path):
+    folders = write_runs(tmp_path, [0, 1], (STANDARD[0], Edit("augment", "ekfac")))
+    folders += write_runs(tmp_path / "b", [0], [Edit("augment", "ekfac")])
+    for folder in folders[1::2] + folders[-1:]:
+        rows = str(folder.parents[1] / "motif.npy")
+        settings = AugmentConfig(mode="insert", rows=rows)
+        change(folder, edit=edits.as_data(settings.edit("ekfac")), intervention=asdict(settings))
+        change(folder, fingerprints={"arm": str(folder)})
+    _, *arms = by_arm(read_runs([tmp_path]))
+    assert len(arms) == 2 and {arm.edit.by for arm in arms} == {Rows("motif")}
+    assert all("motif rows=" in arm.name for arm in arms)
+    shutil.rmtree(tmp_path / "b")
+    assert [arm.name for arm in by_arm(read_runs([tmp_path]))] == [
+        "control",
+        "augment insert motif",
+    ]
+
+
 def test_the_arms_of_the_study_of_scales_are_those_of_its_sweeps():
     study = compose(["study=scales"]).study
     sweeps = [
@@ -320,6 +338,7 @@ def test_the_sentence_says_that_rows_were_inserted(tmp_path):
     made = [replace(runs[1], arm=inserting(f"{kind}.npy")) for kind in ("motif", "random")]
     said = headline(measure([runs[0], *made]), compose(["study=scales"]).study)
     assert said.startswith("With 800 rows of motif inserted, L2H0 crosses .060 at step")
+    assert ";" not in said, "rows have no random choice of samples beside them"
 
 
 def test_the_study_of_scales_judges_rows_of_today_by_its_own_arms(tmp_path):
