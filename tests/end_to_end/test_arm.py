@@ -16,6 +16,7 @@ from mda import store
 from mda.analysis.arms import read_run
 from mda.config import compose
 from mda.model.build import saved_config, scratch
+from mda.schema.edit import Share
 
 WINDOW = ("intervention.window=[20,40]",)
 # A window of 2,400 samples: several shards of curvature and of scores.
@@ -83,6 +84,8 @@ def test_an_arm_edits_what_its_plan_says(out, quarter):
     manifest = json.loads(
         (artifact(out, "arm", found["fingerprints"]["arm"]) / "manifest.json").read_text()
     )
+    meant = compose([*WINDOW, "intervention.fraction=0.25"]).intervention.edit("ekfac")
+    assert read_run(folder).arm.edit == meant and meant.amount == Share(0.25)
     assert found["results"]["started"] == manifest["started"] <= manifest["created"]
 
 

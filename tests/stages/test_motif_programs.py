@@ -1,6 +1,7 @@
 """From a trace to motifs, to rows, to an arm that trains on them: the programs, at smoke size."""
 
 import csv
+import shutil
 from dataclasses import replace
 from importlib import import_module
 
@@ -12,6 +13,7 @@ from mda.analysis.arms import read_run
 from mda.config import prepared
 from mda.data.errors import DataError
 from mda.schema import ConfigError
+from mda.schema.edit import Count, Edit, Rows
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of, tokenizer_of
 
@@ -68,10 +70,14 @@ def test_an_arm_trains_on_the_rows_bears_their_name_and_needs_no_scores(program,
     insert = ("intervention=augment", "intervention.mode=insert", "intervention.per_step=4")
     arm = program("run", *insert, f"intervention.rows={made / 'motif.npy'}")
     run = read_run(arm)
-    assert run.arm.name == "augment insert motif 30 rows"
+    meant = Edit("augment", "insert", by=Rows("motif"), amount=Count(30, "rows"))
+    assert run.arm.edit == meant and run.arm.name == "augment insert motif 30 rows"
     assert "scores" not in run.summary["fingerprints"]
     control = program("run", "intervention=control")
     assert read_run(control).curve["val/loss"][-1] != run.curve["val/loss"][-1]
+    shutil.copyfile(made / "motif.npy", made / "random.npy")
+    named = read_run(program("run", *insert, f"intervention.rows={made / 'random.npy'}")).arm
+    assert named.edit.by == Rows("random") and not named.edit.is_random, "a file has any name"
 
 
 def test_motifs_of_random_samples_give_rows_of_another_name(program):
