@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mda.cost import passes
 from mda.cost.passes import Shape
 from mda.estimator import exact
-from mda.estimator.ekfac import Labels, sum_moments, sum_squares
+from mda.estimator.ekfac import Labels, fit_curvature, sum_moments, sum_squares
 from mda.estimator.replay import TrainingState, TrainingWindow, flat, replay
 from mda.estimator.score import score_samples, target_influence
 from mda.estimator.unrolled import Adjoint, step_back
@@ -205,6 +205,21 @@ def test_a_draw_of_labels_takes_the_bytes_that_are_said(positions, n_vocab, d):
     peak = peak_bytes(lambda: sampled_cross_entropy(hidden, Unembedding(weight), uniforms))
     ours = passes.label_bytes(Shape(1, 1, d, d, n_vocab, False, 0, 0), positions, CHUNK)
     assert 0.9 < ours / peak < 1.1
+
+
+@pytest.mark.parametrize("factors", FACTORS)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("n", [B, 4 * B])
+def test_a_fit_takes_no_more_bytes_than_are_said(name, n, factors):
+    settings, model = model_of(name)
+    shape, tokens = Shape.of(model), tokens_of(settings).repeat(n // B, 1)
+    blocks, ids = list(heads(model)[1].blocks), np.arange(n)
+    work = lambda: fit_curvature(  # noqa: E731
+        model, tokens.__getitem__, ids, blocks, Labels(), n, factors=factors
+    )
+    ours = passes.fit_bytes(shape, blocks, n, T, factors=factors) - 4 * shape.n_parameters
+    ours += passes.label_bytes(shape, n * T, CHUNK)
+    assert 1 < ours / peak_bytes(work) < 2
 
 
 @pytest.mark.parametrize("name", FAMILIES)
