@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported: each of the processes that run tests side by side keeps to one core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "experiments"))
 
@@ -27,11 +29,3 @@ def pytest_configure(config):
     """Files start in their order: by default the slow ones, of few tests, are all started last."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
-
-
-def pytest_collection_modifyitems(items):
-    """Tests marked `long` are left out where MDA_CI is set; what they hold, shorter ones touch."""
-    if "MDA_CI" in os.environ:
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip("long: left out with MDA_CI=1"))

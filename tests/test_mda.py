@@ -21,6 +21,8 @@ FILES = sorted(set(PROGRAMS) - set(OWN_WORDS))
 
 def mda(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mda.cli", *words]
+    if not environment:
+        return warm.run(command, cwd)
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 

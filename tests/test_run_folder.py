@@ -55,7 +55,7 @@ SWEEP = ("-m", "seed=0,1")
         pytest.param((), (), id="run-run"),
         pytest.param((), SWEEP, id="run-sweep", marks=pytest.mark.long),
         pytest.param(SWEEP, (), id="sweep-run", marks=pytest.mark.long),
-        pytest.param(SWEEP, SWEEP, id="sweep-sweep"),
+        pytest.param(SWEEP, SWEEP, id="sweep-sweep", marks=pytest.mark.long),
     ],
 )
 def test_a_second_run_or_sweep_of_one_name_is_refused(start, tmp_path, first, second):

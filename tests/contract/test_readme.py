@@ -141,6 +141,17 @@ def test_the_version_is_the_same_everywhere():
     assert newest is not None and newest[1] == version
 
 
+def test_two_commands_of_the_readme_run_every_test_and_the_script_runs_the_first_as_it_stands():
+    told = r"^<!-- (test|long test) command -->\n```bash\n(.*?)\n```"
+    found = dict(re.findall(told, README, re.MULTILINE | re.DOTALL))
+    _, _, plain = found["test"].rpartition(" && ")
+    assert found["long test"] == f"{plain} -m long" and " -m " not in plain.partition("pytest")[2]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert project["tool"]["pytest"]["ini_options"]["addopts"].endswith("-m 'not long'")
+    script = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert 'bash -euo pipefail -c "$command"' in script and "export" not in script
+
+
 def test_the_workflow_calls_the_script_and_the_hooks_are_installed_tools():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))
     steps = workflow["jobs"]["test"]["steps"]

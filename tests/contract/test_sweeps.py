@@ -1,7 +1,6 @@
 """Every file of sweeps/ is one command, and every job of it composes."""
 
 import itertools
-import os
 import re
 import shlex
 import sys
@@ -34,12 +33,13 @@ def command(path: Path) -> list[str]:
     return shlex.split(line)
 
 
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_the_command_of_a_sweep_file_composes_every_job(path, monkeypatch):
+def test_the_command_of_a_sweep_file_composes_every_job(path, every, monkeypatch):
+    """Every combination of its values, or each value once."""
     program, *overrides = command(path)
     assert (ROOT / program).is_file()
     assert f"sweeps={path.stem}" in overrides
-    every = "MDA_CI" not in os.environ  # else each value once, not each combination
     monkeypatch.setattr("mda.config.command.EXHAUSTIVE", 1)
     found = check(get_args_parser().parse_args(overrides), None, every)
     assert (found.at_once, found.jobs) == (2, JOBS[path.stem])

@@ -294,6 +294,7 @@ def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, attempt, faul
     assert hub.fetched() == ["step20/model.safetensors", *wanted]
 
 
+@pytest.mark.long
 def test_the_program_that_failed_is_started_again_and_goes_on(hub, tmp_path):
     hub.faults = {"step60/model.safetensors": "flipped"}
     error = refused(start(hub, "train", tmp_path, *TRAIN), code=75)

@@ -1,7 +1,5 @@
 """A pretrained model of another family, end to end: its heads found, all of them scored."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -14,8 +12,7 @@ from mda.unit.blocks import Directions, gather
 from mda.unit.metrics import HEAD_METRICS
 
 pytestmark = pytest.mark.slow
-N = 2 if os.environ.get("MDA_CI") else 64
-LENGTH = 64 if os.environ.get("MDA_CI") else 256
+N, LENGTH = 2, 64
 
 
 def test_its_known_induction_and_previous_token_heads_are_found(smollm2):

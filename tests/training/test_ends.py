@@ -175,7 +175,7 @@ def test_devices_that_are_not_there_are_refused(corpus, tmp_path):
 SIGNALS = [
     pytest.param(signal.SIGTERM, 1, 143, marks=pytest.mark.long),
     (signal.SIGINT, 1, 130),
-    (signal.SIGTERM, 2, 143),
+    pytest.param(signal.SIGTERM, 2, 143, marks=pytest.mark.long),
     pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.long),
 ]
 
