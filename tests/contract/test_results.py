@@ -1,6 +1,5 @@
 """The results in sweeps/results come out of the curves beside them, and out of nothing else."""
 
-import csv
 import re
 import shutil
 from pathlib import Path
@@ -9,15 +8,7 @@ import numpy as np
 import pytest
 from leaderboard_page import leaderboard_pages
 from results import readme_lines
-from study_pages import (
-    KEPT,
-    arms_table,
-    claims_by_size,
-    effects_of,
-    results_page,
-    study_of,
-    study_table,
-)
+from study_pages import KEPT, effects_of, results_page, study_of
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -64,13 +55,6 @@ def test_the_page_of_results_is_made_from_the_tables(recomputed):
     confidence = compose().report.confidence
     studies = {RESULTS / name: (study, said) for name, (_, study, said) in recomputed.items()}
     assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies, confidence)
-
-
-def test_pages_say_the_level_of_their_intervals():
-    place = RESULTS / "fresh_seeds"
-    study = compose(["study=fresh_seeds"]).study
-    for text in (results_page({place: (study, "")}, 0.9), study_table(place, study, 0.9)[0]):
-        assert "90 % bootstrap interval" in text and "95 %" not in text
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -123,21 +107,6 @@ def test_the_readme_has_the_tables_of_its_studies():
     lines = found["study"]
     heads = [line for line in lines if "head" in line.partition(":")[0]]
     assert len(heads) == 4 and all("repetition" in line for line in heads)
-
-
-def test_an_edit_that_lacks_seeds_says_how_many_it_has(tmp_path):
-    study = compose(["study=fresh_seeds"]).study
-    shutil.copytree(RESULTS / study.name, tmp_path, dirs_exist_ok=True)
-    rows = store.read_csv(tmp_path / "effects.csv")
-    for row in rows:
-        if (row["arm"], row["reference"]) == ("augment duplicate loss top 10 %", "control"):
-            row["n"] = "7"
-    store.write_csv(tmp_path / "effects.csv", rows)
-    before, after = (
-        study_table(folder, study, 0.95) for folder in (RESULTS / study.name, tmp_path)
-    )
-    (changed,) = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
-    assert changed[1] == changed[0].removesuffix(" |") + ", 7 seeds |"
 
 
 def test_the_table_of_the_readme_says_what_the_curves_do():
@@ -213,40 +182,6 @@ def test_the_sizes_of_a_study_have_a_table_together(tmp_path):
         assert float(delay.split()[0]) == pytest.approx(float(onset["difference"]), rel=5e-3)
     one = results_page({RESULTS / study.name: (study, "")}, 0.95)
     assert "all sizes" not in one, "a study of one size"
-
-
-def test_what_became_of_each_claim_stands_beside_the_other_sizes():
-    folder = RESULTS / "fresh_seeds"
-    lines = claims_by_size({"small": folder, "large": folder})
-    kept = {row["text"].removesuffix("."): row for row in store.read_csv(folder / "verdicts.csv")}
-    assert lines[0] == "| claim | small | large |" and len(lines) == 2 + len(kept)
-    for line in lines[2:]:
-        text, small, large = line.strip("| ").split(" | ")
-        assert small == large
-        verdict, p, status = re.fullmatch(
-            r"([a-z ]+), p = (\S+)(?: against it)? \((\w+)\)", small
-        ).groups()
-        row = kept[text]
-        assert (verdict, status) == (row["verdict"], row["status"])
-        if verdict != "undecided":  # the reason names the p-value that decided
-            assert f"corrected p = {p} ≤" in row["reason"]
-            assert ("against it" in small) == (verdict == "not replicated")
-
-
-def test_the_edits_of_a_study_stand_beside_random_ones():
-    lines = arms_table(RESULTS / "fresh_seeds", 0.95)
-    (removal,) = [line for line in lines if line.startswith("| remove mask ekfac top 10 % |")]
-    assert removal.count("[") == 2 and "| 8 | \N{MINUS SIGN}0.101 [" in removal
-    (random,) = [line for line in lines if line.startswith("| remove mask random 10 % |")]
-    assert random.endswith("| \N{EN DASH} |")
-
-
-def test_the_readme_states_no_other_result_of_a_study():
-    text = (ROOT / "README.md").read_text("utf-8").replace(readme_study(), "")
-    assert "(sweeps/results/README.md)" in text
-    for row in csv.DictReader((RESULTS / "causal_grid" / "verdicts.csv").open(encoding="utf-8")):
-        assert row["text"] not in text
-    assert not re.search(r"without exception|does less by removal and more by augmentation", text)
 
 
 def test_the_caption_of_the_readme_says_what_the_curves_do():

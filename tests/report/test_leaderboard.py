@@ -374,27 +374,6 @@ def test_the_readme_has_the_table_of_the_first_unit_in_its_place(tmp_path):
     assert "| metric | unrolled minus ekfac |" in page and "], 48 sets" in page
 
 
-def test_the_readme_has_the_edits_of_the_largest_share_alone(tmp_path):
-    tables = world(seeds=(0,))
-    tables.rows["edits"] += [row | {"fraction": 0.03} for row in tables.rows["edits"]]
-    page, readme = pages(tmp_path, tables)
-    for heading in ("removal", "doubling", "transfer"):
-        for text, shares in ((page, ("3 %", "10 %")), (readme, ("10 %",))):
-            heads = [x for x in text.splitlines() if x.startswith(("| estimator |", "| by the |"))]
-            found = [[share for share in ("3 %", "10 %") if f"| {heading} {share} |" in line]
-                     for line in heads]  # fmt: skip
-            assert found == [list(shares)] * (2 if text == page else 1)
-
-
-def test_a_part_of_the_benchmark_is_called_one_and_none_is_said_to_be_none(tmp_path):
-    page, readme = pages(tmp_path / "part", world(seeds=(0,), lacking=(1, 2)))
-    assert "22 of 24 sets; **partial**" in page
-    assert "- Warning: scores 1 was computed by other code" in page.splitlines()
-    assert "seed 0. **Partial and exploratory**: the page of results says" in readme
-    page, readme = pages(tmp_path / "none")
-    assert "No result has been committed yet." in page and "No result has" in readme
-
-
 def test_a_seed_that_was_measured_twice_and_runs_of_two_corpora_are_refused(tmp_path):
     with pytest.raises(ValueError, match="truth=default: seed 1 has two folders"):
         pages(tmp_path / "twice", world(seeds=(1,)), world(seeds=(1,)))
@@ -428,18 +407,6 @@ def test_the_two_outcomes_are_compared_apart(tmp_path):
         assert cells["doubling 10 %"].endswith(", 1 seed: not tested")
 
 
-def test_what_fewer_runs_have_measured_says_so(tmp_path):
-    both, one = world(seeds=(0,)), world(seeds=(1,))
-    one.rows["edits"][:] = [r for r in one.rows["edits"] if r["estimator"] != "ekfac"]
-    for row in one.rows["subsets"]:
-        row["removed/ekfac"] = None
-    page, _ = pages(tmp_path, both, one)
-    whole, part = (next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
-                   for name in ("unrolled", "ekfac"))  # fmt: skip
-    assert " of " not in whole
-    assert part.count("(24 of 48 sets)") == 2 and part.count("(1 of 2 runs)") == 3
-
-
 def test_presets_are_never_mixed(tmp_path):
     """A planted stream is another corpus: its runs have a board of their own."""
     other = world(seeds=(1,), preset="planted")
@@ -452,21 +419,6 @@ def test_presets_are_never_mixed(tmp_path):
     assert [row.split("|")[2].split()[0] for row in rows] == ["1.00", "\N{MINUS SIGN}1.00"]
     (own,) = [line for line in readme.splitlines() if line.startswith("| unrolled |")]
     assert own.split("|")[2] == rows[0].split("|")[2] and f"{UNIT}, seed 0." in readme
-
-
-def test_highest_samples_of_two_estimators_stand_side_by_side(tmp_path):
-    tables = world(seeds=(0,))
-    for name, text in (("unrolled", "a | b"), ("ekfac", "`c`\n\nd")):
-        one = {"seed": 0, "unit": UNIT, "estimator": name, "label": "code"}
-        sample = {"rank": 1, "sample": 7, "step": 1200, "score": 2.0, "text": text}
-        tables.rows["tops"].append(one | sample)
-        share = {"share_of_top": 0.5 if name == "ekfac" else 0.25, "share_of_window": 0.2}
-        tables.rows["labels"].append(one | share)
-    page, readme = pages(tmp_path, tables)
-    assert "| 1 | code, step 1,200: `a \\| b` | code, step 1,200: `'c' d` |" in page
-    assert "| code | 20.0 % | 25.0 % | 50.0 % |" in page
-    said = "Of the highest tenth 25 % by unrolled, 50 % by ekfac are code, of the window 20 %."
-    assert said in readme.splitlines()
 
 
 def test_a_readme_without_a_place_for_the_table_is_refused(tmp_path):
