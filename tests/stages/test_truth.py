@@ -97,8 +97,35 @@ def test_a_set_s_row_has_what_its_removal_measured_and_the_sum_of_its_scores(
         assert row["removed/repetition"] == pytest.approx(wanted)
         measured = bench.outcomes(bench.arm(bench.removal(ids)))[row["unit"]]
         assert (row["metric"], row["measurement"]) == measured
-        assert row["rerun_metric"] not in (row["metric"], None)
-        assert row["metric"] != row["control_metric"]
+        start = bench.perturbed_start(SETTINGS.perturbation, SETTINGS.seed, 1)
+        again = bench.outcomes(bench.arm(bench.removal(ids), start))[row["unit"]]
+        assert (row["rerun_metric"], row["rerun_measurement"]) == again != measured
+        control = bench.outcomes(bench.arm(None))[row["unit"]]
+        assert (row["control_metric"], row["control_measurement"]) == control != measured
+
+
+def test_the_rows_of_an_edit_have_each_unit_s_own_outcome_and_control(bench, traces):
+    control = bench.outcomes(bench.arm(None))
+    rows = list(make.edit_rows(bench, SETTINGS, traces))
+    assert {row["unit"] for row in rows} == {HEAD, NEURON}
+    for row in rows:
+        scores = traces[row["unit"]][row["estimator"]].scores
+        values = scores.of(bench.located[row["unit"]].name)
+        best = np.sort(np.argsort(-values, kind="stable")[: row["n"]])
+        edited = bench.removal if row["edit"] == "remove" else bench.doubling
+        after = bench.outcomes(bench.arm(edited(scores.sample_ids[best])))[row["unit"]]
+        assert (row["metric"], row["measurement"]) == after
+        before = control[row["unit"]]
+        assert (row["control_metric"], row["control_measurement"]) == before
+
+
+def test_a_mechanism_is_as_far_as_its_heads_are_on_average(bench, context_of):
+    words = ("intervention.window=[20,40]", "unit.locate=mechanism", "unit.k=3")
+    own = Bench.of({HEAD: context_of(*words)}, bench.corpus, bench.base, None)
+    run = own.arm(None)
+    heads = [run.curve[-1][f"emergence/prefix_matching/{h}"] for h in own.located[HEAD].members]
+    assert len(set(heads)) == 3
+    assert own.outcomes(run)[HEAD].metric == pytest.approx(sum(heads) / 3, rel=1e-12)
 
 
 def test_a_perturbed_start_has_noise_of_the_size_asked_for_and_the_run_s_moments(bench):
@@ -136,6 +163,8 @@ def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces
     order = np.argsort(-scores.of(bench.located[HEAD].name), kind="stable")[: row["n"]]
     chosen = scores.sample_ids[np.sort(order)]
     assert row["metric"] == to.outcomes(to.arm(to.removal(chosen)))[HEAD].metric
+    ours, controls = (one.outcomes(one.arm(None))[HEAD] for one in (bench, to))
+    assert (row["control_metric"], row["control_measurement"]) == controls != ours
     assert (row["seed"], row["to_seed"], row["located"]) == (0, 1, to.located[HEAD].name)
 
 
@@ -148,6 +177,9 @@ def test_planted_causes_are_the_labels_of_the_heads_and_the_neuron_s_own(bench, 
         values = traces[unit]["repetition"].scores.of(bench.located[unit].name)
         pairs = np.sign(values[cause][:, None] - values[~cause])
         assert row["roc_auc"] == pytest.approx((1 + pairs.mean()) / 2)
+        place = np.argsort(np.argsort(-values, kind="stable"))  # 0 is the highest of the 80
+        for name, k in (("k", cause.sum()), ("1_percent", 1), ("10_percent", 8)):
+            assert row[f"recall_at_{name}"] == (place[cause] < k).sum() / cause.sum()
 
 
 def test_the_samples_and_labels_that_are_shown_are_those_of_the_highest_scores(
