@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +179,5 @@ def second_moments(folder: Path, beta2: float) -> dict[str, torch.Tensor]:
 
 def steps(root: Path) -> list[int]:
     """Steps of the complete checkpoints under `root`, ascending."""
-    return _numbers(path.name for path in root.glob("step_*") if path.is_dir())
-
-
-def steps_among(files: Iterable[str]) -> list[int]:
-    """Steps of the checkpoints that the files of a run, `checkpoints/step_<n>/...`, belong to."""
-    parts = (name.split("/") for name in files)
-    return _numbers({part[1] for part in parts if part[0] == "checkpoints" and len(part) == 3})
-
-
-def _numbers(names: Iterable[str]) -> list[int]:
-    numbers = (name.removeprefix("step_") for name in names if name.startswith("step_"))
-    return sorted(int(number) for number in numbers if number.isdigit())
+    found = (p.name.removeprefix("step_") for p in root.glob("step_*") if p.is_dir())
+    return sorted(int(name) for name in found if name.isdigit())

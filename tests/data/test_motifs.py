@@ -109,6 +109,13 @@ def test_the_shares_of_a_motif_are_counted(corpus, ids):
     assert xml.share == len(xml.sample_ids) / 100 > 0.7
     assert xml.enrichment == pytest.approx(xml.share / xml.share_window, rel=1e-3)
     assert {str(labels[ids.tolist().index(i)]) for i in xml.sample_ids} == {"generated_xml"}
+    lowest = mine(corpus, scores, "L0H0", MotifsConfig(samples=100, select="bottom"))
+    assert lowest.motifs and all(
+        labels[ids.tolist().index(i)] != "generated_xml"
+        for one in lowest.motifs for i in one.sample_ids
+    )  # fmt: skip
+    turned = replace(scores, values=-scores.values)
+    assert lowest.motifs == mine(corpus, turned, "L0H0", MotifsConfig(samples=100)).motifs
     drawn = [mine(corpus, scores, "L0H0", MotifsConfig(samples=300, select="random", seed=s)).motifs
              for s in (0, 1)]  # fmt: skip
     assert drawn[0] != drawn[1]

@@ -85,6 +85,17 @@ def test_icl_score_takes_the_stated_bands():
     assert icl_bands(128, [100, 110], [2, 8]) == ((100, 110), (2, 8))
 
 
+def test_the_bands_of_the_icl_score_are_those_of_the_settings():
+    tokens = np.random.default_rng(0).integers(2, 40, (30, 17), dtype=np.uint16)
+    counts, held_out = np.bincount(tokens.ravel(), minlength=40), np.arange(30)
+    corpus = Corpus(tokens, np.zeros(30, np.int32), ("all",), 40, (), counts, None, held_out, "fp")
+    shared = {"n_sequences": 2, "length": 4}
+    for bands in ({"icl_late": [9, 14]}, {"icl_early": [2, 5]}):
+        probes = make_probes(corpus, EmergenceConfig(**shared, **bands))
+        plain = {"icl_late": [8, 16], "icl_early": [0, 1]}
+        assert {name: list(getattr(probes, name)) for name in plain} == plain | bands
+
+
 def test_all_held_out_rows_are_measured_unless_fewer_are_asked_for():
     tokens = np.random.default_rng(0).integers(2, 40, (60, 17), dtype=np.uint16)
     counts = np.bincount(tokens.ravel(), minlength=40)

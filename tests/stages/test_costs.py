@@ -186,6 +186,16 @@ def test_unrolled_has_the_operations_that_torch_counts(finished, context_of, tmp
     assert tokens == planned.tokens + probe_tokens(context)
 
 
+def test_a_plan_counts_every_perturbed_start_of_unrolled(context_of):
+    """Each is a training of its own from the window's start; none begins at a checkpoint inside."""
+    one, three = (
+        cost_of(context_of("estimator=unrolled", f"estimator.n_perturbed={n}").config, "scores")
+        for n in (1, 3)
+    )
+    assert one.flops is not None and three.flops == {k: 3 * v for k, v in one.flops.items()}
+    assert (three.tokens, three.memory) == (3 * one.tokens, one.memory)
+
+
 @pytest.mark.parametrize("n", [30, 200])
 def test_exact_has_at_most_the_operations_that_are_said(traced, tmp_path, n):
     """A pass back ends in the block's layer, and what is added in place is not counted."""

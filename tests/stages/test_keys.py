@@ -153,6 +153,16 @@ BESIDE = {  # setting -> the words that it needs beside it, its value, the first
         "intervention.mode=spans intervention.fraction=0.03", "renamed", "arm",
     ),
     "intervention.ngram": ("intervention.mode=spans intervention.fraction=0.03", "4", "arm"),
+    "intervention.weight": ("intervention=augment intervention.mode=upweight", "3", "arm"),
+    "intervention.rows": (
+        "intervention=augment intervention.mode=insert intervention.rows={rows}", "{other}", "arm",
+    ),
+    "intervention.at_step": (
+        "intervention=augment intervention.mode=insert intervention.rows={rows}", "30", "arm",
+    ),
+    "intervention.per_step": (
+        "intervention=augment intervention.mode=insert intervention.rows={rows}", "2", "arm",
+    ),
     "intervention.count": ("intervention.fraction=null intervention.count=6", "5", "arm"),
     "intervention.ids": ("intervention.select=ids intervention.ids=[{ids}]", "[{id}]", "arm"),
     "intervention.band": (
@@ -165,6 +175,7 @@ PUBLISHED = {  # settings of a published base run, whose stages are corpus, weig
     "base.folder": ("base.folder={others}", "weights"),
     "base.repo": ("base.folder=null base.repo=me/tiny", "weights"),
     "base.steps": ("base.steps=[0,20,60]", "curve"),
+    "emergence.seed": ("emergence.seed=3", "curve"),  # of the probes it is measured on
     "base.revision": ("base.folder={renamed} base.revision=rev*", NOTHING),  # the same files
     "base.state": ("base.state={state}", "base"),
     "base.allow_bad": ("base.allow_bad=true", NOTHING),
@@ -201,18 +212,52 @@ def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch)
     assert first_difference(baseline[0], after) == "base"
 
 
+@pytest.fixture(scope="module")
+def inserted(context_of, tmp_path_factory):
+    """Two files of rows that could be inserted, by the words of `BESIDE`."""
+    folder, data = tmp_path_factory.mktemp("rows"), context_of().config.data
+    for name, seed in (("rows", 0), ("other", 1)):
+        rows = np.random.default_rng(seed).integers(2, 250, (6, data.seq_len + 1))
+        np.save(folder / f"{name}.npy", rows.astype(np.uint16))
+    return {name: str(folder / f"{name}.npy") for name in ("rows", "other")}
+
+
 @pytest.mark.parametrize("setting", BESIDE)
 def test_a_setting_that_needs_another_one_changes_the_key_of_its_stage_by_itself(
-    context_of, baseline, setting
+    context_of, baseline, inserted, setting
 ):
     beside, value, stage = BESIDE[setting]
     _, arm = baseline
     one, *others = arm.edited.plan.sample_ids[:3].tolist()
-    known = {"unit": arm.unit.name, "id": one, "ids": ",".join(map(str, others))}
+    known = {"unit": arm.unit.name, "id": one, "ids": ",".join(map(str, others)), **inserted}
     words = beside.format(**known).split()
     before, after = (
         fingerprints(context_of(*words, *changed).config, pipeline.arm)
         for changed in ((), (f"{setting}={value.format(**known)}",))
+    )
+    assert stage in before and first_difference(before, after) == stage
+
+
+AGAIN = {  # settings of above beside words with which another stage, or part of it, reads them
+    "the window's end, where the scored checkpoint stays": (
+        "estimator.checkpoint=32", "intervention.window=[20,50]", "scores",
+    ),
+    "the window's start, where it does": (
+        "estimator.checkpoint=32", "intervention.window=[8,60]", "scores",
+    ),
+    "the unit whose tokens are scored, where one pass scores every head": (
+        "intervention.mode=mask_tokens intervention.fraction=0.01 unit.locate=L1H0",
+        "unit.locate=L0H0", "tokens",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AGAIN)
+def test_a_setting_changes_the_key_of_each_stage_that_reads_it(context_of, case):
+    words, changed, stage = AGAIN[case]
+    before, after = (
+        fingerprints(context_of(*words.split(), *more).config, pipeline.arm)
+        for more in ((), (changed,))
     )
     assert stage in before and first_difference(before, after) == stage
 
@@ -427,13 +472,13 @@ def test_a_folder_of_weights_is_known_by_what_it_holds(published):
 def test_every_setting_is_tried():
     """A new setting has to say here which key it belongs to."""
     kinds = {"data": "synthetic", "model": "scratch", "unit": "head", "estimator": "ekfac"}
-    kinds |= {"intervention": "remove", "training": "", "emergence": "", "behaviour": ""}
-    kinds |= {"base": "published"}
+    kinds |= {"training": "", "emergence": "", "behaviour": "", "base": "published"}
+    several = {"intervention": {"remove", "augment"}}
     missing = []
     for key, places in settings().items():
         group = key.partition(".")[0]
         options = {option for option, _ in places}
-        ours = not options - {""} or kinds.get(group) in options
+        ours = not options - {""} or bool(options & several.get(group, {kinds.get(group)}))
         tried = key in CHANGES | BESIDE | PUBLISHED
         if ours and not key.startswith(ELSEWHERE) and "." in key and not tried:
             missing.append(key)

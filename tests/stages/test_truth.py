@@ -271,7 +271,8 @@ def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed
 
 def test_scores_that_are_all_the_same_choose_nothing_and_go_with_none(bench, traces):
     one = traces[HEAD]["repetition"]
-    flat = replace(one, scores=replace(one.scores, values=np.ones_like(one.scores.values)))
+    flat = replace(one)
+    vars(flat)["scores"] = replace(one.scores, values=np.ones_like(one.scores.values))
     given = {unit: {**own, "repetition": flat} if unit == HEAD else own
              for unit, own in traces.items()}  # fmt: skip
     told = [(row["unit"], row["estimator"]) for row in make.edit_rows(bench, SETTINGS, given)]

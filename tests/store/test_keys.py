@@ -161,16 +161,17 @@ def test_other_code_versions_or_device_are_another_key_and_are_named(other, said
     assert difference(KEY.computed(), other.computed()) == said
 
 
-def test_the_key_holds_the_installed_versions(tmp_path):
-    fake = tmp_path / "torch-9.9.9.dist-info"
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_the_key_holds_the_installed_versions_of_what_computes(tmp_path, package):
+    fake = tmp_path / f"{package}-9.9.9.dist-info"
     fake.mkdir()
-    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+    (fake / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 9.9.9\n")
     code = "from mda.store import make_key as f; print(f('a', {}, ('mda.types',), 'cpu').versions)"
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{HOME}"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=True
     )
-    assert "'torch': '9.9.9'" in done.stdout
+    assert f"'{package}': '9.9.9'" in done.stdout
 
 
 def test_the_device_is_that_of_the_stage():

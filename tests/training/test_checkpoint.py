@@ -202,9 +202,3 @@ def test_a_checkpoint_knows_the_bytes_it_was_saved_with(file, damage, tmp_path):
     damage(folder / file)
     with pytest.raises(store.Torn, match=f"step_1/{file} has changed since it was saved"):
         checkpoint.verify(folder)
-
-
-def test_steps_are_read_off_the_names_of_a_run_s_files():
-    files = [f"checkpoints/step_{n}/model.safetensors" for n in (20, 0, 3)]
-    others = ["curve.csv", "checkpoints/step_x/model.safetensors", "step_9/model.safetensors"]
-    assert checkpoint.steps_among([*files, *others, "checkpoints/step_3/state.json"]) == [0, 3, 20]
