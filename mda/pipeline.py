@@ -13,6 +13,7 @@ from functools import cache
 
 from mda.data.stream import Corpus
 from mda.stages.attribution import Traced, score
+from mda.stages.before import check_model
 from mda.stages.behaviour import Behaviour, behaviour_of
 from mda.stages.context import Context
 from mda.stages.corpus import corpus_of
@@ -65,6 +66,7 @@ class Arm:
 
 def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
     """Corpus and base run."""
+    check_model(context, groups)
     corpus = corpus_of(context)
     if "unit" in groups:
         check_label(context, corpus)
@@ -84,6 +86,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
     """
     check_devices(context.config.training)
+    check_model(context, UNIT)
     corpus = corpus_of(base_context or context)
     settings = context.config.intervention
     with suppress(NotBuilt):

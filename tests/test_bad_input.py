@@ -51,7 +51,7 @@ BAD_CONFIG = {
     ),
     "fraction for a count": (
         "training.total_steps=1.5",
-        "training.total_steps=1.5 is refused; accepted: an integer at least 1",
+        "training.total_steps=1.5 is refused; accepted: an integer from 1 to 10000000",
     ),
     "text for a switch": ("data.shuffle=maybe", "data.shuffle=maybe is refused; accepted: true or"),
     "one value for a list": ("unit.blocks=qk", "unit.blocks=qk is refused; accepted: a list of qk"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
@@ -54,6 +55,7 @@ def initial_model(settings: ModelConfig, seed: int) -> PreTrainedModel:
 
 def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
     """A freshly initialised float32 model; the seed alone decides its weights."""
+    check_memory(sizes)
     adapter = family(sizes.family)
     model = _empty(adapter.scratch(sizes))
     generator = torch.Generator().manual_seed(seed)
@@ -72,10 +74,47 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
     """A local checkpoint folder as a float32 model, built from its own config.json.
 
     Dropout is off, whatever the file says, and said; so is the tie to an output embedding that has
-    weights of its own. Raises ConfigError, before anything is
-    allocated, where the folder's family or one of its features is not supported, and afterwards
-    for weights that are missing, unknown or of another shape; `key` names the folder in it.
+    weights of its own. Raises ConfigError, before anything is allocated, where the folder's family
+    or one of its features is not supported, and afterwards for weights that are missing, unknown or
+    of another shape; `key` names the folder in it.
     """
+    config = _config_in(folder, key)
+    for name in DROPOUTS:
+        if getattr(config, name, 0.0):
+            print(f"{key}: {name}={getattr(config, name)} is switched off", file=sys.stderr)
+            setattr(config, name, 0.0)
+    model = _loaded(key, config, folder, use_safetensors=True, local_files_only=True)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if config.tie_word_embeddings and head.weight is not embedding.weight:  # type: ignore[union-attr]
+        print(f"{key}: tie_word_embeddings=true is switched off: {UNTIED}", file=sys.stderr)
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
+    check_agreement(model, key)
+    return model
+
+
+def check_weights(folder: Path, key: str) -> None:
+    """Refuse a folder of safetensors for the names and shapes of its weights, as `from_folder`
+    would do after they are read."""
+    config = _config_in(folder, key)
+    shapes: dict[str, list[int]] = {}
+    try:
+        for path in _safetensors_in(folder):
+            with safe_open(path, "pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{key}: {_one_line(error)}") from error
+    stand_ins = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    _loaded(key, config, None, state_dict=stand_ins)
+
+
+def _safetensors_in(folder: Path) -> list[Path]:
+    if (whole := folder / "model.safetensors").is_file():
+        return [whole]
+    index = json.loads((folder / "model.safetensors.index.json").read_text("utf-8"))
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
+def _config_in(folder: Path, key: str) -> PretrainedConfig:
     raw = supported_config(folder / "config.json", key)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -83,20 +122,22 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
         raise ConfigError(f"{key}: config.json: {_one_line(error)}") from error
     if reason := family(raw["model_type"]).refuse(config.to_dict()):
         raise ConfigError(f"{key}: {reason} is not supported")
-    for name in DROPOUTS:
-        if getattr(config, name, 0.0):
-            print(f"{key}: {name}={getattr(config, name)} is switched off", file=sys.stderr)
-            setattr(config, name, 0.0)
     config._attn_implementation = attention_of(config)
+    return config
+
+
+def _loaded(
+    key: str, config: PretrainedConfig, folder: Path | None, **source: Any
+) -> PreTrainedModel:
+    """A model with weights from a folder, or from a `state_dict`: all that it asks for, no more."""
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+        model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
             ignore_mismatched_sizes=True,  # they are refused below, by their names
             output_loading_info=True,
+            **source,
         )
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         raise ConfigError(f"{key}: {_one_line(error)}") from error
@@ -107,12 +148,21 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
                 f"{key}: {len(names)} {word} weights, the first {names[0]}; accepted: exactly the "
                 "weights that config.json asks for"
             )
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if config.tie_word_embeddings and head.weight is not embedding.weight:  # type: ignore[union-attr]
-        print(f"{key}: tie_word_embeddings=true is switched off: {UNTIED}", file=sys.stderr)
-        config.tie_word_embeddings = model.config.tie_word_embeddings = False
-    check_agreement(model, key)
     return model
+
+
+def check_memory(sizes: ScratchConfig) -> None:
+    """Raise ConfigError for a model whose weights alone are more than this machine's memory."""
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * sum(weights.numel() for weights in layout_of(sizes).parameters())
+    if needed > there:
+        raise ConfigError(
+            f"model: weights of {needed / 1e9:,.0f} GB in float32, and this machine has "
+            f"{there / 1e9:,.0f} GB of memory; accepted: a smaller model.d_model, model.d_ff, "
+            "model.n_layers or model.vocab_size"
+        )
 
 
 def _one_line(error: Exception) -> str:

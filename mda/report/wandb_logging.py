@@ -201,8 +201,12 @@ def job_log(
         print(f"W&B: {run.url}")
     there = lines[: run.starting_step] if online else []
     kept.write_text("".join(f"{line}\n" for line in (f"{run.id} {about}", *there)), "utf-8")
-    with run:
+    try:
         yield JobLog(run, kept, there)
+    except BaseException:
+        run.finish(exit_code=1)  # as a `with` block would, which prints the traceback besides
+        raise
+    run.finish()
     kept.unlink()
 
 

@@ -22,7 +22,7 @@ class TrainingConfig(Group):
     activation_checkpointing: bool = setting(
         False, "compute activations twice instead of keeping them; for memory"
     )
-    total_steps: int = setting(6000, "steps of the learning-rate schedule", low=1)
+    total_steps: int = setting(6000, "steps of the learning-rate schedule", low=1, high=10**7)
     stop_step: int | None = setting(None, "end the run early at this step, null: run all", low=1)
     schedule: str = setting(
         "cosine", "learning rate over the steps, neox: GPT-NeoX's", one_of=("cosine", "neox")

@@ -35,14 +35,8 @@ def fetch_revision(
     `check` sees config.json before any weights are fetched. Raises ConfigError, one sentence with
     repository and revision, for what is not there, may not be read, or arrives damaged.
     """
-    from huggingface_hub import HfApi  # it takes a moment, and most runs need none of it
-
-    key = f"base.repo={repo}, revision {revision}"
-    with _explained(key):
-        info = HfApi().model_info(repo, revision=revision)
-    commit, names = str(info.sha), {item.rfilename for item in info.siblings or []}
-    if ADAPTER in names:
-        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
+    key = _key(repo, revision)
+    commit, names = _described(repo, revision)
 
     def get(name: str) -> Path:
         return _verified(repo, commit, name, folder, key)
@@ -53,13 +47,41 @@ def fetch_revision(
     return commit, files
 
 
+def ask_for(repo: str, revision: str) -> None:
+    """Raise ConfigError for a revision that is not there or has no weights; nothing is fetched."""
+    names = _described(repo, revision)[1]
+    if names.isdisjoint(WEIGHTS):
+        raise _no_weights(_key(repo, revision))
+
+
+def _key(repo: str, revision: str) -> str:
+    return f"base.repo={repo}, revision {revision}"
+
+
+def _described(repo: str, revision: str) -> tuple[str, set[str]]:
+    """The commit of a revision and the names of its files. Raises ConfigError for an adapter."""
+    from huggingface_hub import HfApi  # it takes a moment, and most runs need none of it
+
+    key = _key(repo, revision)
+    with _explained(key):
+        info = HfApi().model_info(repo, revision=revision)
+    names = {item.rfilename for item in info.siblings or []}
+    if ADAPTER in names:
+        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
+    return str(info.sha), names
+
+
+def _no_weights(key: str) -> ConfigError:
+    return ConfigError(f"{key}: has no weights; accepted: one of {', '.join(WEIGHTS)}")
+
+
 def weight_files(key: str, get: Callable[[str], Path | None]) -> list[Path]:
     """The files with a model's weights, and the index of its shards; `get` has None for no file."""
     for name in WEIGHTS:
         if (path := get(name)) is None:
             continue
         return [path, *_shards(key, path, get)] if name.endswith(".index.json") else [path]
-    raise ConfigError(f"{key}: has no weights; accepted: one of {', '.join(WEIGHTS)}")
+    raise _no_weights(key)
 
 
 def _shards(key: str, index: Path, get: Callable[[str], Path | None]) -> Iterator[Path]:

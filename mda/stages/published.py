@@ -142,22 +142,32 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
     return run
 
 
+def revision_source(
+    context: Context, settings: PublishedConfig, step: int, groups: Sequence[str]
+) -> tuple[str, list[Path], dict[str, object]]:
+    """What errors call a revision, its local files, and what its weights are found by.
+
+    Raises ConfigError for a local revision that is not there or has other sizes.
+    """
+    name = settings.revision_of(step)
+    key = f"{settings.source}, revision {name}"
+    if settings.repo is not None:
+        return key, [], {"version": VERSION, "repo": settings.repo, "revision": name}
+    local = _local_files(Path(str(settings.folder)) / name, key)
+    validate_sizes(context.config, supported_config(local[0], key), groups, key)
+    hashes = {path.name: context.store.hash_file(path) for path in local}
+    return key, local, {"version": VERSION, "files": hashes}
+
+
 def _revision(
     context: Context, settings: PublishedConfig, step: int, groups: Sequence[str]
 ) -> Revision:
     """A revision's weights, found in the store or brought into it."""
     name = settings.revision_of(step)
-    key = f"{settings.source}, revision {name}"
+    key, local, inputs = revision_source(context, settings, step, groups)
 
     def check(path: Path) -> None:
         validate_sizes(context.config, supported_config(path, key), groups, key)
-
-    inputs: dict[str, object] = {"version": VERSION, "repo": settings.repo, "revision": name}
-    if settings.repo is None:
-        local = _local_files(Path(str(settings.folder)) / name, key)
-        check(local[0])
-        hashes = {path.name: context.store.hash_file(path) for path in local}
-        inputs = {"version": VERSION, "files": hashes}
 
     def build(part: Path) -> None:
         if settings.repo is not None:

@@ -30,8 +30,10 @@ from mda.data.stream import open_corpus
 from mda.model.build import read_model
 from mda.programs.reproduce import reproduce
 from mda.schema import ConfigError, Unavailable
+from mda.stages import before
 from mda.stages.context import Context
 from mda.stages.corpus import base_schedule
+from mda.stages.preview import preview_job
 from mda.training.optimizer import adamw, learning_rate
 
 TOKEN = "hf_thisisnottobewritten"
@@ -61,6 +63,7 @@ def ask(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.removeprefix(constants.ENDPOINT)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT is read at import
+    before._refusal.cache_clear()
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
 
@@ -331,6 +334,29 @@ def test_what_is_not_there_is_named(hub, attempt, spoil, says):
         hub.url = "http://127.0.0.1:9"
     with pytest.raises(ConfigError, match=re.escape(says)):
         attempt("intervention.window=auto", *overrides)
+
+
+@pytest.mark.parametrize("choice", ["base.steps=[0,20,30]", "base.repo=me/none"])
+def test_every_step_is_asked_for_before_anything_is_fetched_or_built(
+    hub, attempt, tmp_path, choice
+):
+    says = "revision step0: there is no such rep" if "repo" in choice else "revision step30: there "
+    with pytest.raises(ConfigError, match=says):
+        attempt("intervention.window=auto", choice)
+    assert hub.fetched() == []
+    assert not (tmp_path / "out/store/corpus").exists()
+    where = ["experiment=smoke", "base=published", *TRAIN, f"output_dir={tmp_path / 'out'}"]
+    plan = compose([*where, "intervention.window=auto", choice])
+    assert says in preview_job(plan, pipeline.arm).refused
+
+
+def test_a_plan_is_made_where_the_hub_cannot_be_reached(hub, monkeypatch, tmp_path, capsys):
+    hub.url = "http://127.0.0.1:9"
+    ask(hub, monkeypatch)
+    where = ["experiment=smoke", "base=published", *TRAIN, f"output_dir={tmp_path / 'out'}"]
+    found = preview_job(compose(where), pipeline.train)
+    assert not found.refused and "corpus" in {kind for kind, _ in found.stages}
+    assert "the connection failed" in capsys.readouterr().err
 
 
 def test_a_token_that_may_not_read_is_refused_and_not_shown(hub, attempt, capsys):

@@ -13,6 +13,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from mda.model.architecture import architecture, family
 from mda.model.build import (
     attention_of,
+    check_weights,
+    from_folder,
     function_of,
     initial_model,
     layout,
@@ -45,6 +47,7 @@ def of(folder):
 
 
 def load(folder):
+    check_weights(folder, f"model.source={folder}")
     return initial_model(of(folder), seed=0).eval()
 
 
@@ -260,14 +263,19 @@ DENSE = "gpt_neox.layers.1.attention.dense.weight"
             f"1 mismatched weights, the first {DENSE}",
         ),
         (lambda w: w.pop("embed_out.weight"), r"missing weights, the first lm_head\.weight"),
+        (
+            lambda w: [w.__setitem__(f"module.{name}", w.pop(name)) for name in [*w]],
+            r"28 missing weights, the first gpt_neox\.",
+        ),
     ],
-    ids=["missing", "extra", "misshapen", "no unembedding"],
+    ids=["missing", "extra", "misshapen", "no unembedding", "prefixed"],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, change, says):
     written(tmp_path)
     rewritten(tmp_path, change)
-    with pytest.raises(ConfigError, match=f"model.source={tmp_path}: .*{says}"):
-        load(tmp_path)
+    for look in (check_weights, from_folder):  # by their names alone, and when they are read
+        with pytest.raises(ConfigError, match=f"model.source={tmp_path}: .*{says}"):
+            look(tmp_path, f"model.source={tmp_path}")
 
 
 def test_a_lost_layer_is_never_drawn_at_random(tmp_path):
