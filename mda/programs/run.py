@@ -47,6 +47,7 @@ def run(config: Config, folder: Path) -> None:
         )
         log.figures([folder / "curves.png", folder / "heads.png"])
         log.heads(arm.run.curve)
+        log.unit(config.unit.metric, arm.unit.members, arm.run.curve)
         log.summary(results)
     scores = arm.traced
     stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run}

@@ -19,12 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mda import store
 from mda.schema import Config, ConfigError, WandbConfig
 from mda.types import HeadId
 
 if TYPE_CHECKING:
     import wandb
 
+HEAD = re.compile(r"^emergence/\w+/L\d+H\d+$")
+"""Columns of single heads: of a model of 270 heads there are more than a thousand."""
+TAG = 64  # characters that W&B allows
 KEPT = "wandb_records.txt"
 """In the folder of a job that has not ended well: the run's id, settings, and records."""
 
@@ -56,12 +60,13 @@ class JobLog:
 
         Metrics are defined by their exact names, since overlapping globs resolve at random; a star
         in the name of a class becomes another sign, as W&B takes it for a glob. What was not
-        measured (NaN) is left out.
+        measured (NaN) is left out, and so are single heads, which `heads` and `unit` log.
         """
         if self.run is None:
             return
         row = {name.replace("*", "\N{ASTERISK OPERATOR}"): value
-               for name, value in row.items() if not math.isnan(value)}  # fmt: skip
+               for name, value in row.items()
+               if not (math.isnan(value) or HEAD.match(name))}  # fmt: skip
         for name in row.keys() - self.defined:
             if name == "step":
                 self.run.define_metric(name, hidden=True)
@@ -97,7 +102,7 @@ class JobLog:
 
     def heads(self, curve: Sequence[Mapping[str, float]]) -> None:
         """Log the metrics of every head at every measured step as the table `heads`."""
-        names = [name for name in curve[0] if re.search(r"^emergence/\w+/L\d+H\d+$", name)]
+        names = [name for name in curve[0] if HEAD.match(name)]
         metrics = list(dict.fromkeys(name.split("/")[1] for name in names))
         heads = list(dict.fromkeys(HeadId.parse(name.split("/")[2]) for name in names))
         rows = [
@@ -107,6 +112,15 @@ class JobLog:
             for head in heads
         ]
         self.table("heads", rows)
+
+    def unit(
+        self, metric: str, members: Sequence[str], curve: Sequence[Mapping[str, float]]
+    ) -> None:
+        """Log a unit's metric, its mean over the unit's members, as `emergence/<metric>/unit`."""
+        columns = [f"emergence/{metric}/{member}" for member in members]
+        for row in curve:
+            value = sum(row[column] for column in columns) / len(columns)
+            self.row({"step": row["step"], f"emergence/{metric}/unit": value})
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
         """Log files as one artifact of the run."""
@@ -141,6 +155,19 @@ def mode_of(logger: WandbConfig) -> str:
 def project_of(logger: WandbConfig) -> str:
     """The project that is asked for, else that of WANDB_PROJECT, else mda."""
     return logger.project or os.environ.get("WANDB_PROJECT") or "mda"
+
+
+def tags_of(config: Config, job_type: str) -> list[str]:
+    """What runs can be filtered by: the job's type, model, data and metric, and WANDB_TAGS."""
+    own = (job_type, config.model.name, config.data.name, config.unit.metric)
+    given = filter(None, os.environ.get("WANDB_TAGS", "").split(","))
+    return list(dict.fromkeys(tag[:TAG] for tag in (*own, *given)))
+
+
+def _command(folder: Path) -> str | None:
+    """The command that repeats the job of a folder, where it is known."""
+    job = folder / "job.json"
+    return store.read_object(job)["command"] if job.exists() else None
 
 
 @contextmanager
@@ -191,7 +218,9 @@ def job_log(
             mode=mode_of(logger),  # type: ignore[arg-type]  # W&B refuses another WANDB_MODE
             id=found,
             resume="allow" if online else None,  # offline W&B warns that it can't
-            config=dict(settings) | {"arm": arm},
+            config=dict(settings) | {"arm": arm, "git": store.git_state()},
+            tags=tags_of(config, job_type),
+            notes=os.environ.get("WANDB_NOTES") or _command(folder),
             reinit="finish_previous",
             settings=wandb.Settings(
                 x_transaction_log_flush_interval=1, silent=True, console="off", x_disable_meta=True

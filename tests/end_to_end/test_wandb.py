@@ -12,6 +12,7 @@ from programs import ROOT, command, kill_when, leet
 from mda.config import compose
 from mda.report.wandb_logging import KEPT, group_of, job_log, mode_of, project_of
 from mda.schema import ConfigError
+from mda.store import git_state
 
 FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
 
@@ -71,6 +72,43 @@ def test_two_jobs_of_one_process_are_two_runs(tmp_path):
         axes = {r["metric"]["name"]: r["metric"].get("step_metric") for r in records
                 if "metric" in r}  # fmt: skip
         assert axes["val/loss"] == axes["tokens"] == "step"
+
+
+def test_heads_are_one_table_and_the_unit_one_metric(tmp_path):
+    heads = {f"L{at // 4}H{at % 4}": at / 10 for at in range(8)}
+    curve = [
+        {"step": step, "val/loss": 3.0, "emergence/prefix_matching/strongest": 0.7}
+        | {f"emergence/prefix_matching/{head}": step * value for head, value in heads.items()}
+        | {f"emergence/prefix_matching_se/{head}": 0.01 for head in heads}
+        for step in (1, 2)
+    ]
+    config = compose(["logger=wandb"])
+    with job_log(config, tmp_path, settings={}, job_type="arm") as log:
+        for row in curve:
+            log.row(row)
+        log.heads(curve)
+        log.unit("prefix_matching", ("L0H1", "L0H3"), curve)
+    (offline,) = tmp_path.glob("wandb/offline-run-*")
+    history = [r["history"]["item"] for r in leet(offline) if r["type"] == "history"]
+    names = {name.split(".")[0] for item in history for name in item if name[0] != "_"}
+    metric = "emergence/prefix_matching"
+    assert names == {"step", "val/loss", f"{metric}/strongest", f"{metric}/unit", "heads"}
+    unit = {item["step"]: item[f"{metric}/unit"] for item in history if f"{metric}/unit" in item}
+    assert unit == {1: pytest.approx(0.2), 2: pytest.approx(0.4)}
+    (table,) = [item for item in history if "heads.nrows" in item]
+    assert (table["heads.nrows"], table["heads.ncols"]) == (16, 5)
+
+
+def test_a_run_tells_its_commit_its_command_and_what_it_can_be_filtered_by(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_TAGS", "mine,second")
+    (tmp_path / "job.json").write_text('{"command": "mda run seed=3"}')
+    with job_log(compose(["logger=wandb"]), tmp_path, settings={"a": 1}, job_type="arm"):
+        pass
+    (offline,) = tmp_path.glob("wandb/offline-run-*")
+    (run,) = [r["run"] for r in leet(offline) if r["type"] == "run"]
+    assert run["notes"] == "mda run seed=3"
+    assert run["tags"] == ["arm", "nano", "embedded", "prefix_matching", "mine", "second"]
+    assert run["config"]["update"]["git"] == git_state() and run["config"]["update"]["a"] == 1
 
 
 def test_a_class_may_have_any_name(tmp_path):
