@@ -16,6 +16,7 @@ from mda.analysis.arms import arm_as
 from mda.analysis.bearing import ABLE
 from mda.report.page import DASH, markdown, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
+from mda.schema.old_words import METRICS
 
 KEPT = (
     "effects.csv",
@@ -64,7 +65,6 @@ stream as the random scores that chose the samples, so that they depend on them;
 apart.""",
 }
 Row = Mapping[str, str]
-OLD_METRIC = re.compile(r"^mechanism(?=$|_onset)")
 OLD_BAND = re.compile(r" band ([\d.]+)-([\d.]+)")
 
 
@@ -76,7 +76,7 @@ def effects_of(folder: Path) -> list[dict[str, str]]:
     """
     rows = store.read_csv(folder / "effects.csv")
     for row in rows:
-        row["metric"] = OLD_METRIC.sub("strongest", row["metric"])
+        row["metric"] = METRICS.get(row["metric"], row["metric"])
         if "line" not in row:
             band = OLD_BAND.search(row["arm"])
             row["line"] = OLD_BAND.sub("", row["arm"]) if band else ""

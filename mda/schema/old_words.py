@@ -1,4 +1,4 @@
-"""Edits as they were written down before they were data: in studies as words, in summaries none.
+"""Old words: edits of before they were data, as words of studies or settings alone, and metrics.
 
 Registered studies and kept tables are read here, and stay as they are.
 """
@@ -29,6 +29,14 @@ WORDS = (
     "intervention", "mode", "estimator", "select", "amount", "label", "match", "match_targeted",
 )  # fmt: skip
 """What an arm of an old study was written in, each of them a text."""
+
+
+METRICS = {
+    "mechanism": "strongest",
+    "mechanism_onset_step": "strongest_onset_step",
+    "mechanism_onset_tokens": "strongest_onset_tokens",
+}
+"""What kept tables and studies call the largest value over all heads, and what it is called now."""
 
 
 def read_words(words: Mapping[str, str]) -> Edit:

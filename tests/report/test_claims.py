@@ -12,6 +12,7 @@ from mda.analysis.claims import counter_evidence, decide, evidence, judge, regis
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.analysis.statistics import Effect, Seed, label_p, paired_effect
+from mda.report.tables import verdict_rows
 from mda.schema import ClaimConfig, ConfigError, StudyConfig
 from mda.schema.arm import read_arm
 from mda.schema.edit import Match
@@ -300,6 +301,13 @@ def test_runs_of_unknown_time_leave_a_claim_exploratory(measured):
     assert registration(one, claim(), unknown) == (
         "exploratory", "it is not known when the arm was run"
     )  # fmt: skip
+
+
+def test_a_study_may_call_the_strongest_head_by_its_old_name(measured):
+    asked = [claim(metric=f"{word}_onset_step") for word in ("mechanism", "strongest")]
+    old, now = judge(study(*asked), measured, resamples=99)
+    assert old.effect == now.effect and old.effect.mean is not None
+    assert {row["metric"] for row in verdict_rows([old, now])} == {"strongest_onset_step"}
 
 
 def test_a_changed_study_needs_another_hash():
