@@ -28,7 +28,7 @@ def trace(config: Config, folder: Path) -> None:
     from mda.report.summary import write_summary
     from mda.report.trace import FILES, report_trace, sample_rows
     from mda.report.wandb_logging import job_log
-    from mda.stages.attribution import token_influence
+    from mda.stages.attribution import loss_influence, token_influence
     from mda.stages.context import Context, process_group
 
     start = time.perf_counter()
@@ -44,16 +44,19 @@ def trace(config: Config, folder: Path) -> None:
         if log is None:
             return
         base, unit, traced = found.base, found.unit, found.traced
+        asked = context, found.corpus, base, unit, traced
         results = report_trace(
             found.corpus,
             traced.scores,
             unit.name,
-            partial(token_influence, context, found.corpus, base, unit, traced),
+            partial(token_influence, *asked),
+            partial(loss_influence, *asked),
             folder,
             config.report.samples,
             config.report.dpi,
             before=unit.emerged.before,
         )
+        told = [w] if (w := (results["positions"] or {}).get("warning")) else []
         log.figures([folder / "distribution.png"])
         log.table("top_samples", sample_rows(folder))
         files = [folder / name for name in ("scores.csv", "top_samples.json")]
@@ -75,7 +78,7 @@ def trace(config: Config, folder: Path) -> None:
             "scores_s": traced.wall_s,
             "built": [name for name, stage in (("base", base), ("scores", traced)) if stage.built],
         },
-        warnings=list(context.store.warnings.values()),
+        warnings=[*context.store.warnings.values(), *told],
         unit=unit.name,
         window=asdict(unit.window),
         scored_steps=list(traced.steps),

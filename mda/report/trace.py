@@ -14,6 +14,7 @@ from rich.table import Table
 
 from mda import store
 from mda.analysis.enrichment import Enrichment, heavy_tail, label_enrichment
+from mda.analysis.positions import PositionShares, position_shares
 from mda.data.stream import Corpus
 from mda.emergence.onset import there_before
 from mda.report.catalysts import FILE as CATALYSTS
@@ -30,6 +31,7 @@ FILES = {
     "enrichment.csv": "share of each label in the top and bottom decile, with p-values",
     "catalysts.json": "how much of the scores repetition, loss and label explain, and by decile",
 }
+SPREAD = 64  # samples, evenly over the window, whose influence is divided by position
 TAIL = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -90,11 +92,18 @@ def plot_distribution(values: np.ndarray, unit: str, path: Path, dpi: int) -> No
 
 
 def sample_records(
-    corpus: Corpus, scores: Scores, unit: str, positions: np.ndarray, influence_NT: np.ndarray
+    corpus: Corpus,
+    scores: Scores,
+    unit: str,
+    positions: np.ndarray,
+    influence_NT: np.ndarray,
+    by_loss_NT: np.ndarray | None,
 ) -> list[dict[str, Any]]:
     """Text and token-level influence of some samples, as plain data.
 
     `influence` belongs to the input tokens; the last token is a target only and has none.
+    `by_loss` divides the same score by the losses: its first number is that of predicting the
+    second token.
     """
     ids = scores.sample_ids[positions]
     tokens = corpus.rows(ids).tolist()
@@ -108,6 +117,7 @@ def sample_records(
             "loss": None if np.isnan(scores.losses[p]) else float(scores.losses[p]),
             "tokens": corpus.decode(tokens[i]),
             "influence": [float(f"{x:.4g}") for x in influence_NT[i]],
+            "by_loss": None if by_loss_NT is None else [float(f"{x:.4g}") for x in by_loss_NT[i]],
         }
         for i, p in enumerate(positions)
     ]
@@ -134,7 +144,8 @@ def write_samples_page(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Samples of {unit}</title>'
         f"<style>{style}</style><h1>What {'changes' if before else 'made'} {unit}</h1>"
         "<p>A positive score means that up-weighting the sample raises the unit's probe. Each "
-        "token is coloured by its own part of the sample's score: red raises, blue lowers.</p>"
+        "token is coloured by its own part of the sample's score: red raises, blue lowers. First "
+        "by where the unit's parameters act, then by the loss of predicting the token.</p>"
         f"{''.join(body)}</html>"
     )
     with store.replacing(path) as file:
@@ -142,9 +153,18 @@ def write_samples_page(
 
 
 def _sample(sample: dict[str, Any]) -> str:
-    largest = max((abs(x) for x in sample["influence"]), default=0.0) or 1.0
+    loss = "" if sample["loss"] is None else f", loss {sample['loss']:.3f} nats"
+    head = f"score {sample['score']:.4g} &middot; {html.escape(sample['label'])}"
+    text = _shaded(sample["tokens"], [*sample["influence"], 0.0])
+    if sample["by_loss"] is not None:
+        text += _shaded(sample["tokens"], [0.0, *sample["by_loss"]])
+    return f"<h3>{head}</h3><small>sample {sample['id']}, step {sample['step']}{loss}</small>{text}"
+
+
+def _shaded(tokens: Sequence[str], parts: Sequence[float]) -> str:
+    largest = max((abs(x) for x in parts), default=0.0) or 1.0
     spans = []
-    for token, part in zip(sample["tokens"], [*sample["influence"], 0.0], strict=True):
+    for token, part in zip(tokens, parts, strict=True):
         colour = "220,38,38" if part > 0 else "37,99,235"
         text = html.escape(token)
         strength = abs(part) / largest
@@ -154,12 +174,7 @@ def _sample(sample: dict[str, Any]) -> str:
             if strength > 0.02
             else text
         )
-    loss = "" if sample["loss"] is None else f", loss {sample['loss']:.3f} nats"
-    head = f"score {sample['score']:.4g} &middot; {html.escape(sample['label'])}"
-    return (
-        f"<h3>{head}</h3><small>sample {sample['id']}, step {sample['step']}{loss}</small>"
-        f"<pre>{''.join(spans)}</pre>"
-    )
+    return f"<pre>{''.join(spans)}</pre>"
 
 
 def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
@@ -180,6 +195,14 @@ def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
     Console().print(table)
 
 
+def print_positions(found: PositionShares) -> None:
+    """The shares of the bands in a line, and a warning where one position has too much."""
+    bands = ", ".join(f"{name}: {share:.0%}" for name, share in found.bands.items())
+    print(f"absolute influence by position, mean of {found.samples} samples: {bands}")
+    if found.warning is not None:
+        print(f"warning: {found.warning}")
+
+
 def sample_rows(folder: Path) -> list[dict[str, Any]]:
     """The samples of `top_samples.json` as rows of a table, each with its text."""
     kept = ("id", "step", "label", "score", "loss")
@@ -195,6 +218,7 @@ def report_trace(
     scores: Scores,
     unit: str,
     influence: Callable[[np.ndarray], np.ndarray],
+    by_loss: Callable[[np.ndarray], np.ndarray | None],
     folder: Path,
     n: int,
     dpi: int,
@@ -202,8 +226,8 @@ def report_trace(
 ) -> dict[str, Any]:
     """Write `FILES` into `folder`, print the tables, return the results for the summary.
 
-    `influence` gives the token-level influence [n, T] of sample ids; `before` says that the unit
-    was there before the first step.
+    `influence` gives the influence [n, T] of the positions of some sample ids, `by_loss` that of
+    their losses, or None; `before` says that the unit was there before the first step.
     """
     values, labels = scores.of(unit), corpus.labels_of(scores.sample_ids)
     top, bottom = extremes(values, n)
@@ -211,13 +235,22 @@ def report_trace(
     found = decile_enrichment(values, labels)
     write_enrichment(folder / "enrichment.csv", found)
     plot_distribution(values, unit, folder / "distribution.png", dpi)
-    records = {
-        title: sample_records(corpus, scores, unit, at, influence(scores.sample_ids[at]))
-        for title, at in ((f"The {n} highest", top), (f"The {n} lowest", bottom))
-    }
-    store.write_json(folder / "top_samples.json", {"unit": unit, "samples": records})
+    spread = np.unique(np.linspace(0, len(values) - 1, SPREAD).astype(int))
+    at_once = np.concatenate((top, bottom, spread))  # a direction is solved for once
+    parts_NT, losses_NT = influence(scores.sample_ids[at_once]), by_loss(scores.sample_ids[at_once])
+    records, place = {}, 0
+    for title, at in ((f"The {n} highest", top), (f"The {n} lowest", bottom)):
+        rows, place = slice(place, place + len(at)), place + len(at)
+        own_NT = None if losses_NT is None else losses_NT[rows]
+        records[title] = sample_records(corpus, scores, unit, at, parts_NT[rows], own_NT)
+    positions = position_shares(parts_NT[place:])
+    told = None if positions is None else asdict(positions) | {"warning": positions.warning}
+    content = {"unit": unit, "positions": told, "samples": records}
+    store.write_json(folder / "top_samples.json", content)
     write_samples_page(folder / "top_samples.html", unit, records, before)
     print_enrichment(found)
+    if positions is not None:
+        print_positions(positions)
     causes = catalysts_of(corpus, scores, unit)
     if causes is not None:
         print_catalysts(causes)
@@ -235,5 +268,6 @@ def report_trace(
         "samples": len(values),
         "cumulative_influence": tail,
         "catalysts": None if causes is None else asdict(causes),
+        "positions": told,
         "enrichment": {d: [asdict(e) for e in rows] for d, rows in found.items()},
     }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from mda import store
 from mda.data.stream import Corpus
 from mda.estimator import ekfac
-from mda.estimator.estimator import Item
+from mda.estimator.estimator import Item, TokenEstimator
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
 from mda.schema import refuse
@@ -270,13 +271,39 @@ def token_influence(
     Position t is that of the input token at which the unit's parameters act; a row's sum is the
     sample's score.
     """
-    window = located.window
-    schedule = base_schedule(context.config, corpus, window.start, window.end)
-    work = ScoringWork(context, corpus, base, located, schedule, traced.steps)
+    work = _work(context, corpus, base, located, traced)
     found = estimator_of(context.config.estimator).token_influence(work, sample_ids)
     if found is None:
         return np.zeros((len(sample_ids), corpus.seq_len))
     return found.double().numpy()
+
+
+def loss_influence(
+    context: Context,
+    corpus: Corpus,
+    base: Run,
+    located: Located,
+    traced: Traced,
+    sample_ids: np.ndarray,
+) -> np.ndarray | None:
+    """What the loss of every token of some samples adds to their scores of the unit, [n, T].
+
+    Position t is that of the loss, whose target is token t + 1. None where the estimator can't
+    tell.
+    """
+    if not context.config.estimator.tells_tokens:
+        return None
+    work = _work(context, corpus, base, located, traced)
+    estimator = cast(TokenEstimator, estimator_of(context.config.estimator))
+    return estimator.target_influence(work)(sample_ids).double().numpy()
+
+
+def _work(
+    context: Context, corpus: Corpus, base: Run, located: Located, traced: Traced
+) -> ScoringWork:
+    window = located.window
+    schedule = base_schedule(context.config, corpus, window.start, window.end)
+    return ScoringWork(context, corpus, base, located, schedule, traced.steps)
 
 
 def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleScores) -> None:

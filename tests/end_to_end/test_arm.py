@@ -114,7 +114,10 @@ def test_the_trace_holds_what_the_summary_names(out):
     for record in samples["The 50 highest"]:
         parts = np.array(record["influence"])  # written with four digits each
         assert abs(parts.sum() - record["score"]) <= 6e-4 * np.abs(parts).sum()
-        assert len(record["tokens"]) == len(record["influence"]) + 1 == 33
+        losses = np.array(record["by_loss"])
+        assert abs(losses.sum() - record["score"]) <= 6e-4 * np.abs(losses).sum()
+        assert len(record["tokens"]) == len(parts) + 1 == len(losses) + 1 == 33
+    assert sum(found["results"]["positions"]["bands"].values()) == pytest.approx(1)
     top = samples["The 50 highest"][0]
     assert top["score"] == max(float(row["score"]) for row in rows)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from mda import store
 from mda.data.stream import Corpus
 from mda.report.trace import FILES, report_trace
 from mda.types import Scores
@@ -20,16 +21,19 @@ def corpus() -> Corpus:
 
 
 def reported(
-    corpus: Corpus, values: np.ndarray, folder, dpi: int = 30, before: bool = False
+    corpus: Corpus,
+    values: np.ndarray,
+    folder,
+    dpi: int = 30,
+    before: bool = False,
+    parts=lambda ids: np.zeros((len(ids), T)),
+    by_loss=lambda ids: None,
 ) -> dict:
     folder.mkdir()
     losses = np.ones(N, np.float32)
     scores = Scores(np.arange(N), np.arange(N) // 4, values[:, None], ("L1N3",), losses)
 
-    def none(ids: np.ndarray) -> np.ndarray:
-        return np.zeros((len(ids), T))
-
-    return report_trace(corpus, scores, "L1N3", none, folder, n=3, dpi=dpi, before=before)
+    return report_trace(corpus, scores, "L1N3", parts, by_loss, folder, n=3, dpi=dpi, before=before)
 
 
 @pytest.mark.parametrize("values", [np.zeros(N), -np.arange(1.0, N + 1)], ids=["dead", "negative"])
@@ -67,3 +71,43 @@ def test_a_unit_that_was_there_before_the_first_step_is_not_said_to_have_been_ma
         assert (sentence in page, sentence in said) == (before, before)
         assert ("What changes L1N3" in page, "What made L1N3" in page) == (before, not before)
         assert results["there_before"] is before
+
+
+def test_a_trace_says_at_which_positions_its_influence_lies_and_warns_of_a_sink(
+    corpus, tmp_path, capsys
+):
+    def even(ids):
+        return np.tile([1.0, -1.0, 1.0, 1.0, 1.0, -1.0], (len(ids), 1))
+
+    def sink(ids):
+        return np.tile([-4.0, 1.0, 1.0, 0.0, 0.0, 0.0], (len(ids), 1)) * (ids[:, None] % 2)
+
+    results = reported(corpus, np.arange(float(N)), tmp_path / "even", parts=even)
+    assert results["positions"]["bands"] == pytest.approx({"0": 1 / 6, "1-5": 5 / 6})
+    assert results["positions"]["warning"] is None and results["positions"]["samples"] == N
+    said = capsys.readouterr().out
+    assert "absolute influence by position, mean of 40 samples: 0: 17%, 1-5: 83%" in said
+    assert "warning" not in said
+    results = reported(corpus, np.arange(float(N)), tmp_path / "sink", parts=sink)
+    assert results["positions"]["samples"] == N / 2  # the others have none
+    assert results["positions"]["share"] == pytest.approx(2 / 3)
+    told = store.read_json(tmp_path / "sink" / "top_samples.json")["positions"]
+    assert told == results["positions"]
+    assert "warning: position 0 has 67% of the absolute influence" in capsys.readouterr().out
+
+
+def test_samples_are_shaded_by_where_the_unit_acts_and_by_the_loss(corpus, tmp_path):
+    def parts(ids):
+        return np.outer(ids, [1.0, 0, 0, 0, 0, 0])
+
+    def by_loss(ids):
+        return np.outer(ids, [0, 0, 0, 0, 0, 1.0])
+
+    folder = tmp_path / "trace"
+    reported(corpus, np.arange(float(N)), folder, parts=parts, by_loss=by_loss)
+    page = (folder / "top_samples.html").read_text()
+    highest, *_ = store.read_json(folder / "top_samples.json")["samples"]["The 3 highest"]
+    assert highest["id"] == N - 1 and highest["by_loss"] == [0, 0, 0, 0, 0, N - 1]
+    first, second = page.split("<pre>")[1:3]
+    assert first.startswith("<span") and not second.startswith("<span")
+    assert second.partition("</pre>")[0].endswith("</span>")  # the loss of predicting the last
