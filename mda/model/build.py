@@ -198,14 +198,14 @@ def read_model(config_file: Path, weights_file: Path) -> PreTrainedModel:
 
 def layout(config: Mapping[str, Any]) -> PreTrainedModel:
     """The model of a configuration without weights: its sizes and names, at no cost."""
-    content = dict(config)
+    content = {**config, "pad_token_id": None}  # no part of the layout, and defaults lie outside
     with torch.device("meta"):
         return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
 
 
 def layout_of(settings: ModelConfig) -> PreTrainedModel:
     """The model that these settings mean without weights."""
-    return layout(function_of(settings) | {"pad_token_id": None})  # a default may lie outside
+    return layout(function_of(settings))
 
 
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:
