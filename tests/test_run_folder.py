@@ -101,3 +101,33 @@ def test_parallel_jobs_with_one_worker_run_to_the_end(start, tmp_path):
     assert "3 jobs: 3 done" in out
     jobs = sorted(tmp_path.glob("runs/program/same/*/job.json"))
     assert [json.loads(path.read_text())["status"] for path in jobs] == ["done"] * 3
+
+
+FULL = {  # what a writer meets, and the words of the system; tensors have a writer of their own
+    "file": ("open('/dev/full', 'wb', buffering=0).write(b'x')", "No space left on device"),
+    "tensors": (
+        "import numpy, resource; from safetensors.numpy import save_file; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9999, 9999)); "
+        "save_file({'w': numpy.ones(9999)}, folder / 'w')",
+        "File too large",
+    ),
+}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize(("writer", "sweep"), [("file", ()), ("file", SWEEP), ("tensors", ())])
+def test_a_full_disk_is_one_sentence_and_no_traceback(tmp_path, writer, sweep):
+    path, (line, why) = tmp_path / "program.py", FULL[writer]
+    body = f"def program(config, folder):\n    {line}\n"
+    path.write_text(f"from mda.config import main\n{body}main(program, ('training',))\n")
+    done = subprocess.run(
+        [sys.executable, path, f"output_dir={tmp_path / 'out'}", *sweep],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True,
+    )  # fmt: skip
+    said = f"error: output_dir={tmp_path / 'out'}: no more can be written ({why}); nothing"
+    assert "Traceback" not in done.stderr
+    if not sweep:
+        assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+        assert done.returncode == 75
+    else:
+        assert said in done.stderr + done.stdout and done.returncode != 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -34,11 +36,12 @@ from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
 from mda.config.words import advice
-from mda.schema import Config, ConfigError, refuse
+from mda.schema import Config, ConfigError, Unavailable, refuse
 from mda.terminal import at_terminal, replace_unknown
 
 Program = Callable[[Config, Path], None]
 Preview = Callable[[Sequence[Config], int], None]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, a limit on files
 EXHAUSTIVE = 16
 """A sweep of more jobs is checked one alternative at a time, not every combination: composing
 one takes a quarter of a second, and Hydra does it again."""
@@ -200,11 +203,29 @@ def _running(
 ) -> Iterator[None]:
     """What every job leaves in its folder: config.yaml before the block, job.json around it."""
     _fix_threads(cfg, at_once)
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    with jobs.recorded(folder, program, overrides, plain):
+    with _room(cfg.output_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        with jobs.recorded(folder, program, overrides, plain):
+            yield
+
+
+@contextmanager
+def _room(output_dir: str) -> Iterator[None]:
+    """Say a full disk, or a limit that is reached, in one sentence: files are written whole."""
+    try:
         yield
+    except Exception as error:
+        # The writer of safetensors has an error of its own, with the number in its words.
+        told = re.search(r"os error (\d+)", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
+        if code not in FULL:
+            raise
+        raise Unavailable(
+            f"output_dir={output_dir}: no more can be written ({os.strerror(code)}); nothing that "
+            "was finished is lost: make room, and the same command goes on from here"
+        ) from error
 
 
 @contextmanager

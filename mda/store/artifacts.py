@@ -28,6 +28,7 @@ from mda.store.integrity import (
     Torn,
     delete,
     misfit,
+    other_owner,
     read_manifest,
     recorded_files,
     set_aside,
@@ -229,6 +230,11 @@ class Store:
                 say(f"{name}: {reason}; it is set aside as {set_aside(folder).name}, built again")
             return None
         _sound.add(folder.resolve())
+        if stranger := other_owner(folder):
+            _say_once(
+                f"warning: {self.root} has artifacts of another user, {stranger}: their hashes say "
+                "that they are as they were built, not by whom"
+            )
         manifest = read_manifest(folder)
         return self._handed_out(Artifact(folder, manifest["kind"], folder.name, manifest, False))
 

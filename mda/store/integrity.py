@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,15 @@ def unlisted(folder: Path, files: Mapping[str, Any]) -> str | None:
         return None
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return f"{names[0]}{more}: in the folder, but not in its {MANIFEST}"
+
+
+def other_owner(folder: Path) -> str | None:
+    """Name of the user whose folder it is, or else the number; None where it is this one's."""
+    if (owner := folder.stat().st_uid) == os.getuid():
+        return None
+    with suppress(KeyError):
+        return pwd.getpwuid(owner).pw_name
+    return str(owner)
 
 
 def torn(part: Path) -> str | None:

@@ -503,7 +503,7 @@ def test_a_plan_says_that_what_an_arm_can_do_is_missing(context_of, baseline, ca
     assert "1 jobs; to build: 1 behaviour." in capsys.readouterr().out
 
 
-def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path):
+def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, inserted, tmp_path):
     def keys(*overrides: str) -> dict[str, str]:
         config = context_of(f"output_dir={tmp_path}", *overrides).config
         planned = preview_job(config, pipeline.arm).stages
@@ -520,5 +520,11 @@ def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, tmp_path)
     assert first(keys("sae.k=4"), keys("sae.k=6")) == NOTHING  # no head reads one
     assert first(keys(), keys("behaviour.prompts=5")) == "behaviour"
     assert first(keys(), keys("intervention.fraction=0.3")) == "arm"
+    heavier = ("intervention=augment", "intervention.mode=upweight", "intervention.weight=3")
+    assert first(keys(*heavier[:2]), keys(*heavier)) == "arm"
+    rows, other = (f"intervention.rows={inserted[name]}" for name in ("rows", "other"))
+    insert = ("intervention=augment", "intervention.mode=insert")
+    for changed in ((other,), (rows, "intervention.at_step=30"), (rows, "intervention.per_step=2")):
+        assert first(keys(*insert, rows), keys(*insert, *changed)) == "arm"
     windows = (keys(f"intervention.window={window}") for window in ("[20,40]", "[30,50]"))
     assert first(*windows) == "scores"

@@ -136,6 +136,19 @@ def test_a_file_that_the_manifest_does_not_name_is_told_and_nothing_is_set_aside
     assert run_here(tmp_path) == ("False 22", "")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can give a file away")
+def test_artifacts_of_another_user_are_used_and_said_once(tmp_path, run_here, monkeypatch):
+    monkeypatch.setattr(artifacts, "_said", set())
+    run_here(tmp_path)
+    assert run_here(tmp_path) == ("False 22", "")
+    (folder,) = (path for path in (tmp_path / "corpus").iterdir() if path.is_dir())
+    os.chown(folder, 65533, -1)
+    said = f"warning: {tmp_path} has artifacts of another user, 65533: their hashes say that"
+    value, sentence = run_here(tmp_path)
+    assert value == "False 22" and sentence.startswith(said) and sentence.count("\n") == 1
+    assert run_here(tmp_path) == ("False 22", "")
+
+
 def test_sizes_are_compared_at_every_use_in_one_process(tmp_path):
     store = Store(tmp_path)
     built = store.get_or_build("base", {}, lambda part: write_json(part / "a.json", [1, 2]))
