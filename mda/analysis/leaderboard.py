@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from mda import store
+from mda.analysis.statistics import student_interval
 from mda.analysis.truth import Correlation, Group, rank_correlation, rank_correlation_gain
 from mda.intervention.subsets import AT_RANDOM
 
@@ -211,8 +211,7 @@ def _over_seeds(values: Sequence[float], confidence: float) -> Correlation:
     n, mean = len(values), float(np.mean(values))
     if n < 3:
         return Correlation(n, mean, None, None)
-    half = float(student.ppf((1 + confidence) / 2, n - 1) * np.std(values, ddof=1) / n**0.5)
-    return Correlation(n, mean, mean - half, mean + half)
+    return Correlation(n, mean, *student_interval(values, confidence))
 
 
 def _better(said: Correlation, sign: int) -> str:

@@ -24,7 +24,7 @@ def motifs(config: Config, folder: Path) -> None:
     from mda.analysis.motifs import mine
     from mda.data.motif_file import write_motifs
     from mda.report.motifs import FILES, print_motifs, results_of
-    from mda.report.summary import write_summary
+    from mda.report.summary import of_stages, write_summary
     from mda.stages.context import Context
     from mda.stages.corpus import corpus_of, tokenizer_of
 
@@ -35,24 +35,18 @@ def motifs(config: Config, folder: Path) -> None:
     unit, traced, base = found.unit, found.traced, found.base
     bar = partial(context.bar, name="reading samples")
     mined = mine(found.corpus, traced.scores, unit.name, settings, lambda ids, n: bar(ids, total=n))
-    fingerprints = {
-        "corpus": found.corpus.fingerprint,
-        "base": base.fingerprint,
-        "scores": traced.fingerprint,
-    }
+    stages = of_stages(found.corpus.fingerprint, {"base": base, "scores": traced}, start)
     about = {"unit": unit.name, "select": settings.select, "samples": mined.samples}
-    write_motifs(folder / "motifs.json", mined.motifs, about | {"made_from": fingerprints})
+    write_motifs(
+        folder / "motifs.json", mined.motifs, about | {"made_from": stages["fingerprints"]}
+    )
     write_summary(
         folder,
         "motifs",
         seed=config.seed,
-        fingerprints=fingerprints,
+        **stages,
         results=results_of(mined),
         files=FILES,
-        times={
-            "total_s": time.perf_counter() - start,
-            "built": [name for name, stage in (("base", base), ("scores", traced)) if stage.built],
-        },
         warnings=list(context.store.warnings.values()),
         unit=unit.name,
     )

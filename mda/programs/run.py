@@ -26,7 +26,7 @@ NEEDS = (
 def run(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.report.arm import FILES, arm_name, report_arm
-    from mda.report.summary import write_summary
+    from mda.report.summary import of_stages, write_summary
     from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
@@ -50,8 +50,10 @@ def run(config: Config, folder: Path) -> None:
         log.unit(config.unit.metric, arm.unit.members, arm.run.curve)
         log.summary(results)
     scores = arm.traced
-    stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run}
-    stages["behaviour"] = arm.behaviour
+    stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run,
+              "behaviour": arm.behaviour}  # fmt: skip
+    used = of_stages(arm.corpus.fingerprint, stages, start)
+    used["fingerprints"]["origin"] = arm.origin
     settings = asdict(config.intervention) | {"action": arm.edited.plan.action}
     settings |= {"n": arm.edited.plan.n_samples, "tokens": arm.edited.n_tokens}
     edit = config.intervention.edit(config.estimator.name)
@@ -61,15 +63,9 @@ def run(config: Config, folder: Path) -> None:
         folder,
         "run",
         seed=config.seed,
-        fingerprints={"corpus": arm.corpus.fingerprint, "origin": arm.origin}
-        | {name: stage.fingerprint for name, stage in stages.items() if stage},
+        **used,
         results=results,
         files=FILES,
-        times={
-            "total_s": time.perf_counter() - start,
-            **{f"{name}_s": stage.wall_s for name, stage in stages.items() if stage},
-            "built": [name for name, stage in stages.items() if stage and stage.built],
-        },
         wandb_id=log.id,
         unit=arm.unit.name,
         heads=list(arm.unit.members),
@@ -86,7 +82,7 @@ def run(config: Config, folder: Path) -> None:
         seq_len=arm.corpus.seq_len,
         warnings=list(context.store.warnings.values()),
     )
-    if not any(stage and stage.built for stage in stages.values()):
+    if not used["times"]["built"]:
         print("nothing to build: this arm was in the store")
     print(f"{log.upload}next: {following(config, folder, arm.base.fingerprint)}")
     print(folder)

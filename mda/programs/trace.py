@@ -25,7 +25,7 @@ NEEDS = (
 
 def trace(config: Config, folder: Path) -> None:
     from mda import pipeline
-    from mda.report.summary import write_summary
+    from mda.report.summary import of_stages, write_summary
     from mda.report.trace import FILES, report_trace, sample_rows
     from mda.report.wandb_logging import job_log
     from mda.stages.attribution import loss_influence, token_influence
@@ -66,18 +66,9 @@ def trace(config: Config, folder: Path) -> None:
         folder,
         "trace",
         seed=config.seed,
-        fingerprints={
-            "corpus": found.corpus.fingerprint,
-            "base": base.fingerprint,
-            "scores": traced.fingerprint,
-        },
+        **of_stages(found.corpus.fingerprint, {"base": base, "scores": traced}, start),
         results=results,
         files=FILES,
-        times={
-            "total_s": time.perf_counter() - start,
-            "scores_s": traced.wall_s,
-            "built": [name for name, stage in (("base", base), ("scores", traced)) if stage.built],
-        },
         warnings=[*context.store.warnings.values(), *told],
         unit=unit.name,
         window=asdict(unit.window),

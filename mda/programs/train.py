@@ -19,7 +19,7 @@ NEEDS = ("base", "data", "model", "training", "emergence", "plan", "report", "lo
 def train(config: Config, folder: Path) -> None:
     from mda import pipeline
     from mda.report.base import files_of, report_base
-    from mda.report.summary import write_summary
+    from mda.report.summary import of_stages, write_summary
     from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
@@ -36,14 +36,9 @@ def train(config: Config, folder: Path) -> None:
         folder,
         "train",
         seed=config.seed,
-        fingerprints={"corpus": corpus.fingerprint, "base": base.fingerprint},
+        **of_stages(corpus.fingerprint, {"base": base}, start),
         results=results,
         files=files,
-        times={
-            "total_s": time.perf_counter() - start,
-            "base_s": base.wall_s,
-            "built": ["base"] if base.built else [],
-        },
         warnings=list(context.store.warnings.values()),
     )
     print(f"checkpoints: {base.folder / 'checkpoints'}")

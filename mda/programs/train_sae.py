@@ -19,7 +19,7 @@ FILES = {"history.csv": "explained variance and share of dead features in the co
 
 def train_sae(config: Config, folder: Path) -> None:
     from mda import pipeline
-    from mda.report.summary import write_summary
+    from mda.report.summary import of_stages, write_summary
     from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
     from mda.stages.sae import trained_sae
@@ -36,18 +36,9 @@ def train_sae(config: Config, folder: Path) -> None:
         folder,
         "train_sae",
         seed=config.seed,
-        fingerprints={
-            "corpus": corpus.fingerprint,
-            "base": base.fingerprint,
-            "sae": found.fingerprint,
-        },
+        **of_stages(corpus.fingerprint, {"base": base, "sae": found}, start),
         results=results,
         files=FILES,
-        times={
-            "total_s": time.perf_counter() - start,
-            "sae_s": found.wall_s,
-            "built": [name for name, stage in (("base", base), ("sae", found)) if stage.built],
-        },
     )
     reached = found.quality
     print(

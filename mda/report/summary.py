@@ -8,11 +8,41 @@ this very call); `versions` and `git` of the code.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mda import store
+
+
+class Stage(Protocol):
+    """What a summary says of an artifact that a program used."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def wall_s(self) -> float: ...
+
+    @property
+    def built(self) -> bool: ...
+
+
+def of_stages(corpus: str, stages: Mapping[str, Stage | None], began: float) -> dict[str, Any]:
+    """The keys `fingerprints` and `times` of a program that used a corpus and these stages.
+
+    `began` is when it started, by `time.perf_counter`. A stage that it did without is None.
+    """
+    used = {name: stage for name, stage in stages.items() if stage is not None}
+    return {
+        "fingerprints": {"corpus": corpus, **{name: one.fingerprint for name, one in used.items()}},
+        "times": {
+            "total_s": time.perf_counter() - began,
+            **{f"{name}_s": stage.wall_s for name, stage in used.items()},
+            "built": [name for name, stage in used.items() if stage.built],
+        },
+    }
 
 
 def write_summary(
