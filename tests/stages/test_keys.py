@@ -253,7 +253,7 @@ AGAIN = {  # settings of above beside words with which another stage, or part of
 
 
 @pytest.mark.parametrize("case", AGAIN)
-def test_a_setting_changes_the_key_of_each_stage_that_reads_it(context_of, case):
+def test_a_setting_changes_the_key_of_each_stage_that_reads_it(context_of, baseline, case):
     words, changed, stage = AGAIN[case]
     before, after = (
         fingerprints(context_of(*words.split(), *more).config, pipeline.arm)
