@@ -302,6 +302,10 @@ BAD_CONFIG = {
         "data=hf data.dataset=x.jsonl data.tokens=ids",
         "data.end_of_text=null is refused; accepted: an id to stand between documents of token id",
     ),
+    "first token of rows that are given": (
+        "data=hf data.dataset=x.parquet data.tokens=ids data.packing=rows data.begin_of_text=0",
+        "data.begin_of_text=0 is refused; accepted: null with data.packing=rows, whose rows are gi",
+    ),
     "typo in a packing": (
         "data=hf data.dataset=x.jsonl data.tokenizer=t.json data.packing=acros",
         "data.packing=acros is refused; accepted: one of across, within, rows (did you mean acros",

@@ -5,6 +5,7 @@ lines or text files (a text file is one document). Documents come in the order o
 are tokenized and packed as they come, so memory holds a few thousand rows at most, and the rows are
 written to `tokens.arrow`, which is mapped when it is read. A document is followed by the
 end-of-text id where there is one, but not where documents are rows already (`data.packing=rows`).
+With `data.begin_of_text` every row begins with this id, and has a token less of the documents.
 """
 
 from __future__ import annotations
@@ -91,8 +92,12 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
         found = documents(config, opened, names, partial(bars.advance, task))
         reading.callback(stop, found)
         left = config.n_sequences
-        for packed in PACKERS[config.packing](found, width, end):
-            packed = Packed(packed.rows[:left], packed.labels[:left])
+        begins = [] if config.begin_of_text is None else [config.begin_of_text]
+        for packed in PACKERS[config.packing](found, width - len(begins), end):
+            rows = packed.rows[:left]
+            if begins:
+                rows = np.insert(rows, 0, begins[0], axis=1)
+            packed = Packed(rows, packed.labels[:left])
             counts += np.bincount(packed.rows.ravel(), minlength=config.vocab_size)
             writer.write(packed.rows)
             labels.append(packed.labels)
@@ -102,7 +107,7 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
     n = writer.n_rows
     _refuse_few(config, n)
     order, values = _sorted_labels(names, labels)
-    ends = set() if end is None else {end}
+    ends = {*begins, *([] if end is None else [end])}
     write_corpus(
         out,
         counts=counts,

@@ -150,6 +150,9 @@ class HfConfig(DataConfig):
     end_of_text: int | None = setting(
         None, "id after each document, null: the tokenizer's own", low=0
     )
+    begin_of_text: int | None = setting(
+        None, "id that every row begins with, as the model was trained; null: none", low=0
+    )
     label: str | None = setting(None, "column of class labels, null for none")
     ordered_by: str | None = setting(None, "column that must never decrease, null: not checked")
     n_sequences: int | None = setting(
@@ -164,6 +167,10 @@ class HfConfig(DataConfig):
             raise self._refuse("tokenizer", "a tokenizer for the texts, or data.tokens=<column>")
         if self.tokens is None and self.packing == "rows":
             raise self._refuse("packing", "across or within, or data.tokens=<column of rows>")
+        if self.begin_of_text is not None and self.packing == "rows":
+            raise self._refuse("begin_of_text", "null with data.packing=rows, whose rows are given")
+        if self.begin_of_text is not None and self.begin_of_text >= self.vocab_size:
+            raise self._refuse("begin_of_text", f"below data.vocab_size={self.vocab_size}")
         ended = self.end_of_text is not None or self.tokenizer is not None
         if self.packing == "across" and not ended:
             raise self._refuse("end_of_text", "an id to stand between documents of token ids")

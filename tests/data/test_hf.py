@@ -104,6 +104,22 @@ def test_documents_are_laid_end_to_end_with_their_boundaries(
     )
 
 
+@pytest.mark.parametrize("packing", ["across", "within"])
+def test_every_row_begins_as_the_model_was_trained(tmp_path, words, tokenizer_json, packing):
+    """Rows are those of one token less, behind the first token, which no probe draws."""
+    path = write(tmp_path, "jsonl")
+    config = settings(path, tokenizer_json, packing=packing, begin_of_text=7)
+    corpus = build(tmp_path, config)
+    plain = settings(path, tokenizer_json, packing=packing, seq_len=WIDTH - 2)
+    (tmp_path / "plain").mkdir()
+    expected = build(tmp_path / "plain", plain)
+    ids = np.arange(len(corpus.tokens))
+    rows = corpus.rows(ids)
+    assert rows.shape[1] == WIDTH and (rows[:, 0] == 7).all()
+    assert rows[:, 1:].tolist() == expected.rows(np.arange(len(expected.tokens))).tolist()
+    assert corpus.special_ids == (0, 7)
+
+
 def test_rows_within_documents_never_cross_a_boundary(tmp_path, words, tokenizer_json):
     config = settings(write(tmp_path, "jsonl"), tokenizer_json, packing="within")
     corpus = build(tmp_path, config)
