@@ -212,8 +212,8 @@ def smollm2(args: argparse.Namespace) -> list[dict]:
     if not file.exists():
         store.write_npy(file, text_rows(tokenizer))
     tokens = torch.from_numpy(np.load(file))
-    heads = [HeadId.parse(name) for name in HEADS]
-    layers = sorted({head.layer for head in heads})
+    heads = [HeadId.parse(name) for name in args.heads]
+    layers = sorted({HeadId.parse(name).layer for name in HEADS})  # one pass serves all of them
     blocks = [block for at in layers for block in arch.head_blocks(at).values()]
     ids = np.arange(args.score), SCORED + np.arange(args.fit)
     kinds = Labels("empirical"), Labels()
@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the base run and the unit")
     parser.add_argument("--fit", type=int, default=1024, help="rows that curvature is fitted on")
     parser.add_argument("--score", type=int, default=512, help="other rows, which are scored")
+    parser.add_argument("--heads", nargs="+", default=HEADS, help="of smollm2, of these layers")
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--cache", type=Path, default=Path("outputs/factors"))
     parser.add_argument("--table", type=Path, help="CSV file to write")
