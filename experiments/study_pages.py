@@ -76,7 +76,8 @@ def effects_of(folder: Path) -> list[dict[str, str]]:
     """
     rows = store.read_csv(folder / "effects.csv")
     for row in rows:
-        row["metric"] = METRICS.get(row["metric"], row["metric"])
+        if name := METRICS.get(old := row["metric"]):
+            row |= {"metric": name, "dropped": row["dropped"].replace(f"{old} is", f"{name} is")}
         if "line" not in row:
             band = OLD_BAND.search(row["arm"])
             row["line"] = OLD_BAND.sub("", row["arm"]) if band else ""
