@@ -99,7 +99,7 @@ def test_a_miniature_of_the_paper_s_experiment_runs(published, tmp_path, monkeyp
     config = compose(shrunk(size, root, pile, tmp_path))
     start, end = window_of(config)
     done = pipeline.arm(replace(Context.of(config), progress=False))
-    assert done.base.checkpoints == config.base.steps == [0, 1, 2, 4, 8, 16]
+    assert list(done.base.checkpoints) == config.base.steps == [0, 1, 2, 4, 8, 16]
     assert done.traced is not None and done.traced.scores.units == ("L0H0", "L0H1", "L1H0", "L1H1")
     window = done.traced.scores.sample_ids
     assert window.tolist() == list(range(BATCH * start, BATCH * end)), "rows in Pythia's order"

@@ -292,7 +292,7 @@ def test_a_failure_is_one_sentence_and_a_second_start_goes_on(hub, attempt, faul
             time.sleep(0.05)
         assert hub.fetched().count(file) > 1
     hub.faults, hub.requests[:] = {}, []
-    assert attempt().checkpoints == list(STEPS)
+    assert list(attempt().checkpoints) == list(STEPS)
     wanted = [f"step{s}/{name}" for s in (40, 60) for name in ("config.json", "model.safetensors")]
     assert hub.fetched() == ["step20/model.safetensors", *wanted]
 
@@ -495,7 +495,7 @@ def test_steps_0_and_1_may_have_the_same_weights_and_it_is_said(revisions, tmp_p
     shutil.copytree(revisions / "step0", revisions / "step1")
     context = local(revisions, tmp_path / "out", "base.steps=[0,1,60]", "intervention.window=auto")
     _, run = pipeline.train(context)
-    assert run.checkpoints == [0, 1, 60]
+    assert list(run.checkpoints) == [0, 1, 60]
     said = "revisions step0 and step1 have the same weights: the first update"
     assert said in capsys.readouterr().err
 
