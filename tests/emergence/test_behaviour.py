@@ -226,3 +226,24 @@ def test_ablation_changes_what_it_says_by_the_difference_of_two_measurements():
     off = BehaviourConfig(**(vars(SMALL) | {"ablation": False}))
     assert behaviour(model, arch, made, heads, off) == plain
     assert head_sets([HeadId(0, 0)], SMALL) == []
+
+
+def test_random_heads_are_never_among_the_strongest():
+    """Of eight heads every one but the two strongest is drawn, and none of those two ever is."""
+    heads = [HeadId(at, h) for at in (1, 0) for h in range(4)]
+    for seed in range(20):
+        settings = BehaviourConfig(heads=2, random_sets=20, seed=seed)
+        top, *others = head_sets(heads, settings)
+        assert top == heads[:2] and len(others) == 20
+        assert {head for one in others for head in one} == set(heads[2:])
+
+
+def test_a_question_is_never_cut_from_the_row_of_an_example():
+    """Every row has a token of its own, all over, and a class only two rows."""
+    rows = np.repeat(np.arange(1, 5), S).reshape(4, S).astype(np.uint16)
+    asked = label_prompts(rows, list("aabb"), 40, 6, 4, BAR, np.full(V, 1 / V), seed=0)
+    assert asked is not None
+    blocks = np.asarray(asked.tokens_MS).reshape(40, 5, 8)
+    for prompt in blocks:
+        *examples, question = prompt[:, 0].tolist()
+        assert question not in examples

@@ -82,6 +82,8 @@ def test_icl_score_takes_the_stated_bands():
     assert icl_scores(loss, late=(12, 15), early=(0, 4)).tolist() == [13 - 1.5] * 3
     assert icl_bands(2048, None, None) == ((1024, 2048), (0, 50))
     assert icl_bands(128, None, None) == ((64, 128), (0, 3))
+    assert icl_bands(160, None, None) == ((80, 160), (0, 4))  # 3.9 positions
+    assert icl_bands(8, None, None) == ((4, 8), (0, 1))
     assert icl_bands(128, [100, 110], [2, 8]) == ((100, 110), (2, 8))
 
 

@@ -227,3 +227,17 @@ def test_random_scores_do_not_depend_on_the_window(work):
     whole = Random(RandomConfig()).score(work).values_NU
     part = Random(RandomConfig()).score(replace(work, sample_ids=work.sample_ids[4:])).values_NU
     assert torch.equal(part, whole[4:])
+
+
+def test_random_scores_of_tokens_depend_on_both_seeds_and_not_on_the_samples_scores(work):
+    ids = work.sample_ids
+    found = {
+        (run, own): Random(RandomConfig(seed=own)).target_influence(replace(work, seed=run))(ids)
+        for run in (0, 1)
+        for own in (0, 1)
+    }
+    for key, one in found.items():
+        assert one.shape == (len(ids), work.corpus.seq_len)
+        samples = random_scores(ids, one.shape[1], mixed_seed(*key))
+        assert not any((one == other).any() for at, other in found.items() if at != key)
+        assert not (one == samples).any()

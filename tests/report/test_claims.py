@@ -394,3 +394,24 @@ def test_what_is_missing_is_named(tmp_path, changes, reason):
         store.write_json(folder / "summary.json", content)
     (verdict,) = judge(study(claim(**changes)), measure(read_runs([tmp_path])), resamples=99)
     assert (verdict.verdict, verdict.reason) == ("undecided", reason)
+
+
+def test_evidence_against_a_claim_is_against_the_larger_of_margin_and_expected():
+    """An effect of 0.2 is more than the 0.1 that is expected and less than the margin of 0.3."""
+    seeds = [Seed((0.2 + 0.01 * i,), (0.0,)) for i in range(6)]
+    for direction, sign in (("greater", 1), ("less", -1)):
+        turned = [Seed((sign * one.arm[0],), (0.0,)) for one in seeds]
+        for margin, expected in ((0.3, 0.1), (0.1, 0.3)):
+            one = claim(direction, margin=margin, expected=expected)
+            assert counter_evidence(one, turned) == 1 / 64
+        small = claim(direction, margin=0.1, expected=0.1)
+        assert counter_evidence(small, turned) == 1
+
+
+def test_a_claim_is_registered_of_arms_that_settings_tell_apart(measured):
+    """What tells arms of one comparison apart is no part of the arm that the study names."""
+    one = study(claim(), date="2026-03-02")
+    one = replace(one, hash=one.content_hash())
+    runs = [replace(run, arm=replace(run.arm, extra=("window=0-9",))) for run in measured.runs]
+    status, why = registration(one, claim(), runs)
+    assert status == "exploratory" and "first run 2026-03-01" in why

@@ -431,3 +431,10 @@ def test_the_page_of_a_run_says_the_level_of_its_intervals(tmp_path):
     report_truth(world(seeds=(0,)), tmp_path, ReportConfig(confidence=0.9, resamples=99, dpi=30))
     text = (tmp_path / "leaderboard.md").read_text("utf-8")
     assert "90 %\npercentile bootstrap" in text and "95 %" not in text
+
+
+def test_of_equal_scores_the_earlier_samples_are_recalled():
+    """As many as an unstable sort would mix up."""
+    cause = np.arange(1000) < 100
+    assert recall_at(np.zeros(1000), cause, 100) == 1
+    assert recall_at(np.zeros(1000), cause[::-1], 100) == 0

@@ -315,3 +315,14 @@ def test_holm_over_a_family_larger_than_its_tests():
     assert holm([0.01, None, 0.02], 5) == pytest.approx([0.05, None, 0.08])
     with pytest.raises(ValueError, match="a family of 1 tests cannot have 2"):
         holm([0.1, 0.2], 1)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.7, 1e-8, 1e9])
+def test_labellings_that_tie_are_counted_whatever_rounding_makes_of_their_sums(scale):
+    """Sums of small whole numbers tie exactly; scaled, they tie but for the last bits."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = rng.integers(-3, 4, (6, 3))
+        whole = [Seed((float(a),), (float(b), float(c))) for a, b, c in values]
+        scaled = [Seed((scale * a,), (scale * b, scale * c)) for a, b, c in values]
+        assert label_p(scaled, 0.0) == label_p(whole, 0.0)
