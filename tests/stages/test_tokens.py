@@ -8,7 +8,9 @@ from mda import pipeline
 from mda.estimator.baselines import mixed_seed
 from mda.intervention.spans import fresh, repeated
 from mda.schema import ConfigError
+from mda.stages.editing import plan_edit
 from mda.stages.tokens import packed, unpacked
+from mda.types import TokenScores
 
 MASK = ("intervention.mode=mask_tokens", "intervention.fraction=0.01")
 SPANS = ("intervention.mode=spans", "intervention.fraction=0.03")
@@ -162,3 +164,71 @@ def test_float16_keeps_each_samples_values_to_eleven_bits():
     error = np.abs(unpacked(tensors) - values.numpy())
     small = values.abs().amax(1, keepdim=True).numpy() * 2.0**-29  # float16's smallest step
     assert (error <= np.maximum(np.abs(values.numpy()) * 2.0**-11, small) * 1.001).all()
+
+
+def places(found, edited) -> frozenset[tuple[int, int]]:
+    """Which rows of the window, in the order of its stream, and which of their positions."""
+    row = {sample: at for at, sample in enumerate(found.traced.scores.sample_ids.tolist())}
+    plan = edited.plan
+    ids = plan.sample_ids.tolist()
+    return frozenset(zip(map(row.get, ids), plan.positions.tolist(), strict=True))
+
+
+def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
+    sets = set()
+    for run in (0, 1):
+        for own in (0, 1):
+            edit = (*MASK, "intervention.select=random", f"intervention.seed={own}")
+            found, context = traced("estimator=random", f"seed={run}", *edit)
+            edited = plan_edit(context, found.corpus, found.unit, found.traced.scores)
+            sets.add(places(found, edited))
+    assert len(sets) == 4
+
+
+@pytest.mark.parametrize(("run", "own"), [(0, 0), (1, 2)])
+def test_spans_become_draws_of_both_seeds_from_the_tokens_that_are_replaced(traced, run, own):
+    edit = (*SPANS, f"intervention.seed={own}", "intervention.fraction=0.15")
+    found, context = traced("estimator=random", f"seed={run}", *edit)
+    plan = plan_edit(context, found.corpus, found.unit, found.traced.scores).plan
+    ids, first = np.unique(plan.sample_ids, return_index=True)
+    old = found.corpus.rows(ids).numpy()
+    marks = np.stack([repeated(row, 3) for row in old])
+    counts = np.bincount(old[marks], minlength=found.corpus.vocab_size)
+    for row, mark, at, sample in zip(old, marks, first, ids, strict=True):
+        key = [mixed_seed(run, own, 2), int(sample)]
+        drawn = np.random.Generator(np.random.Philox(key=key))
+        expected = fresh(row, mark, counts / counts.sum(), 3, drawn)[mark]
+        assert np.array_equal(plan.tokens[at : at + mark.sum()], expected)
+
+
+def test_a_share_of_the_samples_is_one_of_the_class_that_is_asked_for(traced):
+    """Scores of tokens that would choose others: each token is worth its sample's place."""
+    share = ("intervention.label=generated_xml", "intervention.within=0.25")
+    found, context = traced("estimator=random", *MASK, *share)
+    scores, corpus = found.traced.scores, found.corpus
+    worth = np.arange(len(scores.sample_ids), dtype=np.float32)[:, None]
+    tokens = TokenScores(
+        scores.sample_ids, scores.steps, lambda: iter([worth + np.zeros((1, 32), np.float32)])
+    )
+    plan = plan_edit(context, corpus, found.unit, scores, tokens).plan
+    own = np.array(corpus.labels_of(scores.sample_ids)) == "generated_xml"
+    values = np.where(own, scores.of(found.unit.name), -np.inf)
+    best = np.argsort(-values, kind="stable")[: int(0.25 * own.sum() + 0.5)]
+    last = scores.sample_ids[sorted(best.tolist())[-2:]]  # 51 tokens, of which a sample has 32
+    assert set(plan.sample_ids.tolist()) == set(last.tolist())
+
+
+def test_a_matched_draw_may_hold_targeted_tokens_where_that_is_allowed(traced):
+    same = ("intervention.match=sample", "intervention.fraction=0.1")
+    for allowed in ("exclude", "allow"):
+        word = f"intervention.match_targeted={allowed}"
+        found, context = traced("estimator=random", *MASK, *same, word)
+        scores = found.traced.scores
+        values = np.random.default_rng(0).normal(size=(160, 32)).astype(np.float32)
+        tokens = TokenScores(scores.sample_ids, scores.steps, lambda v=values: iter([v]))
+        edited = plan_edit(context, found.corpus, found.unit, scores, tokens)
+        best = np.argsort(-values.ravel(), kind="stable")[: round(0.1 * 160 * 32)]
+        targeted = {(int(i // 32), int(i % 32)) for i in best}
+        overlap = len(places(found, edited) & targeted)
+        assert len(edited.plan.sample_ids) == len(best)
+        assert overlap > 20 if allowed == "allow" else overlap == 0  # 51 by chance
