@@ -48,14 +48,14 @@ def test_a_unit_that_is_there_at_the_first_step_has_no_onset(context_of):
     corpus, base = pipeline.train(context_of())
     curve = values_of(base, "prefix_matching", "L1H0")
     low = locate(context_of(*auto, f"unit.threshold={curve[0] * 0.999}"), corpus, base)
-    assert low.there_before and (low.window.start, low.window.end) == (0, 11)
+    assert low.emerged.before and (low.window.start, low.window.end) == (0, 11)
     assert low.window.rule == (
         "L1H0 was there before the first step: scores say what changes it; it has no onset, so "
         "the window is the first steps: [0, 11)"
     )
     threshold = (curve[0] + max(curve.values())) / 2
     assert curve[0] < threshold
-    assert not locate(context_of(*auto, f"unit.threshold={threshold}"), corpus, base).there_before
+    assert not locate(context_of(*auto, f"unit.threshold={threshold}"), corpus, base).emerged.before
 
 
 @pytest.mark.parametrize(
