@@ -1,18 +1,16 @@
-"""What sweeps/results/README.md and the main README say of studies, out of their tables alone.
+"""The page sweeps/results/README.md, out of the tables of the studies alone.
 
-`experiments/results.py` writes both pages.
+`experiments/results.py` writes it. It begins with what the main README says was found.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from mda import store
-from mda.analysis.arms import arm_as
 from mda.analysis.bearing import ABLE
 from mda.report.page import DASH, markdown, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
@@ -64,6 +62,33 @@ In the two arms of random samples whose spans are replaced, the new tokens were 
 stream as the random scores that chose the samples, so that they depend on them; now they are drawn
 apart.""",
 }
+FINDINGS = ("## What we found\n\n", "\n## ")  # where they begin in the main README, and end
+LIMITS = """\
+## Limits
+
+- **Models.** 4 layers, widths 64, 96 and 128, a vocabulary of 512, contexts of 128 tokens,
+  trained from scratch for 6,000 steps or fewer. Nothing here is a result on a published model.
+- **Corpus.** 32 % of the samples are generated documents, most of which repeat themselves by
+  construction. EK-FAC's top 10 % for the induction head is 77 % generated repeats (24 % of the
+  window); real HTML, XML and LaTeX are 10 to 30 times rarer in it than in the window, while
+  generated XML and LaTeX are about two to four times as frequent.
+- **Seeds.** Every seed has its own initial weights and data order; the arms of a seed share both,
+  so the tests are paired. Only the transfer column of the [leaderboard](truth/README.md) retrains
+  from other initial weights.
+- **Random edits are not neutral.** Removing a random 10 % weakens the induction head by
+  about 3 %.
+- **Motifs of random samples.** That rows made from motifs need no influence rests on three
+  comparisons that are all undecided: none was shown to be zero.
+- **unrolled.** The scores of a single trajectory have a reliability of 0.2 to 0.45, and its top
+  samples cluster in a few hundred steps. One ranking by `unrolled` is one draw.
+- **The head that attends two tokens back.** Its threshold was lowered after the base runs had
+  been seen and before any of its arms.
+- **Heads compared by absolute scores.** "Removal lowers the other induction heads more than heads
+  that are none" compares heads that stand high with heads that stand at 0.005, so it could hardly
+  fail.
+- **Tests.** Permutation p-values test the sharp null hypothesis that the edit changes no seed's
+  outcome. For the weaker hypothesis of a zero mean effect they can be too small where effects are
+  skewed."""
 Row = Mapping[str, str]
 OLD_BAND = re.compile(r" band ([\d.]+)-([\d.]+)")
 
@@ -85,13 +110,31 @@ def effects_of(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: float) -> str:
+def findings(readme: str) -> list[str]:
+    """What the main README says was found, with links as seen from sweeps/results."""
+    text = readme.partition(FINDINGS[0])[2].partition(FINDINGS[1])[0]
+    if not text:
+        raise ValueError("README.md has no section 'What we found'")
+    text = text.replace("(sweeps/results/README.md#", "(#").replace("(sweeps/results/", "(")
+    body, _, _about_this_page = text.strip().rpartition("\n\n")
+    return ["## What we found", "", *body.split("\n")]
+
+
+def results_page(
+    studies: Mapping[Path, tuple[StudyConfig, str]], confidence: float, readme: str
+) -> str:
     """The page of all studies: folder -> its study and the sentence of its comparison.
 
-    `confidence` is the level of the intervals in their tables.
+    `confidence` is the level of the intervals in their tables, `readme` the main README's text.
     """
     lines = [
         "# Results",
+        "",
+        *findings(readme),
+        "",
+        *LIMITS.split("\n"),
+        "",
+        "## How to read the tables",
         "",
         "Made by `python experiments/results.py` from the curves that lie here; do not edit. The",
         "comparison of one study alone:",
@@ -108,6 +151,7 @@ def results_page(studies: Mapping[Path, tuple[StudyConfig, str]], confidence: fl
         sizes = {one.name.partition("-")[2]: one for one in studies if study_of(one) == study.name}
         if "" not in sizes and folder == next(iter(sizes.values())):
             lines += [f"## {study.name}, all sizes", "", *sizes_table(sizes), ""]
+            lines += [*claims_by_size(sizes), ""]
         lines += _study(folder, study, sentence)
     return "\n".join(lines)
 
@@ -302,68 +346,6 @@ def change(row: Row | None) -> str:
     return interval(row, "difference", "ci_low", "ci_high")
 
 
-def study_table(folder: Path, study: StudyConfig, confidence: float) -> list[str]:
-    """A study in short, for the README: each choice of samples, and the claims on the baseline."""
-    effects, level = effects_of(folder), percent(confidence)
-    edits = {"remove": "removed", "augment": "trained on twice"}
-    against_control = {row["arm"]: row for row in effects
-                       if (row["reference"], row["metric"]) == ("control", "unit")}  # fmt: skip
-    n_seeds = len({seed for row in effects for seed in row["seeds"].split()})
-    cells: dict[str, dict[str, str]] = {}  # choice of samples -> edit -> what it did
-    for arm in (arm_as(study.arm(name)) for name in study.arms):
-        edit = arm.edit
-        if edit.intervention in edits and (row := against_control.get(arm.name)):
-            choice = replace(arm, edit=replace(edit, intervention="", mode="", spans="")).name
-            fewer = "" if int(row["n"]) == n_seeds else f", {row['n']} seeds"
-            cells.setdefault(choice, {})[edit.intervention] = change(row) + fewer
-    lines = [
-        f"`{study.name}`, {n_seeds} of {len(study.seeds)} seeds: what an edit adds to the score "
-        f"of the unit at the window's end, with a {level} bootstrap interval (narrow for few "
-        "seeds).",
-        "",
-        *markdown(
-            ("samples", *edits.values()),
-            [(choice, *(did.get(edit, DASH) for edit in edits)) for choice, did in cells.items()],
-        ),
-        "",
-    ]
-    claims = baseline_claims(folder, study)
-    about = ["Its claims on the baseline; all others are on the page of results:", ""]
-    return lines + (about + claims if claims else [])
-
-
-def baseline_claims(folder: Path, study: StudyConfig, about: str = "") -> list[str]:
-    """The claims of a study on the baseline that influence must beat, and what became of them."""
-    names = [name for name, claim in study.claims.items() if claim.reference == "repetition"]
-    return verdict_lines(folder, study, names, about)
-
-
-def verdict_lines(
-    folder: Path, study: StudyConfig, names: Collection[str], about: str = ""
-) -> list[str]:
-    """Claims of a study by their names, and what became of each."""
-    texts = {study.claims[name].text for name in names}
-    return [
-        f"- {about}{row['text'].removesuffix('.')}: **{row['verdict']}** ({row['status']}; "
-        f"{row['reason']})."
-        for row in store.read_csv(folder / "verdicts.csv")
-        if row["text"] in texts
-    ]
-
-
-def arms_table(folder: Path, confidence: float) -> list[str]:
-    """What each edit of a study adds to the unit, against control and against random edits."""
-    against = ("control", "random")
-    rows = {(row["arm"], row["reference"]): row for row in effects_of(folder)
-            if row["metric"] == "unit" and row["reference"] in against}  # fmt: skip
-    heads = (f"against {one}, {percent(confidence)} interval" for one in against)
-    lines = [
-        (arm, rows[arm, "control"]["n"], *(change(rows.get((arm, one))) for one in against))
-        for arm in dict.fromkeys(arm for arm, _ in rows)
-    ]
-    return markdown(("edit", "seeds", *heads), lines)
-
-
 def claims_by_size(sizes: Mapping[str, Path]) -> list[str]:
     """What became of every claim of a study at each size, with the p-value that decided it."""
     found = {(row["text"], size): row for size, folder in sizes.items()
@@ -382,16 +364,3 @@ def _verdict(row: Row | None) -> str:
     p = row["against_holm" if against else "p_holm"]
     said = f", p = {float(p):.2g}{' against it' if against else ''}" if p else ""
     return f"{row['verdict']}{said} ({row['status']})"
-
-
-def fill(text: str, place: str, lines: Sequence[str]) -> str:
-    """A page with these lines in a place of it. Raises ValueError for a page without the place.
-
-    The place stands between the comments `<!-- place -->` and `<!-- end of place -->`.
-    """
-    start, end = f"<!-- {place} -->", f"<!-- end of {place} -->"
-    before, found, rest = text.partition(start)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"no place for this in the page: it has to have {start} and {end}")
-    return "\n".join([before + start, *lines, end + after])

@@ -14,16 +14,25 @@ import numpy as np
 import pytest
 import yaml
 from hydra._internal.utils import get_args_parser
+from transformers import PreTrainedTokenizerFast
 
 from mda.cli import PROGRAMS
 from mda.config import check
+from mda.data.packing import train_tokenizer
 from mda.model.build import scratch
 from mda.programs import store
 from mda.schema import ConfigError, ScratchConfig
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "experiments/README.md")
+LEAST = {  # page -> commands on it, at least
+    "README.md": 10,
+    "CONTRIBUTING.md": 2,
+    "experiments/README.md": 12,
+    "experiments/published.md": 2,
+    "experiments/machines.md": 3,
+}
+PAGES = tuple(LEAST)
 FILE = r"experiments/(\w+)\.py\b"
 STARTS = re.compile(rf"(?:\S*python3? {FILE}|torchrun .*?{FILE}|mda(?= |$))")
 
@@ -90,10 +99,26 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_the_python_of_the_readme_runs(folder):
+    """On a tiny model of the user's own, in a process of its own."""
+    text = "the cat sat on the mat and the cat saw the dog. " * 30
+    Path("my-texts.txt").write_text("\n\n".join([text] * 20), "utf-8")
+    tokenizer = train_tokenizer([text * 40, README], 400)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained("my-model")
+    code = README.partition("```python\n")[2].partition("```")[0]
+    code += "assert len(edit) == len(rows) // 10 and shading.shape == (2, 128)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[0].split() == ["unit", "prefix_matching"]  # the table of heads
+    assert re.fullmatch(r"-?\d\.\d\de[+-]\d\d.*", lines[-1])  # a sample, or the end of one
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_composes(folder, page):
     found = commands((ROOT / page).read_text("utf-8"))
-    assert len(found) >= {"README.md": 20, "CONTRIBUTING.md": 2, "experiments/README.md": 12}[page]
+    assert len(found) >= LEAST[page]
     for name, words in found:
         try:
             take(name, words)
@@ -121,7 +146,8 @@ def test_a_mistake_in_a_page_is_found(folder, text):
 def test_every_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text("utf-8"))
     place = (ROOT / page).parent
-    missing = [link for link in links if "://" not in link and not (place / link).exists()]
+    paths = [link.partition("#")[0] for link in links if "://" not in link]
+    missing = [path for path in paths if path and not (place / path).exists()]
     assert links and missing == []
 
 

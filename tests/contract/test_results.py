@@ -6,9 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+<<<<<<< HEAD
 from leaderboard_page import leaderboard_pages
 from results import readme_lines
 from study_pages import KEPT, effects_of, results_page, study_of
+=======
+from leaderboard_page import leaderboard_page
+from study_pages import KEPT, LIMITS, claims_by_size, effects_of, results_page, study_of
+>>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -21,6 +26,7 @@ from mda.report.compare import compare
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "sweeps" / "results"
+README = (ROOT / "README.md").read_text("utf-8")
 STUDIES = sorted(path.parent.name for path in RESULTS.glob(f"*/{RUNS}"))
 
 
@@ -54,9 +60,18 @@ def test_the_tables_are_recomputed_from_the_curves(recomputed, name):
 def test_the_page_of_results_is_made_from_the_tables(recomputed):
     confidence = compose().report.confidence
     studies = {RESULTS / name: (study, said) for name, (_, study, said) in recomputed.items()}
-    assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies, confidence)
+    assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies, confidence, README)
 
 
+<<<<<<< HEAD
+=======
+def test_the_page_says_the_level_of_its_intervals():
+    study = compose(["study=fresh_seeds"]).study
+    text = results_page({RESULTS / "fresh_seeds": (study, "")}, 0.9, README)
+    assert "90 % bootstrap interval" in text and "95 %" not in text
+
+
+>>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 @pytest.mark.parametrize("name", STUDIES)
 def test_results_are_few_files(name):
     files = {path.name for path in (RESULTS / name).rglob("*") if path.is_file()}
@@ -64,10 +79,8 @@ def test_results_are_few_files(name):
 
 
 def test_the_leaderboard_is_made_from_the_committed_tables():
-    for path, text in leaderboard_pages(
-        RESULTS / "truth", ROOT / "README.md", compose().report
-    ).items():
-        assert path.read_text("utf-8") == text
+    text = leaderboard_page(RESULTS / "truth", compose().report)
+    assert (RESULTS / "truth" / "README.md").read_text("utf-8") == text
 
 
 def test_a_run_that_was_kept_is_small_and_says_what_it_is():
@@ -94,21 +107,34 @@ def test_an_edit_smuggled_in_among_the_random_ones_would_be_found():
     assert smuggled.differs and smuggled.p_sign_flip == pytest.approx(0.0078125)
 
 
-def readme_study(place="study") -> str:
-    """What the README has of a study, which only the program writes."""
-    text = (ROOT / "README.md").read_text("utf-8")
-    return text.partition(f"<!-- {place} -->\n")[2].partition(f"\n<!-- end of {place} -->")[0]
+def told(study: str, arm: str, metric: str = "unit", column: str = "difference") -> float:
+    """A value of a study's table of effects against control."""
+    wanted = (arm, "control", metric)
+    (row,) = [row for row in store.read_csv(RESULTS / study / "effects.csv")
+              if (row["arm"], row["reference"], row["metric"]) == wanted]  # fmt: skip
+    return float(row[column])
 
 
-def test_the_readme_has_the_tables_of_its_studies():
-    found = readme_lines(compose().report.confidence)
-    for place, lines in found.items():
-        assert len(lines) > 3 and readme_study(place) == "\n".join(lines)
-    lines = found["study"]
-    heads = [line for line in lines if "head" in line.partition(":")[0]]
-    assert len(heads) == 4 and all("repetition" in line for line in heads)
+REMOVED = "remove mask ekfac top 10 %"
+SIZES = ("nano", "nano-large", "nano-xlarge")
+FINDINGS = [  # the words around a number of the README's findings, the number in the tables
+    (r"from ([\d.]+) to [\d.]+ and delays", told("fresh_seeds", REMOVED, column="reference_mean")),
+    (r"from [\d.]+ to ([\d.]+) and delays", told("fresh_seeds", REMOVED, column="arm_mean")),
+    (r"delays it by (\d+) steps", told("fresh_seeds", REMOVED, "onset_step")),
+    (r"random 10 % costs ([\d.]+)", -told("fresh_seeds", "remove mask random 10 %")),
+    (r"costs the same head ([\d.]+)", -told("fresh_seeds", "remove mask repetition top 10 %")),
+    (r"influence costs ([\d.]+)", -told("tokens", "remove mask_tokens ekfac top 1 % of tokens")),
+    (r"against ([\d.]+) for the top 10 %", -told("tokens", REMOVED)),
+    (r"fresh tokens costs ([\d.]+)", -told("tokens", "remove spans fresh ekfac top 7 % of tokens")),
+    (r"adds ([\d.]+) \(", told("tokens", "remove spans renamed ekfac top 7 % of tokens")),
+    (r"forward by (\d+) to", min(-told(f"scales-{size}", "augment insert motif 800 rows",
+                                     "onset_step") for size in SIZES)),
+    (r"forward by \d+ to (\d+)", max(-told(f"scales-{size}", "augment insert motif 800 rows",
+                                         "onset_step") for size in SIZES)),
+]  # fmt: skip
 
 
+<<<<<<< HEAD
 def test_the_table_of_the_readme_says_what_the_curves_do():
     measured = measure(read_runs([RESULTS / "fresh_seeds"]))
     ends: dict[tuple[str, int], list[float]] = {}
@@ -129,10 +155,57 @@ def test_the_table_of_the_readme_says_what_the_curves_do():
                 assert float(said) == pytest.approx(np.mean(differences), rel=5e-3), choice
             else:
                 assert said == "\N{EN DASH}"
+=======
+@pytest.mark.parametrize("words, value", FINDINGS)
+def test_the_findings_state_what_the_tables_say(words, value):
+    text = " ".join(README.split())
+    (found,) = re.findall(words, text)
+    said = found.rstrip(".")
+    decimals = len(said.partition(".")[2])
+    assert float(said) == pytest.approx(value, abs=0.51 * 10**-decimals)
+
+
+def test_the_findings_have_the_verdicts_of_their_claims():
+    def verdict(study: str, claim: str) -> tuple[str, str, str]:
+        rows = store.read_csv(RESULTS / study / "verdicts.csv")
+        (row,) = [row for row in rows if row["claim"] == claim]
+        return row["verdict"], row["status"], row["reason"]
+
+    _, status, why = verdict("fresh_seeds", "ekfac_removal_beats_repetition")
+    assert status == "registered" and why.startswith("no effect of 0.018 or more")
+    for study in ("second_previous_token_head",):
+        found = verdict(study, "ekfac_removal_beats_repetition")
+        assert found[:2] == ("replicated", "registered")
+    for size in SIZES:
+        rows = store.read_csv(RESULTS / f"scales-{size}" / "verdicts.csv")
+        (row,) = [row for row in rows if "motifs of random samples" in row["text"]]
+        assert (row["verdict"], row["status"]) == ("undecided", "registered")
+
+
+def test_the_limits_state_what_the_tables_say():
+    rows = [row for place in sorted((RESULTS / "truth").glob("seed?"))
+            for row in store.read_csv(place / "labels.csv")
+            if (row["unit"], row["estimator"]) == ("induction_head", "ekfac")]  # fmt: skip
+    window = {(r["seed"], r["label"]): float(r["share_of_window"]) for r in rows}
+    top = {(r["seed"], r["label"]): float(r["share_of_top"]) for r in rows}
+    ratio = {key: top[key] / window[key] for key in window}
+    text = " ".join(LIMITS.split())
+    repeats = [key for key in window if key[1] == "generated_repeat"]
+    assert f"is {100 * np.mean([top[k] for k in repeats]):.0f} % generated repeats" in text
+    assert f"({100 * np.mean([window[k] for k in repeats]):.0f} % of the window" in text
+    generated = sum(window[key] for key in window if key[1].startswith("generated")) / 3
+    assert f"{100 * generated:.0f} % of the samples are generated" in text
+    assert all(10 <= round(1 / v) <= 30 for (_, label), v in ratio.items()
+               if label in ("html", "xml", "latex"))  # fmt: skip
+    assert all(1.5 < v < 4.5 for (_, label), v in ratio.items()
+               if label in ("generated_xml", "generated_latex"))  # fmt: skip
+>>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 
 
 def test_the_page_says_what_edits_and_ablation_change_of_what_the_model_can_do():
-    page = results_page({RESULTS / "fresh_seeds": (compose(["study=fresh_seeds"]).study, "")}, 0.95)
+    page = results_page(
+        {RESULTS / "fresh_seeds": (compose(["study=fresh_seeds"]).study, "")}, 0.95, README
+    )
     part = page.partition("### What the model can do")[2].partition("\n#")[0]
     rows = {row[0]: row[1:] for line in part.splitlines()
             if len(row := line.strip("| ").split(" | ")) == 5}  # fmt: skip
@@ -166,8 +239,8 @@ def test_the_sizes_of_a_study_have_a_table_together(tmp_path):
             if row["metric"] == "unit":
                 row["arm_mean"] = str(float(row["arm_mean"]) + shift)
         store.write_csv(tmp_path / f"fresh_seeds-{size}" / "effects.csv", rows)
-    page = results_page(dict.fromkeys(sorted(tmp_path.iterdir()), (study, "")), 0.95)
-    together, *alone = page.split("\n## ")[1:]
+    page = results_page(dict.fromkeys(sorted(tmp_path.iterdir()), (study, "")), 0.95, README)
+    together, *alone = page.split("\n## ")[4:]
     assert together.startswith("fresh_seeds, all sizes") and len(alone) == 2
     cells = [line.strip("| ").split(" | ") for line in together.splitlines() if "ekfac top" in line]
     found = {(row[0], row[1]): row[2:] for row in cells}
@@ -180,10 +253,31 @@ def test_the_sizes_of_a_study_have_a_table_together(tmp_path):
         assert (seeds, without, ended, p) == ("8", "0.324", end, "0.07")
         assert change.startswith("\N{MINUS SIGN}0.101 [")
         assert float(delay.split()[0]) == pytest.approx(float(onset["difference"]), rel=5e-3)
-    one = results_page({RESULTS / study.name: (study, "")}, 0.95)
+    one = results_page({RESULTS / study.name: (study, "")}, 0.95, README)
     assert "all sizes" not in one, "a study of one size"
 
 
+<<<<<<< HEAD
+=======
+def test_what_became_of_each_claim_stands_beside_the_other_sizes():
+    folder = RESULTS / "fresh_seeds"
+    lines = claims_by_size({"small": folder, "large": folder})
+    kept = {row["text"].removesuffix("."): row for row in store.read_csv(folder / "verdicts.csv")}
+    assert lines[0] == "| claim | small | large |" and len(lines) == 2 + len(kept)
+    for line in lines[2:]:
+        text, small, large = line.strip("| ").split(" | ")
+        assert small == large
+        verdict, p, status = re.fullmatch(
+            r"([a-z ]+), p = (\S+)(?: against it)? \((\w+)\)", small
+        ).groups()
+        row = kept[text]
+        assert (verdict, status) == (row["verdict"], row["status"])
+        if verdict != "undecided":  # the reason names the p-value that decided
+            assert f"corrected p = {p} ≤" in row["reason"]
+            assert ("against it" in small) == (verdict == "not replicated")
+
+
+>>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 def test_the_caption_of_the_readme_says_what_the_curves_do():
     """The quickstart is seed 0 of the study on the first eight seeds."""
     measured = measure(read_runs([RESULTS / "causal_grid"]))
@@ -191,9 +285,9 @@ def test_the_caption_of_the_readme_says_what_the_curves_do():
     found = {run.arm.name: measured.of(run, run).values for run in runs}
     control, removed = found["control"], found["remove mask ekfac top 10 %"]
     doubled = found["augment duplicate ekfac top 10 %"]
-    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    ends = re.search(r"comes later and ends at (\.\d\d) instead of (\.\d\d); with that tenth", text)
-    said = tuple(f"{one['unit']:.2f}".removeprefix("0") for one in (removed, control))
+    text = " ".join(README.split())
+    ends = re.search(r"comes later and ends at (0\.\d\d) instead of (0\.\d\d); with those", text)
+    said = tuple(f"{one['unit']:.2f}" for one in (removed, control))
     assert ends is not None and ends.groups() == said
     assert removed["onset_step"] > control["onset_step"] > doubled["onset_step"]
     effect = abs(removed["unit"] - control["unit"])
