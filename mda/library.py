@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mda.data.packers import Document, across
 from mda.data.stream import Corpus
 from mda.emergence.measure import make_probes, measure
-from mda.estimator.ekfac import Curvature, Labels, fit_curvature, fit_subset
+from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels, fit_curvature, fit_subset
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.model.architecture import architecture
@@ -311,6 +311,7 @@ class InMemory:
         labels: Labels,
         n_sequences: int | None,
         batch_size: int,
+        factors: str = INDEPENDENT,
     ) -> Curvature:
         ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
 
@@ -322,7 +323,7 @@ class InMemory:
             return total
 
         return fit_curvature(
-            self.only, self.corpus.rows, ids, blocks, labels, batch_size, in_pieces
+            self.only, self.corpus.rows, ids, blocks, labels, batch_size, in_pieces, factors
         )
 
     def learning_rate(self, step: int) -> float:

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-<<<<<<< HEAD
-from leaderboard_page import leaderboard_pages
-from results import readme_lines
-from study_pages import KEPT, effects_of, results_page, study_of
-=======
 from leaderboard_page import leaderboard_page
-from study_pages import KEPT, LIMITS, claims_by_size, effects_of, results_page, study_of
->>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
+from study_pages import KEPT, LIMITS, effects_of, results_page, study_of
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -63,15 +57,6 @@ def test_the_page_of_results_is_made_from_the_tables(recomputed):
     assert (RESULTS / "README.md").read_text("utf-8") == results_page(studies, confidence, README)
 
 
-<<<<<<< HEAD
-=======
-def test_the_page_says_the_level_of_its_intervals():
-    study = compose(["study=fresh_seeds"]).study
-    text = results_page({RESULTS / "fresh_seeds": (study, "")}, 0.9, README)
-    assert "90 % bootstrap interval" in text and "95 %" not in text
-
-
->>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 @pytest.mark.parametrize("name", STUDIES)
 def test_results_are_few_files(name):
     files = {path.name for path in (RESULTS / name).rglob("*") if path.is_file()}
@@ -134,28 +119,6 @@ FINDINGS = [  # the words around a number of the README's findings, the number i
 ]  # fmt: skip
 
 
-<<<<<<< HEAD
-def test_the_table_of_the_readme_says_what_the_curves_do():
-    measured = measure(read_runs([RESULTS / "fresh_seeds"]))
-    ends: dict[tuple[str, int], list[float]] = {}
-    for run in measured.runs:
-        score = measured.of(run, run).values["unit"]
-        ends.setdefault((run.arm.name, run.seed), []).append(score)
-    rows = [line.strip("| ").split(" | ") for line in readme_study().splitlines() if "| " in line]
-    assert rows[0] == ["samples", "removed", "trained on twice"] and len(rows) > 4
-    for choice, *cells in rows[1:]:
-        for edit, cell in zip(("remove mask", "augment duplicate"), cells, strict=True):
-            differences = [
-                np.mean(values) - np.mean(ends["control", seed])
-                for (arm, seed), values in ends.items()
-                if arm == f"{edit} {choice}"
-            ]
-            said = cell.split()[0].replace("\N{MINUS SIGN}", "-")
-            if differences:
-                assert float(said) == pytest.approx(np.mean(differences), rel=5e-3), choice
-            else:
-                assert said == "\N{EN DASH}"
-=======
 @pytest.mark.parametrize("words, value", FINDINGS)
 def test_the_findings_state_what_the_tables_say(words, value):
     text = " ".join(README.split())
@@ -199,7 +162,6 @@ def test_the_limits_state_what_the_tables_say():
                if label in ("html", "xml", "latex"))  # fmt: skip
     assert all(1.5 < v < 4.5 for (_, label), v in ratio.items()
                if label in ("generated_xml", "generated_latex"))  # fmt: skip
->>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 
 
 def test_the_page_says_what_edits_and_ablation_change_of_what_the_model_can_do():
@@ -257,27 +219,6 @@ def test_the_sizes_of_a_study_have_a_table_together(tmp_path):
     assert "all sizes" not in one, "a study of one size"
 
 
-<<<<<<< HEAD
-=======
-def test_what_became_of_each_claim_stands_beside_the_other_sizes():
-    folder = RESULTS / "fresh_seeds"
-    lines = claims_by_size({"small": folder, "large": folder})
-    kept = {row["text"].removesuffix("."): row for row in store.read_csv(folder / "verdicts.csv")}
-    assert lines[0] == "| claim | small | large |" and len(lines) == 2 + len(kept)
-    for line in lines[2:]:
-        text, small, large = line.strip("| ").split(" | ")
-        assert small == large
-        verdict, p, status = re.fullmatch(
-            r"([a-z ]+), p = (\S+)(?: against it)? \((\w+)\)", small
-        ).groups()
-        row = kept[text]
-        assert (verdict, status) == (row["verdict"], row["status"])
-        if verdict != "undecided":  # the reason names the p-value that decided
-            assert f"corrected p = {p} ≤" in row["reason"]
-            assert ("against it" in small) == (verdict == "not replicated")
-
-
->>>>>>> 74ac3b9 (import mda finds units and scores rows of a model in memory; the README has five findings, and the page of results begins with them and their limits)
 def test_the_caption_of_the_readme_says_what_the_curves_do():
     """The quickstart is seed 0 of the study on the first eight seeds."""
     measured = measure(read_runs([RESULTS / "causal_grid"]))
