@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from mda import pipeline
 from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
 from mda.data.stream import Corpus
@@ -29,7 +30,6 @@ from mda.emergence.measure import make_probes
 from mda.model.build import initial_model
 from mda.schema import Config
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, corpus_of
 from mda.training.loop import train
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Schedule
@@ -92,9 +92,9 @@ def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, 
 def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, object]:
     """The figures of one benchmark."""
     config = compose([f"training.stop_step={steps}", *overrides])
-    rows = corpus_of(Context.of(config))
-    schedule = base_schedule(config, rows)
-    one_round(config, rows, base_schedule(config, rows, 0, min(20, steps)))  # warm up
+    stream = pipeline.stream_of(Context.of(config))
+    rows, schedule = stream.corpus, stream.schedule(0, config.training.last_step)
+    one_round(config, rows, stream.schedule(0, min(20, steps)))  # warm up
     load = Load()
     loop, bare = zip(*(one_round(config, rows, schedule) for _ in range(rounds)), strict=True)
     others = load.others()

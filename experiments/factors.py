@@ -38,8 +38,7 @@ from mda.estimator.estimator import step_of
 from mda.model.architecture import architecture
 from mda.schema.estimator import FACTORS
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule
-from mda.stages.locating import locate
+from mda.stages.declared import SCORES, needs
 from mda.types import HeadId, ParameterBlock, Part
 from mda.unit.attention_head import OwnAttention
 from mda.unit.capture import Capture, capture, modules_of
@@ -244,10 +243,10 @@ def smollm2(args: argparse.Namespace) -> list[dict]:
 def base_run(args: argparse.Namespace) -> list[dict]:
     """The unit that a base run of the store is traced for, at its window's middle."""
     context = Context.of(compose(args.overrides))
-    corpus, base = pipeline.train(context, pipeline.UNIT)
-    unit = locate(context, corpus, base)
+    corpus, base = pipeline.train(context, needs(SCORES))
+    unit = pipeline.unit_of(context, base)
     window = unit.window
-    stream = base_schedule(context.config, corpus, window.start, window.end).sample_ids
+    stream = base.stream.schedule(window.start, window.end).sample_ids
     fit_ids = fit_subset(stream, args.fit, 0)
     score_ids = fit_subset(np.setdiff1d(stream, fit_ids), args.score, 1)
     step = step_of("window_middle", base.checkpoints, window)

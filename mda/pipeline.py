@@ -6,28 +6,29 @@ sees the ones before it and the configuration; nothing flows back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from mda.data.stream import Corpus
+from mda.schema import Config, PublishedConfig, validate_sizes
 from mda.stages.attribution import Traced, score
 from mda.stages.before import check_model
-from mda.stages.behaviour import Behaviour, behaviour_of
-from mda.stages.context import Context
-from mda.stages.corpus import corpus_of
+from mda.stages.behaviour import Behaviour, BehaviourStage
+from mda.stages.context import Context, rank
+from mda.stages.corpus import CorpusStage, trained_on_held_out
+from mda.stages.declared import BASE, SCORES, needs
 from mda.stages.editing import Edited, check_edit, edited_stream, plan_edit
 from mda.stages.found import NotBuilt
 from mda.stages.locating import Located, check_label, locate
-from mda.stages.published import base_of
-from mda.stages.runs import Run, origin_of, retrained
-from mda.stages.tokens import TracedTokens, score_tokens
+from mda.stages.published import Check, published_run
+from mda.stages.runs import ArmStage, BaseStage, Recipe, Run, origin_of, state_at
+from mda.stages.stage import make
+from mda.stages.stream import Stream
+from mda.stages.tokens import TokensStage, TracedTokens
 from mda.training.fit import check_devices
-
-BASE = ("base", "data", "model", "training", "emergence")
-UNIT = (*BASE, "sae", "unit", "estimator", "intervention")
-"""Groups that a pipeline reads: rules between them are checked once a published model is known."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +62,66 @@ class Arm:
     @property
     def origin(self) -> str:
         """Hash of the first weights and the window's samples: two seeds must not share it."""
-        return origin_of(self.unit.context, self.corpus, self.base, self.unit.window)
+        return origin_of(self.base, self.unit.window, self.unit.at.store.hash_file)
 
 
-def train(context: Context, groups: Sequence[str] = BASE) -> tuple[Corpus, Run]:
+def corpus_of(context: Context) -> Corpus:
+    """The rows of tokens."""
+    return make(CorpusStage(context.config.data), context.at)
+
+
+def stream_of(context: Context) -> Stream:
+    """The corpus, in the order of a run."""
+    config, corpus = context.config, corpus_of(context)
+    return Stream.of(corpus, config.data, config.training.batch_size, config.seed)
+
+
+def sizes_of(config: Config, groups: Sequence[str]) -> Check:
+    """The rules between `groups` of settings, for when a published model's sizes are known."""
+
+    def check(content: Mapping[str, Any], key: str) -> None:
+        validate_sizes(config, content, groups, key)
+
+    return check
+
+
+def look_at(context: Context, groups: Sequence[str]) -> None:
+    """Look at what the base run starts from, before a corpus is built for it."""
+    config = context.config
+    check_model(config.model, config.base, sizes_of(config, groups), context.at)
+
+
+def base_of(context: Context, stream: Stream, groups: Sequence[str]) -> Run:
+    """The base run: trained, or published, as `base` says."""
+    config, at, base = context.config, context.at, context.config.base
+    recipe = Recipe(config.training, config.emergence)
+    if not isinstance(base, PublishedConfig):
+        return make(BaseStage(stream, config.model, recipe), at)
+    if rank() == 0 and (seen := trained_on_held_out(base, config.data, config.training.batch_size)):
+        at.store.warn(stream.corpus.fingerprint, seen)
+    return published_run(base, stream, recipe, sizes_of(config, groups), at)
+
+
+def train(context: Context, groups: Sequence[str] = needs(BASE)) -> tuple[Corpus, Run]:
     """Corpus and base run."""
-    check_model(context, groups)
-    corpus = corpus_of(context)
+    look_at(context, groups)
+    stream = stream_of(context)
     if "unit" in groups:
-        check_label(context, corpus)
-    return corpus, base_of(context, corpus, groups)
+        check_label(context.config.unit, stream.corpus)
+    return stream.corpus, base_of(context, stream, groups)
+
+
+def unit_of(context: Context, base: Run) -> Located:
+    """The unit in a base run, and its window."""
+    config = context.config
+    return locate(base, config.unit, config.sae, config.intervention, context.at)
 
 
 def trace(context: Context) -> Trace:
     """Corpus, base run, unit and scores of the window."""
-    corpus, base = train(context, UNIT)
-    unit = locate(context, corpus, base)
-    return Trace(corpus, base, unit, score(context, corpus, base, unit))
+    corpus, base = train(context, needs(SCORES))
+    unit = unit_of(context, base)
+    return Trace(corpus, base, unit, score(unit, context.config.estimator, context.at))
 
 
 def arm(context: Context, base_context: Context | None = None) -> Arm:
@@ -85,32 +129,26 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
 
     `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
     """
-    check_devices(context.config.training)
-    check_model(context, UNIT)
-    corpus = corpus_of(base_context or context)
-    settings = context.config.intervention
+    config, at, edit = context.config, context.at, context.config.intervention
+    check_devices(config.training)
+    look_at(context, needs(SCORES))
+    stream = stream_of(base_context or context)
     with suppress(NotBuilt):
-        check_edit(context, corpus, settings.steps)
-    check_label(context, corpus)
-    base = base_of(base_context or context, corpus, UNIT)
-    unit = locate(context, corpus, base)
-    with suppress(NotBuilt):
-        if settings.steps is None:
-            check_edit(context, corpus, (unit.window.start, unit.window.end))
-    traced = score(context, corpus, base, unit) if settings.chooses else None
-    tokens = None
-    if traced and settings.scores_tokens:
-        tokens = score_tokens(context, corpus, base, unit, traced)
+        check_edit(edit, stream, edit.steps)
+    check_label(config.unit, stream.corpus)
+    base = base_of(base_context or context, stream, needs(SCORES))
+    unit = unit_of(context, base)
+    if edit.steps is None and unit.steps is not None:
+        check_edit(edit, stream, unit.steps)
+    traced = score(unit, config.estimator, at) if edit.chooses else None
+    tokens = make(TokensStage(traced), at) if traced and edit.scores_tokens else None
 
     @cache
     def edited() -> Edited:
-        scores = traced and traced.scores
-        return plan_edit(context, corpus, unit, scores, tokens and tokens.scores)
+        return plan_edit(edit, unit, traced and traced.scores, tokens and tokens.scores)
 
-    stream = edited_stream(context, corpus, unit, traced, tokens, edited)
-    followed, kind = None, None
-    if not unit.on_curve:
-        followed, kind = unit.inputs | {"members": unit.members_key}, context.config.unit.kind
-    run = retrained(context, stream, base, lambda: unit.follow, followed, kind)
-    able = behaviour_of(context, corpus, run)
-    return Arm(corpus, base, unit, traced, tokens, edited, run, able)
+    start = state_at(base, unit.steps[0], at) if unit.steps else None
+    trained = edited_stream(edit, unit, traced, tokens, edited)
+    run = make(ArmStage(base, trained, start, unit.followed), at)
+    able = make(BehaviourStage(run, config.unit, config.behaviour), at)
+    return Arm(stream.corpus, base, unit, traced, tokens, edited, run, able)

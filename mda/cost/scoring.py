@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise
 
 from mda.cost import passes
@@ -16,14 +17,19 @@ from mda.training.optimizer import learning_rate
 
 def scores(job: Job) -> list[Cost]:
     """Of the estimator, and what it needs before."""
-    config = job.config
-    estimator, n_units, n = config.estimator, len(job.units), job.samples
+    n_units, n = len(job.units), job.samples
     disk = n * (FLOAT * n_units + 20)  # ids, steps and losses besides
-    count = SCORED.get(estimator.name)
-    if count is None or config.unit.reads_sae:
+    told = job.config.estimator.cost
+    if not told or job.config.unit.reads_sae:
         return [Cost("scores", 0, None, None, disk)]
-    *before, last = count(job)
+    *before, last = _told(told)(job)
     return [*before, replace(last, disk=disk)]
+
+
+def _told(cost: str) -> Callable[[Job], list[Cost]]:
+    """The function that an estimator's settings name, `module:function`."""
+    module, _, function = cost.partition(":")
+    return getattr(import_module(module), function)
 
 
 def token_scores(job: Job) -> list[Cost]:
@@ -34,7 +40,7 @@ def token_scores(job: Job) -> list[Cost]:
     """
     length, n, shape = job.config.data.seq_len, job.samples, job.shape
     disk = n * (2 * length + FLOAT)
-    if job.config.estimator.name in ("random", "repetition"):
+    if not any(cost.flops for cost in scores(job)):
         return [Cost("tokens", 0, disk=disk)]
     times = _read_checkpoints(job)
     batch = min(n, getattr(job.config.estimator, "batch_size", 1))
@@ -73,7 +79,8 @@ def _metric(job: Job, stage: str, passes_made: int) -> Cost:
     return Cost(stage, passes_made * n * length, {"measure": flops}, memory)
 
 
-def _by_ekfac(job: Job) -> list[Cost]:
+def ekfac(job: Job) -> list[Cost]:
+    """The fit of the curvature, and a pass."""
     settings, length = job.config.estimator, job.config.data.seq_len
     n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
     batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
@@ -85,7 +92,7 @@ def _by_ekfac(job: Job) -> list[Cost]:
     return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
 
 
-def _by_exact(job: Job) -> list[Cost]:
+def exact(job: Job) -> list[Cost]:
     """Each block's gradients of the fitted sequences, in a pass of its own, and their products."""
     settings, length = job.config.estimator, job.config.data.seq_len
     n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
@@ -108,7 +115,7 @@ def _by_exact(job: Job) -> list[Cost]:
     ]
 
 
-def _by_unrolled(job: Job) -> list[Cost]:
+def unrolled(job: Job) -> list[Cost]:
     """Training again, all but the last segment of a stretch twice; then every step backwards.
 
     A step backwards is its gradient and the gradient's own derivative, which costs two more.
@@ -138,11 +145,13 @@ def _by_unrolled(job: Job) -> list[Cost]:
     ]
 
 
-def _by_tracin(job: Job) -> list[Cost]:
+def tracin(job: Job) -> list[Cost]:
+    """A pass for each checkpoint that is read."""
     return [_passes(job, _read_checkpoints(job))]
 
 
-def _by_loss(job: Job) -> list[Cost]:
+def loss(job: Job) -> list[Cost]:
+    """A forward pass."""
     length, n = job.config.data.seq_len, job.samples
     batch = job.config.estimator.batch_size  # type: ignore[attr-defined]
     memory = passes.capture_bytes(job.shape, min(n, batch), length) + _tile_bytes(job, batch)
@@ -184,14 +193,11 @@ def _known(job: Job) -> list[int]:
     return [start, *(step for step in job.checkpoints if start < step < end)]
 
 
-SCORED: Mapping[str, Callable[[Job], list[Cost]]] = {
-    "ekfac": _by_ekfac,
-    "exact": _by_exact,
-    "unrolled": _by_unrolled,
-    "tracin": _by_tracin,
-    "gradient_norm": lambda job: [_passes(job, 1)],
-    "loss": _by_loss,
-    "random": lambda job: [Cost("scores")],
-    "repetition": lambda job: [Cost("scores")],
-}
-"""Estimators whose cost is known; one that asks no model counts as nothing."""
+def one_pass(job: Job) -> list[Cost]:
+    """Of a score that is read off one capture of the window."""
+    return [_passes(job, 1)]
+
+
+def no_model(job: Job) -> list[Cost]:
+    """Of a score that asks no model: counted as nothing."""
+    return [Cost("scores")]

@@ -6,9 +6,7 @@ anything that is fetched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from mda.cost import passes, scoring
+from mda.cost import passes
 from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.emergence.callback import curve_steps, held_out_every
@@ -19,12 +17,8 @@ TOKEN_BYTES = 2  # uint16
 PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists and arrays
 
 
-def costs(job: Job, stage: str) -> list[Cost]:
-    """The costs of a stage as `mda plan` counts them, in the order of the work."""
-    return COSTS[stage](job)
-
-
-def _corpus(job: Job) -> list[Cost]:
+def corpus(job: Job) -> list[Cost]:
+    """Packing or bringing the rows."""
     data, width = job.config.data, job.config.data.seq_len + 1
     n = getattr(data, "n_sequences", None)
     if data.name == "tokens":  # the user's own file, mapped
@@ -38,41 +32,45 @@ def _corpus(job: Job) -> list[Cost]:
     return [Cost("corpus", n * width, None, memory, n * width * TOKEN_BYTES)]
 
 
-def _weights(job: Job) -> list[Cost]:
+def weights(job: Job) -> list[Cost]:
     """Of one revision."""
     one = FLOAT * job.shape.n_parameters
     return [Cost("weights", 0, None, 2 * one, one)]
 
 
-def _curve(job: Job) -> list[Cost]:
+def curve(job: Job) -> list[Cost]:
+    """Of a published run: each revision once."""
     n, weights = len(_published(job.config).steps), FLOAT * job.shape.n_parameters
     tokens, flops = _measurement(job, n, n)
     memory = weights + measurement_bytes(job)
     return [Cost("curve", tokens, {"measure": flops}, memory)]
 
 
-def _base(job: Job) -> list[Cost]:
+def base(job: Job) -> list[Cost]:
+    """The training from the first step; nothing for a published one."""
     if job.config.base.published:  # the revisions, under the names of checkpoints
         return []
     return [_training(job, "base", 0, job.last_step, len(job.checkpoints))]
 
 
-def _arm(job: Job) -> list[Cost]:
+def arm(job: Job) -> list[Cost]:
+    """The training of the window."""
     return [_training(job, "arm", *job.window, 1)]
 
 
-def _state(job: Job) -> list[Cost]:
+def state(job: Job) -> list[Cost]:
     """From the checkpoint before the window to its start."""
     start = job.window[0]
     before = max(step for step in job.checkpoints if step <= start)
     return [_training(job, "state", before, start, 1)]
 
 
-def _sae(job: Job) -> list[Cost]:
+def sae(job: Job) -> list[Cost]:
+    """Nothing that the settings could tell."""
     return [Cost("sae", 0, None, None, None)]
 
 
-def _behaviour(job: Job) -> list[Cost]:
+def behaviour(job: Job) -> list[Cost]:
     """Text and two tasks: as the arm is, without its strongest heads, and without random ones."""
     settings, length = job.config.behaviour, job.config.data.seq_len
     tries = 2 + settings.random_sets if settings.ablation else 1
@@ -125,19 +123,3 @@ def _measurement(job: Job, points: int, held_out_points: int) -> tuple[float, fl
 def _published(config: Config) -> PublishedConfig:
     assert isinstance(config.base, PublishedConfig)
     return config.base
-
-
-COSTS: Mapping[str, Callable[[Job], list[Cost]]] = {
-    "corpus": _corpus,
-    "weights": _weights,
-    "curve": _curve,
-    "base": _base,
-    "sae": _sae,
-    "ranking": scoring.ranking,
-    "emergence": scoring.emergence,
-    "scores": scoring.scores,
-    "tokens": scoring.token_scores,
-    "state": _state,
-    "arm": _arm,
-    "behaviour": _behaviour,
-}

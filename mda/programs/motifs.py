@@ -12,11 +12,9 @@ from pathlib import Path
 
 from mda.config import main, next_command, setting_word
 from mda.schema import Config
+from mda.stages.declared import SCORES, needs
 
-NEEDS = (
-    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "motifs",
-)  # fmt: skip
+NEEDS = (*needs(SCORES), "motifs")
 
 
 def motifs(config: Config, folder: Path) -> None:
@@ -26,14 +24,14 @@ def motifs(config: Config, folder: Path) -> None:
     from mda.report.motifs import FILES, print_motifs, results_of
     from mda.report.summary import of_stages, write_summary
     from mda.stages.context import Context
-    from mda.stages.corpus import corpus_of, tokenizer_of
+    from mda.stages.corpus import tokenizer_of
 
     start = time.perf_counter()
     context, settings = Context.of(config), config.motifs
-    tokenizer_of(corpus_of(context))
+    tokenizer_of(pipeline.corpus_of(context))
     found = pipeline.trace(context)
     unit, traced, base = found.unit, found.traced, found.base
-    bar = partial(context.bar, name="reading samples")
+    bar = partial(context.at.bar, name="reading samples")
     mined = mine(found.corpus, traced.scores, unit.name, settings, lambda ids, n: bar(ids, total=n))
     stages = of_stages(found.corpus.fingerprint, {"base": base, "scores": traced}, start)
     about = {"unit": unit.name, "select": settings.select, "samples": mined.samples}

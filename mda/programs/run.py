@@ -16,11 +16,9 @@ from mda.config import command_of, main, overrides_of, setting_word
 from mda.schema import Config
 from mda.schema.attribution import ControlConfig
 from mda.schema.edit import Count, as_data
+from mda.stages.declared import BEHAVIOUR, needs
 
-NEEDS = (
-    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "behaviour", "plan", "report", "logger",
-)  # fmt: skip
+NEEDS = (*needs(BEHAVIOUR), "plan", "report", "logger")
 
 
 def run(config: Config, folder: Path) -> None:

@@ -12,19 +12,20 @@ from pathlib import Path
 
 from mda.config import command_of, main, overrides_of, setting_word
 from mda.schema import Config, refuse
+from mda.stages.declared import CORPUS, needs
 
-NEEDS = ("data", "synthesis")
+NEEDS = (*needs(CORPUS), "synthesis")
 
 
 def synthesize(config: Config, folder: Path) -> None:
-    from mda import store
+    from mda import pipeline, store
     from mda.data.motif_file import read_motifs
     from mda.data.synthesis import GRAM
-    from mda.data.synthesis import synthesize as make
+    from mda.data.synthesis import synthesize as rows_from
     from mda.report.motifs import ROWS_FILES, rows_of
     from mda.report.summary import write_summary
     from mda.stages.context import Context
-    from mda.stages.corpus import corpus_of, tokenizer_of
+    from mda.stages.corpus import tokenizer_of
 
     start = time.perf_counter()
     settings, motifs, about = config.synthesis, (), {}
@@ -33,10 +34,10 @@ def synthesize(config: Config, folder: Path) -> None:
         raise refuse("synthesis.motifs", None, wanted)
     if settings.motifs is not None:
         motifs, about = read_motifs(Path(settings.motifs))
-    corpus = corpus_of(Context.of(config))
+    corpus = pipeline.corpus_of(Context.of(config))
     if settings.from_motifs:
         tokenizer_of(corpus)
-    made = make(settings.kind, corpus, motifs, settings.rows, settings.seed)
+    made = rows_from(settings.kind, corpus, motifs, settings.rows, settings.seed)
     chosen = about.get("select", "top") if settings.from_motifs else "top"
     name = settings.arm or (settings.kind if chosen == "top" else f"{chosen}_{settings.kind}")
     rows = folder / f"{name}.npy"

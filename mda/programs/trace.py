@@ -16,11 +16,9 @@ from pathlib import Path
 
 from mda.config import main, next_command
 from mda.schema import Config
+from mda.stages.declared import SCORES, needs
 
-NEEDS = (
-    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "plan", "report", "logger",
-)  # fmt: skip
+NEEDS = (*needs(SCORES), "plan", "report", "logger")
 
 
 def trace(config: Config, folder: Path) -> None:
@@ -44,13 +42,12 @@ def trace(config: Config, folder: Path) -> None:
         if log is None:
             return
         base, unit, traced = found.base, found.unit, found.traced
-        asked = context, found.corpus, base, unit, traced
         results = report_trace(
             found.corpus,
             traced.scores,
             unit.name,
-            partial(token_influence, *asked),
-            partial(loss_influence, *asked),
+            partial(token_influence, traced, context.at),
+            partial(loss_influence, traced, context.at),
             folder,
             config.report.samples,
             config.report.dpi,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from mda.config import main, next_command
 from mda.schema import Config
+from mda.stages.declared import BASE, needs
 
-NEEDS = ("base", "data", "model", "training", "emergence", "plan", "report", "logger")
+NEEDS = (*needs(BASE), "plan", "report", "logger")
 
 
 def train(config: Config, folder: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from mda.config import main, next_command
 from mda.schema import Config
+from mda.stages.declared import SAE, needs
 
-NEEDS = ("base", "data", "model", "training", "emergence", "sae", "logger")
+NEEDS = (*needs(SAE), "logger")
 FILES = {"history.csv": "explained variance and share of dead features in the course of training"}
 
 
@@ -22,12 +23,13 @@ def train_sae(config: Config, folder: Path) -> None:
     from mda.report.summary import of_stages, write_summary
     from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
-    from mda.stages.sae import trained_sae
+    from mda.stages.sae import SaeStage
+    from mda.stages.stage import make
 
     start = time.perf_counter()
     with job_log(config, folder, settings=asdict(config), job_type="sae", arm="SAE") as log:
-        corpus, base = pipeline.train(Context.of(config), (*pipeline.BASE, "sae"))
-        found = trained_sae(Context.of(config, log.row), config.sae, corpus, base)
+        corpus, base = pipeline.train(Context.of(config), needs(SAE))
+        found = make(SaeStage(base, config.sae), Context.of(config, log.row).at)
         results = {"hookpoint": str(found.hook), "step": found.step, **asdict(found.quality)}
         log.summary(results)
     for name in FILES:

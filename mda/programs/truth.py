@@ -20,11 +20,9 @@ from typing import Any
 from mda.config import command_of, compose, main, overrides_of
 from mda.schema import Config, ConfigError, ScratchConfig, TruthConfig
 from mda.schema.setting import refuse
+from mda.stages.declared import SCORES, needs
 
-NEEDS = (
-    "base", "data", "model", "training", "emergence", "sae", "unit", "estimator", "intervention",
-    "truth", "plan", "report",
-)  # fmt: skip
+NEEDS = (*needs(SCORES), "truth", "plan", "report")
 OWN = ("unit", "estimator")  # groups that truth.units and truth.estimators choose
 
 
@@ -80,7 +78,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
     from mda.stages import truth_tables as make
     from mda.stages.context import Context
     from mda.stages.found import FindOnly, NotBuilt
-    from mda.stages.truth import Bench, other_initialisation
+    from mda.stages.truth import Asked, Bench, other_initialisation
     from mda.training.fit import check_devices
 
     settings = config.truth
@@ -90,10 +88,10 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
         context = replace(context, store=FindOnly(context.store.root))
 
     def bench(own: Mapping[str, Config], window: Any = None) -> Bench:
-        contexts = {name: replace(context, config=one) for name, one in own.items()}
-        first = next(iter(contexts.values()))
-        corpus, base = pipeline.train(first, NEEDS)
-        return Bench.of(contexts, corpus, base, window)
+        first = next(iter(own.values()))
+        _, base = pipeline.train(replace(context, config=first), NEEDS)
+        asked = {name: Asked(c.unit, c.sae, c.intervention) for name, c in own.items()}
+        return Bench.of(asked, base, window, context.at)
 
     print("1/4  base run and units")
     first, *rest = units
@@ -111,7 +109,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
     print(f"2/4  scores of {', '.join(f'{unit} {name}' for unit, name in located.items())}")
     traces: dict[str, dict[str, Any]] = {}
     for unit in settings.units:
-        found = {e: make.finished(lambda u=unit, o=one: here.traced(u, o))
+        found = {e: make.finished(lambda u=unit, o=one: here.traced(u, o.estimator))
                  for e, one in estimators.items()}  # fmt: skip
         traces[unit] = {name: traced for name, traced in found.items() if traced is not None}
     print(f"3/4  up to {retrainings(settings):,} retrainings of the window")
@@ -169,7 +167,7 @@ def about(
             "base": bench.base.fingerprint,
             "origin": bench.origin,
         },
-        "warnings": list(bench.context.store.warnings.values()),
+        "warnings": list(bench.at.store.warnings.values()),
         "versions": store.versions(),
         "git": store.git_state(),
     }

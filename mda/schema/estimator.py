@@ -18,6 +18,7 @@ class EstimatorConfig(Group):
 
     key: ClassVar[str] = "estimator"
     estimator: ClassVar[str] = ""  # `module:class` that carries it out
+    cost: ClassVar[str] = ""  # `module:function` of what scores take, see mda/cost/scoring.py
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
     tells_tokens: ClassVar[bool] = False  # whether it scores the loss of single tokens
     repeats_training: ClassVar[bool] = False  # which it can in float32 alone
@@ -93,6 +94,7 @@ class EkfacConfig(WithCurvature):
     """Influence with EK-FAC curvature at one checkpoint."""
 
     estimator: ClassVar[str] = "mda.estimator.influence:Ekfac"
+    cost: ClassVar[str] = "mda.cost.scoring:ekfac"
 
     name: str = setting("ekfac", "kind of estimator", one_of=("ekfac",))
     factors: str = setting(
@@ -108,6 +110,7 @@ class TracinConfig(EstimatorConfig):
     """Gradient dot products summed over checkpoints."""
 
     estimator: ClassVar[str] = "mda.estimator.influence:Tracin"
+    cost: ClassVar[str] = "mda.cost.scoring:tracin"
     tells_tokens: ClassVar[bool] = True
     tells_losses: ClassVar[bool] = True
     not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoints", "n_checkpoints")
@@ -148,6 +151,7 @@ class ExactConfig(WithCurvature):
     """Influence with the damped Gauss-Newton matrix itself, block by block: for small blocks."""
 
     estimator: ClassVar[str] = "mda.estimator.influence:Exact"
+    cost: ClassVar[str] = "mda.cost.scoring:exact"
 
     name: str = setting("exact", "kind of estimator", one_of=("exact",))
 
@@ -157,6 +161,7 @@ class UnrolledConfig(EstimatorConfig):
     """Influence through all updates of the window: the derivative of the metric at its end."""
 
     estimator: ClassVar[str] = "mda.estimator.through_training:Unrolled"
+    cost: ClassVar[str] = "mda.cost.scoring:unrolled"
     not_inputs: ClassVar[tuple[str, ...]] = ("segment",)
     scores_found: ClassVar[bool] = True
     repeats_training: ClassVar[bool] = True
@@ -182,6 +187,7 @@ class RandomConfig(EstimatorConfig):
     """Scores drawn from a seeded generator: the baseline of equal size."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Random"
+    cost: ClassVar[str] = "mda.cost.scoring:no_model"
     tells_tokens: ClassVar[bool] = True
 
     name: str = setting("random", "kind of estimator", one_of=("random",))
@@ -193,6 +199,7 @@ class RepetitionConfig(EstimatorConfig):
     """A count of repetitions in the sample's tokens: the baseline that influence must beat."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Repetition"
+    cost: ClassVar[str] = "mda.cost.scoring:no_model"
     tells_tokens: ClassVar[bool] = True
 
     name: str = setting("repetition", "kind of estimator", one_of=("repetition",))
@@ -203,6 +210,7 @@ class LossConfig(AtCheckpoint):
     """The sample's mean token loss at one checkpoint."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Loss"
+    cost: ClassVar[str] = "mda.cost.scoring:loss"
 
     name: str = setting("loss", "kind of estimator", one_of=("loss",))
 
@@ -212,6 +220,7 @@ class GradientNormConfig(AtCheckpoint):
     """The norm of the sample's gradient in the unit's own parameters, at one checkpoint."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:GradientNorm"
+    cost: ClassVar[str] = "mda.cost.scoring:one_pass"
 
     name: str = setting("gradient_norm", "kind of estimator", one_of=("gradient_norm",))
 

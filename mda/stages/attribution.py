@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda import store
+from mda.cost import scoring
 from mda.data.stream import Corpus
 from mda.estimator import ekfac
 from mda.estimator.estimator import Item, TokenEstimator
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
-from mda.schema import refuse
-from mda.stages.context import Context, barrier, build_together, mine, rank, without
-from mda.stages.corpus import base_schedule, fetch, stream_inputs
-from mda.stages.curvature import fitted_curvature, sharded
-from mda.stages.found import Made, NotBuilt, known
+from mda.schema import EstimatorConfig, TrainingConfig, refuse
+from mda.stages.context import Runtime, barrier, mine, rank, without
+from mda.stages.corpus import fetch
+from mda.stages.curvature import CurvatureStage, sharded
+from mda.stages.declared import SCORES
+from mda.stages.found import Made, NotBuilt
 from mda.stages.locating import Located, as_text
 from mda.stages.plugin import estimator_of, module_of
 from mda.stages.runs import Run, state_at
+from mda.stages.stage import HashFile, Stage, make
+from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
 from mda.types import ParameterBlock, Schedule, Scores, Unit, Window
@@ -48,6 +52,8 @@ class Traced(Made):
     """Scores of the window, with what is needed to go on from them."""
 
     steps: tuple[int, ...]  # the checkpoints that were read
+    located: Located
+    settings: EstimatorConfig  # of what scored them
 
     @cached_property
     def scores(self) -> Scores:
@@ -59,13 +65,24 @@ class Traced(Made):
 class ScoringWork:
     """What a stage lends to an estimator, see `mda.estimator.estimator.Work`."""
 
-    context: Context
-    corpus: Corpus
-    base: Run
+    at: Runtime
     located: Located
+    settings: EstimatorConfig
     schedule: Schedule
     steps: tuple[int, ...]
     part: Path | None = None  # where shards lie; None where no pass over samples is meant
+
+    @property
+    def base(self) -> Run:
+        return self.located.base
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.base.corpus
+
+    @property
+    def _training(self) -> TrainingConfig:
+        return self.base.recipe.training
 
     @property
     def sample_ids(self) -> np.ndarray:
@@ -81,11 +98,11 @@ class ScoringWork:
 
     @property
     def seed(self) -> int:
-        return self.context.config.seed
+        return self.base.stream.seed
 
     @property
     def adam_eps(self) -> float:
-        return self.context.config.training.eps
+        return self._training.eps
 
     def model(self, step: int) -> PreTrainedModel:
         return self.base.model(self._scored(step))
@@ -103,24 +120,23 @@ class ScoringWork:
         factors: str = ekfac.INDEPENDENT,
     ) -> ekfac.Curvature:
         ids, step = ekfac.fit_subset(self.sample_ids, n_sequences, labels.seed), self._scored(step)
-        return fitted_curvature(
-            self.context, self.corpus, self.base, ids, step, blocks, labels, batch_size, factors
-        )
+        stage = CurvatureStage(self.base, ids, step, blocks, labels, batch_size, factors)
+        return make(stage, self.at)
 
     def learning_rate(self, step: int) -> float:
-        return learning_rate(step, self.context.config.training)
+        return learning_rate(step, self._training)
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
         self._refuse_published()
-        beta2 = self.context.config.training.beta2
+        beta2 = self._training.beta2
         return checkpoint.second_moments(self.base.checkpoint(step), beta2)
 
     def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
         self._refuse_published()
-        settings, start = self.context.config.training, self.schedule.start
+        settings, start = self._training, self.schedule.start
         model = self.base.model(self.base.checkpoints[-1])
         folders = {step: self.base.checkpoint(step) for step in self.steps if step != start}
-        folders[start] = state_at(self.context, self.corpus, self.base, start).folder
+        folders[start] = state_at(self.base, start, self.at).folder
         states = {step: load_state(folder, model, settings) for step, folder in folders.items()}
         return TrainingWindow(model, self.schedule, self.corpus.rows, settings), states
 
@@ -135,7 +151,7 @@ class ScoringWork:
         """Refuse what the key of a published run's scores does not hold."""
         if self.base.published is not None:
             accepted = "what needs no optimizer state, which base=published lacks"
-            raise refuse("estimator", self.context.config.estimator.name, accepted)
+            raise refuse("estimator", self.settings.name, accepted)
 
     def metric(self, unit: str) -> Measurement:
         return self.located.kind.differentiable(unit, self.located.members)
@@ -150,14 +166,14 @@ class ScoringWork:
         return store.read_safetensors(path) if path.exists() else None
 
     def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
-        return self.context.bar(items, name, total)
+        return self.at.bar(items, name, total)
 
     def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:
         assert self.part is not None
         shards = list(enumerate(sharded(self.sample_ids, *SCORE_SHARDS)))
         files = [self.part / f"{name.replace(' ', '_')}_{i:05d}.safetensors" for i, _ in shards]
         todo = mine(shards)
-        for i, shard in self.context.bar(todo, name, len(todo)):
+        for i, shard in self.at.bar(todo, name, len(todo)):
             if not files[i].exists():
                 found = scores(shard)
                 parts = {"values": found.values_NU, "losses": found.losses_N}
@@ -186,124 +202,131 @@ def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
         return torch.from_numpy(np.memmap(file, np.float64, "w+", shape=shape))
 
 
-def score(context: Context, corpus: Corpus, base: Run, located: Located) -> Traced:
+@dataclass(frozen=True)
+class ScoresStage(Stage[Traced]):
     """Influence of every sample of the window on every unit of the kind."""
-    config, settings = context.config, context.config.estimator
-    estimator = estimator_of(settings)
-    steps = _steps(context, base, located)
-    inputs: dict[str, object] = {
-        "base": known(lambda: base.read_at(*steps or ()), {"run": base.fingerprint}),
-        "window": located.window_key,
-        "units": located.units_key,
-        "estimator": without(asdict(settings), *settings.not_inputs),
-        "steps": _steps_key(context, located, steps),
-    }
-    if steps or steps is None:  # else no model is asked, and no measurement
-        inputs["unit"] = located.inputs
-    if settings.scores_found:
-        inputs["found"] = [located.members_key, located.together, config.unit.metric]
-    if base.published is not None:  # what the key of a trained run has already
-        training = without(asdict(config.training), *NOT_SCORED)
-        inputs |= {"stream": stream_inputs(config), "seed": config.seed, "training": training}
 
-    def build(part: Path) -> None:
-        schedule = base_schedule(config, corpus, located.window.start, located.window.end)
-        fetch(context, corpus, schedule.sample_ids, together=True)
-        assert steps is not None
-        found = estimator.score(ScoringWork(context, corpus, base, located, schedule, steps, part))
+    declared = SCORES
+    costs = staticmethod(scoring.scores)
+    together = True
+
+    located: Located
+    settings: EstimatorConfig
+
+    @cached_property
+    def steps(self) -> tuple[int, ...] | None:
+        """The checkpoints that are read; None where they depend on a run that is not there."""
+        located, settings = self.located, self.settings
+        kept, training = list(located.base.checkpoints), located.base.recipe.training
+        if settings.by_rate:  # a pass over the window, only to be multiplied by 0
+            kept = [step for step in kept if learning_rate(step, training) > 0]
+        try:
+            window = located.window
+        except NotBuilt:
+            if located.steps is None or getattr(settings, "checkpoint", None) == "onset":
+                return None
+            window = Window(*located.steps, None, "as given")  # whose onset is not asked for
+        return estimator_of(settings).steps(kept, window)
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        located, settings, base = self.located, self.settings, self.located.base
+        steps: object = self.steps
+        if self.steps is None:
+            told = asdict(settings)
+            how = {name: told.get(name) for name in ("checkpoint", "checkpoints", "n_checkpoints")}
+            steps = {"decided by": how | located.onset_key}
+        inputs: dict[str, object] = {
+            "base": base.key_at(*self.steps or ()),
+            "window": located.window_key,
+            "units": located.units_key,
+            "estimator": without(asdict(settings), *settings.not_inputs),
+            "steps": steps,
+        }
+        if self.steps != ():  # else no model is asked, and no measurement
+            inputs["unit"] = located.inputs
+        if settings.scores_found:
+            inputs["found"] = [located.members_key, located.together, located.settings.metric]
+        if base.published is not None:  # what the key of a trained run has already
+            training = without(asdict(base.recipe.training), *NOT_SCORED)
+            own = {"stream": base.stream.inputs, "seed": base.stream.seed, "training": training}
+            inputs |= own
+        return inputs
+
+    def code(self) -> tuple[str, ...]:
+        reads = (module_of(self.located.settings.kind), *self.located.base.code)
+        own = ("mda.stages.attribution", module_of(self.settings.estimator))
+        return own if self.steps == () else (*own, *reads)
+
+    def device(self) -> torch.device:
+        return self.located.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        located, window = self.located, self.located.window
+        schedule = located.base.stream.schedule(window.start, window.end)
+        fetch(at, located.base.corpus, schedule.sample_ids, together=True)
+        assert self.steps is not None
+        work = ScoringWork(at, located, self.settings, schedule, self.steps, part)
+        found = estimator_of(self.settings).score(work)
         if rank() == 0:
             _save(part, schedule, located.units, found)
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
-    code = ("mda.stages.attribution", module_of(settings.estimator))
-    if steps or steps is None:
-        code += (module_of(config.unit.kind), *base.code)
-    artifact = build_together(context.store, "scores", inputs, build, code, base.device)
-    wanted = getattr(settings, "checkpoint", None)
-    if isinstance(wanted, str) and steps and located.steps and rank() == 0:
-        start, end = located.steps
-        if not start <= steps[0] <= end:
-            context.store.warn(
-                artifact.fingerprint,
-                f"estimator.checkpoint={wanted} is step {steps[0]}, the base run's nearest "
-                f"checkpoint, which lies outside the window [{start},{end}]",
-            )
-    return Traced(artifact, steps or ())
+    def open(self, artifact: Artifact, at: Runtime) -> Traced:
+        if rank() == 0 and (outside := self._outside()):
+            at.store.warn(artifact.fingerprint, outside)
+        return Traced(artifact, self.steps or (), self.located, self.settings)
 
-
-def _steps(context: Context, base: Run, located: Located) -> tuple[int, ...] | None:
-    """The checkpoints that are read; None where they depend on a run that is not there."""
-    config = context.config
-    kept = list(base.checkpoints)
-    if config.estimator.by_rate:  # a pass over the window, only to be multiplied by 0
-        kept = [step for step in kept if learning_rate(step, config.training) > 0]
-    try:
-        window = located.window
-    except NotBuilt:
-        if located.steps is None or getattr(config.estimator, "checkpoint", None) == "onset":
+    def _outside(self) -> str | None:
+        """The sentence where the checkpoint that a word names lies outside the window."""
+        wanted = getattr(self.settings, "checkpoint", None)
+        if not (isinstance(wanted, str) and self.steps and self.located.steps):
             return None
-        window = Window(*located.steps, None, "as given")  # whose onset is not asked for
-    return estimator_of(config.estimator).steps(kept, window)
+        (step, *_), (start, end) = self.steps, self.located.steps
+        if start <= step <= end:
+            return None
+        return (
+            f"estimator.checkpoint={wanted} is step {step}, the base run's nearest checkpoint, "
+            f"which lies outside the window [{start},{end}]"
+        )
 
 
-def _steps_key(
-    context: Context, located: Located, steps: tuple[int, ...] | None
-) -> list[int] | dict[str, object]:
-    """The checkpoints that are read, or what decides them."""
-    if steps is not None:
-        return list(steps)
-    settings = asdict(context.config.estimator)
-    how = {name: settings.get(name) for name in ("checkpoint", "checkpoints", "n_checkpoints")}
-    return {"decided by": how | located.onset_key}
+def score(located: Located, settings: EstimatorConfig, at: Runtime) -> Traced:
+    """Scores of the window, and before them the state that an estimator trains on from."""
+    if settings.repeats_training and located.steps:
+        state_at(located.base, located.steps[0], at)
+    return make(ScoresStage(located, settings), at)
 
 
-def token_influence(
-    context: Context,
-    corpus: Corpus,
-    base: Run,
-    located: Located,
-    traced: Traced,
-    sample_ids: np.ndarray,
-) -> np.ndarray:
+def token_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.ndarray:
     """Influence of every token of some samples on the unit, [n, T]; 0 where none is known.
 
     Position t is that of the input token at which the unit's parameters act; a row's sum is the
     sample's score.
     """
-    work = _work(context, corpus, base, located, traced)
-    found = estimator_of(context.config.estimator).token_influence(work, sample_ids)
+    work = _work(traced, at)
+    found = estimator_of(traced.settings).token_influence(work, sample_ids)
     if found is None:
-        return np.zeros((len(sample_ids), corpus.seq_len))
+        return np.zeros((len(sample_ids), work.corpus.seq_len))
     return found.double().numpy()
 
 
-def loss_influence(
-    context: Context,
-    corpus: Corpus,
-    base: Run,
-    located: Located,
-    traced: Traced,
-    sample_ids: np.ndarray,
-) -> np.ndarray | None:
+def loss_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.ndarray | None:
     """What the loss of every token of some samples adds to their scores of the unit, [n, T].
 
     Position t is that of the loss, whose target is token t + 1. None where the estimator can't
     tell.
     """
-    if not context.config.estimator.tells_tokens:
+    if not traced.settings.tells_tokens:
         return None
-    work = _work(context, corpus, base, located, traced)
-    estimator = cast(TokenEstimator, estimator_of(context.config.estimator))
-    return estimator.target_influence(work)(sample_ids).double().numpy()
+    estimator = cast(TokenEstimator, estimator_of(traced.settings))
+    return estimator.target_influence(_work(traced, at))(sample_ids).double().numpy()
 
 
-def _work(
-    context: Context, corpus: Corpus, base: Run, located: Located, traced: Traced
-) -> ScoringWork:
-    window = located.window
-    schedule = base_schedule(context.config, corpus, window.start, window.end)
-    return ScoringWork(context, corpus, base, located, schedule, traced.steps)
+def _work(traced: Traced, at: Runtime) -> ScoringWork:
+    window, located = traced.located.window, traced.located
+    schedule = located.base.stream.schedule(window.start, window.end)
+    return ScoringWork(at, located, traced.settings, schedule, traced.steps)
 
 
 def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleScores) -> None:

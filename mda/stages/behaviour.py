@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from mda import store
-from mda.data.stream import Corpus
+from mda.cost import stages as cost
 from mda.emergence.behaviour import behaviour, make_trials
 from mda.emergence.measure import icl_bands
 from mda.emergence.onset import head_metric, heads_of
-from mda.schema import Config
-from mda.stages.context import Context
+from mda.schema import BehaviourConfig, UnitConfig
+from mda.stages.context import Runtime
 from mda.stages.corpus import fetch
+from mda.stages.declared import BEHAVIOUR
 from mda.stages.found import Made
 from mda.stages.runs import Run
+from mda.stages.stage import HashFile, Stage
+from mda.store import Artifact
 from mda.types import HeadId
 
 
@@ -29,31 +35,51 @@ class Behaviour(Made):
         return store.read_json(self.folder / "behaviour.json")
 
 
-def behaviour_of(context: Context, corpus: Corpus, run: Run) -> Behaviour:
+@dataclass(frozen=True)
+class BehaviourStage(Stage[Behaviour]):
     """What the model of a run's last checkpoint can do, with and without its strongest heads."""
-    config = context.config
-    bands = {"late": config.emergence.icl_late, "early": config.emergence.icl_early}
-    inputs = {
-        "run": run.fingerprint,
-        "behaviour": asdict(config.behaviour),
-        "bands": bands,
-        "heads": head_metric(config.unit.metric),
-    }
 
-    def build(part: Path) -> None:
-        fetch(context, corpus, corpus.held_out)
-        trials = make_trials(corpus, config.behaviour, icl_bands(corpus.seq_len, *bands.values()))
-        model, heads = run.model(run.checkpoints[-1]), strongest_heads(config, run)
-        found = behaviour(model, run.architecture, trials, heads, config.behaviour)
+    declared = BEHAVIOUR
+    costs = staticmethod(cost.behaviour)
+
+    run: Run
+    unit: UnitConfig
+    settings: BehaviourConfig
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        emergence = self.run.recipe.emergence
+        return {
+            "run": self.run.fingerprint,
+            "behaviour": asdict(self.settings),
+            "bands": {"late": emergence.icl_late, "early": emergence.icl_early},
+            "heads": head_metric(self.unit.metric),
+        }
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.stages.behaviour", *self.run.code)
+
+    def device(self) -> torch.device:
+        return self.run.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        corpus, emergence = self.run.corpus, self.run.recipe.emergence
+        fetch(at, corpus, corpus.held_out)
+        bands = icl_bands(corpus.seq_len, emergence.icl_late, emergence.icl_early)
+        trials = make_trials(corpus, self.settings, bands)
+        model, heads = (
+            self.run.model(self.run.checkpoints[-1]),
+            strongest_heads(self.unit, self.run),
+        )
+        found = behaviour(model, self.run.architecture, trials, heads, self.settings)
         store.write_json(part / "behaviour.json", found)
 
-    code = ("mda.stages.behaviour", *run.code)
-    return Behaviour(context.store.get_or_build("behaviour", inputs, build, code, run.device))
+    def open(self, artifact: Artifact, at: Runtime) -> Behaviour:
+        return Behaviour(artifact)
 
 
-def strongest_heads(config: Config, run: Run) -> list[HeadId]:
+def strongest_heads(unit: UnitConfig, run: Run) -> list[HeadId]:
     """All heads by the unit's metric at the run's end, or else by their induction score."""
-    metric = head_metric(config.unit.metric)
+    metric = head_metric(unit.metric)
     last = run.curve[-1]
     return sorted(
         heads_of(run.curve, metric), key=lambda head: (-last[f"emergence/{metric}/{head}"], head)

@@ -34,8 +34,31 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """Where stages work: the store, where rows of training go, and whether to draw bars."""
+
+    store: Store
+    log: RowLog = lambda row: None
+    progress: bool = True
+
+    def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
+        """Iterate with a progress bar and the time left, on the first process only.
+
+        Where no terminal shows the bar, as in a job of a cluster, a line says so every few minutes.
+        """
+        if not self.progress or rank() > 0:
+            yield from items
+            return
+        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn()) as bar:
+            shown = bar.console.is_terminal or bar.console.is_jupyter
+            tracked = bar.track(items, total=total)
+            yield from tracked if shown else _spoken(tracked, name, total)
+
+
+@dataclass(frozen=True)
 class Context:
-    """The configuration, the store, where rows of training go, and whether to draw bars."""
+    """What a program gives to the pipeline: the configuration, and where to work."""
 
     config: Config
     store: Store
@@ -54,19 +77,10 @@ class Context:
             torch.set_num_threads(config.training.threads)
         return cls(config, Store(Path(config.output_dir) / "store"), log)
 
-    def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
-        """Iterate with a progress bar and the time left, on the first process only.
-
-        Where no terminal shows the bar, as in a job of a cluster, a line says so every few minutes.
-        """
-        if not self.progress or rank() > 0:
-            yield from items
-            return
-        columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn()) as bar:
-            shown = bar.console.is_terminal or bar.console.is_jupyter
-            tracked = bar.track(items, total=total)
-            yield from tracked if shown else _spoken(tracked, name, total)
+    @property
+    def at(self) -> Runtime:
+        """Where to work: all that a stage sees of it."""
+        return Runtime(self.store, self.log, self.progress)
 
 
 def _spoken(items: Iterable[Item], name: str, total: int) -> Iterator[Item]:

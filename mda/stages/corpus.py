@@ -1,4 +1,4 @@
-"""The corpus and the order in which a run sees it.
+"""The corpus: rows of tokens, built or found, and fetched where they lie elsewhere.
 
 A source of data is a class of settings (mda/schema/data.py) whose `module` has three functions:
 `inputs(config, hash_file)`, what enters the corpus besides its settings; `build_from_config(out,
@@ -8,50 +8,65 @@ config, downloads)`, which writes its folder; and, where the rows are not the fo
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 
+from mda.cost import stages as cost
 from mda.data.corpus_folder import UNLABELLED
 from mda.data.shards import ShardRows
-from mda.data.stream import Corpus, open_corpus, schedule, stream_order
-from mda.schema import Config, PileConfig, PublishedConfig, refuse
-from mda.stages.context import Context, barrier, rank, without, world
-from mda.stages.found import is_there
-from mda.types import Schedule
+from mda.data.stream import Corpus, open_corpus
+from mda.schema import DataConfig, PileConfig, PublishedConfig, refuse
+from mda.stages.context import Runtime, barrier, rank, without, world
+from mda.stages.declared import CORPUS
+from mda.stages.stage import HashFile, Stage
+from mda.store import Artifact
 
 VERSION = 2
 SHARE = 0.05  # of all rows, from which a class should have held-out ones
 
 
-def corpus_of(context: Context) -> Corpus:
-    """The token stream's rows: built, or found in the store, and opened.
+@dataclass(frozen=True)
+class CorpusStage(Stage[Corpus]):
+    """The token stream's rows. What the settings name is looked at even where it is in the store:
+    a missing file is a DataError."""
 
-    What the settings name is looked at in both cases: a missing file is a DataError.
-    """
-    data = context.config.data
-    source = import_module(data.module)
-    settings = without(asdict(data), "shuffle", "order_seed", *data.not_inputs)
-    inputs = source.inputs(data, context.store.hash_file)
-    entering = {"version": VERSION, "data": settings, **inputs}
-    downloads = context.store.root / "downloads"
-    build = partial(source.build_from_config, config=data, downloads=downloads)
-    artifact = context.store.get_or_build("corpus", entering, build, (data.module,), "cpu")
-    if rank() == 0 and (seen := _trained_on_held_out(context.config)):
-        context.store.warn(artifact.fingerprint, seen)
-    if not is_there(artifact):
-        return cast(Corpus, artifact)
-    rows = None
-    if hasattr(source, "open_rows"):
-        rows = source.open_rows(artifact.path, data, downloads)
-    corpus = open_corpus(artifact.path, artifact.fingerprint, rows)
-    if rank() == 0 and (missing := _not_held_out(corpus)):
-        context.store.warn(artifact.fingerprint, missing)
-    return corpus
+    declared = CORPUS
+    costs = staticmethod(cost.corpus)
+
+    data: DataConfig
+
+    @property
+    def source(self) -> Any:
+        """The module that builds it."""
+        return import_module(self.data.module)
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        settings = without(asdict(self.data), "shuffle", "order_seed", *self.data.not_inputs)
+        own = self.source.inputs(self.data, hash_file)
+        return {"version": VERSION, "data": settings, **own}
+
+    def code(self) -> tuple[str, ...]:
+        return (self.data.module,)
+
+    def device(self) -> str:
+        return "cpu"
+
+    def build(self, part: Path, at: Runtime) -> None:
+        self.source.build_from_config(part, config=self.data, downloads=at.store.root / "downloads")
+
+    def open(self, artifact: Artifact, at: Runtime) -> Corpus:
+        rows, folder = None, artifact.path
+        if hasattr(self.source, "open_rows"):
+            rows = self.source.open_rows(folder, self.data, at.store.root / "downloads")
+        corpus = open_corpus(folder, artifact.fingerprint, rows)
+        if rank() == 0 and (missing := _not_held_out(corpus)):
+            at.store.warn(artifact.fingerprint, missing)
+        return corpus
 
 
 def _not_held_out(corpus: Corpus) -> str | None:
@@ -70,10 +85,9 @@ def _not_held_out(corpus: Corpus) -> str | None:
     )
 
 
-def _trained_on_held_out(config: Config) -> str | None:
+def trained_on_held_out(base: PublishedConfig, data: DataConfig, batch_size: int) -> str | None:
     """The sentence where published checkpoints have seen the rows that are held out here."""
-    base, data, batch_size = config.base, config.data, config.training.batch_size
-    if not (isinstance(base, PublishedConfig) and isinstance(data, PileConfig)) or data.shuffle:
+    if not isinstance(data, PileConfig) or data.shuffle:
         return None
     first = data.n_sequences - data.held_out
     steps = [step for step in base.steps if step * batch_size > first]
@@ -94,39 +108,7 @@ def tokenizer_of(corpus: Corpus) -> Path:
     return corpus.tokenizer
 
 
-def stream(config: Config, corpus: Corpus) -> np.ndarray:
-    """Position in the stream -> sample id: the one order of a run and of all its arms.
-
-    Drawn from `data.order_seed`, else from the run's seed; with `data.shuffle=false` as stored.
-    """
-    return stream_order(corpus, order_seed(config))
-
-
-def order_seed(config: Config) -> int | None:
-    """What the order of the stream is drawn from; None for the corpus' own order."""
-    seed = config.seed if config.data.order_seed is None else config.data.order_seed
-    return seed if config.data.shuffle else None
-
-
-def stream_inputs(config: Config) -> dict[str, object]:
-    """What decides which samples a step of the unedited stream has, beside the corpus."""
-    return {"order": order_seed(config), "batch_size": config.training.batch_size}
-
-
-def base_schedule(
-    config: Config, corpus: Corpus, start: int = 0, end: int | None = None
-) -> Schedule:
-    """The unedited stream of a run. Raises DataError where it is too short for the steps."""
-    end = config.training.last_step if end is None else end
-    return schedule(stream(config, corpus), config.training.batch_size, start, end)
-
-
-def following(config: Config, corpus: Corpus, step: int) -> np.ndarray:
-    """Samples that a run would see from a step on, to the end of the stream."""
-    return stream(config, corpus)[step * config.training.batch_size :]
-
-
-def fetch(context: Context, corpus: Corpus, sample_ids: np.ndarray, together: bool = False) -> None:
+def fetch(at: Runtime, corpus: Corpus, sample_ids: np.ndarray, together: bool = False) -> None:
     """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones.
 
     `together`: all processes call it, and each brings its share before any goes on.
@@ -136,7 +118,7 @@ def fetch(context: Context, corpus: Corpus, sample_ids: np.ndarray, together: bo
         missing = corpus.tokens.missing(ids[ids < len(corpus.tokens)])
         if together:  # by their numbers: another process may have brought some of its own
             missing = [block for block in missing if block % world() == rank()]
-        for block in context.bar(missing, "fetching rows", len(missing)):
+        for block in at.bar(missing, "fetching rows", len(missing)):
             corpus.tokens.fetch(block)
         if together:
             barrier()

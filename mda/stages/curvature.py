@@ -2,66 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mda import store
-from mda.data.stream import Corpus
 from mda.estimator import ekfac
-from mda.stages.context import Context, barrier, build_together, mine, rank
+from mda.stages.context import Runtime, barrier, mine, rank
+from mda.stages.declared import CURVATURE
 from mda.stages.runs import Run
+from mda.stages.stage import HashFile, Stage
+from mda.store import Artifact
 from mda.types import ParameterBlock
 
 FIT_SHARDS = (16, 512)  # see `sharded`; each is a file as large as the curvature
 FEW = 16  # samples, of which every shard but the last is a multiple
 
 
-def fitted_curvature(
-    context: Context,
-    corpus: Corpus,
-    base: Run,
-    sample_ids: np.ndarray,
-    step: int,
-    blocks: Sequence[ParameterBlock],
-    labels: ekfac.Labels,
-    batch_size: int,
-    factors: str,
-) -> ekfac.Curvature:
+@dataclass(frozen=True)
+class CurvatureStage(Stage[ekfac.Curvature]):
     """EK-FAC curvature at a checkpoint: an artifact of its own, whatever is measured or damped."""
-    inputs = {
-        "base": base.read_at(step),
-        "step": step,
-        "samples": store.hash_arrays(sample_ids),
-        "blocks": {b.name: [ekfac.input_site(b), ekfac.output_site(b)] for b in blocks},
-        "factors": factors,
-        "labels": {"kind": labels.kind, "seed": labels.seed},
-    }
 
-    def build(part: Path) -> None:
+    declared = CURVATURE
+    together = True
+
+    base: Run
+    sample_ids: np.ndarray
+    step: int
+    blocks: Sequence[ParameterBlock]
+    labels: ekfac.Labels
+    batch_size: int
+    factors: str
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        sites = {b.name: [ekfac.input_site(b), ekfac.output_site(b)] for b in self.blocks}
+        return {
+            "base": self.base.read_at(self.step),
+            "step": self.step,
+            "samples": store.hash_arrays(self.sample_ids),
+            "blocks": sites,
+            "factors": self.factors,
+            "labels": {"kind": self.labels.kind, "seed": self.labels.seed},
+        }
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.stages.curvature", *self.base.code)
+
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
         def shards(name: str, partial_sums: ekfac.PartialSums) -> ekfac.Sums:
-            pieces = list(enumerate(sharded(sample_ids, *FIT_SHARDS)))
-            for i, ids in context.bar(mine(pieces), f"EK-FAC {name}", len(mine(pieces))):
+            pieces = list(enumerate(sharded(self.sample_ids, *FIT_SHARDS)))
+            for i, ids in at.bar(mine(pieces), f"EK-FAC {name}", len(mine(pieces))):
                 path = part / f"{name}_{i:04d}.safetensors"
                 if not path.exists():
                     store.write_safetensors(path, partial_sums(ids))
             barrier()
             return _merged([part / f"{name}_{i:04d}.safetensors" for i, _ in pieces])
 
-        model = base.model(step)
-        fitted = ekfac.fit_curvature(
-            model, corpus.rows, sample_ids, blocks, labels, batch_size, shards, factors
-        )
+        model, rows = self.base.model(self.step), self.base.corpus.rows
+        fit = (model, rows, self.sample_ids, self.blocks, self.labels, self.batch_size)
+        fitted = ekfac.fit_curvature(*fit, shards, self.factors)
         barrier()  # every process has read the shards before the first one deletes them
         if rank() == 0:
             fitted.save(part / "curvature.safetensors")
             for path in [*part.glob("moments_*"), *part.glob("squares_*")]:
                 path.unlink()
 
-    code = ("mda.stages.curvature", *base.code)
-    artifact = build_together(context.store, "curvature", inputs, build, code, base.device)
-    return ekfac.Curvature.load(artifact.path / "curvature.safetensors", factors)
+    def open(self, artifact: Artifact, at: Runtime) -> ekfac.Curvature:
+        return ekfac.Curvature.load(artifact.path / "curvature.safetensors", self.factors)
 
 
 def sharded(sample_ids: np.ndarray, n: int, most: int) -> list[np.ndarray]:

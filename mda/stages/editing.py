@@ -29,11 +29,11 @@ from mda.schema import (
 )
 from mda.schema.setting import show
 from mda.stages.attribution import Traced
-from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, fetch, following, stream_inputs
+from mda.stages.corpus import fetch
 from mda.stages.found import NotBuilt, known
 from mda.stages.locating import Located
-from mda.stages.runs import Stream
+from mda.stages.runs import EditedStream
+from mda.stages.stream import Stream
 from mda.stages.tokens import TracedTokens
 from mda.store import hash_arrays
 from mda.types import EditPlan, Schedule, Scores, TokenScores, Window
@@ -57,12 +57,14 @@ class Edited:
         return n if self.plan.by_token else n * self.corpus.seq_len
 
 
-def check_edit(context: Context, corpus: Corpus, steps: tuple[int, int] | None) -> None:
+def check_edit(
+    intervention: InterventionConfig, stream: Stream, steps: tuple[int, int] | None
+) -> None:
     """Raise ConfigError for an edit of the window's steps that no scores could make possible.
 
     Where the window is not known yet, for None, the label and the inserted rows alone are checked.
     """
-    intervention = context.config.intervention
+    corpus = stream.corpus
     label = getattr(intervention, "label", None)
     if label is not None and label not in corpus.label_names:
         accepted = f"null, or one of the corpus' labels {show(corpus.label_names)}"
@@ -71,19 +73,17 @@ def check_edit(context: Context, corpus: Corpus, steps: tuple[int, int] | None) 
         read_inserted(Path(intervention.inserted), corpus.seq_len, corpus.vocab_size)
     if steps is None or not intervention.edits:
         return
-    base = base_schedule(context.config, corpus, *steps)
+    base = stream.schedule(*steps)
     with _named(intervention):
         if intervention.inserted is not None:
-            _inserted(context, corpus, base, cast(AugmentConfig, intervention))
+            _inserted(corpus, base, cast(AugmentConfig, intervention))
         else:
-            _check_amount(context, corpus, base, cast(RemoveConfig | AugmentConfig, intervention))
+            _check_amount(stream, base, cast(RemoveConfig | AugmentConfig, intervention))
 
 
-def _check_amount(
-    context: Context, corpus: Corpus, base: Schedule, config: RemoveConfig | AugmentConfig
-) -> None:
+def _check_amount(stream: Stream, base: Schedule, config: RemoveConfig | AugmentConfig) -> None:
     """Choose by made-up scores: as many samples as by real ones."""
-    ids = base.sample_ids
+    corpus, ids = stream.corpus, base.sample_ids
     order = np.arange(len(ids), dtype=np.float32)
     made_up = Scores(ids, np.zeros_like(ids), order[:, None], ("",), order)
     if config.by_token:
@@ -91,9 +91,9 @@ def _check_amount(
         if config.label is not None:
             ranked(made_up, "", label=config.label, labels=corpus.labels_of(ids))
         return
-    chosen = select(corpus, "", replace(config, match="none"), made_up, context.config.seed)
+    chosen = select(corpus, "", replace(config, match="none"), made_up, stream.seed)
     if config.mode in ("drop", "replace"):
-        left = len(following(context.config, corpus, base.end))
+        left = len(stream.following(base.end))
         if len(chosen) > left:
             accepted = f"an edit of at most {left} samples, all that come after step {base.end}"
             raise refuse("intervention.mode", config.mode, f"{accepted}; here it is {len(chosen)}")
@@ -111,32 +111,27 @@ def _named(intervention: InterventionConfig) -> Iterator[None]:
 
 
 def edited_stream(
-    context: Context,
-    corpus: Corpus,
+    intervention: InterventionConfig,
     unit: Located,
     traced: Traced | None,
     tokens: TracedTokens | None,
     edited: Callable[[], Edited],
-) -> Stream:
+) -> EditedStream:
     """What an arm is trained on: known by its content, or by what decides it.
 
     The unedited stream is known by its steps. An edited one is known by its hash, so that edits
     which mean the same training share an arm; where the scores are not there yet, by the settings
     that decide what is chosen.
     """
-    config, key = context.config, unit.window_key
-    if not config.intervention.edits:
-        inputs: object = stream_inputs(config) | {"window": key}
-    else:
+    stream, key = unit.base.stream, unit.window_key
+    inputs: object = stream.inputs | {"window": key}
+    if intervention.edits:
         scored = tokens or traced
-        own = decided_by(config.intervention, context.store.hash_file)
-        if config.intervention.chooses and own["scores"]:
-            own |= {
-                "scores": scored and scored.fingerprint,
-                "unit": unit.members_key,
-                "together": unit.together,
-            }
-        run = stream_inputs(config) | {"corpus": corpus.fingerprint, "seed": config.seed}
+        own = decided_by(intervention, unit.at.store.hash_file)
+        if own["scores"]:
+            found = {"unit": unit.members_key, "together": unit.together}
+            own |= {"scores": scored and scored.fingerprint, **found}
+        run = stream.inputs | {"corpus": stream.corpus.fingerprint, "seed": stream.seed}
         inputs = known(
             lambda: [schedule_hash(edited().schedule), edited().inserted],
             run | {"window": key, "edit": own},
@@ -144,8 +139,8 @@ def edited_stream(
     try:
         rows = edited().corpus
     except NotBuilt:
-        rows = corpus
-    return Stream(unit.steps, inputs, lambda: edited().schedule, rows)
+        rows = stream.corpus
+    return EditedStream(unit.steps, inputs, lambda: edited().schedule, rows)
 
 
 def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
@@ -180,8 +175,7 @@ def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> 
 
 
 def plan_edit(
-    context: Context,
-    corpus: Corpus,
+    intervention: InterventionConfig,
     unit: Located,
     scores: Scores | None,
     tokens: TokenScores | None = None,
@@ -191,38 +185,28 @@ def plan_edit(
     `scores` are not needed by a control arm, `tokens` by edits of scored tokens alone. Raises
     ConfigError where the edit is impossible.
     """
-    intervention, window = context.config.intervention, unit.window
-    base = base_schedule(context.config, corpus, window.start, window.end)
+    stream, window = unit.base.stream, unit.window
+    corpus, base = stream.corpus, stream.schedule(window.start, window.end)
     if not intervention.edits:
         plan = plans.control(window.start, window.end)
         return Edited(plan, edit(plan, base), corpus, None)
     with _named(intervention):
         if intervention.inserted is not None:
-            return _inserted(context, corpus, base, cast(AugmentConfig, intervention))
+            return _inserted(corpus, base, cast(AugmentConfig, intervention))
         assert scores is not None
         if intervention.by_token:
-            return _by_token(
-                context, corpus, unit, cast(RemoveConfig, intervention), scores, tokens
-            )
-        plan = _plan(
-            context, corpus, unit, cast(RemoveConfig | AugmentConfig, intervention), scores
-        )
-        later = following(context.config, corpus, window.end)
+            return _by_token(unit, cast(RemoveConfig, intervention), scores, tokens)
+        plan = _plan(unit, cast(RemoveConfig | AugmentConfig, intervention), scores)
+        later = stream.following(window.end)
         return Edited(plan, edit(plan, base, later), corpus, None)
 
 
-def _plan(
-    context: Context,
-    corpus: Corpus,
-    unit: Located,
-    config: RemoveConfig | AugmentConfig,
-    scores: Scores,
-) -> EditPlan:
-    start, end = unit.window.start, unit.window.end
-    chosen = select(corpus, unit.name, config, scores, context.config.seed)
+def _plan(unit: Located, config: RemoveConfig | AugmentConfig, scores: Scores) -> EditPlan:
+    stream, start, end = unit.base.stream, unit.window.start, unit.window.end
+    chosen = select(stream.corpus, unit.name, config, scores, stream.seed)
     if config.mode in plans.REMOVALS:
-        unused = following(context.config, corpus, end)
-        seed = mixed_seed(context.config.seed, config.seed)
+        unused = stream.following(end)
+        seed = mixed_seed(stream.seed, config.seed)
         return plans.remove(scores, chosen, start, end, config.mode, unused, seed)
     weight = cast(AugmentConfig, config).weight
     return plans.augment(scores, chosen, start, end, config.mode, weight)
@@ -261,19 +245,17 @@ def select(
 
 
 def _by_token(
-    context: Context,
-    corpus: Corpus,
     unit: Located,
     config: RemoveConfig,
     scores: Scores,
     tokens: TokenScores | None,
 ) -> Edited:
     """An edit of single tokens; amounts are of the window's tokens."""
-    start, end = unit.window.start, unit.window.end
-    base = base_schedule(context.config, corpus, start, end)
+    stream, corpus = unit.base.stream, unit.base.corpus
+    base = stream.schedule(unit.window.start, unit.window.end)
     n_tokens = len(scores.sample_ids) * corpus.seq_len
     n = amount(n_tokens, config.fraction, config.count, "tokens")
-    seed = mixed_seed(context.config.seed, config.seed)
+    seed = mixed_seed(stream.seed, config.seed)
     labels = corpus.labels_of(scores.sample_ids) if config.label else None
     order = partial(ranked, scores, unit.name, label=config.label, labels=labels, seed=seed)
     if config.mode == "mask_tokens":
@@ -284,9 +266,9 @@ def _by_token(
         parts = None if tokens is None else tokens.parts
         plan = mask_tokens(scores, config, unit.window, corpus.seq_len, n, pool, parts, seed)
         return Edited(plan, edit(plan, base), corpus, None)
-    fetch(context, corpus, scores.sample_ids)
+    fetch(unit.at, corpus, scores.sample_ids)
     # Another number than that of random scores: a sample's draws must not depend on its score.
-    seed = mixed_seed(context.config.seed, config.seed, SPANS)
+    seed = mixed_seed(stream.seed, config.seed, SPANS)
     plan = replace_spans(corpus, scores, config, unit.window, n, order(config.select), seed)
     extra = plans.rewritten(plan, lambda ids: corpus.rows(ids).numpy())
     longer = replace(corpus, extra=extra.astype(corpus.tokens.dtype))
@@ -357,7 +339,7 @@ def _generator(seed: int, sample_id: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, int(sample_id)]))
 
 
-def _inserted(context: Context, corpus: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
+def _inserted(corpus: Corpus, base: Schedule, config: AugmentConfig) -> Edited:
     assert config.rows is not None
     extra = read_inserted(Path(config.rows), corpus.seq_len, corpus.vocab_size)
     first = base.start if config.at_step is None else config.at_step

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
 from mda import store
+from mda.cost import scoring
 from mda.data.stream import Corpus
-from mda.emergence.callback import Follow
 from mda.emergence.onset import Curve, Onset, there_before, unit_onset, units_of
 from mda.intervention.window import auto_window
 from mda.sae.autoencoder import Sae
-from mda.schema import ConfigError, UnitConfig
+from mda.sae.load import load_sae
+from mda.schema import ConfigError, InterventionConfig, SaeConfig, UnitConfig
 from mda.schema.unit import HEAD_METRICS
-from mda.stages.context import Context, build_together, without
-from mda.stages.found import NotBuilt, known
+from mda.stages.context import Runtime, without
+from mda.stages.declared import EMERGENCE, RANKING
+from mda.stages.found import Made, NotBuilt, known
 from mda.stages.plugin import kind_of, module_of
-from mda.stages.runs import Run
-from mda.stages.sae import sae_key, sae_of
+from mda.stages.runs import Followed, Run
+from mda.stages.sae import SaeStage, TrainedSae, read_sae
+from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact
 from mda.training.table import read_rows
 from mda.types import Unit, Window
@@ -30,7 +34,6 @@ from mda.unit.blocks import shared_owners
 from mda.unit.kind import Materials, UnitKind
 from mda.unit.kind import check_label as check_label_of
 
-Build = Callable[[Path], None]
 NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source", "only")
 
 
@@ -42,14 +45,11 @@ class Located:
     is none yet. The keys are known in any case.
     """
 
-    context: Context
-    corpus: Corpus
     base: Run
-
-    @property
-    def settings(self) -> UnitConfig:
-        """How the unit is found, and what is measured of it."""
-        return self.context.config.unit
+    settings: UnitConfig
+    sae_settings: SaeConfig
+    edit: InterventionConfig  # whose window it is
+    at: Runtime
 
     @property
     def wanted(self) -> int:
@@ -69,22 +69,36 @@ class Located:
     @cached_property
     def sae(self) -> Sae | None:
         """The autoencoder whose features are units."""
-        return sae_of(self.context, self.corpus, self.base)
+        if self._trained_sae is not None:
+            return self._trained_sae.sae
+        return read_sae(self._sae_source, self.base) if self.settings.reads_sae else None
+
+    @cached_property
+    def _trained_sae(self) -> TrainedSae | None:
+        if self._sae_source or not self.settings.reads_sae:
+            return None
+        return make(SaeStage(self.base, self.sae_settings), self.at)
+
+    @property
+    def _sae_source(self) -> str:
+        return getattr(self.settings, "source", None) or ""
 
     @cached_property
     def inputs(self) -> dict[str, object]:
         """What decides the units' measurement, for keys."""
         settings = self.settings
         found = without(asdict(settings), *NOT_THE_MEASUREMENT) | {"kind": settings.kind}
-        if settings.reads_sae:
-            found["sae"] = sae_key(self.context, self.corpus, self.base)
+        if self._trained_sae is not None:
+            found["sae"] = self._trained_sae.fingerprint
+        elif settings.reads_sae:
+            found["sae"] = load_sae(Path(self._sae_source)).fingerprint()
         return found
 
     @cached_property
     def kind(self) -> UnitKind:
         """All units of the kind. Raises ConfigError where they cannot be made."""
         try:
-            materials = Materials(self.corpus, self.base.architecture, self.sae)
+            materials = Materials(self.base.corpus, self.base.architecture, self.sae)
             return kind_of(self.settings, materials)
         except ValueError as error:
             raise ConfigError(f"unit={self.settings.name}: {error}") from error
@@ -101,7 +115,7 @@ class Located:
             values = {name: last[prefix + name] for name in units_of(self.base.curve, metric)}
         else:
             assert self._ranking is not None
-            values = store.read_json(self._ranking.path / "ranking.json")
+            values = store.read_json(self._ranking.folder / "ranking.json")
         ordered = sorted(values, key=lambda name: (-values[name], _place(name)))
         return [*first, *(name for name in ordered if name not in first)]
 
@@ -122,16 +136,17 @@ class Located:
         return tuple(one for one in units if not self.settings.only or one.name == self.name)
 
     @property
-    def follow(self) -> Follow | None:
-        """Measures the members where curves do not anyway."""
-        return None if self.on_curve else self._follow
+    def followed(self) -> Followed | None:
+        """What an arm measures besides, for its key too."""
+        inputs = self.inputs | {"members": self.members_key}
+        return None if self.on_curve else Followed(inputs, self.settings.kind, self.follow)
 
     @cached_property
     def curve(self) -> Curve:
         """That of the base run; rows of kept checkpoints have the members' metric."""
         if self._emergence is None:
             return self.base.curve
-        return joined(self.base.curve, read_rows(self._emergence.path / "curve.csv"))
+        return joined(self.base.curve, read_rows(self._emergence.folder / "curve.csv"))
 
     @cached_property
     def emerged(self) -> Onset:
@@ -142,7 +157,7 @@ class Located:
     @cached_property
     def window(self) -> Window:
         """The steps that are edited. Raises ConfigError where there are none around the onset."""
-        edit, unit, onset = self.context.config.intervention, self.members[0], self.emerged.step
+        edit, unit, onset = self.edit, self.members[0], self.emerged.step
         if edit.steps is not None:
             start, end = edit.steps
             return Window(start, end, onset, f"as given: [{start}, {end})")
@@ -188,7 +203,7 @@ class Located:
     @property
     def steps(self) -> tuple[int, int] | None:
         """First and last step of the window; None where it is not known yet."""
-        if (given := self.context.config.intervention.steps) is not None:
+        if (given := self.edit.steps) is not None:
             return given
         with suppress(NotBuilt):
             return self.window.start, self.window.end
@@ -197,7 +212,7 @@ class Located:
     @property
     def window_key(self) -> object:
         """The window's steps, or what decides them."""
-        edit = self.context.config.intervention
+        edit = self.edit
         around = {"before_onset": edit.before_onset, "after_onset": edit.after_onset}
         return list(self.steps) if self.steps else {"decided by": self.onset_key | around}
 
@@ -210,42 +225,24 @@ class Located:
         return known(lambda: as_text(self.units), own)
 
     @cached_property
-    def _ranking(self) -> Artifact | None:
+    def _ranking(self) -> Made | None:
         """The metric of every unit of the last model, where it decides and no curve has it."""
         if self.on_curve or (self.settings.named is not None and self.wanted == 1):
             return None
-        step = self.base.checkpoints[-1]
-
-        def build(part: Path) -> None:
-            values = dict(self.kind.ranking(self.base.model(step)))
-            store.write_json(part / "ranking.json", values)
-
-        read = known(lambda: self.base.read_at(step), {"run": self.base.fingerprint})
-        return self._made("ranking", {"base": read, "step": step, "unit": self.inputs}, build)
+        return make(RankingStage(self), self.at)
 
     @cached_property
-    def _emergence(self) -> Artifact | None:
+    def _emergence(self) -> Made | None:
         """The members' metric at the base run's checkpoints, where its curve does not have it."""
-        if self.on_curve:
-            return None
-        steps = self.base.checkpoints
+        return None if self.on_curve else make(EmergenceStage(self), self.at)
 
-        def build(part: Path) -> None:
-            rows = [
-                {"step": step, **self._follow(self.base.model(step))}
-                for step in self.context.bar(steps, "emergence of the unit", len(steps))
-            ]
-            store.write_csv(part / "curve.csv", rows)
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The modules that rank and follow units."""
+        return ("mda.stages.locating", module_of(self.settings.kind), *self.base.code)
 
-        read = known(lambda: self.base.read_at(*steps), {"run": self.base.fingerprint})
-        unit = self.inputs | {"followed": self.members_key}
-        return self._made("emergence", {"base": read, "steps": steps, "unit": unit}, build)
-
-    def _made(self, kind: str, inputs: dict[str, object], build: Build) -> Artifact:
-        code = ("mda.stages.locating", module_of(self.settings.kind), *self.base.code)
-        return build_together(self.context.store, kind, inputs, build, code, self.base.device)
-
-    def _follow(self, model: PreTrainedModel) -> dict[str, float]:
+    def follow(self, model: PreTrainedModel) -> dict[str, float]:
+        """The members' metric, by its name on a curve."""
         values = self.kind.metrics(model, self.members)
         return {f"emergence/{self.settings.metric}/{name}": v for name, v in values.items()}
 
@@ -271,9 +268,71 @@ class Located:
         _ = self.window
 
 
-def check_label(context: Context, corpus: Corpus) -> None:
+@dataclass(frozen=True)
+class RankingStage(Stage[Made]):
+    """The metric of every unit of the kind at the end of the base run."""
+
+    declared = RANKING
+    costs = staticmethod(scoring.ranking)
+    together = True
+
+    located: Located
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        base = self.located.base
+        step = base.checkpoints[-1]
+        return {"base": base.key_at(step), "step": step, "unit": self.located.inputs}
+
+    def code(self) -> tuple[str, ...]:
+        return self.located.code
+
+    def device(self) -> torch.device:
+        return self.located.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        base = self.located.base
+        values = self.located.kind.ranking(base.model(base.checkpoints[-1]))
+        store.write_json(part / "ranking.json", dict(values))
+
+    def open(self, artifact: Artifact, at: Runtime) -> Made:
+        return Made(artifact)
+
+
+@dataclass(frozen=True)
+class EmergenceStage(Stage[Made]):
+    """The members' metric at every checkpoint of the base run."""
+
+    declared = EMERGENCE
+    costs = staticmethod(scoring.emergence)
+    together = True
+
+    located: Located
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        base, steps = self.located.base, self.located.base.checkpoints
+        unit = self.located.inputs | {"followed": self.located.members_key}
+        return {"base": base.key_at(*steps), "steps": steps, "unit": unit}
+
+    def code(self) -> tuple[str, ...]:
+        return self.located.code
+
+    def device(self) -> torch.device:
+        return self.located.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        located, steps = self.located, self.located.base.checkpoints
+        rows = [
+            {"step": step, **located.follow(located.base.model(step))}
+            for step in at.bar(steps, "emergence of the unit", len(steps))
+        ]
+        store.write_csv(part / "curve.csv", rows)
+
+    def open(self, artifact: Artifact, at: Runtime) -> Made:
+        return Made(artifact)
+
+
+def check_label(unit: UnitConfig, corpus: Corpus) -> None:
     """Raise ConfigError for a `unit.label` that tells nothing apart, before there is a base run."""
-    unit = context.config.unit
     try:
         if (label := getattr(unit, "label", None)) is not None:
             with suppress(NotBuilt):
@@ -282,9 +341,11 @@ def check_label(context: Context, corpus: Corpus) -> None:
         raise ConfigError(f"unit={unit.name}: {error}") from error
 
 
-def locate(context: Context, corpus: Corpus, base: Run) -> Located:
+def locate(
+    base: Run, unit: UnitConfig, sae: SaeConfig, edit: InterventionConfig, at: Runtime
+) -> Located:
     """Find the unit by its metric at the end of the base run, and the window of the edit."""
-    found = Located(context, corpus, base)
+    found = Located(base, unit, sae, edit, at)
     found.ask()
     with suppress(NotBuilt):
         found.check()

@@ -85,7 +85,7 @@ class Bench:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        return initial_model(self.job.config.model, 0).to(device_of(self.job.config))  # type: ignore[arg-type]
+        return initial_model(self.job.config.model, 0).to(device_of(self.job.config.training))  # type: ignore[arg-type]
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -223,7 +223,7 @@ class Timed:
 
 def timed(work: Callable[[int, int], float], n: int, length: int, config: Config) -> Timed:
     """Do some work once, and time it."""
-    gpu = device_of(config).type == "cuda"
+    gpu = device_of(config.training).type == "cuda"
     load = Load()
     with (clock := Clock()):
         flops = work(n, length)

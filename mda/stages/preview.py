@@ -21,13 +21,29 @@ from mda.benchmark import cores
 from mda.cost.corpus import corpus_seconds
 from mda.cost.hardware import Rates, rates_of_card
 from mda.cost.job import Cost, Job, job_device
-from mda.cost.stages import costs
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
+from mda.stages.attribution import ScoresStage
+from mda.stages.behaviour import BehaviourStage
 from mda.stages.context import Context
+from mda.stages.corpus import CorpusStage
 from mda.stages.found import FindOnly, Forecast, NotBuilt
+from mda.stages.locating import EmergenceStage, RankingStage
 from mda.stages.measuring import held_bytes, job_of, rates_here
+from mda.stages.published import CurveStage, WeightsStage
+from mda.stages.runs import ArmStage, BaseStage, StateStage
+from mda.stages.sae import SaeStage
+from mda.stages.stage import Stage
+from mda.stages.tokens import TokensStage
 
+STAGES: dict[str, type[Stage]] = {
+    stage.declared.kind: stage
+    for stage in (
+        CorpusStage, WeightsStage, CurveStage, BaseStage, SaeStage, RankingStage, EmergenceStage,
+        ScoresStage, TokensStage, StateStage, ArmStage, BehaviourStage,
+    )
+}  # fmt: skip
+"""What is built for an arm, by its kind; curvature is a part of the scores' cost."""
 IN_HOST_MEMORY = ("corpus", "weights")  # beside a GPU, too
 LIMIT_S = 20.0  # of measuring this machine, for all shapes together
 
@@ -136,7 +152,7 @@ class Estimates:
                 continue
             key = _shape(config)
             job = replace(self.jobs.setdefault(key, job_of(config)), config=config)
-            for cost in costs(job, stage):
+            for cost in STAGES[stage].costs(job):
                 self.costs.append((config, cost))
                 kinds.setdefault(key, {}).update(dict.fromkeys(cost.flops or {}))
         # Before any model is measured.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -23,28 +23,24 @@ import torch
 from safetensors import SafetensorError
 
 from mda import store
-from mda.data.stream import Corpus
+from mda.cost import stages as cost
 from mda.emergence.measure import make_probes, measure
 from mda.model.build import CONFIG_FILE, NOT_THE_FUNCTION, from_folder, read_model, saved_config
-from mda.schema import ConfigError, PublishedConfig, validate_sizes
+from mda.schema import ConfigError, PublishedConfig
 from mda.schema.model import supported_config
 from mda.schema.setting import show
-from mda.stages.context import Context, without
-from mda.stages.found import NotBuilt, is_there, known
+from mda.stages.context import Runtime, without
+from mda.stages.declared import BASE, CURVE, WEIGHTS
+from mda.stages.found import Made, NotBuilt, is_there, known
 from mda.stages.hub import fetch_revision, weight_files
-from mda.stages.runs import (
-    Published,
-    Run,
-    adapter_of,
-    base_run,
-    device_of,
-    threads_in,
-    training_inputs,
-)
+from mda.stages.runs import Published, Recipe, Run, adapter_of
+from mda.stages.stage import HashFile, Stage, make
+from mda.stages.stream import Stream
 from mda.store import Artifact
 from mda.training.checkpoint import check_moments, checkpoint_folder
 from mda.training.table import CsvTable
 
+Check = Callable[[Mapping[str, Any], str], None]
 VERSION = 1
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -53,15 +49,14 @@ LOSS_COLUMNS = ("step", "tokens", "train/loss", "train/lr")
 
 
 @dataclass(frozen=True)
-class Revision:
+class Revision(Made):
     """One published checkpoint, in the store."""
 
     step: int
-    artifact: Artifact
 
     @property
     def weights(self) -> Path:
-        return self.artifact.path / WEIGHTS_FILE
+        return self.folder / WEIGHTS_FILE
 
     def hashed(self, hash_of: Callable[[Path], str]) -> str:
         """Hash of the weights; the key of the artifact where they have yet to be fetched."""
@@ -70,50 +65,164 @@ class Revision:
     @cached_property
     def config(self) -> dict[str, Any]:
         """What the model is built from."""
-        return store.read_json(self.artifact.path / CONFIG_FILE)
+        return store.read_json(self.folder / CONFIG_FILE)
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        """Its config; where it has yet to be fetched, what raises NotBuilt as it is read."""
+        return self.config if is_there(self.artifact) else cast(Mapping[str, Any], self.artifact)
 
     @cached_property
     def source(self) -> dict[str, Any]:
         """The commit and the files it was made from, with their hashes."""
-        return store.read_json(self.artifact.path / "source.json")
+        return store.read_json(self.folder / "source.json")
 
 
-def base_of(context: Context, corpus: Corpus, groups: Iterable[str]) -> Run:
-    """The base run: trained, or published, as `base` says.
-
-    `groups` are those whose rules are checked once a published model's sizes are known.
-    """
-    if context.config.base.published:
-        return published_run(context, corpus, groups)
-    return base_run(context, corpus)
-
-
-def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Run:
+def published_run(
+    settings: PublishedConfig, stream: Stream, recipe: Recipe, check: Check, at: Runtime
+) -> Run:
     """The published checkpoints as a run. Raises ConfigError, one sentence, for what is wrong
-    with a revision, and for revisions that cannot be one training."""
-    config, settings = context.config, context.config.base
-    assert isinstance(settings, PublishedConfig)
-    groups = tuple(groups)
-    revisions = [_revision(context, settings, step, groups) for step in settings.steps]
-    hashes = {one.step: one.hashed(context.store.hash_file) for one in revisions}
+    with a revision, and for revisions that cannot be one training.
+
+    `check` sees the config.json of every revision, with the setting that names it.
+    """
+    revisions = [make(WeightsStage(settings, step, check), at) for step in settings.steps]
+    hashes = {one.step: one.hashed(at.store.hash_file) for one in revisions}
     with suppress(NotBuilt):
         _refuse_different(settings, revisions)
         _refuse_same(settings, hashes)
-    device = device_of(config)
-    threads = threads_in(config, device)
-    curve = _curve(context, corpus, revisions, hashes)
-    states = _states(settings)
-    inputs = {
-        "version": VERSION,
-        "weights": {str(step): digest for step, digest in hashes.items()},
-        "states": {str(step): context.store.hash_file(path) for step, path in states.items()},
-        "curve": curve.fingerprint,
-        "training": training_inputs(config, device),  # of arms
-        "seed": config.seed,
-    }
+    shared = {"corpus": stream.corpus.fingerprint, "config": _function(revisions[0])}
+    curve = make(CurveStage(revisions, hashes, stream, recipe), at)
+    published = Published(hashes, curve.fingerprint, shared | recipe.threads)
+    return make(PublishedStage(settings, revisions, published, curve, stream, recipe), at)
 
-    def build(part: Path) -> None:
-        for one in revisions:
+
+@dataclass(frozen=True)
+class WeightsStage(Stage[Revision]):
+    """A revision's weights, found in the store or brought into it."""
+
+    declared = WEIGHTS
+    costs = staticmethod(cost.weights)
+
+    base: PublishedConfig
+    step: int
+    check: Check
+
+    @property
+    def name(self) -> str:
+        """The revision's."""
+        return self.base.revision_of(self.step)
+
+    @property
+    def key(self) -> str:
+        """How messages name it."""
+        return f"{self.base.source}, revision {self.name}"
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        if self.base.repo is not None:
+            return {"version": VERSION, "repo": self.base.repo, "revision": self.name}
+        self._check(self.files[0])
+        return {"version": VERSION, "files": {path.name: hash_file(path) for path in self.files}}
+
+    def build(self, part: Path, at: Runtime) -> None:
+        if self.base.repo is not None:
+            folder = part / "download"
+            commit, files = fetch_revision(self.base.repo, self.name, folder, self._check)
+        else:
+            commit, files = None, self.files
+        _convert(files, part, self.key)
+        found = {path.name: store.hash_file(path) for path in files}
+        store.write_json(part / "source.json", {"commit": commit, "files": found})
+        for name in ("download", "converted"):
+            shutil.rmtree(part / name, ignore_errors=True)
+
+    def open(self, artifact: Artifact, at: Runtime) -> Revision:
+        revision = Revision(artifact, self.step)
+        with suppress(NotBuilt):
+            self.check(revision.config, self.key)
+        return revision
+
+    @property
+    def files(self) -> list[Path]:
+        """Those of a local revision. Raises ConfigError where there are none."""
+        return _local_files(Path(str(self.base.folder)) / self.name, self.key)
+
+    def _check(self, path: Path) -> None:
+        self.check(supported_config(path, self.key), self.key)
+
+
+@dataclass(frozen=True)
+class CurveStage(Stage[Made]):
+    """The emergence curve over the revisions, resumable; its columns are a trained run's."""
+
+    declared = CURVE
+    costs = staticmethod(cost.curve)
+
+    revisions: Sequence[Revision]
+    hashes: Mapping[int, str]
+    stream: Stream
+    recipe: Recipe
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        return {
+            "corpus": self.stream.corpus.fingerprint,
+            "weights": {str(step): digest for step, digest in self.hashes.items()},
+            "config": _function(self.revisions[0]),
+            "emergence": without(asdict(self.recipe.emergence), "onset", "every"),
+            "batch_size": self.stream.batch_size,
+            **self.recipe.threads,
+        }
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.emergence.measure", *adapter_of(self.revisions[0].content))
+
+    def device(self) -> torch.device:
+        return self.recipe.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        corpus, revisions = self.stream.corpus, self.revisions
+        probes = make_probes(corpus, self.recipe.emergence)
+        table = CsvTable(part / "curve.csv")
+        done = {row["step"] for row in table.keep_until(revisions[-1].step)}
+        for one in at.bar(revisions, "emergence", len(revisions)):
+            if one.step in done:
+                continue
+            model = read_model(one.folder / CONFIG_FILE, one.weights).to(self.device())  # type: ignore[arg-type]
+            tokens = one.step * self.stream.batch_size * corpus.seq_len
+            table.append({"step": one.step, "tokens": tokens, **measure(model, probes)})
+
+    def open(self, artifact: Artifact, at: Runtime) -> Made:
+        return Made(artifact)
+
+
+@dataclass(frozen=True)
+class PublishedStage(Stage[Run]):
+    """The revisions as the checkpoints of a run, with their curve, in a trained run's layout."""
+
+    declared = BASE
+    costs = staticmethod(cost.base)
+
+    base: PublishedConfig
+    revisions: Sequence[Revision]
+    published: Published
+    curve: Made
+    stream: Stream
+    recipe: Recipe
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        weights, states = self.published.weights, _states(self.base)
+        return {
+            "version": VERSION,
+            "weights": {str(step): digest for step, digest in weights.items()},
+            "states": {str(step): hash_file(path) for step, path in states.items()},
+            "curve": self.curve.fingerprint,
+            "training": self.recipe.inputs,  # of arms
+            "seed": self.stream.seed,
+        }
+
+    def build(self, part: Path, at: Runtime) -> None:
+        states = _states(self.base)
+        for one in self.revisions:
             folder = checkpoint_folder(part / "checkpoints", one.step)
             folder.mkdir(parents=True, exist_ok=True)
             _link(one.weights, folder / WEIGHTS_FILE)
@@ -123,73 +232,25 @@ def published_run(context: Context, corpus: Corpus, groups: Iterable[str]) -> Ru
             else:
                 store.write_safetensors(folder / OPTIMIZER_FILE, {})
             store.write_json(folder / "state.json", {"step": one.step})
-        store.write_json(part / CONFIG_FILE, revisions[0].config)
-        store.write_csv(part / "revisions.csv", _manifest(settings, revisions, hashes))
+        store.write_json(part / CONFIG_FILE, self.revisions[0].config)
+        manifest = _manifest(self.base, self.revisions, self.published.weights)
+        store.write_csv(part / "revisions.csv", manifest)
         store.write_csv(part / "train.csv", [], LOSS_COLUMNS)  # no update was made here
-        shutil.copyfile(curve.path / "curve.csv", part / "curve.csv")
+        shutil.copyfile(self.curve.folder / "curve.csv", part / "curve.csv")
 
-    artifact = context.store.get_or_build("base", inputs, build)
-    function = _function(revisions[0])
-    shared = {"corpus": corpus.fingerprint, "config": function, **threads}
-    published = Published(hashes, curve.fingerprint, shared)
-    content = cast(Mapping[str, Any], revisions[0].artifact)  # which says that it is not there
-    with suppress(NotBuilt):
-        content = revisions[0].config
-    run = Run(artifact, device, tuple(settings.steps), content, published)
-    with suppress(NotBuilt):
-        for row in run.curve:
-            context.log(row)
-    return run
-
-
-def revision_source(
-    context: Context, settings: PublishedConfig, step: int, groups: Sequence[str]
-) -> tuple[str, list[Path], dict[str, object]]:
-    """What errors call a revision, its local files, and what its weights are found by.
-
-    Raises ConfigError for a local revision that is not there or has other sizes.
-    """
-    name = settings.revision_of(step)
-    key = f"{settings.source}, revision {name}"
-    if settings.repo is not None:
-        return key, [], {"version": VERSION, "repo": settings.repo, "revision": name}
-    local = _local_files(Path(str(settings.folder)) / name, key)
-    validate_sizes(context.config, supported_config(local[0], key), groups, key)
-    hashes = {path.name: context.store.hash_file(path) for path in local}
-    return key, local, {"version": VERSION, "files": hashes}
-
-
-def _revision(
-    context: Context, settings: PublishedConfig, step: int, groups: Sequence[str]
-) -> Revision:
-    """A revision's weights, found in the store or brought into it."""
-    name = settings.revision_of(step)
-    key, local, inputs = revision_source(context, settings, step, groups)
-
-    def check(path: Path) -> None:
-        validate_sizes(context.config, supported_config(path, key), groups, key)
-
-    def build(part: Path) -> None:
-        if settings.repo is not None:
-            commit, files = fetch_revision(settings.repo, name, part / "download", check)
-        else:
-            commit, files = None, local
-        _convert(files, part, key)
-        found = {path.name: store.hash_file(path) for path in files}
-        store.write_json(part / "source.json", {"commit": commit, "files": found})
-        for folder in ("download", "converted"):
-            shutil.rmtree(part / folder, ignore_errors=True)
-
-    artifact = context.store.get_or_build("weights", inputs, build)
-    revision = Revision(step, artifact)
-    with suppress(NotBuilt):
-        validate_sizes(context.config, revision.config, groups, key)
-    return revision
+    def open(self, artifact: Artifact, at: Runtime) -> Run:
+        steps, content = tuple(self.base.steps), self.revisions[0].content
+        of = (artifact, self.recipe.device, steps, content, self.stream, self.recipe)
+        run = Run(*of, self.published)
+        with suppress(NotBuilt):
+            for row in run.curve:
+                at.log(row)
+        return run
 
 
 def _function(revision: Revision) -> object:
     """All of its config.json that decides what the model computes."""
-    unknown = {"weights": revision.artifact.fingerprint}
+    unknown = {"weights": revision.fingerprint}
     return known(lambda: without(revision.config, *NOT_THE_FUNCTION), unknown)
 
 
@@ -259,37 +320,6 @@ def _refuse_same(settings: PublishedConfig, hashes: Mapping[int, str]) -> None:
         if (twin, step) not in TWINS:
             raise ConfigError(f"{said}; accepted: steps with weights of their own")
         print(f"{said}: the first update had learning rate 0", file=sys.stderr)
-
-
-def _curve(
-    context: Context, corpus: Corpus, revisions: Sequence[Revision], hashes: Mapping[int, str]
-) -> Artifact:
-    """The emergence curve over the revisions, resumable; its columns are a trained run's."""
-    config, device = context.config, device_of(context.config)
-    inputs = {
-        "corpus": corpus.fingerprint,
-        "weights": {str(step): digest for step, digest in hashes.items()},
-        "config": _function(revisions[0]),
-        "emergence": without(asdict(config.emergence), "onset", "every"),
-        "batch_size": config.training.batch_size,
-        **threads_in(config, device),
-    }
-
-    def build(part: Path) -> None:
-        probes = make_probes(corpus, config.emergence)
-        table = CsvTable(part / "curve.csv")
-        done = {row["step"] for row in table.keep_until(revisions[-1].step)}
-        for one in context.bar(revisions, "emergence", len(revisions)):
-            if one.step in done:
-                continue
-            model = read_model(one.artifact.path / CONFIG_FILE, one.weights).to(device)  # type: ignore[arg-type]
-            tokens = one.step * config.training.batch_size * corpus.seq_len
-            table.append({"step": one.step, "tokens": tokens, **measure(model, probes)})
-
-    code: tuple[str, ...] = ("mda.emergence.measure",)
-    with suppress(NotBuilt):
-        code += adapter_of(revisions[0].config)
-    return context.store.get_or_build("curve", inputs, build, code, device)
 
 
 def _states(settings: PublishedConfig) -> dict[int, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mda import store
+from mda.cost import stages as cost
 from mda.data.stream import Corpus, schedule_hash
 from mda.emergence.callback import EmergenceCurve, Follow, curve_steps, held_out_every
 from mda.emergence.measure import make_probes
@@ -25,12 +26,15 @@ from mda.model.build import (
     read_model,
     saved_config,
 )
-from mda.schema import Config
+from mda.schema import EmergenceConfig, ModelConfig, TrainingConfig
 from mda.schema.model import FAMILIES
-from mda.stages.context import Context, without
-from mda.stages.corpus import base_schedule, fetch, stream_inputs
-from mda.stages.found import Made, NotBuilt, is_there
+from mda.stages.context import Runtime, without
+from mda.stages.corpus import fetch
+from mda.stages.declared import ARM, BASE, STATE
+from mda.stages.found import Made, NotBuilt, is_there, known
 from mda.stages.plugin import module_of
+from mda.stages.stage import HashFile, Stage, make
+from mda.stages.stream import Stream
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
 from mda.training.callbacks import LossLog
@@ -42,11 +46,35 @@ NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a run and its arms are trained, and what is measured of them meanwhile."""
+
+    training: TrainingConfig
+    emergence: EmergenceConfig
+
+    @property
+    def device(self) -> torch.device:
+        """Where models are trained and scored."""
+        return device_of(self.training)
+
+    @property
+    def threads(self) -> dict[str, object]:
+        """The number of threads, where results depend on it: on a CPU."""
+        return {"threads": self.training.threads} if self.device.type == "cpu" else {}
+
+    @property
+    def inputs(self) -> dict[str, object]:
+        """What enters of the settings of training."""
+        return without(asdict(self.training), *NOT_INPUTS, "threads") | self.threads
+
+
+@dataclass(frozen=True)
 class Start:
     """A state to train from: a checkpoint of an artifact."""
 
     artifact: Artifact
     step: int
+    perturbed: bool = False  # and so not the base run's own
 
     @property
     def folder(self) -> Path:
@@ -70,6 +98,8 @@ class Run(Made):
     device: torch.device  # where its models are put
     checkpoints: tuple[int, ...]  # steps whose checkpoint was kept
     config: Mapping[str, Any]  # of its model, as config.json has it
+    stream: Stream  # what it was trained on, and in which order
+    recipe: Recipe
     published: Published | None = None  # None for a run that was trained here
 
     def read_at(self, *steps: int) -> object:
@@ -82,6 +112,10 @@ class Run(Made):
             return self.fingerprint
         weights = {str(step): self.published.weights[step] for step in steps}
         return {**self.published.shared, "weights": weights}
+
+    def key_at(self, *steps: int) -> object:
+        """What `read_at` says, or the run's key where the weights have yet to be fetched."""
+        return known(lambda: self.read_at(*steps), {"run": self.fingerprint})
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:
@@ -100,6 +134,11 @@ class Run(Made):
         return read_model(self.folder / CONFIG_FILE, weights).to(self.device)  # type: ignore[arg-type]
 
     @property
+    def corpus(self) -> Corpus:
+        """The rows that it was trained on."""
+        return self.stream.corpus
+
+    @property
     def measured_key(self) -> str:
         """The key of what its curve, and so the unit's onset, depends on."""
         return self.published.curve if self.published else self.fingerprint
@@ -115,34 +154,95 @@ class Run(Made):
         return architecture(layout(self.config))
 
 
-def base_run(context: Context, corpus: Corpus) -> Run:
-    """Train from the initial weights to the end, with the emergence curve and checkpoints."""
-    config, settings, device = context.config, context.config.training, device_of(context.config)
-    keep, function = settings.checkpoints, function_of(config.model)
-    with suppress(NotBuilt):
-        base_schedule(config, corpus)  # refused here where the stream is too short
-    inputs = {
-        "corpus": corpus.fingerprint,
-        "stream": stream_inputs(config),
-        "model": model_inputs(config, context.store.hash_file),
-        "training": training_inputs(config, device),
-        "emergence": without(asdict(config.emergence), "onset"),
-        "seed": config.seed,
-        "checkpoints": keep,
-    }
+@dataclass(frozen=True)
+class BaseStage(Stage[Run]):
+    """Training from the initial weights to the end, with the emergence curve and checkpoints."""
 
-    def build(part: Path) -> None:
-        model, schedule = initial_model(config.model, config.seed), base_schedule(config, corpus)
-        _train(context, corpus, model, schedule, part, keep, None, "base run")
+    declared = BASE
+    costs = staticmethod(cost.base)
 
-    code = ("mda.stages.runs", *adapter_of(function))
-    artifact = context.store.get_or_build("base", inputs, build, code, device)
-    _log(artifact, context.log)
-    return Run(artifact, device, tuple(keep), function)
+    stream: Stream
+    model: ModelConfig
+    recipe: Recipe
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Steps that are kept."""
+        return self.recipe.training.checkpoints
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        with suppress(NotBuilt):  # refused here where the stream is too short
+            self.stream.schedule(0, self.recipe.training.last_step)
+        return {
+            "corpus": self.stream.corpus.fingerprint,
+            "stream": self.stream.inputs,
+            "model": model_inputs(self.model, hash_file),
+            "training": self.recipe.inputs,
+            "emergence": without(asdict(self.recipe.emergence), "onset"),
+            "seed": self.stream.seed,
+            "checkpoints": self.checkpoints,
+        }
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.stages.runs", *adapter_of(function_of(self.model)))
+
+    def device(self) -> torch.device:
+        return self.recipe.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        training = Training(self.stream, self.recipe, self.checkpoints)
+        model = initial_model(self.model, self.stream.seed)
+        schedule = self.stream.schedule(0, self.recipe.training.last_step)
+        training.run(part, at, model, schedule, None, "base run")
+
+    def open(self, artifact: Artifact, at: Runtime) -> Run:
+        _log(artifact, at.log)
+        kept, function = tuple(self.checkpoints), function_of(self.model)
+        return Run(artifact, self.device(), kept, function, self.stream, self.recipe)
 
 
 @dataclass(frozen=True)
-class Stream:
+class StateStage(Stage[Start]):
+    """Weights and optimizer of the base run at a step between two kept ones.
+
+    They come from resuming the nearest earlier one, which is exact.
+    """
+
+    declared = STATE
+    costs = staticmethod(cost.state)
+
+    base: Run
+    step: int
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        return {"base": self.base.fingerprint, "step": self.step}
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.stages.runs", *self.base.code)
+
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        earlier = max(kept for kept in self.base.checkpoints if kept < self.step)
+        start, stream = self.base.checkpoint(earlier), self.base.stream
+        training = Training(stream, self.base.recipe, [self.step])
+        schedule, model = stream.schedule(earlier, self.step), _model_in(self.base, start)
+        training.run(part, at, model, schedule, start, f"to step {self.step}")
+
+    def open(self, artifact: Artifact, at: Runtime) -> Start:
+        return Start(artifact, self.step)
+
+
+def state_at(base: Run, step: int, at: Runtime) -> Start:
+    """Weights and optimizer of the base run at any step."""
+    return (
+        Start(base.artifact, step) if step in base.checkpoints else make(StateStage(base, step), at)
+    )
+
+
+@dataclass(frozen=True)
+class EditedStream:
     """What an arm is trained on: steps, and what decides the samples of each."""
 
     steps: tuple[int, int] | None  # None where the window is not known yet
@@ -151,78 +251,71 @@ class Stream:
     corpus: Corpus  # with the rows from outside
 
 
-def retrained(
-    context: Context,
-    stream: Stream,
-    base: Run,
-    follow: Callable[[], Follow | None] = lambda: None,
-    followed: object = None,
-    kind: str | None = None,
-    start: Start | None = None,
-) -> Run:
-    """Train a stream from the base run's state at its start; all else as in the base run.
+@dataclass(frozen=True)
+class Followed:
+    """A unit that is measured besides where curves do not have it anyway."""
 
-    The fingerprint holds the base run and the edited stream, not how the edit was chosen: arms
-    that mean the same training share it. `follow` measures a unit besides; `followed`, which, and
-    `kind`, the module of its kind, are for the key. `start` takes the place of the base run's
-    state.
+    inputs: object  # which unit, for the key
+    kind: str  # the module of its kind
+    follow: Follow
+
+
+@dataclass(frozen=True)
+class ArmStage(Stage[Run]):
+    """An edited stream, trained from the base run's state at its start; all else as in that run.
+
+    The key holds the base run and the edited stream, not how the edit was chosen: arms that mean
+    the same training share it.
     """
-    inputs: dict[str, object] = {"base": base.fingerprint, "stream": stream.inputs}
-    if base.published:  # the key of a trained one has it
-        inputs["every"] = context.config.emergence.every
-    if followed is not None:
-        inputs["followed"] = followed
-    if start is not None:
-        inputs["start"] = start.artifact.fingerprint
-    if start is None and stream.steps is not None:
-        start = state_at(context, stream.corpus, base, stream.steps[0])
 
-    def build(part: Path) -> None:
-        assert start is not None
-        schedule, model = stream.schedule(), _model_in(base, start.folder)
-        keep, measured = [schedule.end], base.checkpoints if base.published else ()
-        _train(
-            context, stream.corpus, model, schedule, part, keep, start.folder, "arm", follow(),
-            measured,
-        )  # fmt: skip
+    declared = ARM
+    costs = staticmethod(cost.arm)
 
-    code = ("mda.stages.runs", *base.code, *((module_of(kind),) if kind else ()))
-    artifact = context.store.get_or_build("arm", inputs, build, code, base.device)
-    _log(artifact, context.log)
-    end = () if stream.steps is None else (stream.steps[1],)
-    return Run(artifact, base.device, end, base.config)
+    base: Run
+    edit: EditedStream
+    start: Start | None  # in place of the base run's state; None where the window is not known
+    followed: Followed | None = None
 
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        base, inputs = self.base, dict[str, object]()
+        if base.published:  # the key of a trained one has it
+            inputs["every"] = base.recipe.emergence.every
+        if self.followed is not None:
+            inputs["followed"] = self.followed.inputs
+        if self.start is not None and self.start.perturbed:
+            inputs["start"] = self.start.artifact.fingerprint
+        return {"base": base.fingerprint, "stream": self.edit.inputs, **inputs}
 
-def state_at(context: Context, corpus: Corpus, base: Run, step: int) -> Start:
-    """Weights and optimizer of the base run at any step.
+    def code(self) -> tuple[str, ...]:
+        follows = (module_of(self.followed.kind),) if self.followed else ()
+        return ("mda.stages.runs", *self.base.code, *follows)
 
-    A step between two kept ones comes from resuming the nearest earlier one, which is exact.
-    """
-    if step in base.checkpoints:
-        return Start(base.artifact, step)
-    earlier = max(kept for kept in base.checkpoints if kept < step)
+    def device(self) -> torch.device:
+        return self.base.device
 
-    def build(part: Path) -> None:
-        start = base.checkpoint(earlier)
-        model, schedule = (
-            _model_in(base, start),
-            base_schedule(context.config, corpus, earlier, step),
-        )
-        _train(context, corpus, model, schedule, part, [step], start, f"to step {step}")
+    def build(self, part: Path, at: Runtime) -> None:
+        assert self.start is not None
+        schedule, model = self.edit.schedule(), _model_in(self.base, self.start.folder)
+        stream = replace(self.base.stream, corpus=self.edit.corpus)
+        also = self.base.checkpoints if self.base.published else ()
+        follow = self.followed.follow if self.followed else None
+        training = Training(stream, self.base.recipe, [schedule.end], follow, also)
+        training.run(part, at, model, schedule, self.start.folder, "arm")
 
-    inputs = {"base": base.fingerprint, "step": step}
-    code = ("mda.stages.runs", *base.code)
-    return Start(context.store.get_or_build("state", inputs, build, code, base.device), step)
+    def open(self, artifact: Artifact, at: Runtime) -> Run:
+        _log(artifact, at.log)
+        base, end = self.base, () if self.edit.steps is None else (self.edit.steps[1],)
+        return Run(artifact, base.device, end, base.config, base.stream, base.recipe)
 
 
-def origin_of(context: Context, corpus: Corpus, base: Run, window: Window) -> str:
+def origin_of(base: Run, window: Window, hash_file: HashFile) -> str:
     """Hash of the base run's first weights and of the samples that its window sees in turn.
 
     Runs of two seeds that share it are one: neither weights nor data differ.
     """
     weights = base.checkpoint(base.checkpoints[0]) / "model.safetensors"
-    unedited = base_schedule(context.config, corpus, window.start, window.end)
-    inputs = {"weights": context.store.hash_file(weights), "window": schedule_hash(unedited)}
+    unedited = base.stream.schedule(window.start, window.end)
+    inputs = {"weights": hash_file(weights), "window": schedule_hash(unedited)}
     return store.fingerprint("origin", inputs)
 
 
@@ -234,20 +327,10 @@ def adapter_of(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
 
 
-def device_of(config: Config) -> torch.device:
+def device_of(training: TrainingConfig) -> torch.device:
     """Where models are trained and scored."""
-    gpu = config.training.accelerator != "cpu" and torch.cuda.is_available()
+    gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
-
-
-def training_inputs(config: Config, device: torch.device) -> dict[str, object]:
-    """What enters of the settings of training: the number of threads where results depend on it."""
-    return without(asdict(config.training), *NOT_INPUTS, "threads") | threads_in(config, device)
-
-
-def threads_in(config: Config, device: torch.device) -> dict[str, object]:
-    """The number of threads, where results depend on it: on a CPU."""
-    return {"threads": config.training.threads} if device.type == "cpu" else {}
 
 
 def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:
@@ -255,43 +338,52 @@ def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:
     return read_model(base.folder / CONFIG_FILE, checkpoint_folder / "model.safetensors")
 
 
-def _train(
-    context: Context,
-    corpus: Corpus,
-    model: PreTrainedModel,
-    schedule: Schedule,
-    part: Path,
-    keep: Sequence[int],
-    start_from: Path | None,
-    name: str,
-    follow: Follow | None = None,
-    measured: Sequence[int] = (),  # steps at which the curve has a row besides
-) -> None:
-    config = context.config
-    also = {step for step in measured if schedule.start <= step <= schedule.end}
-    fetch(context, corpus, schedule.sample_ids)
-    store.free_memory()
-    store.write_json(part / CONFIG_FILE, saved_config(model))
-    curve = EmergenceCurve(
-        part / "curve.csv",
-        make_probes(corpus, config.emergence),
-        also.union(curve_steps(schedule.start, schedule.end, config.emergence.every)),
-        also.union(curve_steps(schedule.start, schedule.end, held_out_every(config.emergence))),
-        schedule.batch_size * corpus.seq_len,
-        follow,
-    )
-    train(
-        part,
-        model,
-        corpus,
-        schedule,
-        config.training,
-        checkpoints=keep,
-        start_from=start_from,
-        curves=[curve],
-        log=context.log,
-        progress=f"{name} (seed {config.seed})" if context.progress else None,
-    )
+@dataclass(frozen=True)
+class Training:
+    """Updates on a stream as a recipe says, with checkpoints and a curve."""
+
+    stream: Stream
+    recipe: Recipe
+    keep: Sequence[int]
+    follow: Follow | None = None
+    measured: Sequence[int] = ()  # steps at which the curve has a row besides
+
+    def run(
+        self,
+        part: Path,
+        at: Runtime,
+        model: PreTrainedModel,
+        schedule: Schedule,
+        start_from: Path | None,
+        name: str,
+    ) -> None:
+        """Train into a folder, from a checkpoint's state where one is given."""
+        corpus, emergence = self.stream.corpus, self.recipe.emergence
+        steps = schedule.start, schedule.end
+        also = {step for step in self.measured if steps[0] <= step <= steps[1]}
+        fetch(at, corpus, schedule.sample_ids)
+        store.free_memory()
+        store.write_json(part / CONFIG_FILE, saved_config(model))
+        curve = EmergenceCurve(
+            part / "curve.csv",
+            make_probes(corpus, emergence),
+            also.union(curve_steps(*steps, emergence.every)),
+            also.union(curve_steps(*steps, held_out_every(emergence))),
+            schedule.batch_size * corpus.seq_len,
+            self.follow,
+        )
+        train(
+            part,
+            model,
+            corpus,
+            schedule,
+            self.recipe.training,
+            checkpoints=self.keep,
+            start_from=start_from,
+            curves=[curve],
+            log=at.log,
+            progress=f"{name} (seed {self.stream.seed})" if at.progress else None,
+        )
 
 
 def _log(artifact: Artifact, log: RowLog) -> None:
@@ -305,7 +397,7 @@ def _log(artifact: Artifact, log: RowLog) -> None:
         log(row)
 
 
-def model_inputs(config: Config, hash_of: Callable[[Path], str] = hash_file) -> dict[str, object]:
+def model_inputs(model: ModelConfig, hash_of: HashFile = hash_file) -> dict[str, object]:
     """What enters of the model: all that decides its function, and where its weights come from."""
-    files = {path.name: hash_of(path) for path in config.model.weight_files()}
-    return {"config": function_of(config.model), "weights": files or "scratch"}
+    files = {path.name: hash_of(path) for path in model.weight_files()}
+    return {"config": function_of(model), "weights": files or "scratch"}

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mda import store
+from mda.cost import stages as cost
 from mda.data.stream import Corpus, stream_order
 from mda.model.architecture import Architecture
 from mda.sae import sparsify
@@ -23,10 +24,13 @@ from mda.sae.load import load_sae
 from mda.sae.quality import Quality, quality
 from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError, SaeConfig
-from mda.stages.context import Context, without
+from mda.stages.context import Runtime, without
 from mda.stages.corpus import fetch
+from mda.stages.declared import SAE
 from mda.stages.found import Made, NotBuilt, known
 from mda.stages.runs import Run
+from mda.stages.stage import HashFile, Stage
+from mda.store import Artifact
 from mda.training.table import read_rows
 
 NOT_INPUTS = ("name", "layer", "checkpoint")  # the inputs say what they mean
@@ -62,16 +66,8 @@ class TrainedSae(Made):
         return read_rows(self.folder / "history.csv")
 
 
-def sae_of(context: Context, corpus: Corpus, base: Run) -> Sae | None:
-    """The SAE that the unit asks for: its `source`, or one that is trained; None for other units.
-
-    Raises ConfigError for one that does not fit the model.
-    """
-    unit = context.config.unit
-    if not unit.reads_sae:
-        return None
-    if (source := getattr(unit, "source", None)) is None:
-        return trained_sae(context, context.config.sae, corpus, base).sae
+def read_sae(source: str, base: Run) -> Sae:
+    """The SAE of a folder. Raises ConfigError for one that does not fit the model."""
     sae, sizes = load_sae(Path(source)), base.architecture
     if sae.d_in != sizes.d_model or sae.hook.layer >= sizes.n_layers:
         raise ConfigError(
@@ -81,35 +77,49 @@ def sae_of(context: Context, corpus: Corpus, base: Run) -> Sae | None:
     return sae
 
 
-def sae_key(context: Context, corpus: Corpus, base: Run) -> str:
-    """The hash of the SAE that the unit asks for, or the key under which it will be trained."""
-    if (source := getattr(context.config.unit, "source", None)) is not None:
-        return load_sae(Path(source)).fingerprint()
-    return trained_sae(context, context.config.sae, corpus, base).fingerprint
-
-
-def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run) -> TrainedSae:
-    """Train a top-k SAE on samples of the stream, drawn by its seed; measure it on held-out ones.
+@dataclass(frozen=True)
+class SaeStage(Stage[TrainedSae]):
+    """A top-k SAE, trained on samples of the stream that its seed draws, measured on held-out ones.
 
     The history is logged as `sae/explained_variance` and `sae/dead_share`, its `step` is the
     SAE's own.
     """
-    step = base.checkpoints[-1] if settings.checkpoint is None else settings.checkpoint
-    inputs = {
-        "base": known(lambda: base.read_at(step), {"run": base.fingerprint}),
-        "step": step,
-        "layer": known(lambda: layer_of(settings, base), {"layer": settings.layer}),
-        "settings": without(asdict(settings), *NOT_INPUTS),
-    }
 
-    def build(part: Path) -> None:
+    declared = SAE
+    costs = staticmethod(cost.sae)
+
+    base: Run
+    settings: SaeConfig
+
+    @property
+    def step(self) -> int:
+        """The checkpoint whose activations it reads."""
+        chosen = self.settings.checkpoint
+        return self.base.checkpoints[-1] if chosen is None else chosen
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        layer = {"layer": self.settings.layer}
+        return {
+            "base": self.base.key_at(self.step),
+            "step": self.step,
+            "layer": known(lambda: layer_of(self.settings, self.base), layer),
+            "settings": without(asdict(self.settings), *NOT_INPUTS),
+        }
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.stages.sae", *self.base.code)
+
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        settings, base, corpus = self.settings, self.base, self.base.corpus
         hook = Hookpoint(settings.hook, layer_of(settings, base))
         ids = drawn(corpus, settings.steps * settings.batch_size, settings.seed)
         held_out = np.asarray(corpus.held_out)[: settings.held_out]
-        fetch(context, corpus, np.concatenate([ids, held_out]))
-        model = base.model(step).eval()
-        read = (model, base.architecture, corpus, hook, settings.batch_size)
-        batches = context.bar(_batches(*read, ids), f"SAE at {hook}", settings.steps)
+        fetch(at, corpus, np.concatenate([ids, held_out]))
+        read = (base.model(self.step).eval(), base.architecture, corpus, hook, settings.batch_size)
+        batches = at.bar(_batches(*read, ids), f"SAE at {hook}", settings.steps)
         sae, history = train_topk_sae(
             batches,
             hook=hook,
@@ -127,13 +137,12 @@ def trained_sae(context: Context, settings: SaeConfig, corpus: Corpus, base: Run
         store.write_csv(part / "history.csv", [asdict(point) for point in history])
         store.write_json(part / "quality.json", asdict(reached))
 
-    code = ("mda.stages.sae", *base.code)
-    artifact = context.store.get_or_build("sae", inputs, build, code, base.device)
-    found = TrainedSae(artifact, step)
-    with suppress(NotBuilt):
-        for row in found.history:
-            context.log(_logged(row))
-    return found
+    def open(self, artifact: Artifact, at: Runtime) -> TrainedSae:
+        found = TrainedSae(artifact, self.step)
+        with suppress(NotBuilt):
+            for row in found.history:
+                at.log(_logged(row))
+        return found
 
 
 def layer_of(settings: SaeConfig, base: Run) -> int:

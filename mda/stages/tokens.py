@@ -7,7 +7,7 @@ rounded to 2^-11 of themselves. A window of 16,384 samples of 128 tokens takes 4
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,16 +17,17 @@ import torch
 from torch import Tensor
 
 from mda import store
-from mda.data.stream import Corpus
+from mda.cost import scoring
 from mda.estimator.estimator import TokenEstimator
 from mda.stages.attribution import SCORE_SHARDS, ScoringWork, Traced
-from mda.stages.context import Context, barrier, build_together, mine
-from mda.stages.corpus import base_schedule, fetch
+from mda.stages.context import Runtime, barrier, mine
+from mda.stages.corpus import fetch
 from mda.stages.curvature import sharded
+from mda.stages.declared import TOKENS
 from mda.stages.found import Made
-from mda.stages.locating import Located
 from mda.stages.plugin import estimator_of, module_of
-from mda.stages.runs import Run
+from mda.stages.stage import HashFile, Stage
+from mda.store import Artifact
 from mda.types import TokenScores
 
 LARGEST = 2.0**15  # of a sample's values in its file
@@ -51,31 +52,42 @@ class TracedTokens(Made):
         return TokenScores(samples.sample_ids, samples.steps, parts)
 
 
-def score_tokens(
-    context: Context, corpus: Corpus, base: Run, located: Located, traced: Traced
-) -> TracedTokens:
+@dataclass(frozen=True)
+class TokensStage(Stage[TracedTokens]):
     """What the loss of every token of the window adds to the unit's score of its sample."""
-    config = context.config
 
-    def build(part: Path) -> None:
-        schedule = base_schedule(config, corpus, located.window.start, located.window.end)
-        fetch(context, corpus, schedule.sample_ids, together=True)
-        work = ScoringWork(context, corpus, base, located, schedule, traced.steps, part)
-        scorer = cast(TokenEstimator, estimator_of(config.estimator)).target_influence(work)
+    declared = TOKENS
+    costs = staticmethod(scoring.token_scores)
+    together = True
+
+    traced: Traced
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        located = self.traced.located
+        unit = {"members": located.members_key, "together": located.together}
+        return {"scores": self.traced.fingerprint, "unit": unit}
+
+    def code(self) -> tuple[str, ...]:
+        estimator = module_of(self.traced.settings.estimator)
+        return ("mda.stages.tokens", estimator, *self.traced.located.base.code)
+
+    def device(self) -> torch.device:
+        return self.traced.located.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        traced, located, settings = self.traced, self.traced.located, self.traced.settings
+        schedule = located.base.stream.schedule(located.window.start, located.window.end)
+        fetch(at, located.base.corpus, schedule.sample_ids, together=True)
+        work = ScoringWork(at, located, settings, schedule, traced.steps, part)
+        scorer = cast(TokenEstimator, estimator_of(settings)).target_influence(work)
         todo = mine(list(enumerate(sharded(schedule.sample_ids, *SCORE_SHARDS))))
-        for i, ids in context.bar(todo, "scores of tokens", len(todo)):
+        for i, ids in at.bar(todo, "scores of tokens", len(todo)):
             if not (path := _file(part, i)).exists():
                 store.write_safetensors(path, packed(scorer(ids)))
         barrier()
 
-    inputs = {
-        "scores": traced.fingerprint,
-        "unit": located.members_key,
-        "together": located.together,
-    }
-    code = ("mda.stages.tokens", module_of(config.estimator.estimator), *base.code)
-    artifact = build_together(context.store, "tokens", inputs, build, code, base.device)
-    return TracedTokens(artifact, traced)
+    def open(self, artifact: Artifact, at: Runtime) -> TracedTokens:
+        return TracedTokens(artifact, self.traced)
 
 
 def packed(values_NT: Tensor) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from mda import store
 from mda.data.stream import Corpus, schedule_hash
@@ -22,12 +23,15 @@ from mda.estimator import ekfac
 from mda.estimator.replay import TrainingWindow, load_state, perturbed
 from mda.intervention import plan as plans
 from mda.intervention.edit import edit
-from mda.schema import Config
+from mda.schema import Config, EstimatorConfig, InterventionConfig, SaeConfig, UnitConfig
 from mda.stages.attribution import Traced, score
-from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, stream, stream_inputs
+from mda.stages.context import Runtime
+from mda.stages.declared import STATE
 from mda.stages.locating import Located, locate
-from mda.stages.runs import Run, Start, Stream, origin_of, retrained, state_at
+from mda.stages.runs import ArmStage, EditedStream, Run, Start, origin_of, state_at
+from mda.stages.stage import HashFile, Stage, make
+from mda.stages.stream import Stream
+from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import adamw
 from mda.types import EditPlan, Schedule, Scores, Window
@@ -41,28 +45,45 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Asked:
+    """How a unit is found, and in which window."""
+
+    unit: UnitConfig
+    sae: SaeConfig
+    edit: InterventionConfig
+
+    def within(self, window: Window) -> Asked:
+        """The same unit in a window that is given."""
+        return replace(self, edit=replace(self.edit, window=[window.start, window.end]))
+
+    def locate(self, base: Run, at: Runtime) -> Located:
+        """The unit in a base run."""
+        return locate(base, self.unit, self.sae, self.edit, at)
+
+
+@dataclass(frozen=True)
 class Bench:
     """A base run, a window of it, and the units that every arm is measured by."""
 
-    context: Context
-    corpus: Corpus
     base: Run
-    units: Mapping[str, Context]  # by the name in the tables; each context has its unit's settings
+    units: Mapping[str, Asked]  # by the name in the tables
     window: Window
+    at: Runtime
 
     @classmethod
-    def of(
-        cls, contexts: Mapping[str, Context], corpus: Corpus, base: Run, window: Window | None
-    ) -> Bench:
+    def of(cls, units: Mapping[str, Asked], base: Run, window: Window | None, at: Runtime) -> Bench:
         """The window is that of the first unit unless it is given."""
-        first = next(iter(contexts.values()))
-        window = window or locate(first, corpus, base).window
-        within = {name: _within(one, window) for name, one in contexts.items()}
-        return cls(_within(first, window), corpus, base, within, window)
+        window = window or next(iter(units.values())).locate(base, at).window
+        within = {name: one.within(window) for name, one in units.items()}
+        return cls(base, within, window, at)
+
+    @property
+    def corpus(self) -> Corpus:
+        return self.base.corpus
 
     @property
     def seed(self) -> int:
-        return self.context.config.seed
+        return self.base.stream.seed
 
     @property
     def last_step(self) -> int:
@@ -71,31 +92,28 @@ class Bench:
     @cached_property
     def located(self) -> dict[str, Located]:
         """Each unit, found by its metric at the end of the base run."""
-        return {name: locate(one, self.corpus, self.base) for name, one in self.units.items()}
+        return {name: one.locate(self.base, self.at) for name, one in self.units.items()}
 
     @cached_property
     def schedule(self) -> Schedule:
         """The unedited stream of the window."""
-        return base_schedule(self.context.config, self.corpus, self.window.start, self.window.end)
+        return self.base.stream.schedule(self.window.start, self.window.end)
 
-    def traced(self, unit: str, config: Config) -> Traced:
-        """Scores of one unit by the estimator of `config`."""
-        own = self.units[unit]
-        context = replace(own, config=replace(own.config, estimator=config.estimator))
-        return score(context, self.corpus, self.base, self.located[unit])
+    def traced(self, unit: str, settings: EstimatorConfig) -> Traced:
+        """Scores of one unit by an estimator."""
+        return score(self.located[unit], settings, self.at)
 
     def arm(self, plan: EditPlan | None, start: Start | None = None) -> Run:
         """The window trained again with an edit carried out; None for the unedited stream."""
         schedule = self.schedule if plan is None else edit(plan, self.schedule)
-        quiet = replace(self.context, progress=False)  # who retrains many draws a bar of its own
-        return retrained(quiet, self._stream(schedule, plan is None), self.base, start=start)
-
-    def _stream(self, schedule: Schedule, unedited: bool) -> Stream:
+        quiet = replace(self.at, progress=False)  # who retrains many draws a bar of its own
+        start = start or state_at(self.base, self.window.start, quiet)
         steps = self.window.start, self.window.end
         inputs: object = [schedule_hash(schedule), None]
-        if unedited:
-            inputs = stream_inputs(self.context.config) | {"window": list(steps)}
-        return Stream(steps, inputs, lambda: schedule, self.corpus)
+        if plan is None:
+            inputs = self.base.stream.inputs | {"window": list(steps)}
+        stream = EditedStream(steps, inputs, lambda: schedule, self.corpus)
+        return make(ArmStage(self.base, stream, start), quiet)
 
     def removal(self, sample_ids: np.ndarray) -> EditPlan:
         """Mask some samples: weight 0, all else in place."""
@@ -120,7 +138,7 @@ class Bench:
         model = run.model(self.window.end)
         return {
             name: Outcome(
-                _metric(self.units[name].config.unit.metric, located, run),
+                _metric(self.units[name].unit.metric, located, run),
                 float(located.kind.measurements(model, [_unit(located)])[0]),
             )
             for name, located in self.located.items()
@@ -129,28 +147,47 @@ class Bench:
     @property
     def origin(self) -> str:
         """What two seeds must not share: first weights, and the window's samples in turn."""
-        return origin_of(self.context, self.corpus, self.base, self.window)
+        return origin_of(self.base, self.window, self.at.store.hash_file)
 
     def perturbed_start(self, size: float, seed: int, number: int) -> Start:
         """The base run's state at the window's start with noise in the weights."""
-        step, training = self.window.start, self.context.config.training
-        inputs = {"base": self.base.fingerprint, "step": step, "noise": [size, seed, number]}
+        return make(PerturbedStage(self.base, self.schedule, (size, seed, number)), self.at)
 
-        def build(part: Path) -> None:
-            folder = state_at(self.context, self.corpus, self.base, step).folder
-            model = self.base.model(self.base.checkpoints[-1])
-            exact = replace(training, precision="32-true")  # noise is the same in any arithmetic
-            window = TrainingWindow(model, self.schedule, self.corpus.rows, exact)
-            state = load_state(folder, model, training)
-            optimizer = adamw(model, training)
-            checkpoint.load(folder, model, optimizer)
-            window.load(perturbed(window, state, size, seed, number).weights_P)
-            checkpoint.save(part / "checkpoints", step, model, optimizer)
 
-        artifact = self.context.store.get_or_build(
-            "state", inputs, build, ("mda.estimator.replay", *self.base.code), self.base.device
-        )
-        return Start(artifact, step)
+@dataclass(frozen=True)
+class PerturbedStage(Stage[Start]):
+    """The base run's state at the start of a window with noise in the weights."""
+
+    declared = STATE
+
+    base: Run
+    window: Schedule
+    noise: tuple[float, int, int]  # size, seed, number
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        noise = list(self.noise)
+        return {"base": self.base.fingerprint, "step": self.window.start, "noise": noise}
+
+    def code(self) -> tuple[str, ...]:
+        return ("mda.estimator.replay", *self.base.code)
+
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def build(self, part: Path, at: Runtime) -> None:
+        base, training = self.base, self.base.recipe.training
+        folder = state_at(base, self.window.start, at).folder
+        model = base.model(base.checkpoints[-1])
+        exact = replace(training, precision="32-true")  # noise is the same in any arithmetic
+        window = TrainingWindow(model, self.window, base.corpus.rows, exact)
+        state = load_state(folder, model, training)
+        optimizer = adamw(model, training)
+        checkpoint.load(folder, model, optimizer)
+        window.load(perturbed(window, state, *self.noise).weights_P)
+        checkpoint.save(part / "checkpoints", self.window.start, model, optimizer)
+
+    def open(self, artifact: Artifact, at: Runtime) -> Start:
+        return Start(artifact, self.window.start, perturbed=True)
 
 
 def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
@@ -159,7 +196,11 @@ def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
     if data.shuffle and data.order_seed is None:
         data = replace(data, order_seed=config.seed)
     other = replace(config, seed=seed, data=data)
-    assert np.array_equal(stream(other, corpus), stream(config, corpus))
+    mine, its = (
+        Stream.of(corpus, one.data, one.training.batch_size, one.seed).samples
+        for one in (config, other)
+    )
+    assert np.array_equal(mine, its)
     return other
 
 
@@ -202,7 +243,7 @@ def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
     blocks = {part.partition("[")[0] for parts in scores["units"].values() for part in parts}
     found = [
         artifact
-        for artifact in bench.context.store.artifacts("curvature")
+        for artifact in bench.at.store.artifacts("curvature")
         if set((inputs := artifact.manifest["inputs"])["blocks"]) == blocks
         and entering.items() <= inputs.items()
     ]
@@ -217,14 +258,9 @@ def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:
 
 def causes(bench: Bench, unit: str, planted: Sequence[str]) -> np.ndarray:
     """Which samples of the window have a planted label: the unit's own, where it has one."""
-    own = getattr(bench.units[unit].config.unit, "label", None)
+    own = getattr(bench.units[unit].unit, "label", None)
     labels = np.asarray(bench.corpus.labels_of(bench.schedule.sample_ids))
     return np.isin(labels, [own] if own else list(planted))
-
-
-def _within(context: Context, window: Window) -> Context:
-    edited = replace(context.config.intervention, window=[window.start, window.end])
-    return replace(context, config=replace(context.config, intervention=edited))
 
 
 def _unit(located: Located):
@@ -236,6 +272,5 @@ def _metric(metric: str, located: Located, run: Run) -> float:
     names = [f"emergence/{metric}/{member}" for member in located.members]
     values = run.curve[-1]
     if names[0] not in values:
-        assert located.follow is not None
         values = located.follow(run.model(int(values["step"])))
     return float(np.mean([values[name] for name in names]))

@@ -65,7 +65,7 @@ def subset_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator
         return
     arms = [(i, run) for run in range(1 + settings.reruns) for i in range(len(subsets))]
     measured: dict[tuple[int, int], dict[str, Outcome]] = {}
-    for i, run in bench.context.bar(arms, "sets removed", len(arms)):
+    for i, run in bench.at.bar(arms, "sets removed", len(arms)):
         plan = bench.removal(subsets[i].sample_ids)
         if (found := outcomes_of(bench, plan, settings, run)) is not None:
             measured[i, run] = found
@@ -113,7 +113,7 @@ def edit_rows(
     if not arms or (control := outcomes_of(where, None)) is None:
         return
     said = "highest scores edited" if to is None else f"the same sets in seed {to.seed}"
-    for fraction, edit, unit, name in bench.context.bar(arms, said, len(arms)):
+    for fraction, edit, unit, name in bench.at.bar(arms, said, len(arms)):
         scores = traces[unit][name].scores
         chosen = choose(scores, bench.located[unit].name, "top", fraction=fraction)
         plan = where.removal(chosen) if edit == "remove" else where.doubling(chosen)

@@ -42,11 +42,12 @@ KEEPERS = frozenset(
 """Modules that find and keep artifacts and compute none of their values. The readers and writers
 of `mda.store.files` are counted."""
 SETTLED = (
-    "mda.schema", "mda.stages.context", "mda.stages.corpus", "mda.stages.plugin",
-    "mda.training.progress",
+    "mda.schema", "mda.cost", "mda.stages.context", "mda.stages.corpus", "mda.stages.declared",
+    "mda.stages.found", "mda.stages.plugin", "mda.stages.stage", "mda.training.progress",
 )  # fmt: skip
 """Modules whose effect stands in the inputs (settings, corpora and schedules have hashes of their
-own), or that draw bars and find implementations; what a stage finds by name it names as a root."""
+own), or that make keys, count costs, draw bars and find implementations; what a stage finds by
+name it names as a root."""
 
 
 @dataclass(frozen=True)

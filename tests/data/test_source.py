@@ -9,12 +9,13 @@ import pytest
 import warm
 from servers import serving
 
+from mda import pipeline
 from mda.config import compose
 from mda.data.errors import DataError
 from mda.data.stream import stream_order
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule, corpus_of, fetch, following, stream
+from mda.stages.corpus import fetch
 from mda.store import Store
 
 from .conftest import sentence
@@ -49,31 +50,42 @@ def named(tmp_path, tokenizer_json):
 def test_a_typo_is_refused_also_when_the_corpus_is_in_the_store(tmp_path, named, typo, there):
     given = [f"data.{key}={value}" for key, value in named.items()]
     without = [item for item in given if not item.startswith(f"data.{typo}")]
-    first = corpus_of(tokens(tmp_path, *(given if there == "the same corpus" else without)))
+    first = pipeline.corpus_of(
+        tokens(tmp_path, *(given if there == "the same corpus" else without))
+    )
     assert len(first.tokens) == 40
     wrong = named[typo].with_name(f"x{named[typo].name}")
     with pytest.raises(DataError, match=rf"^data\.{typo}={wrong}: no such file"):
-        corpus_of(tokens(tmp_path, *without, f"data.{typo}={wrong}"))
+        pipeline.corpus_of(tokens(tmp_path, *without, f"data.{typo}={wrong}"))
 
 
 def test_a_malformed_tokenizer_is_refused_before_anything_is_built(tmp_path, named):
     named["tokenizer"].write_text('{"version": "1.0", "model": {"type": "BPE", "vocab": {')
     with pytest.raises(DataError, match=r"^data\.tokenizer=.*cannot be read"):
-        corpus_of(tokens(tmp_path, f"data.tokenizer={named['tokenizer']}"))
+        pipeline.corpus_of(tokens(tmp_path, f"data.tokenizer={named['tokenizer']}"))
     assert not (tmp_path / "store" / "corpus").exists()
 
 
 def test_a_corpus_is_found_by_what_its_files_hold(tmp_path, named):
-    first = corpus_of(tokens(tmp_path))
+    first = pipeline.corpus_of(tokens(tmp_path))
     moved = tmp_path / "elsewhere.npy"
     moved.write_bytes((tmp_path / "rows.npy").read_bytes())
-    assert corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint == first.fingerprint
+    assert (
+        pipeline.corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint == first.fingerprint
+    )
     for change in ("shuffle=true", "order_seed=null"):
-        assert corpus_of(tokens(tmp_path, f"data.{change}")).fingerprint == first.fingerprint
+        assert (
+            pipeline.corpus_of(tokens(tmp_path, f"data.{change}")).fingerprint == first.fingerprint
+        )
     for key, path in named.items():
-        assert corpus_of(tokens(tmp_path, f"data.{key}={path}")).fingerprint != first.fingerprint
+        assert (
+            pipeline.corpus_of(tokens(tmp_path, f"data.{key}={path}")).fingerprint
+            != first.fingerprint
+        )
     np.save(moved, np.load(moved)[::-1])
-    assert corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint != first.fingerprint
+    assert (
+        pipeline.corpus_of(tokens(tmp_path, f"data.path={moved}")).fingerprint != first.fingerprint
+    )
 
 
 def test_raw_bytes_of_another_type_are_another_corpus(tmp_path):
@@ -81,40 +93,41 @@ def test_raw_bytes_of_another_type_are_another_corpus(tmp_path):
     rows.tofile(tmp_path / "rows.bin")
     given = ("data=tokens", f"data.path={tmp_path / 'rows.bin'}", "data.seq_len=16")
     given += ("data.vocab_size=300", "data.held_out=4")
-    first = corpus_of(context(tmp_path, *given))
+    first = pipeline.corpus_of(context(tmp_path, *given))
     assert (
-        corpus_of(context(tmp_path, *given, "data.dtype=uint16")).fingerprint == first.fingerprint
+        pipeline.corpus_of(context(tmp_path, *given, "data.dtype=uint16")).fingerprint
+        == first.fingerprint
     )
     with pytest.raises(DataError, match=r"^data\.path=.*: token id \d+ in row \d+"):
-        corpus_of(context(tmp_path, *given, "data.dtype=uint32"))
+        pipeline.corpus_of(context(tmp_path, *given, "data.dtype=uint32"))
 
 
 def test_one_order_meets_many_initialisations(tmp_path):
     shuffled = ("data.shuffle=true", "data.order_seed=5")
     contexts = [tokens(tmp_path, *shuffled, f"seed={seed}") for seed in (0, 1)]
-    rows = corpus_of(contexts[0])
-    orders = [stream(c.config, rows) for c in contexts]
+    rows = pipeline.corpus_of(contexts[0])
+    orders = [pipeline.stream_of(c).samples for c in contexts]
     assert np.array_equal(*orders)
     assert np.array_equal(orders[0], stream_order(rows, 5))
-    schedules = [base_schedule(c.config, rows, 0, 4).sample_ids for c in contexts]
+    schedules = [pipeline.stream_of(c).schedule(0, 4).sample_ids for c in contexts]
     assert np.array_equal(*schedules)
-    other = tokens(tmp_path, "data.shuffle=true", "data.order_seed=6").config
-    assert not np.array_equal(stream(other, rows), orders[0])
+    other = tokens(tmp_path, "data.shuffle=true", "data.order_seed=6")
+    assert not np.array_equal(pipeline.stream_of(other).samples, orders[0])
 
 
 def test_without_an_order_seed_the_run_s_seed_orders_the_stream(tmp_path):
     contexts = [tokens(tmp_path, "data.shuffle=true", f"seed={seed}") for seed in (0, 1)]
-    rows = corpus_of(contexts[0])
-    first, second = (stream(c.config, rows) for c in contexts)
+    rows = pipeline.corpus_of(contexts[0])
+    first, second = (pipeline.stream_of(c).samples for c in contexts)
     assert np.array_equal(first, stream_order(rows, 0))
     assert np.array_equal(second, stream_order(rows, 1))
-    assert np.array_equal(stream(tokens(tmp_path).config, rows), np.arange(36))
+    assert np.array_equal(pipeline.stream_of(tokens(tmp_path)).samples, np.arange(36))
 
 
 def test_an_edit_replaces_by_what_follows_in_the_same_order(tmp_path):
     shuffled = tokens(tmp_path, "data.shuffle=true", "data.order_seed=5", "seed=1")
-    rows = corpus_of(shuffled)
-    assert np.array_equal(following(shuffled.config, rows, 3), stream_order(rows, 5)[12:])
+    rows = pipeline.corpus_of(shuffled)
+    assert np.array_equal(pipeline.stream_of(shuffled).following(3), stream_order(rows, 5)[12:])
 
 
 def test_an_order_seed_that_nothing_reads_is_refused():
@@ -142,8 +155,8 @@ def test_local_texts_become_a_corpus_streamed_or_not(tmp_path, tokenizer_json, m
     (tmp_path / "texts.jsonl").write_text("".join(lines))
     given = ("data=hf", f"data.dataset={tmp_path / 'texts.jsonl'}", "data.seq_len=16")
     given += (f"data.tokenizer={tokenizer_json}", "data.vocab_size=300", "data.held_out=4")
-    first = corpus_of(context(tmp_path, *given))
-    again = corpus_of(context(tmp_path, *given, "data.streaming=true"))
+    first = pipeline.corpus_of(context(tmp_path, *given))
+    again = pipeline.corpus_of(context(tmp_path, *given, "data.streaming=true"))
     assert again.fingerprint == first.fingerprint
     ids = first.rows(np.arange(len(first.tokens))).numpy()
     assert words.decode(ids[0].tolist()) == sentence(0, 30)[: len(words.decode(ids[0].tolist()))]
@@ -163,7 +176,7 @@ def test_a_class_that_is_not_held_out_is_told(tmp_path, capsys):
                                ("unlabelled", in_order, "")):  # fmt: skip
         np.save(tmp_path / "labels.npy", labels)
         names = f"data.label_names=[{'unlabelled' if name == 'unlabelled' else 'code'},rare,prose]"
-        corpus = corpus_of(made := context(tmp_path / name, *given, names))
+        corpus = pipeline.corpus_of(made := context(tmp_path / name, *given, names))
         warned = made.store.warnings.get(corpus.fingerprint, "")
         assert said in warned and bool(said) == bool(warned)
 
@@ -179,11 +192,11 @@ def test_a_tiny_pile_is_fetched_ahead_and_the_store_leaves_the_rows_alone(tmp_pa
     given += ("data.held_out=4", "data.rows_per_request=4")
     with serving(folder) as server:
         remote = context(tmp_path, *given, f"data.source={server.url}")
-        found = corpus_of(remote)
-        plan = base_schedule(remote.config, found)
-        fetch(remote, found, plan.sample_ids)
+        found = pipeline.corpus_of(remote)
+        plan = pipeline.stream_of(remote).schedule(0, remote.config.training.last_step)
+        fetch(remote.at, found, plan.sample_ids)
         assert server.sent == (4 + 16) * 34
     assert found.rows(plan.sample_ids).tolist() == rows[:16].tolist(), "the server is gone"
-    local = corpus_of(context(tmp_path, *given, f"data.source={folder}"))
+    local = pipeline.corpus_of(context(tmp_path, *given, f"data.source={folder}"))
     assert local.fingerprint == found.fingerprint, "a mirror of the same shards"
     assert Store(tmp_path / "store").unreadable() == []

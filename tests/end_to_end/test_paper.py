@@ -17,7 +17,6 @@ from mda import pipeline
 from mda.config import compose
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.corpus import corpus_of
 
 STEP, BATCH, T, N = 125, 4, 16, 80
 TOKENS = np.random.default_rng(0).integers(2, 300, (N, T + 1), dtype=np.uint16)
@@ -130,7 +129,7 @@ def test_held_out_rows_that_a_checkpoint_was_trained_on_are_warned_of(
     root, _, pile = published
     config = compose([*shrunk("160m", root, pile, tmp_path), f"data.n_sequences={rows}"])
     context = Context.of(config)
-    corpus = corpus_of(context)
+    corpus = pipeline.corpus_of(context)
     assert context.store.warnings == ({corpus.fingerprint: says} if says else {})
 
 

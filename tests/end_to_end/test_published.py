@@ -32,8 +32,8 @@ from mda.programs.reproduce import reproduce
 from mda.schema import ConfigError, Unavailable
 from mda.stages import before
 from mda.stages.context import Context
-from mda.stages.corpus import base_schedule
 from mda.stages.preview import preview_job
+from mda.stages.stream import Stream
 from mda.training.optimizer import adamw, learning_rate
 
 TOKEN = "hf_thisisnottobewritten"
@@ -147,7 +147,7 @@ def test_an_arm_is_trained_on_by_a_fresh_adamw_at_that_step_s_learning_rate(trai
         base / "model_config.json", base / "checkpoints/step_20/model.safetensors"
     ).train()
     optimizer = adamw(model, config.training)
-    plan = base_schedule(config, corpus, 20, 40)
+    plan = Stream.of(corpus, config.data, config.training.batch_size, 0).schedule(20, 40)
     for step in range(20, 40):
         ids, _ = plan.at(step)
         tokens = corpus.rows(ids)

@@ -6,7 +6,7 @@ key holds them.
 
 from mda import pipeline, store
 from mda.model.build import saved_config, scratch
-from mda.stages.truth import Bench
+from mda.stages.truth import Asked, Bench
 
 READS_NO_MODEL = {"corpus", "weights", "base"}
 READS_ONE = {
@@ -27,7 +27,9 @@ def test_all_that_reads_a_model_of_a_published_run_has_its_adapter_in_its_key(co
         "intervention.mode=mask_tokens", "unit=sae_feature",
     )  # fmt: skip
     arm = pipeline.arm(context)
-    bench = Bench.of({"feature": context}, arm.corpus, arm.base, arm.unit.window)
+    config = context.config
+    feature = Asked(config.unit, config.sae, config.intervention)
+    bench = Bench.of({"feature": feature}, arm.base, arm.unit.window, context.at)
     bench.perturbed_start(0.02, 0, 1)
     found = {one.kind: one.manifest for one in context.store.artifacts()}
     code = {kind: manifest.get("computed", {}).get("code", {}) for kind, manifest in found.items()}

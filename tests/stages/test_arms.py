@@ -103,7 +103,7 @@ def test_every_seed_draws_its_own_replacements_for_the_same_samples(arm):
         ])  # fmt: skip
         context = Context(config, Context.of(config).store, progress=False)
         assert found.traced is not None
-        edited = plan_edit(context, found.corpus, found.unit, found.traced.scores)
+        edited = plan_edit(context.config.intervention, found.unit, found.traced.scores)
         plans[seed, own] = edited.plan
     drawn = {seeds: frozenset(plan.replacements.tolist()) for seeds, plan in plans.items()}
     assert all(

@@ -27,7 +27,7 @@ def run(tmp_path):
         for step, values in ((0, BEGINNING), (60, END)):
             rows.writerow([step, *(value for pair in values.values() for value in pair)])
     artifact = Artifact(tmp_path, "base", "made up", {}, True)
-    return Run(artifact, torch.device("cpu"), (0, 60), {})
+    return Run(artifact, torch.device("cpu"), (0, 60), {}, None, None)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_strongest_heads_are_those_of_the_units_metric_at_the_end_or_else_of
     run, unit, order
 ):
     config = compose(["experiment=smoke", *unit])
-    assert [str(head) for head in strongest_heads(config, run)] == order
+    assert [str(head) for head in strongest_heads(config.unit, run)] == order
 
 
 def test_the_icl_score_of_a_model_is_of_the_bands_that_are_asked_for(context_of):

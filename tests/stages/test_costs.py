@@ -3,8 +3,9 @@
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from transformers import GPTNeoXModel
 
 from mda import pipeline
 from mda.cost.hardware import WORK, Rates
-from mda.cost.stages import costs
+from mda.cost.job import Cost
 from mda.emergence.behaviour import make_trials
 from mda.model.plain_attention import eager_attention
 from mda.report.costs import duration
+from mda.schema.estimator import RandomConfig
 from mda.stages.attribution import score
 from mda.stages.measuring import Bench, job_of, rates_here
-from mda.stages.preview import Estimates, print_costs
+from mda.stages.preview import STAGES, Estimates, print_costs
 from mda.store import Store, hash_arrays
 from mda.training.loss import GPU_LOGITS, LOGITS
 
@@ -49,7 +51,7 @@ def finished(traced):
 
 
 def cost_of(config, stage: str, part: str | None = None):
-    return next(c for c in costs(job_of(config), stage) if c.stage == (part or stage))
+    return next(c for c in STAGES[stage].costs(job_of(config)) if c.stage == (part or stage))
 
 
 def fitted_for(trace, inputs) -> bool:
@@ -91,6 +93,25 @@ def test_the_units_of_a_plan_are_those_that_are_scored(traced, choice):
     assert planned.samples == len(trace.traced.scores.sample_ids)
 
 
+@dataclass
+class Twice(RandomConfig):
+    """An estimator of a plugin, which says what its scores take."""
+
+    cost: ClassVar[str] = f"{__name__}:two_tokens_a_sample"
+
+
+def two_tokens_a_sample(job):
+    return [Cost("scores", 2 * job.samples, {"score": 5.0 * job.samples})]
+
+
+def test_an_estimator_s_settings_tell_what_its_scores_take(context_of):
+    config = replace(context_of().config, estimator=Twice())
+    found = cost_of(config, "scores")
+    n = job_of(config).samples
+    assert (found.tokens, found.flops) == (2 * n, {"score": 5 * n}) and found.disk
+    assert cost_of(replace(config, estimator=RandomConfig()), "scores").tokens == 0
+
+
 def test_tokens_are_those_of_updates_and_measurements(finished):
     trace, context = finished
     config = context.config
@@ -125,14 +146,14 @@ def test_tracin_spends_no_pass_on_a_checkpoint_whose_learning_rate_is_0(traced, 
 def test_scores_of_tokens_are_another_pass_and_what_an_arm_can_do_is_a_row(context_of, outputs):
     context = context_of("intervention.mode=mask_tokens", "estimator=tracin")
     job, length = job_of(context.config), context.config.data.seq_len
-    (tokens,) = costs(job, "tokens")
-    (scores,) = costs(job, "scores")
+    (tokens,) = STAGES["tokens"].costs(job)
+    (scores,) = STAGES["scores"].costs(job)
     assert tokens.tokens == scores.tokens
     done = pipeline.arm(context)
     assert done.tokens is not None
     folder = outputs / "store/tokens" / done.tokens.fingerprint
     assert tokens.disk == pytest.approx(size_of(folder, "*.safetensors"), abs=400)
-    (behaviour,) = costs(job, "behaviour")
+    (behaviour,) = STAGES["behaviour"].costs(job)
     trials = make_trials(done.corpus, context.config.behaviour, ((16, 32), (0, 1)))
     rows = [trials.text_MT1, trials.copying.tokens_MS]
     rows += [trials.labelling.tokens_MS] if trials.labelling else []
@@ -160,7 +181,7 @@ def scored(context, trace, folder) -> tuple[Operations, int]:
     try:
         with Operations() as counter:
             fresh = replace(context, store=Store(folder))  # which finds no other test's scores
-            score(fresh, trace.corpus, trace.base, trace.unit)
+            score(replace(trace.unit, at=fresh.at), fresh.config.estimator, fresh.at)
     finally:
         hook.remove()
     return counter, tokens

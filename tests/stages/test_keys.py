@@ -18,9 +18,8 @@ from mda.programs import run
 from mda.schema import OPTIONS, ConfigError
 from mda.schema.keys import settings
 from mda.stages.attribution import ScoringWork
-from mda.stages.corpus import base_schedule
 from mda.stages.preview import fingerprints, preview_job
-from mda.stages.runs import model_inputs, threads_in
+from mda.stages.runs import Recipe, model_inputs
 
 STAGES = ("corpus", "base", "ranking", "scores", "tokens", "arm", "behaviour")
 
@@ -422,9 +421,9 @@ def test_threads_count_on_a_cpu_alone(context_of, published, monkeypatch):
     """`meta` stands in for a GPU: nothing is measured on it, the key alone is asked for."""
     _, given, _ = published
     config = context_of("training.threads=3").config
-    assert threads_in(config, torch.device("cpu")) == {"threads": 3}
-    assert threads_in(config, torch.device("meta")) == {}
-    monkeypatch.setattr("mda.stages.published.device_of", lambda config: torch.device("meta"))
+    recipe = Recipe(config.training, config.emergence)
+    assert recipe.threads == {"threads": 3}
+    monkeypatch.setattr("mda.stages.runs.device_of", lambda config: torch.device("meta"))
     one, two = (
         fingerprints(context_of(*given, f"training.threads={n}").config, pipeline.train)["curve"]
         for n in (1, 2)
@@ -438,8 +437,8 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
     _, given, _ = published
     context = context_of(*given, *SCORED, *TRACIN)
     trace = pipeline.trace(context)
-    schedule = base_schedule(context.config, trace.corpus, 20, 40)
-    work = ScoringWork(context, trace.corpus, trace.base, trace.unit, schedule, trace.traced.steps)
+    schedule, settings = trace.base.stream.schedule(20, 40), context.config.estimator
+    work = ScoringWork(context.at, trace.unit, settings, schedule, trace.traced.steps)
     work.model(20)
     for asked in (lambda: work.second_moments(20), work.training):
         with pytest.raises(ConfigError, match=r"estimator=tracin .* what needs no optimizer state"):

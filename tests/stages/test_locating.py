@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from mda import pipeline, store
-from mda.stages.locating import locate
 from mda.stages.measuring import job_of
 
 
@@ -15,27 +14,27 @@ def values_of(base, metric: str, head: str) -> dict[int, float]:
 
 
 def test_a_named_head_is_traced_whatever_its_rank(context_of):
-    corpus, base = pipeline.train(context_of())
+    _, base = pipeline.train(context_of())
     heads = ["L0H0", "L0H1", "L1H0", "L1H1"]
     last = {head: values_of(base, "prefix_matching", head)[60] for head in heads}
     lowest = min(heads, key=lambda head: last[head])
-    found = locate(context_of(f"unit.locate={lowest}"), corpus, base)
+    found = pipeline.unit_of(context_of(f"unit.locate={lowest}"), base)
     assert (found.name, found.members) == (lowest, (lowest,))
     assert [unit.name for unit in found.units] == heads
     highest = max(heads, key=lambda head: last[head])
-    assert locate(context_of(), corpus, base).name == highest != lowest
+    assert pipeline.unit_of(context_of(), base).name == highest != lowest
 
 
 def test_an_automatic_window_lies_around_the_heads_own_crossing_of_the_threshold(context_of):
     unit = ("unit=previous_token_head", "unit.locate=L1H0")
-    corpus, base = pipeline.train(context_of(*unit))
+    _, base = pipeline.train(context_of(*unit))
     curve = values_of(base, "previous_token", "L1H0")
     before, after = curve[20], curve[30]
     assert max(value for step, value in curve.items() if step <= 20) == before < after
     threshold = 0.25 * before + 0.75 * after
     margins = ("intervention.before_onset=3", "intervention.after_onset=11")
     auto = (f"unit.threshold={threshold}", "intervention.window=auto", *margins)
-    window = locate(context_of(*unit, *auto), corpus, base).window
+    window = pipeline.unit_of(context_of(*unit, *auto), base).window
     onset = np.interp(threshold, [before, after], [20, 30])
     assert window.onset == pytest.approx(onset)
     kept = [step for step in base.checkpoints if step <= onset - 3]
@@ -45,9 +44,9 @@ def test_an_automatic_window_lies_around_the_heads_own_crossing_of_the_threshold
 def test_a_unit_that_is_there_at_the_first_step_has_no_onset(context_of):
     """Any head is, where the threshold is below its metric before training."""
     auto = ("unit.locate=L1H0", "intervention.window=auto", "intervention.after_onset=11")
-    corpus, base = pipeline.train(context_of())
+    _, base = pipeline.train(context_of())
     curve = values_of(base, "prefix_matching", "L1H0")
-    low = locate(context_of(*auto, f"unit.threshold={curve[0] * 0.999}"), corpus, base)
+    low = pipeline.unit_of(context_of(*auto, f"unit.threshold={curve[0] * 0.999}"), base)
     assert low.emerged.before and (low.window.start, low.window.end) == (0, 11)
     assert low.window.rule == (
         "L1H0 was there before the first step: scores say what changes it; it has no onset, so "
@@ -55,7 +54,9 @@ def test_a_unit_that_is_there_at_the_first_step_has_no_onset(context_of):
     )
     threshold = (curve[0] + max(curve.values())) / 2
     assert curve[0] < threshold
-    assert not locate(context_of(*auto, f"unit.threshold={threshold}"), corpus, base).emerged.before
+    assert not pipeline.unit_of(
+        context_of(*auto, f"unit.threshold={threshold}"), base
+    ).emerged.before
 
 
 @pytest.mark.parametrize(

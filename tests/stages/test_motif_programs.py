@@ -15,7 +15,7 @@ from mda.data.errors import DataError
 from mda.schema import ConfigError
 from mda.schema.edit import Count, Edit, Rows
 from mda.stages.context import Context
-from mda.stages.corpus import corpus_of, tokenizer_of
+from mda.stages.corpus import tokenizer_of
 
 SMOKE = ("experiment=smoke", "intervention.window=[20,60]", "estimator=repetition", "report.dpi=30")
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(program, context_of, tmp
         program("synthesize", f"synthesis.motifs={tmp_path / 'no.json'}")
     with pytest.raises(ConfigError, match=r"synthesis\.arm=a/b is refused"):
         context_of("synthesis.arm=a/b")
-    nameless = replace(corpus_of(context_of()), tokenizer=None)
+    nameless = replace(pipeline.corpus_of(context_of()), tokenizer=None)
     with pytest.raises(ConfigError, match=r"data\.tokenizer=null is refused; accepted: a token"):
         tokenizer_of(nameless)
 

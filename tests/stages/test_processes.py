@@ -17,8 +17,8 @@ from mda.config import compose
 from mda.config.jobs import own_gpu
 from mda.schema import ConfigError
 from mda.stages.context import process_group
-from mda.stages.corpus import corpus_of, fetch
-from mda.stages.runs import training_inputs
+from mda.stages.corpus import fetch
+from mda.stages.runs import Recipe
 from mda.store import Store, gpu_of
 from mda.store.keys import HOME
 from mda.training import fit
@@ -85,15 +85,15 @@ def test_two_processes_bring_every_second_block_each(rank, context_of, tmp_path)
         words = [f"data.{name}={value}" for name, value in given.items()]
         context = context_of("data=pile", *words, f"output_dir={tmp_path}", "emergence.held_out=8",
                              "training.total_steps=20", "intervention.window=[0,20]")  # fmt: skip
-        corpus = corpus_of(context)
+        corpus = pipeline.corpus_of(context)
         assert len(server.requests) == 2, "the held-out rows, which are in blocks 10 and 11"
         dist.init_process_group("fake", rank=rank, world_size=2, store=FakeStore())
         try:
-            fetch(context, corpus, np.arange(96), together=True)
+            fetch(context.at, corpus, np.arange(96), together=True)
         finally:
             dist.destroy_process_group()
         assert corpus.tokens.missing(np.arange(96)) == [*range(1 - rank, 10, 2)]
-        fetch(context, corpus, np.arange(96))
+        fetch(context.at, corpus, np.arange(96))
         assert corpus.tokens.missing(np.arange(96)) == []
         assert len(server.requests) == 12
 
@@ -146,11 +146,12 @@ def test_what_this_machine_cannot_train_with_is_refused_before_any_work(
     assert not list(tmp_path.rglob("corpus*")), "not even a corpus was built"
 
 
-def test_on_a_gpu_the_threads_of_the_processor_do_not_tell_trainings_apart():
+def test_on_a_gpu_the_threads_of_the_processor_do_not_tell_trainings_apart(monkeypatch):
     """Nodes have other numbers of cores, and jobs side by side take fewer."""
     one, other = (compose([f"training.threads={n}"]) for n in (1, 8))
     for device, same in (("cpu", False), ("cuda", True)):
-        found = [training_inputs(config, torch.device(device)) for config in (one, other)]
+        monkeypatch.setattr("mda.stages.runs.device_of", lambda _, name=device: torch.device(name))
+        found = [Recipe(config.training, config.emergence).inputs for config in (one, other)]
         assert (found[0] == found[1]) is same
         assert found[0]["total_steps"] == 6000 and "accelerator" not in found[0]
 

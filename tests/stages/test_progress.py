@@ -2,9 +2,8 @@
 
 import pytest
 
-from mda.config import compose
 from mda.stages import context
-from mda.stages.context import Context
+from mda.stages.context import Runtime
 from mda.store import Store
 
 
@@ -18,7 +17,7 @@ def clock(monkeypatch):
 
 def passed(tmp_path, clock, seconds, progress=True):
     """Go through items that take so long."""
-    quiet = Context(compose([]), Store(tmp_path), progress=progress)
+    quiet = Runtime(Store(tmp_path), progress=progress)
     for spent in quiet.bar(seconds, "scores at step 512", len(seconds)):
         clock[0] += spent
 
@@ -37,7 +36,7 @@ def test_a_first_item_that_takes_long_to_come_is_no_progress_yet(tmp_path, clock
         clock[0] += 1000
         yield from (20.0, 20.0)
 
-    for spent in Context(compose([]), Store(tmp_path)).bar(slow(), "scores", 2):
+    for spent in Runtime(Store(tmp_path)).bar(slow(), "scores", 2):
         clock[0] += spent
     assert capsys.readouterr().err.splitlines() == ["scores: 1 of 2, 0:17:00 left"]
 

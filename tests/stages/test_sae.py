@@ -15,8 +15,8 @@ from mda.sae.quality import quality
 from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.locating import locate
-from mda.stages.sae import drawn, sae_of, trained_sae
+from mda.stages.sae import SaeStage, drawn
+from mda.stages.stage import make
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def stage(out):
 
 @pytest.fixture(scope="module")
 def found(stage):
-    context, corpus, base = stage()
-    return trained_sae(context, context.config.sae, corpus, base)
+    context, _, base = stage()
+    return make(SaeStage(base, context.config.sae), context.at)
 
 
 def test_the_artifact_is_the_sae_and_its_quality_on_held_out_text(stage, found):
@@ -58,22 +58,22 @@ def test_the_artifact_is_the_sae_and_its_quality_on_held_out_text(stage, found):
 
 
 def test_it_is_found_again_and_its_history_logged_as_if_just_trained(stage, found):
-    context, corpus, base = stage()
+    context, _, base = stage()
     rows = []
     logged = Context(context.config, context.store, rows.append, progress=False)
-    again = trained_sae(logged, context.config.sae, corpus, base)
+    again = make(SaeStage(base, context.config.sae), logged.at)
     assert not again.built and again.fingerprint == found.fingerprint
     assert [row["step"] for row in rows] == [50, 60]
     assert rows[-1]["sae/explained_variance"] == found.history[-1]["explained_variance"]
 
 
 def test_built_again_it_is_the_same_bit_for_bit(stage, found):
-    context, corpus, base = stage()
+    context, _, base = stage()
     before = found.sae.fingerprint()
     aside = found.folder.with_name("aside")
     shutil.copytree(found.folder, aside)
     assert context.store.remove(found.folder)
-    again = trained_sae(context, context.config.sae, corpus, base)
+    again = make(SaeStage(base, context.config.sae), context.at)
     assert again.built
     assert again.sae.fingerprint() == before
     for name in ("history.csv", "quality.json"):
@@ -90,14 +90,14 @@ def test_every_setting_that_decides_it_makes_another_and_no_other_does(stage, fo
     same = {"name": "other", "layer": 0, "checkpoint": 60}  # what null means here
     prints = {}
     for name, value in changes.items():
-        context, corpus, base = stage(f"sae.{name}={value}", *(["sae.steps=5"] * (name != "steps")))
-        prints[name] = trained_sae(context, context.config.sae, corpus, base).fingerprint
-    context, corpus, base = stage("sae.steps=5")
-    usual = trained_sae(context, context.config.sae, corpus, base).fingerprint
+        context, _, base = stage(f"sae.{name}={value}", *(["sae.steps=5"] * (name != "steps")))
+        prints[name] = make(SaeStage(base, context.config.sae), context.at).fingerprint
+    context, _, base = stage("sae.steps=5")
+    usual = make(SaeStage(base, context.config.sae), context.at).fingerprint
     assert len({usual, found.fingerprint, *prints.values()}) == len(changes) + 2
     for name, value in same.items():
-        context, corpus, base = stage(f"sae.{name}={value}", "sae.steps=5")
-        assert trained_sae(context, context.config.sae, corpus, base).fingerprint == usual, name
+        context, _, base = stage(f"sae.{name}={value}", "sae.steps=5")
+        assert make(SaeStage(base, context.config.sae), context.at).fingerprint == usual, name
 
 
 def test_it_is_trained_on_the_checkpoint_it_names_with_its_own_settings(stage):
@@ -108,7 +108,7 @@ def test_it_is_trained_on_the_checkpoint_it_names_with_its_own_settings(stage):
         "seed": 1,
     }  # fmt: skip
     context, corpus, base = stage(*(f"sae.{name}={value}" for name, value in settings.items()))
-    trained = trained_sae(context, context.config.sae, corpus, base)
+    trained = make(SaeStage(base, context.config.sae), context.at)
     model, hook = base.model(40).eval(), Hookpoint("mlp_out", 1)
     rows = corpus.rows(stream_order(corpus, 1)[:12])[:, :-1]
     with torch.no_grad():
@@ -148,20 +148,28 @@ def test_impossible_settings_are_refused_before_any_work(overrides, says):
         compose(["experiment=smoke", *overrides])
 
 
+def sae_of(context, base):
+    return pipeline.unit_of(context, base).sae
+
+
 def test_a_unit_gets_the_sae_it_asks_for(stage, found, tmp_path):
-    context, corpus, base = stage()
-    assert sae_of(context, corpus, base) is None
+    context, _, base = stage()
+    assert sae_of(context, base) is None
     feature = ("unit=sae_feature", "unit.label=prose")
-    context, corpus, base = stage(*feature)
-    assert sae_of(context, corpus, base).fingerprint() == found.sae.fingerprint()
+    context, _, base = stage(*feature)
+    assert sae_of(context, base).fingerprint() == found.sae.fingerprint()
     theirs = tmp_path / "layers.1"
     shutil.copytree(found.folder / "layers.0", theirs)
-    context, corpus, base = stage(*feature, f"unit.source={theirs}")
-    assert sae_of(context, corpus, base).hook == Hookpoint("resid_post", 1)
+    context, _, base = stage(*feature, f"unit.source={theirs}")
+    assert sae_of(context, base).hook == Hookpoint("resid_post", 1)
     shutil.copytree(theirs, tmp_path / "layers.2")
-    context, corpus, base = stage(*feature, f"unit.source={tmp_path / 'layers.2'}")
+    context, _, base = stage(*feature, f"unit.source={tmp_path / 'layers.2'}")
     with pytest.raises(ConfigError, match=r"reads L2\.resid_post of width 16; accepted: width 16"):
-        sae_of(context, corpus, base)
+        sae_of(context, base)
+
+
+def unit_of(context, _, base):
+    return pipeline.unit_of(context, base)
 
 
 def kinds_used(locating):
@@ -173,11 +181,11 @@ def kinds_used(locating):
 
 def test_a_feature_that_is_named_and_traced_alone_is_found_without_ranking_the_others(stage):
     given = stage("unit=sae_feature", "unit.label=generated_xml", "unit.locate=L0F5", "unit.k=1")
-    alone, used = kinds_used(lambda: locate(*given))
+    alone, used = kinds_used(lambda: unit_of(*given))
     assert alone.name == "L0F5" and [unit.name for unit in alone.units] == ["L0F5"]
     assert "emergence" in used and "ranking" not in used
     given = stage("unit=sae_feature", "unit.label=generated_xml", "unit.locate=L0F5", "unit.k=2")
-    two, used = kinds_used(lambda: locate(*given))
+    two, used = kinds_used(lambda: unit_of(*given))
     assert two.name == "L0F5" and len(two.units) == 2 and "ranking" in used
 
 
@@ -191,7 +199,7 @@ def test_a_feature_that_is_named_and_traced_alone_is_found_without_ranking_the_o
 )
 def test_a_unit_that_does_not_exist_is_refused(stage, unit, says):
     with pytest.raises(ConfigError, match=says):
-        locate(*stage(*unit, "unit.label=generated_xml"))
+        unit_of(*stage(*unit, "unit.label=generated_xml"))
 
 
 def test_the_folder_is_one_that_others_can_read(found):

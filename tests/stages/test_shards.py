@@ -66,8 +66,9 @@ def test_scores_of_many_samples_and_units_lie_on_disk(context_of, tmp_path):
     n, units = 100_000, [SimpleNamespace(name=f"u{i}", parts=()) for i in range(144)]
     order = Schedule(0, 4, np.arange(0, n + 1, 4), np.arange(n), np.ones(n, np.float32))
     located: Any = SimpleNamespace(units=units)
-    nothing: Any = None
-    work = attribution.ScoringWork(context_of(), nothing, nothing, located, order, (0, 1), tmp_path)
+    context = context_of()
+    given = (context.at, located, context.config.estimator, order, (0, 1), tmp_path)
+    work = attribution.ScoringWork(*given)
 
     def score(ids):
         values = torch.from_numpy(ids)[:, None] + 1000.0 * torch.arange(144)

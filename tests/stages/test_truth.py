@@ -14,8 +14,10 @@ from mda.intervention.subsets import AT_RANDOM
 from mda.programs.truth import builds, preview, refuse_transfer, retrainings
 from mda.schema import ConfigError, TruthConfig
 from mda.stages import truth_tables as make
+from mda.stages.context import Runtime
 from mda.stages.found import FindOnly, NotBuilt
 from mda.stages.truth import (
+    Asked,
     Bench,
     curvature_of,
     other_initialisation,
@@ -40,15 +42,21 @@ def contexts(context_of):
 
 @pytest.fixture(scope="module")
 def bench(contexts):
-    corpus, base = pipeline.train(contexts[HEAD])
-    return Bench.of(contexts, corpus, base, None)
+    _, base = pipeline.train(contexts[HEAD])
+    return Bench.of(
+        {n: asked(c.config) for n, c in contexts.items()}, base, None, contexts[HEAD].at
+    )
+
+
+def asked(config):
+    return Asked(config.unit, config.sae, config.intervention)
 
 
 @pytest.fixture(scope="module")
 def traces(bench, context_of):
     estimators = {name: context_of(f"estimator={name}").config for name in SETTINGS.estimators}
     return {
-        unit: {name: bench.traced(unit, config) for name, config in estimators.items()}
+        unit: {name: bench.traced(unit, config.estimator) for name, config in estimators.items()}
         for unit in SETTINGS.units
     }
 
@@ -149,9 +157,9 @@ def test_a_perturbed_start_has_noise_of_the_size_asked_for_and_the_run_s_moments
 
 def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces, contexts):
     others = {n: other_initialisation(c.config, bench.corpus, 1) for n, c in contexts.items()}
-    there = {name: type(c)(others[name], c.store, progress=False) for name, c in contexts.items()}
-    corpus, base = pipeline.train(there[HEAD])
-    to = Bench.of(there, corpus, base, bench.window)
+    there = {name: asked(one) for name, one in others.items()}
+    _, base = pipeline.train(replace(contexts[HEAD], config=others[HEAD]))
+    to = Bench.of(there, base, bench.window, bench.at)
     assert to.seed == 1 and base.fingerprint != bench.base.fingerprint
     assert np.array_equal(to.schedule.sample_ids, bench.schedule.sample_ids)
     own, theirs = (one.base.model(0).state_dict() for one in (bench, to))
@@ -284,9 +292,9 @@ def test_scores_that_are_all_the_same_choose_nothing_and_go_with_none(bench, tra
 
 
 def test_a_perturbed_start_does_not_depend_on_the_arithmetic_of_updates(bench):
-    settings = replace(bench.context.config.training, precision="bf16-mixed")
-    config = replace(bench.context.config, training=settings)
-    mixed = replace(bench, context=replace(bench.context, config=config))
+    recipe = bench.base.recipe
+    half = replace(recipe, training=replace(recipe.training, precision="bf16-mixed"))
+    mixed = replace(bench, base=replace(bench.base, recipe=half))
     start = mixed.perturbed_start(0.02, 0, 99)
     assert (start.folder / "model.safetensors").is_file()
 
@@ -333,20 +341,19 @@ def test_a_preview_has_every_build_and_scores_each_unit_by_each_estimator(contex
     assert {stage: int(said[stage]) for stage in times} == times
 
 
-def test_a_store_that_only_finds_gives_the_rows_that_are_there(bench, traces, subset_rows):
+def test_a_store_that_only_finds_gives_the_rows_that_are_there(
+    contexts, bench, traces, subset_rows
+):
     def finding(settings):
-        store_ = FindOnly(bench.context.store.root)
-        contexts = {n: type(c)(c.config, store_, progress=False) for n, c in bench.units.items()}
-        return list(make.subset_rows(
-            Bench.of(contexts, bench.corpus, bench.base, bench.window), settings, traces
-        ))  # fmt: skip
+        at = Runtime(FindOnly(bench.at.store.root), progress=False)
+        return list(make.subset_rows(replace(bench, at=at), settings, traces))
 
     assert finding(SETTINGS) == subset_rows
     more = TruthConfig(**{**vars(SETTINGS), "subsets": 6})
     assert finding(more) == subset_rows
     with pytest.raises(NotBuilt):
-        bench_of_nothing = FindOnly(bench.context.store.root / "nowhere")
-        pipeline.train(type(bench.context)(bench.context.config, bench_of_nothing, progress=False))
+        nothing = FindOnly(bench.at.store.root / "nowhere")
+        pipeline.train(replace(contexts[HEAD], store=nothing))
     unknown = TruthConfig(**{**vars(SETTINGS), "strata_of": ["random"]})
     lacking = {unit: {"repetition": own["repetition"]} for unit, own in traces.items()}
     with pytest.raises(ConfigError, match=r"truth\.strata_of: scores of random for induction_head"):

@@ -285,7 +285,7 @@ def test_rows_that_cannot_be_read_are_no_fault_of_the_edit(traced, context_of, p
     trace, context = traced(*own)
     (tmp_path / "rows-0.bin").unlink()
     with pytest.raises(ConfigError, match=r"^data\.source=.*: there is no rows-0\.bin in it"):
-        plan_edit(context, trace.corpus, trace.unit, trace.traced.scores)
+        plan_edit(context.config.intervention, trace.unit, trace.traced.scores)
 
 
 def test_unrolled_scores_are_what_one_more_weight_does_to_the_units_metric(traced):

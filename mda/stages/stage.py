@@ -1,0 +1,76 @@
+"""What a stage is: one statement of what an artifact is made from, how, and what it costs.
+
+A stage is a frozen dataclass. Its fields are the handles of the stages before it and the settings
+that it reads, and nothing else enters it. `make` finds it in the store or builds it; a plan asks
+the same stages for the same keys of a store that never builds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, Generic, TypeVar, cast
+
+import torch
+
+from mda.cost.job import Cost, Job
+from mda.stages.context import Runtime, build_together
+from mda.stages.declared import Declared
+from mda.stages.found import Foreseen, NotBuilt
+from mda.store import Artifact
+
+Handle = TypeVar("Handle")
+HashFile = Callable[[Path], str]
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Handle]):
+    """An artifact that is to be made, of the kind that its class states."""
+
+    declared: ClassVar[Declared]
+    together: ClassVar[bool] = False  # whether the processes of torchrun share its work
+
+    @staticmethod
+    def costs(job: Job) -> list[Cost]:
+        """What one such artifact of a job takes, in the order of the work."""
+        raise NotImplementedError
+
+    def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
+        """What enters its key beside code and device: settings, and keys of what comes before."""
+        raise NotImplementedError
+
+    def code(self) -> tuple[str, ...]:
+        """The root modules that compute it; none for data whose inputs say all."""
+        return ()
+
+    def device(self) -> torch.device | str | None:
+        """What it is computed on; None where that is of no account."""
+        return None
+
+    def build(self, part: Path, at: Runtime) -> None:
+        """Write its files into the folder."""
+        raise NotImplementedError
+
+    def open(self, artifact: Artifact, at: Runtime) -> Handle:
+        """The handle of the finished artifact."""
+        raise NotImplementedError
+
+
+def make(stage: Stage[Handle], at: Runtime) -> Handle:
+    """The stage's handle: built, or found in the store by its key.
+
+    In a plan an artifact that is not there is foreseen: what its handle knows without it can be
+    asked for, and all else raises NotBuilt.
+    """
+    kind, inputs = stage.declared.kind, stage.inputs(at.store.hash_file)
+    build, key = partial(stage.build, at=at), (stage.code(), stage.device())
+    if stage.together:
+        artifact = build_together(at.store, kind, inputs, build, *key)
+    else:
+        artifact = at.store.get_or_build(kind, inputs, build, *key)
+    try:
+        return stage.open(artifact, at)
+    except NotBuilt:
+        return cast(Handle, Foreseen(kind, artifact.fingerprint))
