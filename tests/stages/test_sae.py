@@ -15,6 +15,7 @@ from mda.sae.quality import quality
 from mda.sae.train import train_topk_sae
 from mda.schema import ConfigError
 from mda.stages.context import Context
+from mda.stages.locating import Located
 from mda.stages.sae import SaeStage, drawn
 from mda.stages.stage import make
 
@@ -149,7 +150,8 @@ def test_impossible_settings_are_refused_before_any_work(overrides, says):
 
 
 def sae_of(context, base):
-    return pipeline.unit_of(context, base).sae
+    config = context.config
+    return Located(base, config.unit, config.sae, config.intervention, context.at).sae
 
 
 def test_a_unit_gets_the_sae_it_asks_for(stage, found, tmp_path):
