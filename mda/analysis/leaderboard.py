@@ -125,7 +125,7 @@ def groups_of(
             of_group = [r for r in rows if (r["seed"], r["unit"], r["fraction"]) == wanted]
             asked = [row for row in of_group if predicted(row) is not None]
             pairs = np.array([(predicted(row), row[outcome]) for row in asked], np.float64)
-            finite = np.isfinite(pairs.reshape(-1, 2)).all(1)
+            finite = np.asarray(np.isfinite(pairs.reshape(-1, 2)).all(1))
             if own := [row for row, good in zip(asked, finite, strict=True) if good]:
                 x, y = pairs[finite].T
                 groups[seed, share] = Group(x, y, _bands(own), len(asked) - len(own))

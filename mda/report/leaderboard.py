@@ -126,10 +126,10 @@ def table(board: Sequence[Row]) -> list[str]:
     """A Markdown table of one unit's rows, of those that have a number."""
     shown = columns(board)
     board = [row for row in board if any(row.get(key) is not None for key in shown)]
-    rows = (
-        (NAMES.get(row["estimator"], row["estimator"]), *(cell(row, key, board) for key in shown))
-        for row in board
-    )
+    rows = []
+    for row in board:
+        name: str = row["estimator"]
+        rows.append((NAMES.get(name, name), *(cell(row, key, board) for key in shown)))
     return markdown(("estimator", *shown.values()), rows)
 
 
