@@ -35,6 +35,11 @@ class DirectionEstimator(ABC):
         """Takes the settings of `estimator=`."""
         self.settings = settings
 
+    @property
+    def _skip(self) -> int:
+        """First positions at which what the parameters do is left out."""
+        return getattr(self.settings, "skip_positions", 0)
+
     @abstractmethod
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
         """The kept checkpoints that it reads."""
@@ -46,12 +51,13 @@ class DirectionEstimator(ABC):
     def score(self, work: Work) -> SampleScores:
         """Scores of every sample; the losses are those at the last step."""
         total: SampleScores | None = None
+        skip = self._skip
         for step in work.steps:
             model, directions = self.directions(work, step)
 
             def part(ids: np.ndarray, model=model, directions=directions) -> SampleScores:
                 rows, batch_size = work.corpus.rows, self.settings.batch_size
-                return score_samples(model, rows, ids, directions, batch_size)
+                return score_samples(model, rows, ids, directions, batch_size, skip)
 
             found = work.over_samples(f"scores at step {step}", part)
             if total is not None:
@@ -63,12 +69,12 @@ class DirectionEstimator(ABC):
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
         """Influence of every token of some samples on the unit that was found, [n, T] float64."""
-        parts = []
+        parts, skip = [], self._skip
         for step in work.steps:
             model, directions = self.directions(work, step)
             own = directions.of_unit(work.found)  # of all neurons it would not fit into memory
             found = [
-                token_influence(model, work.corpus.rows(ids), own)[..., 0].cpu().double()
+                token_influence(model, work.corpus.rows(ids), own, skip)[..., 0].cpu().double()
                 for ids in batches(sample_ids, self.settings.batch_size)
             ]
             parts.append(torch.cat(found))
@@ -80,7 +86,7 @@ class DirectionEstimator(ABC):
         The steps' models are in memory together.
         """
         unit = next(unit for unit in work.units if unit.name == work.found)
-        moves = []
+        moves, skip = [], self._skip
         for step in work.steps:
             model, directions = self.directions(work, step)
             moves.append((model, directions.tangents(unit, dict(model.named_parameters()))))
@@ -88,7 +94,7 @@ class DirectionEstimator(ABC):
         def influence(ids: np.ndarray) -> Tensor:
             found = [
                 torch.cat([
-                    target_influence(model, work.corpus.rows(part), move).cpu().double()
+                    target_influence(model, work.corpus.rows(part), move, skip).cpu().double()
                     for part in batches(ids, self.settings.batch_size)
                 ])
                 for model, move in moves

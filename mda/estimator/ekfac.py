@@ -146,14 +146,18 @@ def fit_curvature(
     batch_size: int = 32,
     shards: Shards | None = None,
     factors: str = INDEPENDENT,
+    skip: int = 0,
 ) -> Curvature:
-    """Both passes over these samples: at once, or in the parts that `shards` makes of them."""
+    """Both passes over these samples: at once, or in the parts that `shards` makes of them.
+
+    What the parameters do at the first `skip` positions is left out.
+    """
     all_at_once: Shards = lambda _name, sums: sums(np.asarray(sample_ids))  # noqa: E731
     over = shards or all_at_once
     fit = (model, rows, blocks, labels, batch_size)
-    moments = over("moments", lambda ids: sum_moments(*fit, ids, factors))
+    moments = over("moments", lambda ids: sum_moments(*fit, ids, factors, skip))
     basis = eigenbasis(moments)
-    squares = over("squares", lambda ids: sum_squares(*fit, ids, basis, factors))
+    squares = over("squares", lambda ids: sum_squares(*fit, ids, basis, factors, skip))
     n = len(sample_ids)
     return Curvature(
         {site: q.cpu() for site, q in basis.items()},
@@ -170,6 +174,7 @@ def sum_moments(
     batch_size: int,
     sample_ids: np.ndarray,
     factors: str = INDEPENDENT,
+    skip: int = 0,
 ) -> Sums:
     """Pass 1: sum over samples of A and S at every site, [G, I, I] float64.
 
@@ -177,7 +182,7 @@ def sum_moments(
     """
     sums: Sums = {}
     for ids in batches(sample_ids, batch_size):
-        captured = _capture(model, rows, ids, blocks, labels)
+        captured = _capture(model, rows, ids, blocks, labels, skip)
         for site, part in _moments(captured, blocks, factors).items():
             _add(sums, site, part)
     return sums
@@ -212,12 +217,13 @@ def sum_squares(
     sample_ids: np.ndarray,
     basis: Mapping[str, Tensor],
     factors: str = INDEPENDENT,
+    skip: int = 0,
 ) -> Sums:
     """Pass 2: sum over samples of the squared gradient in the basis, [H, I, J] float64."""
     basis = {site: q.to(model.device, model.dtype) for site, q in basis.items()}
     sums: Sums = {}
     for ids in batches(sample_ids, batch_size):
-        captured = _capture(model, rows, ids, blocks, labels)
+        captured = _capture(model, rows, ids, blocks, labels, skip)
         for block in blocks:
             x, dy = captured.x(block), captured.dy(block)
             q_a, q_s = basis[input_site(block, factors)], basis[output_site(block, factors)]
@@ -231,10 +237,11 @@ def _capture(
     ids: np.ndarray,
     blocks: Sequence[ParameterBlock],
     labels: Labels,
+    skip: int,
 ) -> Capture:
     tokens_BS = rows(ids)
     uniforms_BT = labels.uniforms(ids, tokens_BS.shape[1] - 1)
-    return capture(model, tokens_BS, modules_of(blocks), uniforms_BT=uniforms_BT)
+    return capture(model, tokens_BS, modules_of(blocks), uniforms_BT=uniforms_BT, skip=skip)
 
 
 def _add(sums: Sums, key: str, part: Tensor) -> None:

@@ -58,6 +58,7 @@ class Work(Protocol):
         n_sequences: int | None,
         batch_size: int,
         factors: str = INDEPENDENT,
+        skip: int = 0,
     ) -> Curvature:
         """EK-FAC curvature of blocks at a checkpoint, fitted on a seeded subset of the samples."""
         ...

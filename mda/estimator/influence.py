@@ -55,6 +55,7 @@ class Ekfac(DirectionEstimator):
             wanted.fit_sequences,
             wanted.batch_size,
             wanted.factors,
+            wanted.skip_positions,
         )
         metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
         blocks = curvature.inverse_times(gradients, wanted.damping, metric)
@@ -112,7 +113,13 @@ class Exact(DirectionEstimator):
         blocks: dict[ParameterBlock, Tensor] = {}
         for block, v_RIJ in gradients.items():
             parts = sequence_gradients_of(
-                model, work.corpus.rows, ids, block, labels, wanted.batch_size
+                model,
+                work.corpus.rows,
+                ids,
+                block,
+                labels,
+                wanted.batch_size,
+                wanted.skip_positions,
             )
             blocks[block] = torch.zeros_like(v_RIJ, dtype=torch.float64)
             for owner in range(block.owners):
@@ -133,13 +140,14 @@ def sequence_gradients_of(
     block: ParameterBlock,
     labels: Labels,
     batch_size: int,
+    skip: int = 0,
 ) -> Tensor:
     """Gradient of each sample's mean token loss in one block, [N, H, I, J] on the CPU."""
     parts = []
     for ids in batches(sample_ids, batch_size):
         tokens_BS = rows(ids)
         uniforms_BT = labels.uniforms(ids, tokens_BS.shape[1] - 1)
-        captured = capture(model, tokens_BS, block.modules, uniforms_BT=uniforms_BT)
+        captured = capture(model, tokens_BS, block.modules, uniforms_BT=uniforms_BT, skip=skip)
         parts.append(sequence_gradients(captured.x(block), captured.dy(block)).cpu())
     return torch.cat(parts)
 

@@ -9,12 +9,15 @@ of z is -<P, grad L(z)>: score > 0 means that up-weighting the sample raises the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.autograd.forward_ad as forward
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
@@ -46,17 +49,19 @@ def score_samples(
     sample_ids: np.ndarray,
     directions: Directions,
     batch_size: int = 32,
+    skip: int = 0,
 ) -> SampleScores:
     """Score of every sample for every unit, [N, U], and its loss, [N].
 
     One forward and backward pass for each batch, whatever the number and kinds of units. Memory
-    does not grow with N but for the result. Runs on the model's device in the model's precision.
+    does not grow with N but for the result. What the parameters do at the first `skip` positions is
+    left out. Runs on the model's device in the model's precision.
     """
     values = torch.empty(len(sample_ids), len(directions.units), dtype=model.dtype)
     losses = torch.empty(len(sample_ids), dtype=model.dtype)
     modules, done = modules_of(directions.blocks), 0
     for ids in batches(sample_ids, batch_size):
-        captured = capture(model, rows(ids), modules)
+        captured = capture(model, rows(ids), modules, skip=skip)
         here = slice(done, done + len(ids))
         values[here] = directions.sequence_influence(captured).cpu()
         losses[here] = captured.losses_B.cpu()
@@ -64,17 +69,21 @@ def score_samples(
     return SampleScores(values, losses)
 
 
-def token_influence(model: PreTrainedModel, tokens_BS: Tensor, directions: Directions) -> Tensor:
+def token_influence(
+    model: PreTrainedModel, tokens_BS: Tensor, directions: Directions, skip: int = 0
+) -> Tensor:
     """Influence of every token, [B, T, U]; its sum over T is the samples' score.
 
     Position t gathers what the weights see at t: the query that asks there, the key and value that
-    are read there, and the output that is written there.
+    are read there, and the output that is written there; 0 at the first `skip` positions.
     """
-    return directions.token_influence(capture(model, tokens_BS, modules_of(directions.blocks)))
+    modules = modules_of(directions.blocks)
+    found = directions.token_influence(capture(model, tokens_BS, modules, skip=skip))
+    return F.pad(found, (0, 0, skip, 0))
 
 
 def target_influence(
-    model: PreTrainedModel, tokens_BS: Tensor, tangents: Mapping[str, Tensor]
+    model: PreTrainedModel, tokens_BS: Tensor, tangents: Mapping[str, Tensor], skip: int = 0
 ) -> Tensor:
     """What the loss of every token adds to the score of one unit, [B, T]; its sum is the score.
 
@@ -88,7 +97,10 @@ def target_influence(
     <P, grad l_t> = <dh_t / dP, grad_h l_t>.
     """
     tokens_BS = tokens_BS.to(model.device)
-    with torch.no_grad(), frozen(model), forward.dual_level(), PlainAttention():
+    with (
+        torch.no_grad(), frozen(model), forward.dual_level(), PlainAttention(),
+        _still(model, tangents, skip),
+    ):  # fmt: skip
         weights = dict(model.named_parameters())
         moved = {name: forward.make_dual(weights[name], t) for name, t in tangents.items()}
         prefix = f"{model.base_model_prefix}."
@@ -101,3 +113,33 @@ def target_influence(
     losses_BT = cross_entropy(hidden_BTD, unembedding(model), tokens_BS[:, 1:])
     (slope_BTD,) = torch.autograd.grad(losses_BT.sum(), hidden_BTD)
     return -(change_BTD * slope_BTD).sum(-1) / losses_BT.shape[1]
+
+
+@contextmanager
+def _still(model: PreTrainedModel, tangents: Mapping[str, Tensor], skip: int) -> Iterator[None]:
+    """Within, moved parameters stay where they are at the first `skip` positions.
+
+    An output's change is that of the input and that of the parameters; the latter, which is the
+    map with the tangents for parameters, is taken off there.
+    """
+
+    def still(bare: nn.Module, own: dict[str, Tensor]):
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            value, change = forward.unpack_dual(output)
+            x = forward.unpack_dual(args[0]).primal[:, :skip]
+            change = change.clone()
+            change[:, :skip] -= functional_call(bare, own, (x,))
+            return forward.make_dual(value, change)
+
+        return hook
+
+    with ExitStack() as stack:
+        for path in {name.rpartition(".")[0] for name in tangents} if skip else ():
+            module = model.get_submodule(path)
+            own = {
+                end: tangents.get(f"{path}.{end}", torch.zeros_like(parameter))
+                for end, parameter in module.named_parameters()
+            }
+            hook = still(deepcopy(module), own)
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield

@@ -9,6 +9,7 @@ from mda.schema.setting import Group, nearest, setting
 
 MOMENTS = ("onset", "window_middle", "window_end")
 FACTORS = ("independent", "weighted", "sequence")
+SKIP = "first positions at which what the unit's parameters do is left out of fit and scores"
 SEED = {"low": 0, "high": 2**32 - 1}
 
 
@@ -67,6 +68,7 @@ class WithCurvature(AtCheckpoint):
 
     tells_tokens: ClassVar[bool] = True
 
+    skip_positions: int = setting(0, SKIP, low=0)
     damping: float = setting(0.1, "added to the curvature, as a share of its mean", above=0)
     fit_sequences: int | None = setting(
         4096, "samples the curvature is fitted on, null: the whole window", low=1
@@ -124,6 +126,7 @@ class TracinConfig(EstimatorConfig):
         "spread over the window's steps; each is a pass, none at rate 0; null: all there are",
         low=1,
     )
+    skip_positions: int = setting(0, SKIP, low=0)
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
     adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")
     batch_size: int = setting(32, "sequences in a pass; no effect on the result", low=1)

@@ -118,9 +118,10 @@ class ScoringWork:
         n_sequences: int | None,
         batch_size: int,
         factors: str = ekfac.INDEPENDENT,
+        skip: int = 0,
     ) -> ekfac.Curvature:
         ids, step = ekfac.fit_subset(self.sample_ids, n_sequences, labels.seed), self._scored(step)
-        stage = CurvatureStage(self.base, ids, step, blocks, labels, batch_size, factors)
+        stage = CurvatureStage(self.base, ids, step, blocks, labels, batch_size, factors, skip)
         return make(stage, self.at)
 
     def learning_rate(self, step: int) -> float:

@@ -36,6 +36,7 @@ class CurvatureStage(Stage[ekfac.Curvature]):
     labels: ekfac.Labels
     batch_size: int
     factors: str
+    skip: int
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
         sites = {b.name: [ekfac.input_site(b), ekfac.output_site(b)] for b in self.blocks}
@@ -45,6 +46,7 @@ class CurvatureStage(Stage[ekfac.Curvature]):
             "samples": store.hash_arrays(self.sample_ids),
             "blocks": sites,
             "factors": self.factors,
+            "skip": self.skip,
             "labels": {"kind": self.labels.kind, "seed": self.labels.seed},
         }
 
@@ -66,7 +68,7 @@ class CurvatureStage(Stage[ekfac.Curvature]):
 
         model, rows = self.base.model(self.step), self.base.corpus.rows
         fit = (model, rows, self.sample_ids, self.blocks, self.labels, self.batch_size)
-        fitted = ekfac.fit_curvature(*fit, shards, self.factors)
+        fitted = ekfac.fit_curvature(*fit, shards, self.factors, self.skip)
         barrier()  # every process has read the shards before the first one deletes them
         if rank() == 0:
             fitted.save(part / "curvature.safetensors")

@@ -142,12 +142,14 @@ def capture(
     *,
     weights_BT: Tensor | None = None,
     uniforms_BT: Tensor | None = None,
+    skip: int = 0,
 ) -> Capture:
     """Gradients of sum_bt w_bt l_bt for a batch of token rows [B, S], S = T + 1.
 
     l_bt is the next-token loss in nats at position t. `weights_BT` defaults to 1 / T, the mean
     over tokens, summed over sequences. With `uniforms_BT` the labels are drawn from the model
-    (`label_uniforms`) instead of taken from the tokens, and so are the reported losses.
+    (`label_uniforms`) instead of taken from the tokens, and so are the reported losses. The first
+    `skip` positions are left out of what is returned, but not of the pass.
     """
     device = model.device
     tokens_BS = tokens_BS.to(device)
@@ -161,7 +163,14 @@ def capture(
     if weights_BT is None:
         weights_BT = torch.full_like(losses_BT, 1 / losses_BT.shape[1])
     gradients = tape.gradients(losses_BT, weights_BT.to(losses_BT))
-    return tape.capture(gradients, losses_BT.detach().mean(1))
+    seen = tape.capture(gradients, losses_BT.detach().mean(1))
+    if not skip:
+        return seen
+    inputs, gradients = (
+        {path: side_BTF[:, skip:] for path, side_BTF in side.items()}
+        for side in (seen.inputs, seen.output_gradients)
+    )
+    return Capture(inputs, gradients, seen.losses_B)
 
 
 def joined(taps: tuple[Tap, ...], tensors: Mapping[str, Tensor]) -> Tensor:

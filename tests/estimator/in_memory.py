@@ -111,10 +111,11 @@ class InMemoryWork:
         n_sequences: int | None,
         batch_size: int,
         factors: str = INDEPENDENT,
+        skip: int = 0,
     ) -> Curvature:
         ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
         fit = (self.model(step), self.corpus.rows, ids, blocks, labels, batch_size)
-        return fit_curvature(*fit, factors=factors)
+        return fit_curvature(*fit, factors=factors, skip=skip)
 
     def learning_rate(self, step: int) -> float:
         return self.rates[step]

@@ -13,10 +13,10 @@ import torch
 from scipy.stats import spearmanr
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mda.estimator import exact
+from mda.estimator import exact, kfac_math
 from mda.estimator.ekfac import Labels, fit_curvature
 from mda.estimator.influence import sequence_gradients_of
-from mda.estimator.score import token_influence
+from mda.estimator.score import score_samples, target_influence, token_influence
 from mda.model.architecture import architecture
 from mda.types import Part, Unit
 from mda.unit.blocks import Directions
@@ -110,3 +110,37 @@ def test_factors_of_each_side_by_itself_score_the_sink(judged):
 def test_factors_of_the_gradient_agree_with_the_exact_curvature(judged, factors):
     assert agreement(judged, factors) > 0.85
     assert share_of_first(judged[factors]) < share_of_first(judged["exact"]) + 0.02
+
+
+def test_skipped_positions_are_in_no_score_and_in_no_fit(planted):
+    """Scores, divided by where the unit acts and by loss, are those of the other positions."""
+    model, rows = planted
+    block, ids = value_block(model), SCORED[:20]
+    generator = torch.Generator().manual_seed(3)
+    direction = torch.randn(block.shape, generator=generator, dtype=torch.float64)
+    unit = Unit("L1H0", (Part(block, 0),))
+    directions = Directions.of([unit], {block: direction})
+    every = token_influence(model, rows[ids], directions)[..., 0]
+    skipped = token_influence(model, rows[ids], directions, skip=2)[..., 0]
+    assert not skipped[:, :2].any()
+    torch.testing.assert_close(skipped[:, 2:], every[:, 2:])
+    scores = score_samples(model, rows.__getitem__, ids, directions, 8, skip=2).values_NU[:, 0]
+    torch.testing.assert_close(scores, every[:, 2:].sum(1))
+    for skip in (0, 2):
+        tangents = directions.tangents(unit, dict(model.named_parameters()))
+        by_loss = target_influence(model, rows[ids], tangents, skip)
+        torch.testing.assert_close(by_loss.sum(1), every[:, skip:].sum(1))
+
+    fit = model, rows.__getitem__, ids, [block], Labels("empirical"), 8
+    for factors in ("independent", "weighted", "sequence"):
+        fitted = fit_curvature(*fit, factors=factors, skip=2)
+        captured = capture(model, rows[ids], block.modules)
+        x, dy = captured.x(block)[:, 2:], captured.dy(block)[:, 2:]
+        for q, moment in zip(
+            fitted.basis(block), kfac_math.factor_sums(x, dy, factors), strict=True
+        ):
+            turned = q.transpose(1, 2) @ moment @ q
+            off = turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))
+            assert off.abs().max() < 1e-9 * turned.abs().max()
+    parts = sequence_gradients_of(model, rows.__getitem__, ids, block, Labels("empirical"), 8, 2)
+    torch.testing.assert_close(parts, kfac_math.sequence_gradients(x, dy))
