@@ -126,6 +126,7 @@ def _still(model: PreTrainedModel, tangents: Mapping[str, Tensor], skip: int) ->
     def still(bare: nn.Module, own: dict[str, Tensor]):
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             value, change = forward.unpack_dual(output)
+            assert change is not None
             x = forward.unpack_dual(args[0]).primal[:, :skip]
             change = change.clone()
             change[:, :skip] -= functional_call(bare, own, (x,))
