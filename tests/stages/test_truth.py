@@ -129,7 +129,7 @@ def test_the_rows_of_an_edit_have_each_unit_s_own_outcome_and_control(bench, tra
 
 def test_a_mechanism_is_as_far_as_its_heads_are_on_average(bench, context_of):
     words = ("intervention.window=[20,40]", "unit.locate=mechanism", "unit.k=3")
-    own = Bench.of({HEAD: context_of(*words)}, bench.corpus, bench.base, None)
+    own = Bench.of({HEAD: asked(context_of(*words).config)}, bench.base, None, bench.at)
     run = own.arm(None)
     heads = [run.curve[-1][f"emergence/prefix_matching/{h}"] for h in own.located[HEAD].members]
     assert len(set(heads)) == 3
@@ -194,7 +194,9 @@ def test_the_samples_and_labels_that_are_shown_are_those_of_the_highest_scores(
     bench, traces, context_of
 ):
     """80 samples: ten of them are listed, and eight are the highest tenth."""
-    ekfac = bench.traced(HEAD, context_of("estimator=ekfac", "estimator.damping=0.1").config)
+    ekfac = bench.traced(
+        HEAD, context_of("estimator=ekfac", "estimator.damping=0.1").config.estimator
+    )
     shown = {HEAD: {**traces[HEAD], "ekfac": ekfac}, NEURON: traces[NEURON]}
     values = ekfac.scores.of(bench.located[HEAD].name).tolist()
     best = sorted(range(80), key=lambda i: -values[i])
@@ -219,7 +221,7 @@ def test_the_samples_and_labels_that_are_shown_are_those_of_the_highest_scores(
 def test_a_curvature_that_others_fitted_counts_for_all_that_use_it(bench, context_of):
     """Damping is no part of it: the second estimator finds what the first one fitted."""
     wide, narrow = (
-        bench.traced(HEAD, context_of("estimator=ekfac", f"estimator.damping={c}").config)
+        bench.traced(HEAD, context_of("estimator=ekfac", f"estimator.damping={c}").config.estimator)
         for c in (0.1, 0.2)
     )
     both = (store.read_json(one.folder / "manifest.json")["inputs"] for one in (wide, narrow))
@@ -240,7 +242,7 @@ def test_a_curvature_that_others_fitted_counts_for_all_that_use_it(bench, contex
 
 
 def test_the_curvature_is_a_finished_one_and_the_newest(bench, context_of):
-    traced = bench.traced(HEAD, context_of("estimator=ekfac").config)
+    traced = bench.traced(HEAD, context_of("estimator=ekfac").config.estimator)
     inputs = store.read_json(traced.folder / "manifest.json")["inputs"]
     folder = curvature_of(bench, inputs)
     assert folder is not None
