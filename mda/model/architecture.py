@@ -22,7 +22,7 @@ Biases of maps that write into the residual stream are added once for all owners
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -68,10 +68,6 @@ class Family(Protocol):
     def __call__(self, model: PreTrainedModel) -> Architecture: ...
 
     residual_writers: Sequence[str]  # endings of the weights that write into the residual stream
-
-    def refuse(self, config: Mapping[str, Any]) -> str | None:
-        """What of a configuration, defaults filled in, is not supported; None if all is."""
-        ...
 
     def scratch(self, sizes: ScratchConfig) -> Any:
         """transformers' configuration of a model with these sizes."""

@@ -8,9 +8,6 @@ of a head's dimensions rotates, embeddings are tied or not: none of it changes w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from transformers import GPTNeoXConfig, PreTrainedModel
 
 from mda.model.architecture import check_layer
@@ -30,10 +27,6 @@ class GptNeox:
         self.d_model, self.d_ff = config.hidden_size, config.intermediate_size
         self.d_head = config.hidden_size // config.num_attention_heads
         self.attention_bias: bool = config.attention_bias
-
-    @staticmethod
-    def refuse(config: Mapping[str, Any]) -> str | None:
-        return None
 
     @staticmethod
     def scratch(sizes: ScratchConfig) -> GPTNeoXConfig:

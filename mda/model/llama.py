@@ -53,10 +53,6 @@ class Llama:
         """Neurons of a layer."""
         return config.intermediate_size
 
-    @staticmethod
-    def refuse(config: Mapping[str, Any]) -> str | None:
-        return None
-
     @classmethod
     def scratch(cls, sizes: ScratchConfig) -> PretrainedConfig:
         """RMSNorm, gated MLP, tied embeddings, as SmolLM2; the rest as the family has it."""
