@@ -1,8 +1,8 @@
-"""Content-addressed artifacts: what has been computed once is found again, by what went into it.
+"""Content-addressed artifacts: a result is found again by what went into it.
 
-`keys` says what an artifact is found by, `artifacts` keeps them, `integrity` tells whether they
-are what was built, `locks` lets one process build while others wait, `gpus` gives each a GPU of its
-own, `files` reads and writes.
+`keys` makes the key of an artifact, `artifacts` keeps the folders, `integrity` checks that they are
+what was built, `locks` lets one process build while others wait, `gpus` gives each process its own
+GPU, `files` reads and writes.
 """
 
 from mda.store.artifacts import Artifact, Store, noting_uses, texts

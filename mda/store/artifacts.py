@@ -5,9 +5,10 @@ enters the computation (`mda.store.keys`), so a stale result cannot be mistaken 
 Builds write into `<fingerprint>.part` under a lock and rename it when done. A killed process leaves
 the `.part` behind, and the next build of the same artifact may resume from it.
 
-What lies in a store is not believed: the sizes of an artifact's files are compared with its
-manifest whenever it is used, their hashes when a process first uses it. What does not fit is set
-aside as `<fingerprint>.broken-<n>`, named in one sentence, and built again.
+The content of a store is checked, not trusted: the sizes of an artifact's files are compared with
+its manifest whenever it is used, their hashes when a process first uses it. An artifact that
+differs from its manifest is set aside as `<fingerprint>.broken-<n>`, reported in one sentence, and
+built again.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ _listeners: list[Callable[[str, str], None]] = []
 class Artifact:
     """A finished artifact. `built` is True when this very call computed it.
 
-    `warning` is not empty where it, or what it was made from, was computed by other code than
-    this, by other versions or on another device: whatever shows its values must show the sentence.
+    `warning` is a sentence where the artifact or one of its inputs was computed by other code,
+    other versions or another device, and is empty otherwise. Whatever shows the values must show
+    the sentence.
     """
 
     path: Path
@@ -86,7 +88,7 @@ class Store:
         code: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> Artifact:
-        """The artifact made from `inputs`, built now by `build(part)` unless it is there.
+        """Returns the artifact made from `inputs`, built now by `build(part)` unless it is there.
 
         `code` names the root modules that compute it and `device` what they compute on; both are
         part of its key, see `make_key`. Without `code` only the inputs count.
@@ -100,12 +102,12 @@ class Store:
         key = make_key(kind, inputs, code, device)
         _tell_use(kind, key.fingerprint)
         folder = self._folder(key)
-        if (found := self._open(folder)) or (found := self._of_other_code(key)):
-            return found
+        if (artifact := self._open(folder)) or (artifact := self._of_other_code(key)):
+            return artifact
         waiting = f"waiting for another process that builds {kind}/{folder.name}"
         with hold(folder.with_name(f"{folder.name}.lock"), waiting):
-            if found := self._open(folder, repair=True):
-                return found
+            if artifact := self._open(folder, repair=True):
+                return artifact
             manifest = self._build(key, folder.with_name(f"{folder.name}.part"), build)
             folder.with_name(f"{folder.name}.part").rename(folder)
         _sound.add(folder.resolve())
@@ -118,7 +120,10 @@ class Store:
         code: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> Artifact | None:
-        """The artifact that `get_or_build` would find; nothing is built and nothing set aside."""
+        """Returns the artifact that `get_or_build` would find.
+
+        Nothing is built and nothing set aside.
+        """
         key = make_key(kind, inputs, code, device)
         return self._open(self._folder(key)) or self._of_other_code(key)
 
@@ -129,43 +134,43 @@ class Store:
         code: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> Path:
-        """The folder in which this artifact is built."""
+        """Returns the folder in which this artifact is built."""
         folder = self._folder(make_key(kind, inputs, code, device))
         return folder.with_name(f"{folder.name}.part")
 
     def hash_file(self, path: Path) -> str:
-        """SHA-256 of a file outside of the store, read once as long as it stays as it is."""
+        """Returns the SHA-256 of a file outside of the store, from memory if it is unchanged."""
         return self.memory.hash_file(Path(path))
 
     def artifacts(self, kind: str = "*") -> list[Artifact]:
-        """Finished artifacts, of one kind or all, whose manifest can be read, by fingerprint."""
-        found = []
+        """Returns the finished artifacts with a readable manifest, sorted by fingerprint."""
+        artifacts = []
         for folder in self._finished(kind):
             with suppress(ValueError):
                 manifest = read_manifest(folder)
-                found.append(Artifact(folder, manifest["kind"], folder.name, manifest, False))
-        return found
+                artifacts.append(Artifact(folder, manifest["kind"], folder.name, manifest, False))
+        return artifacts
 
     def unreadable(self) -> list[Path]:
-        """Folders that have the name of a finished artifact, without a manifest to read."""
+        """Returns the folders named like finished artifacts whose manifest cannot be read."""
         readable = {artifact.path for artifact in self.artifacts()}
         return [folder for folder in self._finished() if folder not in readable]
 
     def entering(self, parts: Iterable[Path]) -> Iterator[str]:
-        """Every string among the inputs of some unfinished builds."""
+        """Yields every string among the inputs of unfinished builds of the given artifacts."""
         for part in parts:
             with suppress(OSError, ValueError, AttributeError):
                 yield from texts(read_json(part / MANIFEST).get("inputs"))
 
     def parts(self) -> list[Path]:
-        """Unfinished builds, running or abandoned, what was set aside, interrupted removals."""
+        """Returns unfinished builds, artifacts set aside as broken, and interrupted removals."""
         endings = ("part", "trash", "broken-*")
         return sorted(path for ending in endings for path in self.root.glob(f"*/*.{ending}"))
 
     def verify(self, kinds: Sequence[str] | None = None) -> Iterator[tuple[Path, str | None]]:
-        """Each artifact and what is wrong with it, None for nothing; every byte is read.
+        """Reads every byte and yields each artifact with its fault, or None where it is intact.
 
-        What does not fit is set aside, unless a process works on it; an artifact with a file that
+        A broken artifact is set aside, unless a process works on it; an artifact with a file that
         its manifest does not name stays where it is, as nothing reads that file.
         """
         for folder in self._finished():
@@ -182,10 +187,10 @@ class Store:
             yield folder, reason
 
     def remove(self, folder: Path) -> bool:
-        """Delete an artifact or a left-over folder; False if a live process holds its lock.
+        """Deletes an artifact or a left-over folder; False if a live process holds its lock.
 
-        A link is deleted, never what it leads to. Raises ValueError for a folder that does not
-        lie in the store.
+        A link is deleted, never its target. Raises ValueError for a folder that does not lie in the
+        store.
         """
         folder = Path(folder)
         if not self._holds(folder):
@@ -203,15 +208,15 @@ class Store:
         return True
 
     def _holds(self, folder: Path) -> bool:
-        """Whether a folder's name stands in this store, not behind a link to another one."""
+        """Returns whether a folder lies in this store, and not behind a link to another one."""
         return folder.parent.resolve() == self.root.resolve() / folder.parent.name
 
     def _folder(self, key: Key) -> Path:
         return self.root / key.kind / key.fingerprint
 
     def _finished(self, kind: str = "*") -> list[Path]:
-        found = self.root.glob(f"{kind}/*")
-        return sorted(path for path in found if path.is_dir() and not path.suffix)
+        entries = self.root.glob(f"{kind}/*")
+        return sorted(path for path in entries if path.is_dir() and not path.suffix)
 
     def _wrong(self, folder: Path, hashes: Callable[[list[Path]], list[str]] | None) -> str | None:
         try:
@@ -222,8 +227,8 @@ class Store:
     def _open(self, folder: Path, repair: bool = False) -> Artifact | None:
         if not os.path.lexists(folder):
             return None
-        known = folder.resolve() in _sound
-        reason = self._wrong(folder, None if known else self.memory.hash_files)
+        compared = folder.resolve() in _sound
+        reason = self._wrong(folder, None if compared else self.memory.hash_files)
         if reason is not None:
             name = f"{folder.parent.name} {folder.name}"
             if repair:
@@ -239,7 +244,10 @@ class Store:
         return self._handed_out(Artifact(folder, manifest["kind"], folder.name, manifest, False))
 
     def _of_other_code(self, key: Key) -> Artifact | None:
-        """The newest artifact of the same inputs: told about, and returned where it is wanted."""
+        """Warns of the newest artifact of the same inputs by other code.
+
+        Returns it where reuse is on.
+        """
         if not key.code:
             return None
         same = []
@@ -252,33 +260,33 @@ class Store:
                     same.append((manifest["created"], folder, manifest))
         if not same:
             return None
-        _, folder, manifest = max(same, key=lambda one: one[:2])
+        _, folder, manifest = max(same, key=lambda candidate: candidate[:2])
         why = difference(key.computed(), manifest.get("computed", {}))
         computed = f"{key.kind} {folder.name} was computed by other code ({why})"
         if os.environ.get(REUSE) != "1":
             _say_once(f"{computed} and is computed again; {REUSE}=1 uses it")
             return None
-        if (found := self._open(folder)) is None:
+        if (artifact := self._open(folder)) is None:
             return None
         sentence = f"{computed} and is used, as {REUSE}=1 says"
         _say_once(f"warning: {sentence}")
-        return self._handed_out(replace(found, warning=sentence))
+        return self._handed_out(replace(artifact, warning=sentence))
 
     def warn(self, fingerprint: str, sentence: str) -> None:
-        """Say a sentence that holds for an artifact, and for all that is made from it."""
+        """Prints a warning about an artifact, which also holds for everything made from it."""
         _say_once(f"warning: {sentence}")
         self.warnings[fingerprint] = f"{self.warnings.get(fingerprint, '')} {sentence}".strip()
 
     def _handed_out(self, artifact: Artifact) -> Artifact:
         _tell_use(artifact.kind, artifact.fingerprint)
-        said = [artifact.warning, *artifact.manifest.get("warnings", [])]
-        said += [self.warnings.get(name, "") for name in texts(artifact.manifest["inputs"])]
-        if warning := " ".join(dict.fromkeys(filter(None, said))):
+        warnings = [artifact.warning, *artifact.manifest.get("warnings", [])]
+        warnings += [self.warnings.get(name, "") for name in texts(artifact.manifest["inputs"])]
+        if warning := " ".join(dict.fromkeys(filter(None, warnings))):
             self.warnings[artifact.fingerprint] = warning
         return replace(artifact, warning=warning)
 
     def _build(self, key: Key, part: Path, build: Callable[[Path], None]) -> dict[str, Any]:
-        """Run a build in its folder, leave the manifest there, and return it."""
+        """Runs a build in its folder, writes the manifest there, and returns it."""
         resumed = part.is_dir() and any(path.name != MANIFEST for path in part.iterdir())
         started = _begun(part) if resumed else _now()
         if resumed and (reason := torn(part)):
@@ -324,7 +332,7 @@ class Store:
 
 @contextmanager
 def noting_uses(note: Callable[[str, str], None]) -> Iterator[None]:
-    """Call `note(kind, fingerprint)` for every artifact that this process asks for in the block."""
+    """Calls `note(kind, fingerprint)` for every artifact that is requested in the block."""
     _listeners.append(note)
     try:
         yield
@@ -348,7 +356,7 @@ def _now() -> str:
 
 
 def _begun(part: Path) -> str | None:
-    """When an unfinished build was begun; None where that is not known."""
+    """Returns the time at which an unfinished build was begun; None where that is not known."""
     try:
         return read_json(part / MANIFEST).get("started")
     except (OSError, ValueError):
@@ -369,7 +377,7 @@ def _start_over(part: Path, key: Key, reason: str) -> None:
 
 
 def texts(content: object) -> Iterator[str]:
-    """Every string in nested lists and mappings."""
+    """Yields every string in nested lists and mappings."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, Mapping | list):

@@ -1,4 +1,4 @@
-"""Which code this is: versions of packages, and the commit that the checkout stands at."""
+"""Versions of the code: of packages, and of the commit that is checked out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _PACKAGES = ("mda", "torch", "transformers", "tokenizers", "pytorch-lightning", 
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that can change a result; None if missing."""
+    """Returns the versions of Python and of the packages that can change a result.
+
+    None if missing.
+    """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -25,7 +28,10 @@ def versions() -> dict[str, str | None]:
 
 @cache
 def git_state() -> dict[str, Any]:
-    """Commit this code stands at and whether it was changed since; None outside a checkout."""
+    """Returns the checked-out commit and whether files were changed since.
+
+    None outside a checkout.
+    """
     if not _tracked():
         return {"sha": None, "dirty": None}
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
@@ -33,7 +39,10 @@ def git_state() -> dict[str, Any]:
 
 
 def git_diff() -> bytes:
-    """What tracked files differ by from the commit, for `git apply`; empty outside a checkout."""
+    """Returns the changes of tracked files since the commit, for `git apply`.
+
+    Empty outside a checkout.
+    """
     if not _tracked():
         return b""
     return _git_bytes("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", "--", ":/")

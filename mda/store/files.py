@@ -1,6 +1,6 @@
 """Readers and writers: json, csv, npy and safetensors only, no pickle; hashes of files and arrays.
 
-A writer replaces a file in one step: a reader sees the old content or the new, never half of it.
+A writer replaces a file in one step, so that a reader sees the old content or the new one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that takes its place when the block succeeds."""
+    """Opens a temporary file beside `path` that takes its place when the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -38,14 +38,17 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Indented UTF-8 JSON; NaN and infinities are refused with a ValueError."""
+    """Writes indented UTF-8 JSON. Raises ValueError for NaN and infinities."""
     with replacing(path) as file:
         json.dump(content, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
 def read_json(path: Path) -> Any:
-    """The content. Raises ValueError for a file that is no JSON, or nested too deep to be read."""
+    """Returns the content of a JSON file.
+
+    Raises ValueError for a file that is not JSON, or is nested too deep to be read.
+    """
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except RecursionError:
@@ -53,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What `read_json` gives, where it is an object. Raises ValueError for anything else."""
+    """Returns the JSON object in a file. Raises ValueError for anything else."""
     if not isinstance(content := read_json(path), dict):
         raise ValueError(f"{Path(path).name} holds no object, but a {type(content).__name__}")
     return content
@@ -62,7 +65,9 @@ def read_object(path: Path) -> dict[str, Any]:
 def write_csv(
     path: Path, rows: Iterable[Mapping[str, object]], columns: Sequence[str] | None = None
 ) -> None:
-    """One line per mapping; `columns` defaults to the first row's keys. None becomes empty.
+    """Writes a line per mapping; `columns` defaults to the first row's keys.
+
+    None becomes an empty cell.
 
     Raises ValueError for a row with a key that is no column.
     """
@@ -75,13 +80,13 @@ def write_csv(
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """Rows as mappings of strings. Raises ValueError for what is no CSV."""
+    """Returns rows as mappings of strings. Raises ValueError for a file that is not CSV."""
     with open(path, encoding="utf-8", newline="") as file:
         return csv_rows(file)
 
 
 def csv_rows(lines: Iterable[str]) -> list[dict[str, str]]:
-    """What `read_csv` gives, of a file that is open."""
+    """Returns the rows of an open CSV file, like `read_csv`."""
     try:
         return list(csv.DictReader(lines))
     except csv.Error as error:
@@ -89,6 +94,7 @@ def csv_rows(lines: Iterable[str]) -> list[dict[str, str]]:
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:
+    """Writes an array as .npy, without pickled objects."""
     with replacing(path, "wb") as file:
         np.save(file, array, allow_pickle=False)
 
@@ -96,7 +102,7 @@ def write_npy(path: Path, array: np.ndarray) -> None:
 def write_npy_parts(
     path: Path, parts: Iterable[np.ndarray], shape: tuple[int, ...], dtype: type
 ) -> None:
-    """An array of which only a part, some of its first rows after others, is in memory at a time.
+    """Writes an array from parts of consecutive rows, with one part in memory at a time.
 
     Raises ValueError where the parts are not as long as the array.
     """
@@ -112,14 +118,14 @@ def write_npy_parts(
 
 
 def read_npy(path: Path, mmap: bool = False) -> np.ndarray:
-    """The array, or with `mmap` a read-only view of the file that is read as it is used."""
+    """Returns the array, or with `mmap` a read-only view of the file that is read as it is used."""
     return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Named tensors, copied to contiguous memory where needed; metadata are strings.
+    """Writes named tensors, made contiguous where needed; metadata are strings.
 
     The bytes go from each tensor to the file: `safetensors.torch.save` would hold them all twice
     more, which was the largest part of a fit's memory.
@@ -134,20 +140,20 @@ def write_safetensors(
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Named tensors, on the CPU."""
+    """Returns named tensors, on the CPU."""
     from safetensors.torch import load_file
 
     return load_file(path)
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
+    """Returns the SHA-256 of a file's bytes, 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_arrays(*arrays: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and C-order bytes of each array in turn, 64 hex digits."""
+    """Returns the SHA-256 over dtype, shape and C-order bytes of each array, 64 hex digits."""
     digest = hashlib.sha256()
     for array in arrays:
         array = np.asarray(array)

@@ -1,4 +1,4 @@
-"""Which GPU a process takes where several processes share the GPUs of a machine."""
+"""One GPU for each process where several processes share the GPUs of a machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 
 def gpu_of(number: int, kinds: Sequence[str]) -> int | None:
-    """The GPU of process `number`, in turn; `kinds` are what the GPUs are called. None for none.
+    """Returns the GPU of process `number`, taken in turn, or None without GPUs.
 
-    Raises ValueError for GPUs of several kinds: each process would look for results of its own.
+    `kinds` are the names of the GPUs. Raises ValueError for GPUs of different kinds, because
+    results, and so their keys, differ between kinds.
     """
     if len(set(kinds)) > 1:
         raise ValueError(
@@ -20,7 +21,7 @@ def gpu_of(number: int, kinds: Sequence[str]) -> int | None:
 
 
 def take_gpu(number: int) -> None:
-    """Make the GPU of process `number` the one that `cuda` means in this process."""
+    """Makes the GPU of process `number` the one that `cuda` means in this process."""
     import torch
 
     kinds = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -29,7 +30,7 @@ def take_gpu(number: int) -> None:
 
 
 def free_memory() -> None:
-    """Give back what this process keeps of its GPU's memory without need, to those beside it."""
+    """Returns cached but unused GPU memory to the driver, for other processes on the GPU."""
     import torch
 
     if torch.cuda.is_initialized():

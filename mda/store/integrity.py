@@ -1,4 +1,4 @@
-"""Whether what lies in a store is what was built: sizes, hashes, manifests, and torn files.
+"""Checks that an artifact is what was built: sizes, hashes, manifests, and torn files.
 
 A manifest holds the size and SHA-256 of every file beside it, and the key that names the folder.
 An unfinished build has no manifest yet; its files are of formats that tell whether they are whole.
@@ -32,7 +32,7 @@ class Torn(ValueError):
 
 
 def recorded_files(folder: Path, hashes: Hashes) -> dict[str, dict[str, Any]]:
-    """Path -> size and SHA-256, for every file of a folder but its manifest."""
+    """Returns the size and SHA-256 of every file of a folder but its manifest, by path."""
     paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST]
     return {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": found}
@@ -41,7 +41,10 @@ def recorded_files(folder: Path, hashes: Hashes) -> dict[str, dict[str, Any]]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished artifact. Raises ValueError, in words, where it cannot be used."""
+    """Returns the manifest of a finished artifact.
+
+    Raises ValueError, with the reason, where it cannot be used.
+    """
     path = folder / MANIFEST
     try:
         manifest = read_json(path)
@@ -71,9 +74,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def misfit(folder: Path, files: Mapping[str, Any], hashes: Hashes | None = None) -> str | None:
-    """What a folder has otherwise than its manifest says, in words; None where all is as it was.
+    """Returns how a folder differs from its manifest, in words; None where it does not.
 
-    Sizes are compared, and with `hashes` the content.
+    Sizes are compared, and with `hashes` the content too.
     """
     paths = []
     for name, entry in files.items():
@@ -94,9 +97,11 @@ def misfit(folder: Path, files: Mapping[str, Any], hashes: Hashes | None = None)
 
 
 def unlisted(folder: Path, files: Mapping[str, Any]) -> str | None:
-    """What lies in a folder without being in its manifest, in words; None where there is nothing.
+    """Returns the name of a file that the manifest does not list, in words.
 
-    Nothing reads such a file, so that an artifact is as good with it; it does not belong there.
+    None where there is none.
+
+    Nothing reads such a file, so the artifact is still usable, but the file does not belong there.
     """
     there = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     if not (names := sorted({*there} - {*files, MANIFEST})):
@@ -106,7 +111,7 @@ def unlisted(folder: Path, files: Mapping[str, Any]) -> str | None:
 
 
 def other_owner(folder: Path) -> str | None:
-    """Name of the user whose folder it is, or else the number; None where it is this one's."""
+    """Returns the name (or number) of the user who owns a folder; None where it is this user."""
     if (owner := folder.stat().st_uid) == os.getuid():
         return None
     with suppress(KeyError):
@@ -115,9 +120,9 @@ def other_owner(folder: Path) -> str | None:
 
 
 def torn(part: Path) -> str | None:
-    """The first file of an unfinished build that is not whole, in words.
+    """Returns the first incomplete file of an unfinished build, in words.
 
-    Tables are not looked at: a line that a kill cut short is mended by whoever goes on with them.
+    Tables are not checked: the code that appends to one repairs a line that a kill cut short.
     """
     checks: Sequence[tuple[str, Callable[[Path], None]]] = (
         ("*.json", _whole_json),
@@ -136,7 +141,7 @@ def torn(part: Path) -> str | None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to the first free `<fingerprint>.broken-<n>`; a link stays a link."""
+    """Renames a folder to the first free `<fingerprint>.broken-<n>`; a link stays a link."""
     n = 1
     while os.path.lexists(aside := folder.with_name(f"{folder.stem}.broken-{n}")):
         n += 1
@@ -147,7 +152,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def delete(folder: Path) -> None:
-    """Delete a folder with all in it; of a link the link alone."""
+    """Deletes a folder with its content; of a link, only the link."""
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():

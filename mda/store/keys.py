@@ -1,9 +1,9 @@
-"""What an artifact is found by: its inputs, the code that computes it, versions and device.
+"""The key of an artifact: its inputs, the code that computes it, versions and device.
 
-The key of data is the hash of its inputs. The key of what is computed also holds the source of
-the modules that compute it, the versions of torch and transformers, and the kind of device: other
-code, another key. Source is compared as a syntax tree without docstrings, so comments, formatting
-and words of documentation change nothing.
+The key of data is the hash of its inputs. The key of what is computed also holds the source of the
+modules that compute it, the versions of torch and transformers, and the kind of device: other code,
+another key. Source is compared as a syntax tree without docstrings, so comments, formatting and
+words of documentation change nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Key:
         return _hash({"kind": self.kind, "inputs": self.inputs, "computed": self.computed()})
 
     def computed(self) -> dict[str, Any]:
-        """The parts beside the inputs, as they stand in the manifest; empty for data."""
+        """Returns the parts beside the inputs, as in the manifest; empty for data."""
         if not self.code:
             return {}
         return {"code": dict(self.code), "versions": dict(self.versions), "device": self.device}
@@ -80,10 +80,10 @@ def make_key(
     code: Sequence[str] = (),
     device: torch.device | str | None = None,
 ) -> Key:
-    """The key of what is made from `inputs` by the modules `code`, on `device`.
+    """Returns the key of what is made from `inputs` by the modules `code`, on `device`.
 
-    `code` names the root modules; what they import is followed. Without `device` the machine's
-    kind of device counts, which is its GPU where it has one.
+    `code` names the root modules; what they import is followed. Without `device`, the kind is that
+    of the machine: its GPU where it has one.
     """
     plain = _plain(inputs, "inputs")
     assert isinstance(plain, dict)
@@ -93,9 +93,10 @@ def make_key(
 
 
 def device_kind(device: torch.device | str | None = None) -> str:
-    """`cpu`, or the name of a GPU, such as `NVIDIA H100 80GB HBM3`: results differ between them.
+    """Returns `cpu` or the name of a GPU, such as `NVIDIA H100 80GB HBM3`, as results differ by it.
 
-    None means the machine's GPU where it has one. Raises RuntimeError for a GPU that is not there.
+    None means the machine's GPU where it has one. Raises RuntimeError for a GPU that the machine
+    does not have.
     """
     import torch
 
@@ -106,18 +107,18 @@ def device_kind(device: torch.device | str | None = None) -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of the libraries that compute; `none` for one that is missing."""
-    found = {}
+    """Returns the versions of the libraries that compute; `none` for one that is missing."""
+    versions = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "none"
-    return found
+            versions[package] = "none"
+    return versions
 
 
 def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
-    """What tells two `Key.computed` apart, in words; the modules first."""
+    """Returns the differences of two `Key.computed` in words, modules first."""
     said = []
     code, old = now.get("code", {}), then.get("code", {})
     changed = [_path(name) for name in sorted(code) if name in old and code[name] != old[name]]
@@ -135,7 +136,7 @@ def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
 
 
 def fingerprint(kind: str, inputs: Mapping[str, object]) -> str:
-    """First 16 hex digits of the SHA-256 of `kind` and `inputs` as canonical JSON.
+    """Returns the first 16 hex digits of the SHA-256 of `kind` and `inputs` as canonical JSON.
 
     Allowed are str, int, finite float, bool, None and lists, tuples and string-keyed mappings of
     them; key order and list against tuple make no difference, 1 and 1.0 do. Raises TypeError for
@@ -147,7 +148,7 @@ def fingerprint(kind: str, inputs: Mapping[str, object]) -> str:
 
 @cache
 def sources(roots: Sequence[str], home: Path = HOME) -> Mapping[str, str]:
-    """Module -> hash of its source, for some modules and all that they import, themselves or not.
+    """Returns the hash of the source of some modules and of all that they import, by module.
 
     Followed are imports of `mda` and of the roots' own packages, at the top of a module or inside
     a function, packages above a module included; not those for type checkers alone. `home` is the
@@ -177,7 +178,7 @@ def sources(roots: Sequence[str], home: Path = HOME) -> Mapping[str, str]:
 
 
 def imported(tree: ast.AST, module: str, is_package: bool = False) -> Iterator[str]:
-    """Full names of what a module imports; of `from a import b` both a and a.b, which may be one.
+    """Yields the full names of a module's imports; for `from a import b`, both `a` and `a.b`.
 
     The body of `if TYPE_CHECKING:` is left out: it is never executed.
     """
@@ -200,7 +201,7 @@ def imported(tree: ast.AST, module: str, is_package: bool = False) -> Iterator[s
 
 @cache
 def _parsed(module: str, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Hash of a module's source, and what it imports."""
+    """Returns the hash of a module's source, and what it imports."""
     tree = ast.parse(path.read_text("utf-8"))
     return _hash(_meaning(tree)), tuple(imported(tree, module, path.name == "__init__.py"))
 
@@ -224,7 +225,7 @@ def _path(module: str) -> str:
 
 
 def _meaning(node: object) -> object:
-    """A syntax tree as plain lists, without places, empty fields and texts that nothing reads.
+    """Returns a syntax tree as plain lists, without positions, empty fields and docstrings.
 
     Python's own dump differs between its versions where fields are empty.
     """
@@ -239,7 +240,7 @@ def _meaning(node: object) -> object:
 
 
 def _is_text(node: object) -> bool:
-    """A docstring, or a text that documents a name: a statement that does nothing."""
+    """Returns whether a statement is a docstring, or a string that documents a name."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)

@@ -1,9 +1,9 @@
 """One process at a time: file locks, with a fallback where a file system has none.
 
-Locks are flock's, which a process loses when it ends however it ends. Some network file systems
-answer that they have none; there a file that names its owner's host and process stands for the
-lock. Its owner renews the file's time every half minute. Left by a dead process of this host it is
-broken at once; left by another host it is broken when it has not been renewed for ten minutes.
+Locks are flock's, which a process loses when it ends however it ends. Some network file systems do
+not support them; there a file that names its owner's host and process serves as the lock. Its owner
+renews the file's time every half minute. Left by a dead process of this host it is broken at once;
+left by another host it is broken when it has not been renewed for ten minutes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Busy(Exception):
 
 
 def say(sentence: str) -> None:
-    """One sentence for whoever watches the terminal."""
+    """Prints one sentence to the terminal."""
     print(sentence, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def hold(path: Path, waiting: str | None) -> Iterator[None]:
-    """Hold the lock of a path for the block.
+    """Holds the lock of a path for the block.
 
-    If another process has it, say `waiting` and wait; raise Busy where that is None.
+    If another process has it, prints `waiting` and waits. Raises Busy where `waiting` is None.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,12 +81,12 @@ def _soft(path: Path, waiting: str | None) -> Iterator[None]:
         if waiting is not None and tries == 2:
             say(waiting)
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:
             continue
         pid, host = _owner(path)
-        if seen != (found.st_ino, found.st_mtime_ns) or host == socket.gethostname():
-            seen, since = (found.st_ino, found.st_mtime_ns), time.monotonic()
+        if seen != (status.st_ino, status.st_mtime_ns) or host == socket.gethostname():
+            seen, since = (status.st_ino, status.st_mtime_ns), time.monotonic()
         elif time.monotonic() - since > STALE_S:
             say(
                 f"{path.name} of process {pid} on {host} was not renewed for {STALE_S:.0f} s: "
@@ -111,7 +111,7 @@ def _renew(path: Path, ended: threading.Event) -> None:
 
 
 def _owner(path: Path) -> tuple[str, str]:
-    """Process and host that a lock file names."""
+    """Returns the process and host named in a lock file."""
     try:
         pid, host = path.read_text("utf-8", errors="replace").splitlines()[:2]
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""Hashes of files that have been read before, so that large files are not read by every job.
+"""Hashes of files that were read before, so that jobs do not read large files again.
 
-A remembered hash counts only while size, both times and inode of the file are what they were when
-it was read; a file that changed less than two seconds before is not remembered, as a further
-change could leave its times alone.
+A remembered hash counts only while the size, both times and the inode of the file are unchanged. A
+file that changed less than two seconds before is not remembered, as a further change might not show
+in its times.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ SETTLED_S = 2.0
 
 
 class HashMemory:
-    """SHA-256 by path, kept in one json file. A file that cannot be read or written is no loss."""
+    """SHA-256 by path, kept in one json file.
+
+    If that file cannot be read or written, files are hashed again.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
 
     def hash_file(self, path: Path) -> str:
-        """SHA-256 of a file's bytes, 64 hex digits."""
+        """Returns the SHA-256 of a file's bytes, 64 hex digits."""
         return self.hash_files([path])[0]
 
     def hash_files(self, paths: list[Path], again: bool = False) -> list[str]:
-        """`hash_file` of each, with one reading and one writing of the memory.
+        """Returns the SHA-256 of each file, with one read and one write of the memory.
 
-        With `again` the bytes are read, whatever is remembered.
+        With `again`, all bytes are read, whatever is remembered.
         """
         known, new, hashes = self._read(), {}, []
         for path in paths:
@@ -57,11 +60,11 @@ class HashMemory:
         return content if isinstance(content, dict) else {}
 
     def _write(self, new: dict[str, list | None]) -> None:
-        known = self._read() | new  # what another process has added meanwhile
+        entries = self._read() | new  # what another process has added meanwhile
         with suppress(OSError):
-            write_json(self.path, {name: entry for name, entry in known.items() if entry})
+            write_json(self.path, {name: entry for name, entry in entries.items() if entry})
 
 
 def _state(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
