@@ -18,7 +18,10 @@ BATCH_TOKENS = 2**22
 
 
 class ArrowWriter:
-    """Writes rows; `n_rows` counts them. Closed at the end of its `with` block."""
+    """Writes rows; `n_rows` counts them.
+
+    The end of its `with` block closes it. Closed at the end of its `with` block.
+    """
 
     def __init__(self, path: Path, width: int, vocab_size: int) -> None:
         self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
@@ -31,7 +34,7 @@ class ArrowWriter:
         self._held = 0
 
     def write(self, rows: np.ndarray) -> None:
-        """Add rows [n, width]."""
+        """Adds rows [n, width]."""
         self._waiting.append(rows.astype(self.dtype))
         self._held += rows.size
         self.n_rows += len(rows)
@@ -60,7 +63,7 @@ class ArrowWriter:
 
 
 class ArrowRows:
-    """The rows of such a file, [rows, T + 1]: views of the mapped file until they are asked for."""
+    """The rows of such a file, [rows, T + 1], as views of the mapped file."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -76,7 +79,7 @@ class ArrowRows:
         return self.shape[0]
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        """Rows by number, [n, T + 1]. Raises IndexError for one that is not there."""
+        """Returns rows by number, [n, T + 1]. Raises IndexError for one that does not exist."""
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
             raise IndexError(f"rows {ids.min()} to {ids.max()} of {len(self)}")

@@ -13,7 +13,7 @@ from mda.schema.setting import nearest
 
 
 def names_in(schema: pa.Schema) -> list[str]:
-    """Every name that `column` accepts."""
+    """Returns every name that `column` accepts."""
     return [name for field in schema for name in _names(field, "")]
 
 
@@ -25,12 +25,12 @@ def _names(field: pa.Field, before: str) -> Iterator[str]:
 
 
 def root(name: str, columns: Sequence[str]) -> str:
-    """The column of the table in which a name lies: itself, or the one before the first dot."""
+    """Returns the column of the table that holds a name: the part before the first dot."""
     return name if name in columns else name.partition(".")[0]
 
 
 def column(table: pa.Table, name: str) -> pa.Array:
-    """A column's values; nulls where the table has none of that name."""
+    """Returns a column's values; nulls where the table has none of that name."""
     if name not in names_in(table.schema):
         return pa.nulls(len(table))
     at = root(name, table.column_names)
@@ -41,7 +41,7 @@ def column(table: pa.Table, name: str) -> pa.Array:
 
 
 def refuse_missing(config: HfConfig, columns: Sequence[str]) -> None:
-    """Raise DataError for a setting that names none of the columns."""
+    """Raises DataError for a setting that names none of the columns."""
     for setting in ("label", "ordered_by", "tokens" if config.tokens else "text"):
         name = getattr(config, setting)
         if name is not None and name not in columns:
@@ -52,6 +52,6 @@ def refuse_missing(config: HfConfig, columns: Sequence[str]) -> None:
 
 
 def wanted(config: HfConfig) -> list[str]:
-    """The columns that are read."""
+    """Returns the columns that are read."""
     names = (config.tokens or config.text, config.label, config.ordered_by)
     return list(dict.fromkeys(name for name in names if name is not None))

@@ -1,4 +1,4 @@
-"""What a corpus folder holds beside its rows of tokens, whatever they come from."""
+"""The files of a corpus folder beside its rows of tokens, whatever the source."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def write_corpus(
     tokenizer: Tokenizer | str | None,
     about: Mapping[str, object] | None = None,
 ) -> None:
-    """Write all that a corpus folder holds beside its rows; `labels=None`: all rows have the first.
+    """Writes every file of a corpus folder but its rows.
+
+    With `labels=None` all have the first label.
 
     `about` is added to corpus.json. Raises DataError, before anything is written, where the named
     tokenizer lacks an id of the rows.
@@ -65,9 +67,10 @@ def _named(name: str, counts: np.ndarray) -> Tokenizer:
 def read_labels(
     path: Path, names: Sequence[str], lengths: Mapping[int, str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels from 0 on, int32, and what they are called; `lengths` says how many, and of what.
+    """Returns labels from 0 on, int32, and their names.
 
-    Raises DataError for a file that holds something else.
+    `lengths` gives the expected number, and of what. Raises DataError for a file that holds
+    something else.
     """
     try:
         values = np.load(path, allow_pickle=False)
@@ -94,7 +97,7 @@ def read_labels(
 
 
 def tokenizer_hash(name: str | None) -> str | None:
-    """Hash of what a tokenizer does. Raises DataError for one that cannot be read."""
+    """Returns the hash of what a tokenizer does. Raises DataError for one that cannot be read."""
     if name is None:
         return None
     return store.fingerprint("tokenizer", {"content": read_tokenizer(name).tokenizer.to_str()})

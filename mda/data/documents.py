@@ -48,7 +48,7 @@ class SourceFile(NamedTuple):
 
 
 def package_version(package: str) -> str:
-    """The installed version. Raises LookupError, naming the package, if there is none."""
+    """Returns the installed version. Raises LookupError, naming the package, if there is none."""
     try:
         return distribution(package).version
     except PackageNotFoundError:
@@ -59,34 +59,34 @@ def package_version(package: str) -> str:
 
 
 def source_files(package: str) -> list[SourceFile]:
-    """Python files that the package lists as its own, without those that a build writes.
+    """Returns Python files that the package lists as its own, without those that a build writes.
 
     Sorted by path, so the file system's order does not matter. Raises LookupError if the package
     is not installed or lists no Python file under its own name.
     """
     package_version(package)
     paths = (entry.as_posix() for entry in distribution(package).files or ())
-    found = sorted(
+    sources = sorted(
         path
         for path in paths
         if path.startswith(f"{package}/")
         and path.endswith(".py")
         and path.rpartition("/")[2] not in _GENERATED
     )
-    if not found:
+    if not sources:
         raise LookupError(f"package {package!r} lists no Python files under {package}/")
-    return [SourceFile(package, path) for path in found]
+    return [SourceFile(package, path) for path in sources]
 
 
 def read_source(file: SourceFile) -> str:
-    """The file's text: UTF-8 whatever the locale, newlines as \\n whatever the platform."""
+    r"""Returns the file's text, decoded as UTF-8 and with newlines as \n on every platform."""
     path = distribution(file.package).locate_file(file.path)
     text = path.read_bytes().decode("utf-8")  # pyright: ignore[reportAttributeAccessIssue]
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def docstrings(tree: ast.Module) -> Iterator[str]:
-    """Docstrings of the module, its classes and functions, breadth first."""
+    """Yields the docstrings of the module, its classes and functions, breadth first."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
@@ -94,15 +94,15 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def format_of(text: str) -> str:
-    """The one of `FORMATS` in which a docstring appears: a hash of its text decides."""
+    """Returns the one of `FORMATS` in which a docstring appears, chosen by the hash of its text."""
     return FORMATS[sha256(text.encode()).digest()[0] % len(FORMATS)]
 
 
 def render(text: str, kind: str) -> str:
-    """A reStructuredText docstring as `latex`, `xml` or `html` through docutils' writers.
+    """Returns a reStructuredText docstring as `latex`, `xml` or `html` through docutils' writers.
 
     Sphinx roles become literals and short section underlines are lengthened first, because plain
-    docutils knows neither. `prose` is the text as it stands. Raises ValueError on another kind.
+    docutils knows neither. `prose` is the text unchanged. Raises ValueError on another kind.
     """
     from docutils.core import publish_parts
 
@@ -119,7 +119,7 @@ def render(text: str, kind: str) -> str:
 
 
 def documents_of(file: SourceFile, min_chars: int = 400, max_chars: int = 40_000) -> list[Document]:
-    """The file itself as `code`, and each longer docstring in one of `FORMATS`.
+    """Returns the file itself as `code`, and each longer docstring in one of `FORMATS`.
 
     A document is cut at `max_chars`, so that long tables of data do not crowd out the rest. A
     docstring that docutils cannot render is left out; so is a file that is no UTF-8 Python.

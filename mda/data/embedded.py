@@ -1,11 +1,11 @@
 """The default corpus: real text of pinned packages, a class label for each sequence.
 
-The packages are pure Python, so one version has the same text on every platform. Beside the real
-classes stand generated documents, labelled `generated_*` (`mda.data.synthetic`): real text of
+The packages are pure Python, so one version has the same text on every platform. The real classes
+are accompanied by generated documents, labelled `generated_*` (`mda.data.synthetic`): real text of
 this size alone rewards copying too rarely for a head of 16 dimensions to learn it in minutes.
 
-`embedded.json` records what the default settings give: the hash of the corpus, and version and
-text hash of every package, so that a mismatch can say where it comes from. Its `sha256` and
+`embedded.json` records what the default settings give: the hash of the corpus, and version and text
+hash of every package, so that the error for a mismatch can name the package. Its `sha256` and
 `sources` are those of the corpus's own corpus.json.
 """
 
@@ -38,14 +38,14 @@ RECORD = Path(__file__).with_name("embedded.json")
 
 
 def shares(generated: float) -> dict[str, float]:
-    """Share of each class when `generated` of all sequences are generated documents."""
+    """Returns the share of each class when `generated` of all sequences are generated documents."""
     real = {label: (1 - generated) * share for label, share in REAL_MIX.items()}
     made = {synthetic.PREFIX + name: generated * share for name, share in GENERATED_MIX.items()}
     return {label: round(share, 12) for label, share in (real | made).items() if share > 0}
 
 
 def inputs(config: EmbeddedConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
-    """What enters beside the settings: the versions of the packages and of the tools."""
+    """Returns the inputs beside the settings: the versions of the packages and of the tools."""
     versions = {name: package_version(name) for name in sorted({*PACKAGES, *TOOLS})}
     return {
         "versions": versions,
@@ -55,7 +55,7 @@ def inputs(config: EmbeddedConfig, hash_file: Callable[[Path], str]) -> dict[str
 
 
 def build_from_config(out: Path, config: EmbeddedConfig, downloads: Path) -> None:
-    """`build_embedded` with the settings of `data=embedded`."""
+    """Builds the corpus folder with the settings of `data=embedded`."""
     settings = {
         "packages": PACKAGES,
         "shares": shares(config.generated_share),
@@ -82,19 +82,19 @@ def build_embedded(
     workers: int,
     expected_sha256: str | None,
 ) -> None:
-    """Build the corpus folder: n_sequences rows of seq_len + 1 tokens, held_out of them kept out.
+    """Builds the corpus folder: n_sequences rows of seq_len + 1 tokens, held_out of them kept out.
 
     `shares` gives the share of the sequences of each class: `code`, `prose`, `latex`, `xml`,
     `html`, or `generated_<template>`. Equal arguments and package versions give equal bytes,
     whatever the number of workers. Raises DataError for an unknown class, a class whose text
     runs out, and a result that is not `expected_sha256`, naming the package that differs.
     """
-    known = [*REAL_LABELS, *(synthetic.PREFIX + name for name in synthetic.TEMPLATES)]
-    if unknown := sorted(set(shares) - set(known)):
-        raise DataError(f"shares has {', '.join(unknown)}; the classes are {', '.join(known)}")
+    classes = [*REAL_LABELS, *(synthetic.PREFIX + name for name in synthetic.TEMPLATES)]
+    if unknown := sorted(set(shares) - set(classes)):
+        raise DataError(f"shares has {', '.join(unknown)}; the classes are {', '.join(classes)}")
     packing.refuse(shares, vocab_size=vocab_size, n_sequences=n_sequences, held_out=held_out)
     documents = harvest(packages, workers)
-    found = describe(packages, documents)
+    described = describe(packages, documents)
     packing.build(
         out,
         _texts(documents, shares, seed),
@@ -104,49 +104,51 @@ def build_embedded(
         n_sequences=n_sequences,
         held_out=held_out,
         seed=seed,
-        about={"sources": found},
-        verify=lambda actual: check(actual, expected_sha256, found),
+        about={"sources": described},
+        verify=lambda actual: check(actual, expected_sha256, described),
     )
 
 
 def harvest(packages: Sequence[str], workers: int) -> list[Document]:
-    """Every document of the packages' source files, in the order of packages and paths."""
+    """Returns every document of the packages' source files, in the order of packages and paths."""
     files = [file for package in packages for file in source_files(package)]
     documents: list[Document] = []
     with packing.progress() as bars, ExitStack() as stack:
         task = bars.add_task("reading and rendering packages", total=len(files))
-        found = map(documents_of, files)
+        parts = map(documents_of, files)
         # A worker of joblib has a start method of its own, which a process it spawned would lack.
         can_spawn = multiprocessing.get_start_method() in multiprocessing.get_all_start_methods()
         if workers > 1 and can_spawn:
             # Spawned: the caller's process may hold threads, which a fork would break.
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, initializer=end_with_parent)
-            found = stack.enter_context(pool).map(documents_of, files, chunksize=8)
-        for part in found:
+            parts = stack.enter_context(pool).map(documents_of, files, chunksize=8)
+        for part in parts:
             documents += part
             bars.advance(task)
     return documents
 
 
 def describe(packages: Sequence[str], documents: Iterable[Document]) -> dict[str, dict]:
-    """Version, number of documents and characters, and text hash of each package; the tools."""
+    """Returns the version, document and character counts and text hash of each package."""
     digests = {package: sha256() for package in packages}
-    found = {p: {"version": package_version(p), "documents": 0, "characters": 0} for p in packages}
+    described = {
+        p: {"version": package_version(p), "documents": 0, "characters": 0} for p in packages
+    }
     for document in documents:
         digests[document.source].update(f"{document.label}\0{document.text}\0".encode())
-        found[document.source]["documents"] += 1
-        found[document.source]["characters"] += len(document.text)
+        described[document.source]["documents"] += 1
+        described[document.source]["characters"] += len(document.text)
     for package in packages:
-        found[package]["sha256"] = digests[package].hexdigest()
+        described[package]["sha256"] = digests[package].hexdigest()
     tools = {tool: package_version(tool) for tool in TOOLS} | {"python": platform.python_version()}
-    return {"packages": found, "tools": tools}
+    return {"packages": described, "tools": tools}
 
 
 def check(
     actual: str, expected: str | None, found: Mapping, recorded: Mapping | None = None
 ) -> None:
-    """Raise DataError, saying what differs from the recorded build, unless the hashes agree.
+    """Raises DataError, saying what differs from the recorded build, unless the hashes agree.
 
     `found` and `recorded` are what `describe` returned for this build and for the recorded one.
     """
@@ -178,7 +180,7 @@ def _versions(sources: Mapping) -> dict[str, str]:
 
 
 def recorded_sha256(settings: Mapping[str, object]) -> str | None:
-    """The recorded hash if it was recorded for these settings, else None."""
+    """Returns the recorded hash if it was recorded for these settings, else None."""
     record = store.read_json(RECORD) if RECORD.exists() else {"settings": None}
     return record["sha256"] if record["settings"] == _plain(settings) else None
 
@@ -190,7 +192,7 @@ def _plain(settings: Mapping[str, object]) -> dict[str, object]:
 def _texts(
     documents: Sequence[Document], shares: Mapping[str, float], seed: int
 ) -> dict[str, Callable[[], Iterable[str]]]:
-    """Of each class, a function that starts its run of texts: shuffled, or generated anew."""
+    """Returns a function for each class that starts its run of texts: shuffled, or generated."""
     sources: dict[str, Callable[[], Iterable[str]]] = {}
     for label in shares:
         if label in REAL_LABELS:
@@ -203,7 +205,7 @@ def _texts(
 
 
 def end_with_parent() -> None:
-    """Let a worker end when the process that started it is killed and cannot say so."""
+    """Makes a worker end when its parent process is killed."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -1,19 +1,20 @@
-"""The error of all that reads data."""
+"""The error raised by all code that reads data."""
 
 from mda.schema import ConfigError
 
 
 class DataError(ConfigError):
-    """Data that cannot be used: says which, what it holds and what is accepted."""
+    """Data that cannot be used; the message names them, what they hold and what is accepted."""
 
 
 PASSING = ("TransportError", "ConnectionError", "TimeoutError")
 
 
 def temporary(error: BaseException | None) -> bool:
-    """Whether what a client of the hub raised may be gone later: 429, 5xx, a connection cut.
+    """Returns whether an error of the hub's client may pass: 429, 5xx or a lost connection.
 
-    Its transport, and with it its errors, has changed twice; their names have not.
+    The client's transport, and with it the classes of its errors, has changed twice; their names
+    have not.
     """
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -43,10 +43,10 @@ FORMAT = 1
 
 
 def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, object]:
-    """What the data and the tokenizer are, in place of their names.
+    """Returns what identifies the data and the tokenizer, in place of their names.
 
     Local files count by content and order, a data set of the hub by its commit. Raises DataError
-    for what is not there. Shuffled data have other held-out rows.
+    for data that do not exist. Shuffled data have other held-out rows.
     """
     files = local_files(config.dataset, config.split)
     if files is None:
@@ -60,7 +60,7 @@ def inputs(config: HfConfig, hash_file: Callable[[Path], str]) -> Mapping[str, o
 
 
 def _end_of_text(config: HfConfig) -> int | None:
-    """The id that stands after each document: as given, else the tokenizer's own."""
+    """Returns the id after each document: as given, else the tokenizer's own."""
     end = config.end_of_text
     if config.tokenizer is not None and end is None and config.packing != "rows":
         end = read_tokenizer(config.tokenizer).end_of_text
@@ -73,7 +73,7 @@ def _end_of_text(config: HfConfig) -> int | None:
 
 
 def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
-    """Read, tokenize, pack and write the corpus folder.
+    """Reads, tokenize, pack and writes the corpus folder.
 
     Raises DataError for missing columns, ids beyond the vocabulary and too few sequences.
     """
@@ -89,11 +89,11 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
     names: dict[str, int] = {}
     with writer, packing.progress() as bars, ExitStack() as reading:
         task = bars.add_task("reading and packing documents", total=opened.total)
-        found = documents(config, opened, names, partial(bars.advance, task))
-        reading.callback(stop, found)
+        stream = documents(config, opened, names, partial(bars.advance, task))
+        reading.callback(stop, stream)
         left = config.n_sequences
         begins = [] if config.begin_of_text is None else [config.begin_of_text]
-        for packed in PACKERS[config.packing](found, width - len(begins), end):
+        for packed in PACKERS[config.packing](stream, width - len(begins), end):
             rows = packed.rows[:left]
             if begins:
                 rows = np.insert(rows, 0, begins[0], axis=1)
@@ -120,9 +120,9 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
 
 
 def _held_out(config: HfConfig, n: int) -> np.ndarray:
-    """The rows that no stream contains: drawn where the stream is shuffled, else the last ones.
+    """Returns the held-out rows: drawn at random where the stream is shuffled, else the last ones.
 
-    Files are often in an order, of which the last rows would be one end. What is drawn is the same
+    Files are often sorted, so that the last rows would not be representative. The draw is the same
     for all runs, whatever their seeds.
     """
     if not config.shuffle:
@@ -131,16 +131,16 @@ def _held_out(config: HfConfig, n: int) -> np.ndarray:
 
 
 def stop(documents: Generator[Document]) -> None:
-    """End a stream where it is, and the threads that read ahead for it.
+    """Ends a stream before its end, with the threads that read ahead for it.
 
-    Left to the end of the process they can keep it from ending (apache/arrow, issue 45214).
+    Threads that are left running can keep the process from ending (apache/arrow, issue 45214).
     """
     documents.close()
     gc.collect()
 
 
 def open_rows(folder: Path, config: HfConfig, downloads: Path) -> ArrowRows:
-    """The rows, mapped."""
+    """Returns the rows, mapped."""
     return ArrowRows(folder / FILE)
 
 
@@ -150,7 +150,7 @@ def documents(
     names: dict[str, int],
     advance: Callable[[int], None] = lambda n: None,
 ) -> Generator[Document]:
-    """The documents' ids and labels; new labels are added to `names`.
+    """Yields the documents' ids and labels; new labels are added to `names`.
 
     Raises DataError for a column that is missing, empty or not in order, and for ids beyond the
     vocabulary.
@@ -207,7 +207,7 @@ def _tokenized(
 
 
 def _together(config: HfConfig, texts: Sequence[str], number: int) -> Iterator[list[str]]:
-    """Texts in groups that fit into memory as tokens; a long one is alone."""
+    """Yields texts in groups that fit into memory as tokens; a long one is alone."""
     group: list[str] = []
     held = 0
     for offset, text in enumerate(texts):
@@ -260,8 +260,10 @@ def _in_order(config: HfConfig, values: list[Any], last: Any, number: int) -> An
 
 
 def _labels(name: str, values: pa.Array, name_of: Callable[[int], str] | None) -> Iterator[str]:
-    """What the documents' classes are called; `unlabelled` where there is null, NaN or, as in a
-    column of the hub's classes, -1."""
+    """Returns the names of the documents' classes; `unlabelled` for null, NaN, and -1.
+
+    The hub's class columns use -1 for a missing label.
+    """
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_string,
              pa.types.is_large_string, pa.types.is_null)  # fmt: skip
     if not any(fits(values.type) for fits in kinds):

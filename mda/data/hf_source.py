@@ -1,4 +1,4 @@
-"""Where the documents of `data=hf` lie: local files, or a commit of a data set of the hub."""
+"""The documents of `data=hf`: local files, or a commit of a data set of the hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Opened(NamedTuple):
 
 
 def open_data(config: HfConfig) -> Opened:
-    """The records of the data set. Raises DataError, one sentence, where it cannot be read."""
+    """Returns the records of the data set. Raises DataError where it cannot be read."""
     try:
         files = local_files(config.dataset, config.split)
         if files is not None:
@@ -37,23 +37,26 @@ def _of_hub(config: HfConfig) -> Opened:
     from datasets import load_dataset
 
     load: Any = load_dataset  # its types differ with the value of streaming
-    found = load(
+    dataset = load(
         config.dataset,
         config.subset,
         split=config.split,
         revision=commit(config),
         streaming=config.streaming,
     )
-    total = None if config.streaming else len(found)
-    if found.column_names:
-        roots = [root(name, found.column_names) for name in wanted(config)]
-        if set(roots) <= set(found.column_names):
-            found = found.select_columns(list(dict.fromkeys(roots)))
-    return Opened(found.with_format("arrow"), total)
+    total = None if config.streaming else len(dataset)
+    if dataset.column_names:
+        roots = [root(name, dataset.column_names) for name in wanted(config)]
+        if set(roots) <= set(dataset.column_names):
+            dataset = dataset.select_columns(list(dict.fromkeys(roots)))
+    return Opened(dataset.with_format("arrow"), total)
 
 
 def commit(config: HfConfig) -> str:
-    """The commit that is read; asked for once, so that a branch that moves stays where it was."""
+    """Returns the commit that is read.
+
+    It is resolved once, so a moving branch makes no difference.
+    """
     if config.revision and re.fullmatch(r"[0-9a-f]{40}", config.revision):
         return config.revision
     try:
@@ -76,7 +79,7 @@ def _newest(dataset: str, revision: str | None) -> str:
 
 
 def unreadable(config: HfConfig, error: Exception) -> ConfigError:
-    """What any library's error on the way becomes: one sentence with its first line."""
+    """Returns the error of any library as one that names the data set, with its first line."""
     lines = str(error.__cause__ or error).split("\n")
     why = " ".join(lines[0].split())[:300] or type(error).__name__
     kind = Unavailable if temporary(error) else DataError
@@ -84,5 +87,5 @@ def unreadable(config: HfConfig, error: Exception) -> ConfigError:
 
 
 def named(config: HfConfig) -> str:
-    """The data set as errors name it."""
+    """Returns the name of the data set for errors."""
     return f"data.dataset={config.dataset}"

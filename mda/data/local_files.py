@@ -1,7 +1,7 @@
 """Local files of documents: which of them are read, and what is in them, as Arrow tables.
 
-The files themselves are read, one after the other and a few records at a time; nothing of them is
-kept elsewhere, so that what is read is what they hold now.
+The files are read one after the other, a few records at a time. Nothing is cached, so their present
+content is read.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ SPLITS = {  # as the hub finds them in the names of files and folders
 
 
 def local_files(path: str, split: str) -> list[Path] | None:
-    """Files of a local data set, sorted; None for a name that can only be the hub's.
+    """Returns the files of a local data set, sorted; None for a name that can only be the hub's.
 
-    A path that exists is taken as it stands, else it is a pattern. Of a folder, the files of a
-    split are taken, and none whose name, or whose folder's, begins with a dot. Raises DataError for
-    what leads to no file, for files of several kinds, and for one that is there twice.
+    A path that exists is taken literally; any other is a pattern. Of a folder, the files of a split
+    are taken, and none whose name, or whose folder's, begins with a dot. Raises DataError for a
+    path without files, for files of several kinds, and for one that is there twice.
     """
-    found = Path(path)
-    if found.is_dir():
-        files = _of_split(found, split)
-    elif found.is_file():
-        files = [found]
+    location = Path(path)
+    if location.is_dir():
+        files = _of_split(location, split)
+    elif location.is_file():
+        files = [location]
     elif has_magic(path):
         files = [file for file in sorted(map(Path, glob(path, recursive=True))) if file.is_file()]
-    elif suffix(found) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+    elif suffix(location) in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         raise DataError(f"data.dataset={path}: no such file")
     else:
         return None
-    if split != "train" and not found.is_dir():
+    if split != "train" and not location.is_dir():
         raise DataError(
             f"data.split={split}: data.dataset={path} names the files that are read; accepted: "
             "train, or a folder whose files name their split"
@@ -68,7 +68,7 @@ def local_files(path: str, split: str) -> list[Path] | None:
 
 
 def suffix(path: Path) -> str:
-    """The suffix without that of a compression: `.jsonl` of x.jsonl.gz."""
+    """Returns the suffix without that of a compression: `.jsonl` of x.jsonl.gz."""
     return (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix
 
 
@@ -87,11 +87,11 @@ def _of_split(folder: Path, split: str) -> list[Path]:
                 "split in the name of each file or of its folder, or a pattern, which takes all "
                 "files that it matches"
             )
-    there = sorted({splits[0] for splits in named.values()})
-    if there and split not in there:
+    splits_here = sorted({splits[0] for splits in named.values()})
+    if splits_here and split not in splits_here:
         raise DataError(
             f"data.split={split}: data.dataset={folder} has no such files; accepted: "
-            f"{', '.join(there)}"
+            f"{', '.join(splits_here)}"
         )
     return [folder / file for file, splits in named.items() if splits == [split]]
 
@@ -103,7 +103,10 @@ def _splits_in(file: Path) -> list[str]:
 
 
 def _once(path: str, files: Sequence[Path]) -> list[Path]:
-    """The files, each real one once. Raises DataError for a file beside its compressed copy."""
+    """Returns the files, each real one once.
+
+    Raises DataError for a file beside its compressed copy.
+    """
     real = list({file.resolve(): file for file in reversed(files)}.values())[::-1]
     plain: dict[Path, Path] = {}
     for file in real:
@@ -131,7 +134,7 @@ class LocalTables:
             refuse_missing(config, self._columns())
 
     def iter(self, batch_size: int) -> Iterator[pa.Table]:
-        """Tables of the wanted columns, null where a document has none.
+        """Yields the tables of the wanted columns, null where a document has none.
 
         Raises ValueError, which names the file, for one that cannot be read.
         """
@@ -170,7 +173,7 @@ class LocalTables:
                 yield pa.table({name: column(table, name) for name in self.wanted})
 
     def _columns(self) -> list[str]:
-        """Names of columns, up to the record with which all that are wanted have been seen."""
+        """Returns the names of columns, up to the record where all wanted ones have been seen."""
         if self.kind == "text":
             return ["text"]
         names: dict[str, None] = {}
@@ -195,24 +198,24 @@ def _document(path: Path) -> str:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON lines, or of one list."""
+    """Yields the objects of a file of JSON lines, or of one list."""
     with _opened(path, "utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             listed = line.lstrip().startswith("[")
             try:
-                found = json.loads(line + file.read() if listed else line)
+                content = json.loads(line + file.read() if listed else line)
             except ValueError as error:
                 raise ValueError(f"line {number} is not JSON: {error}") from None
-            for record in found if listed else [found]:
+            for record in content if listed else [content]:
                 if not isinstance(record, dict):
                     raise ValueError(f"line {number} has a record that is no JSON object")
                 yield record
 
 
 def _reach(record: Any, name: str) -> Any:
-    """A record's value of a name, in which dots may lead inwards; None where it has none."""
+    """Returns a record's value by name, where dots lead into nested records; None if missing."""
     if not isinstance(record, dict):
         return None
     if name in record:
@@ -238,7 +241,7 @@ def _opened(path: Path, encoding: str) -> Iterator[IO[str]]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors of any library on the way, each of its own kind, as one that names the file."""
+    """Reraises an error of any library as one that names the file, of the same kind."""
     try:
         yield
     except ConfigError:

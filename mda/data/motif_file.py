@@ -1,4 +1,4 @@
-"""Motif files: what high-influence samples have in common, as JSON that one can read and edit.
+"""Motif files: the common pattern of high-influence samples, as readable and editable JSON.
 
 A motif is a record that samples repeat: a skeleton of fixed text with slots between. The file's
 `skeleton` is a list of texts and slot numbers, so `["<", 0, ">", 1, "</", 2, ">"]` with slot 2 a
@@ -57,7 +57,7 @@ class Motif:
 
 
 def write_motifs(path: Path, motifs: tuple[Motif, ...], about: Mapping[str, Any]) -> None:
-    """Write a motif file, a line for each slot and setting; equal motifs give equal bytes.
+    """Writes a motif file, a line for each slot and setting; equal motifs give equal bytes.
 
     `about` says what it was made from.
     """
@@ -67,7 +67,10 @@ def write_motifs(path: Path, motifs: tuple[Motif, ...], about: Mapping[str, Any]
 
 
 def read_motifs(path: Path) -> tuple[tuple[Motif, ...], Any]:
-    """The motifs of a file, and all that the file says. Raises DataError for what is no motif."""
+    """Returns the motifs of a file, and the file's whole content.
+
+    Raises DataError for a file that is not a motif file.
+    """
     try:
         content = store.read_json(path)
         if content["format"] != FORMAT:
@@ -84,7 +87,7 @@ def read_motifs(path: Path) -> tuple[tuple[Motif, ...], Any]:
 
 
 def _readable(content: Any, indent: str = "") -> str:
-    """JSON in which each motif and slot has lines of its own, and a list of values has one."""
+    """Returns JSON with a line for each motif, slot and list of values."""
     deeper = indent + "  "
     if isinstance(content, Mapping) and len(indent) < 8:
         lines = [f"{json.dumps(key)}: {_readable(value, deeper)}" for key, value in content.items()]

@@ -27,7 +27,10 @@ class Packed(NamedTuple):
 
 
 def across(documents: Iterable[Document], width: int, end: int | None) -> Iterator[Packed]:
-    """Documents end to end, `end` after each, cut into rows; the last, shorter one is left out."""
+    """Yields rows cut from documents laid end to end, with `end` after each document.
+
+    The last row is dropped if it is shorter.
+    """
     assert end is not None
     ids: list[np.ndarray] = []
     labels: list[np.ndarray] = []
@@ -49,7 +52,7 @@ def across(documents: Iterable[Document], width: int, end: int | None) -> Iterat
 
 
 def within(documents: Iterable[Document], width: int, end: int | None) -> Iterator[Packed]:
-    """Rows that lie in one document each; what is left at its end, shorter than a row, is out."""
+    """Yields rows that lie within one document each. A shorter remainder at its end is dropped."""
 
     def rows() -> Iterator[Packed]:
         for document in documents:
@@ -61,7 +64,7 @@ def within(documents: Iterable[Document], width: int, end: int | None) -> Iterat
 
 
 def as_they_are(documents: Iterable[Document], width: int, end: int | None) -> Iterator[Packed]:
-    """Documents that are rows already. Raises DataError for one of another length."""
+    """Yields the documents that are rows already. Raises DataError for one of another length."""
 
     def rows() -> Iterator[Packed]:
         for number, document in enumerate(documents):

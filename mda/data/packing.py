@@ -1,7 +1,7 @@
 """From labelled documents to token rows: a byte-level BPE, packing within a class, the folder.
 
-Everything here is a pure function of its arguments: worker counts, hash seeds and the platform
-do not enter, so equal documents give equal bytes.
+Everything here is a pure function of its arguments: it does not depend on worker counts, hash seeds
+or the platform, so equal documents give equal bytes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _CHUNK = 64
 
 
 def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
-    """Split `total` by shares, which need not sum to 1; sorted by label.
+    """Splits `total` by shares, which need not sum to 1; sorted by label.
 
-    Whole parts first, what is left to the largest remainders, ties to the label that sorts first.
-    Raises DataError where a share is negative or none is positive.
+    Each label gets its whole part; the rest goes to the largest remainders, ties to the label that
+    sorts first. Raises DataError where a share is negative or none is positive.
     """
     if not shares or min(shares.values()) < 0 or sum(shares.values()) <= 0:
         raise DataError(f"shares {dict(shares)}: accepted are shares >= 0 with a positive sum")
@@ -58,7 +58,7 @@ def apportion(total: int, shares: Mapping[str, float]) -> dict[str, int]:
 def refuse(
     shares: Mapping[str, float], *, vocab_size: int, n_sequences: int, held_out: int
 ) -> None:
-    """Raise DataError for settings that no text can meet, before any work."""
+    """Raises DataError, before any work, for settings that no text can meet."""
     apportion(n_sequences, shares)
     if not 0 <= held_out < n_sequences:
         raise DataError(f"held_out {held_out}: accepted: 0 to below n_sequences={n_sequences}")
@@ -68,7 +68,7 @@ def refuse(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE of exactly `vocab_size` tokens, the two special ones first.
+    """Returns a byte-level BPE of exactly `vocab_size` tokens, the two special ones first.
 
     Raises DataError where the text has too few distinct pairs for that many tokens.
     """
@@ -90,7 +90,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def excerpt(texts: Iterable[str], chars: int) -> Iterator[str]:
-    """The first `chars` characters of a run of texts."""
+    """Yields the first `chars` characters of a run of texts."""
     for text in texts:
         if chars <= 0:
             return
@@ -105,10 +105,11 @@ def pack(
     n_rows: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> np.ndarray:
-    """The first rows of the texts laid end to end, uint16 or uint32 [<= n_rows, seq_len + 1].
+    """Returns the first rows of the texts laid end to end, [<= n_rows, seq_len + 1].
 
-    An end-of-text token goes before each text; nothing is lost but what follows the last full
-    row. Reads no more texts than needed. `advance` is told of new rows.
+    Ids are uint16 or uint32. An end-of-text token precedes each text; only what follows the last
+    full row is lost. Reads no more texts than needed. `advance` is called with the number of new
+    rows.
     """
     width = seq_len + 1
     tokens: list[int] = []
@@ -136,7 +137,7 @@ def assemble(
     seed: int,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of all classes in seeded random order: tokens, labels and the held-out row ids.
+    """Returns rows of all classes in seeded random order: tokens, labels and held-out row ids.
 
     Each class is packed by itself, so a row has one label (an index into the sorted classes), and
     its last rows are held out, in proportion to its share. Raises DataError for a class whose
@@ -161,7 +162,7 @@ def assemble(
 
 
 def content_sha256(tokens: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer) -> str:
-    """SHA-256 of tokens, labels and the tokenizer's merges, independent of byte order."""
+    """Returns the SHA-256 of tokens, labels and tokenizer merges, whatever the byte order."""
     model = json.loads(tokenizer.to_str())["model"]
     digest = sha256(json.dumps([model["vocab"], model["merges"]], sort_keys=True).encode())
     digest.update(tokens.astype("<u4").tobytes())
@@ -170,7 +171,7 @@ def content_sha256(tokens: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer)
 
 
 def progress() -> Progress:
-    """Bars with elapsed and remaining time, shown where there is a terminal to show them."""
+    """Returns progress bars with elapsed and remaining time, shown only on a terminal."""
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
 
@@ -188,9 +189,9 @@ def build(
     about: Mapping[str, object],
     verify: Callable[[str], None] = lambda found: None,
 ) -> None:
-    """Train the tokenizer, pack every class, write the corpus folder.
+    """Trains the tokenizer, pack every class, writes the corpus folder.
 
-    `texts` starts, for each class of `shares`, its run of texts from the beginning. `about` is
+    `texts` gives for each class of `shares` a function that starts its run of texts. `about` is
     added to corpus.json. `verify` is given the content hash before anything is written. Raises
     DataError for settings that the text cannot meet.
     """
@@ -216,8 +217,8 @@ def build(
             seed=seed,
             advance=partial(bars.advance, task),
         )
-    found = content_sha256(tokens, labels, tokenizer)
-    verify(found)
+    sha256 = content_sha256(tokens, labels, tokenizer)
+    verify(sha256)
     store.write_npy(out / "tokens.npy", tokens)
     write_corpus(
         out,
@@ -227,5 +228,5 @@ def build(
         label_names=sorted(shares),
         special_ids=range(len(SPECIAL_TOKENS)),
         tokenizer=tokenizer,
-        about={"sha256": found, **about},
+        about={"sha256": sha256, **about},
     )

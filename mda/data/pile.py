@@ -21,7 +21,7 @@ from mda.schema import PileConfig
 
 
 def inputs(config: PileConfig, hash_file: Callable[[Path], str]) -> Mapping[str, object]:
-    """What enters beside the settings. Raises DataError for a folder that is not there."""
+    """Returns the inputs beside the settings. Raises DataError for a folder that does not exist."""
     if _is_local(config) and not Path(str(config.source)).is_dir():
         raise DataError(f"data.source={config.source}: no such folder")
     entering: dict[str, object] = {"tokenizer": tokenizer_hash(config.tokenizer)}
@@ -33,7 +33,7 @@ def inputs(config: PileConfig, hash_file: Callable[[Path], str]) -> Mapping[str,
 
 
 def build_from_config(out: Path, config: PileConfig, downloads: Path) -> None:
-    """Fetch the held-out rows, and write what describes the corpus."""
+    """Fetches the held-out rows, and writes what describes the corpus."""
     labels, names = _labels(config)
     rows = shard_rows(config, downloads)
     held_out = np.arange(len(rows) - config.held_out, len(rows))
@@ -51,7 +51,7 @@ def build_from_config(out: Path, config: PileConfig, downloads: Path) -> None:
 
 
 def open_rows(folder: Path, config: PileConfig, downloads: Path) -> ShardRows:
-    """The rows, read as they are used.
+    """Returns the rows, which are read on demand.
 
     Raises DataError where the held-out ones are not those that the corpus was built from.
     """
@@ -67,7 +67,7 @@ def open_rows(folder: Path, config: PileConfig, downloads: Path) -> ShardRows:
 
 
 def _labels(config: PileConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Labels of all rows; where the held-out ones alone have some, the others are `unlabelled`."""
+    """Returns the labels of all rows; `unlabelled` for rows that have none."""
     if config.labels is None:
         return None, ("all",)
     n, held_out = config.n_sequences, config.held_out
@@ -82,7 +82,7 @@ def _labels(config: PileConfig) -> tuple[np.ndarray | None, tuple[str, ...]]:
 
 
 def shard_rows(config: PileConfig, downloads: Path) -> ShardRows:
-    """The first `n_sequences` rows of local shards, of a URL's, or of the hub's."""
+    """Returns the first `n_sequences` rows of local shards, of a URL, or of the hub."""
     row_bytes = 2 * (config.seq_len + 1)
     n_shards = -(-config.total_rows * row_bytes // config.shard_bytes)
     names = [config.files.format(shard=i, last=n_shards - 1) for i in range(n_shards)]

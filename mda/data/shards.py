@@ -1,8 +1,8 @@
-"""Rows of tokens that lie end to end in large files: here, or elsewhere and fetched by range.
+"""Rows of tokens laid end to end in large files, which are local or fetched by range.
 
-A row may straddle two files. Of files elsewhere only the blocks of rows that are asked for are
-fetched, each kept as one .npy that is whole or not there at all, with its hash beside it, so that a
-second start goes on where the first one ended. What no longer has its hash is fetched again.
+A row may straddle two files. Of remote files only the requested blocks of rows are fetched. Each is
+written atomically as one .npy with its hash beside it, so that a restart resumes. A block that does
+not match its hash is fetched again.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Layout:
         return 2 * self.row_len
 
     def size(self, shard: int) -> int:
-        """Bytes of a shard."""
+        """Returns the bytes of a shard."""
         whole = self.n_rows * self.row_bytes
         return min(self.shard_bytes, whole - shard * self.shard_bytes)
 
     def pieces(self, first: int, end: int) -> Iterator[Piece]:
-        """Where rows [first, end) lie: one piece for each shard that they touch."""
+        """Returns the pieces that hold rows [first, end), one for each shard that they touch."""
         at, stop = first * self.row_bytes, end * self.row_bytes
         while at < stop:
             shard, start = divmod(at, self.shard_bytes)
@@ -66,7 +66,7 @@ class Layout:
 
 
 class Reader(Protocol):
-    """Reads bytes of shards. Raises ConfigError, one sentence, where they cannot be had."""
+    """Reads bytes of shards. Raises ConfigError where they cannot be read."""
 
     def read(self, layout: Layout, piece: Piece) -> bytes: ...
 
@@ -81,8 +81,8 @@ class LocalFiles:
         path = self.folder / layout.names[piece.shard]
         if not path.is_file():
             raise DataError(f"data.source={self.folder}: there is no {path.name} in it")
-        if (found := path.stat().st_size) != (wanted := layout.size(piece.shard)):
-            raise DataError(f"data.source: {path} has {found:,} bytes; accepted: {wanted:,}")
+        if (size := path.stat().st_size) != (expected := layout.size(piece.shard)):
+            raise DataError(f"data.source: {path} has {size:,} bytes; accepted: {expected:,}")
         with path.open("rb") as file:
             file.seek(piece.start)
             return file.read(piece.stop - piece.start)
@@ -130,8 +130,8 @@ class Range:
             said = answer.headers.get("Content-Range", "")
             match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", said)
             if match is None or int(match[3]) != size:
-                found = f"{int(match[3]):,} bytes" if match else f"Content-Range {said!r}"
-                raise DataError(f"{url}: the file has {found}; accepted: {size:,} bytes")
+                actual = f"{int(match[3]):,} bytes" if match else f"Content-Range {said!r}"
+                raise DataError(f"{url}: the file has {actual}; accepted: {size:,} bytes")
             content = answer.read()
         if (int(match[1]), int(match[2]) + 1) != piece[1:] or len(content) != piece.stop - piece[1]:
             raise http.client.IncompleteRead(content, piece.stop - piece.start - len(content))
@@ -139,10 +139,10 @@ class Range:
 
 
 class ShardRows:
-    """The first `n_rows` rows of a layout, uint16 [n_rows, row_len], read when they are asked for.
+    """The first `n_rows` rows of a layout, uint16 [n_rows, row_len], read on demand.
 
     Rows from a `Range` are fetched in blocks of `per_block` rows and kept in the folder `cache`.
-    Raises ConfigError where they cannot be had, or where an id is not below `vocab_size`.
+    Raises ConfigError where they cannot be read, or where an id is not below `vocab_size`.
     """
 
     def __init__(
@@ -164,7 +164,10 @@ class ShardRows:
         return self.shape[0]
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        """Rows by number, uint16 [n, row_len]. Raises IndexError for one that is not there."""
+        """Returns rows by number, uint16 [n, row_len].
+
+        Raises IndexError for one that does not exist.
+        """
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
             raise IndexError(f"rows {ids.min()} to {ids.max()} of {len(self)}")
@@ -183,14 +186,17 @@ class ShardRows:
         return out
 
     def missing(self, ids: np.ndarray) -> list[int]:
-        """Blocks that must still be fetched for some rows; none for local files."""
+        """Returns the blocks that must still be fetched for some rows; none for local files."""
         if self.cache is None:
             return []
         blocks = np.unique(np.asarray(ids) // self.per_block).tolist()
         return [block for block in blocks if not self._hash_file(block).exists()]
 
     def fetch(self, block: int) -> np.ndarray:
-        """A block's rows, from the cache or from afar; one that is damaged is fetched again."""
+        """Returns a block's rows from the cache, or fetches them.
+
+        A damaged block is fetched again.
+        """
         first = block * self.per_block
         end = min(first + self.per_block, self.layout.n_rows)  # whole, however many rows are used
         path = self._file(block)

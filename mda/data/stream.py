@@ -1,8 +1,8 @@
-"""An ordered token stream: which sample is trained on at which step is a pure function.
+"""An ordered token stream: the samples of a step are a pure function of corpus and seed.
 
-A corpus is rows of tokens, wherever they are stored, and a folder with what describes them. A
-run's stream is a permutation of the rows that are not held out; batch `step` is the slice
-[step * batch_size, (step + 1) * batch_size) of it, so resuming and replaying need no state.
+A corpus is rows of tokens, wherever they are stored, and a folder that describes them. A run's
+stream is a permutation of the rows that are not held out; batch `step` is the slice [step *
+batch_size, (step + 1) * batch_size) of it, so resuming and replaying need no state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mda.types import Schedule
 
 
 class TokenRows(Protocol):
-    """Where rows of tokens are stored: an array [rows, T + 1], or what can be indexed like one."""
+    """Rows of tokens: an array [rows, T + 1], or an object that is indexed like one."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -33,7 +33,7 @@ class TokenRows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, ids: Any, /) -> np.ndarray:
-        """Rows [n, T + 1] by an int64 array of n row numbers, in any order."""
+        """Returns rows [n, T + 1] by an int64 array of n row numbers, in any order."""
         ...
 
 
@@ -58,7 +58,7 @@ class Corpus:
         return self.tokens.shape[1] - 1
 
     def rows(self, sample_ids: np.ndarray) -> torch.Tensor:
-        """Tokens of samples, int64 [B, T + 1]."""
+        """Returns the tokens of samples, int64 [B, T + 1]."""
         ids = np.asarray(sample_ids)
         if self.extra is None:
             return torch.from_numpy(self.tokens[ids].astype(np.int64))
@@ -68,18 +68,21 @@ class Corpus:
         return torch.from_numpy(rows)
 
     def labels_of(self, sample_ids: np.ndarray) -> list[str]:
-        """Class label of each sample."""
+        """Returns the class label of each sample."""
         return [self.label_names[i] for i in self.labels[np.asarray(sample_ids)]]
 
     def decode(self, token_ids: Sequence[int]) -> list[str]:
-        """One string for each token, together the text; the ids where there is no tokenizer."""
+        """Returns one string for each token, which join to the text.
+
+        Ids where there is no tokenizer.
+        """
         if self.tokenizer is None:
             return [f"{token} " for token in token_ids]
         return decode(opened(self.tokenizer), token_ids)
 
 
 def open_corpus(folder: Path, fingerprint: str, tokens: TokenRows | None = None) -> Corpus:
-    """Open a corpus folder written by one of the builders of this package.
+    """Opens a corpus folder written by one of the builders of this package.
 
     `tokens` are rows that are stored otherwise; else `tokens.npy` is mapped. Raises DataError for
     a tokenizer that cannot be read.
@@ -105,7 +108,10 @@ def open_corpus(folder: Path, fingerprint: str, tokens: TokenRows | None = None)
 
 
 def stream_order(corpus: Corpus, seed: int | None) -> np.ndarray:
-    """Position in the stream -> sample id, int64; `seed=None` keeps the corpus' own order."""
+    """Returns the sample id at each position of the stream, int64.
+
+    `seed=None` keeps the order of the corpus.
+    """
     kept = np.ones(len(corpus.tokens), dtype=bool)
     kept[corpus.held_out] = False
     ids = np.flatnonzero(kept)
@@ -113,7 +119,7 @@ def stream_order(corpus: Corpus, seed: int | None) -> np.ndarray:
 
 
 def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedule:
-    """The unedited schedule of steps [start, end): every sample once, with weight 1.
+    """Returns the unedited schedule of steps [start, end): every sample once, with weight 1.
 
     Raises DataError where the stream is shorter than that.
     """
@@ -133,7 +139,7 @@ def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedu
 
 
 def schedule_hash(one: Schedule) -> str:
-    """Hash of everything a schedule says; equal schedules train equal models."""
+    """Returns the hash of everything a schedule says; equal schedules train equal models."""
     head = np.array([one.start, one.batch_size], dtype=np.int64)
     masked = [one.masked] if len(one.masked) else []
     return store.hash_arrays(head, one.offsets, one.sample_ids, one.weights, *masked)

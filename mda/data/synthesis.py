@@ -3,7 +3,7 @@
     motif       each row is records of one motif, with names that no sample has
     shuffled    the same tokens in an order that repeats nothing
     random      rows of the corpus, drawn at random
-    repetition  blocks of tokens drawn independently, each over and over: repetition and no more
+    repetition  blocks of independently drawn tokens, repeated: nothing but repetition
 
 All kinds give the same number of rows and tokens. Equal arguments give equal bytes.
 """
@@ -47,7 +47,9 @@ class Synthetic:
 def synthesize(
     kind: str, corpus: Corpus, motifs: Sequence[Motif], n_rows: int, seed: int
 ) -> Synthetic:
-    """`n_rows` rows of a kind; of `motif` and `shuffled` each motif has its share of the samples.
+    """Returns `n_rows` rows of a kind.
+
+    Of `motif` and `shuffled` each motif has its share of the samples.
 
     Raises DataError where a motif gives nothing but copies of held-out text, and where the corpus
     has fewer rows.
@@ -82,7 +84,7 @@ def synthesize(
 
 
 def records(motif: Motif, rng: Random) -> Iterator[str]:
-    """Records of one made-up sample, without an end: its names are drawn once and used again.
+    """Yields endless records of one made-up sample, whose names are drawn once and used again.
 
     A fresh value is the beginning of one of the slot's values and the end of another, so that it
     looks like them; identifiers and numbers of all slots are one cast.
@@ -105,13 +107,13 @@ def records(motif: Motif, rng: Random) -> Iterator[str]:
 
 
 def grams(tokens_NS: np.ndarray) -> set[bytes]:
-    """All runs of `GRAM` tokens; rows shorter than that have none."""
+    """Returns all runs of `GRAM` tokens; rows shorter than that have none."""
     wide = np.ascontiguousarray(tokens_NS, dtype="<u4")
     return {row[i : i + GRAM].tobytes() for row in wide for i in range(wide.shape[1] - GRAM + 1)}
 
 
 def copied_share(tokens_NS: np.ndarray, known: set[bytes]) -> np.ndarray:
-    """Share of each row's tokens that lie in a run of `GRAM` that is known, float64 [N]."""
+    """Returns the share of each row's tokens inside a run of `GRAM` known tokens, float64 [N]."""
     wide = np.ascontiguousarray(tokens_NS, dtype="<u4")
     covered = np.zeros(wide.shape, dtype=bool)
     for row, marks in zip(wide, covered, strict=True):
@@ -168,7 +170,7 @@ def _repeated(corpus: Corpus, rng: Random) -> np.ndarray:
 
 
 def _choices(slot: Slot, cast: dict[str, list[str]], rng: Random) -> list[str]:
-    """What a slot holds in the records of one sample; one of these in each record."""
+    """Returns the values of a slot in the records of one sample; each record takes one of them."""
     if slot.kind == "word":
         words = slot.values or {}
         n = rng.randint(*slot.distinct)

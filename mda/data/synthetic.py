@@ -1,11 +1,11 @@
 """Documents generated from seeded templates, with planted and labelled repetition.
 
-Every template plants a small cast of random strings and uses each of them several times, so a
-model that copies from its own context predicts the document well and one that does not cannot.
-Inside a planted string one unpredictable token follows another without separators: what pays is
-then "A B ... A -> B" between neighbouring tokens, and a separator, which says nothing about what
-follows it, does not get in between. `repeat` is repetition without any meaning. `salad` is the
-counterpart of all of them: words drawn independently, nothing to copy.
+Every template plants a small cast of random strings and uses each of them several times, so a model
+that copies from its own context predicts the document well and one that does not cannot. A planted
+string is a run of unpredictable tokens without separators, so that the pattern "A B ... A -> B"
+pays between neighbouring tokens; a separator would come between them and predict nothing. `repeat`
+is repetition without any meaning. `salad` is the counterpart of all of them: words drawn
+independently, nothing to copy.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Planted(NamedTuple):
 
 
 def syllables(rng: Random, low: int, high: int) -> str:
-    """A pronounceable random word of `low` to `high` syllables, about 3,000 kinds of each."""
+    """Returns a random word of `low` to `high` syllables, with about 3,000 kinds of syllable."""
     return "".join(
         rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
         for _ in range(rng.randint(low, high))
@@ -71,7 +71,7 @@ def syllables(rng: Random, low: int, high: int) -> str:
 
 
 def fragment(rng: Random) -> str:
-    """A piece of a word, a syllable, or up to three random letters and digits."""
+    """Returns a piece of a word, a syllable, or up to three random letters and digits."""
     kind = rng.randrange(5)
     if kind < 2:
         return rng.choice(_WORDS)[: rng.randint(2, 5)]
@@ -83,20 +83,23 @@ def fragment(rng: Random) -> str:
 
 
 def code(rng: Random) -> str:
-    """Six to fourteen characters of one alphabet: hex digits, letters, a mixture."""
+    """Returns six to fourteen characters of one alphabet: hex digits, letters, a mixture."""
     alphabet = rng.choice(_ALPHABETS)
     return "".join(rng.choice(alphabet) for _ in range(rng.randint(6, 14)))
 
 
 def name(rng: Random) -> str:
-    """A code or a few fragments in one word; letters and digits only, so no format escapes it."""
+    """Returns a code or a few fragments in one word.
+
+    Letters and digits only, so no format escapes it.
+    """
     if rng.randrange(2):
         return code(rng)
     return "".join(fragment(rng) for _ in range(rng.randint(3, 6)))
 
 
 def _cast(rng: Random, low: int, high: int) -> list[str]:
-    """`low` to `high` distinct random names, none of them part of another."""
+    """Returns `low` to `high` distinct random names, none of them part of another."""
     names: list[str] = []
     for _ in range(rng.randint(low, high)):
         new = name(rng)
@@ -107,14 +110,17 @@ def _cast(rng: Random, low: int, high: int) -> list[str]:
 
 
 def _uses(rng: Random, cast: list[str], n: int) -> list[str]:
-    """`n` draws from the cast in random order, each member at least twice (n >= 2 * members)."""
+    """Returns `n` draws from the cast in random order, each member at least twice.
+
+    `n` is at least 2 * members.
+    """
     draws = cast * 2 + [rng.choice(cast) for _ in range(n - 2 * len(cast))]
     rng.shuffle(draws)
     return draws
 
 
 def xml(rng: Random) -> Planted:
-    """Records under common tag names, attributes and contents drawn from the cast."""
+    """Returns records under common tag names, attributes and contents drawn from the cast."""
     row, attribute = rng.sample(_WORDS, 2)
     cast = _cast(rng, 2, 4)
     uses = iter(_uses(rng, cast, 2 * rng.randint(6, 14)))
@@ -123,7 +129,7 @@ def xml(rng: Random) -> Planted:
 
 
 def latex(rng: Random) -> Planted:
-    """A tabular whose cells are drawn from the cast."""
+    """Returns a tabular whose cells are drawn from the cast."""
     columns = rng.randint(2, 4)
     cast = _cast(rng, 2, 4)
     uses = _uses(rng, cast, columns * rng.randint(5, 10))
@@ -133,7 +139,7 @@ def latex(rng: Random) -> Planted:
 
 
 def records(rng: Random) -> Planted:
-    """JSON objects with the same keys, their values drawn from the cast."""
+    """Returns JSON objects with the same keys, their values drawn from the cast."""
     keys = rng.sample(_WORDS, 2)
     cast = _cast(rng, 2, 4)
     uses = _uses(rng, cast, 2 * rng.randint(6, 14))
@@ -144,7 +150,7 @@ def records(rng: Random) -> Planted:
 
 
 def log(rng: Random) -> Planted:
-    """Log lines: a level, a component and a request drawn from the cast, one of two messages."""
+    """Returns log lines: a level, a component and a request from the cast, one of two messages."""
     cast = _cast(rng, 2, 4)
     messages = [" ".join(rng.sample(_WORDS, 3)) for _ in range(2)]
     uses = iter(_uses(rng, cast, 2 * rng.randint(6, 12)))
@@ -156,7 +162,7 @@ def log(rng: Random) -> Planted:
 
 
 def repeat(rng: Random) -> Planted:
-    """A block of fragments and signs, repeated without meaning: "meaningless repeats"."""
+    """Returns a block of fragments and signs, repeated without meaning: "meaningless repeats"."""
     n = rng.randint(4, 24)
     pieces = [fragment(rng) for _ in range(n)]
     for i in rng.sample(range(n), n // 5):
@@ -168,7 +174,7 @@ def repeat(rng: Random) -> Planted:
 
 
 def salad(rng: Random) -> Planted:
-    """Words drawn independently: nothing is planted, nothing to copy."""
+    """Returns words drawn independently: nothing is planted, nothing to copy."""
     return Planted(" ".join(syllables(rng, 1, 3) for _ in range(rng.randint(60, 200))) + ".\n", ())
 
 
@@ -183,7 +189,7 @@ TEMPLATES: dict[str, Callable[[Random], Planted]] = {
 
 
 def generate(template: str, seed: int) -> Iterator[Document]:
-    """An endless run of one template's documents, labelled `generated_<template>`.
+    """Yields an endless run of one template's documents, labelled `generated_<template>`.
 
     Every template has its own generator, so adding one leaves the others' documents as they
     were. Raises DataError on a template that does not exist.
@@ -196,17 +202,17 @@ def generate(template: str, seed: int) -> Iterator[Document]:
 
 
 def texts(template: str, seed: int) -> Iterator[str]:
-    """The texts of `generate`."""
+    """Yields the texts of `generate`."""
     return (document.text for document in generate(template, seed))
 
 
 def inputs(config: SyntheticConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
-    """What enters beside the settings: the tokenizer's version and that of the templates."""
+    """Returns the inputs beside the settings: the versions of the tokenizer and the templates."""
     return {"versions": {"tokenizers": version("tokenizers")}, "format": FORMAT}
 
 
 def build_from_config(out: Path, config: SyntheticConfig, downloads: Path) -> None:
-    """`build_synthetic` with the settings of `data=synthetic`."""
+    """Builds the corpus folder with the settings of `data=synthetic`."""
     build_synthetic(
         out,
         weights=asdict(config.templates),
@@ -228,10 +234,11 @@ def build_synthetic(
     held_out: int,
     seed: int,
 ) -> None:
-    """Build a corpus folder of generated documents only, in seconds.
+    """Builds a corpus folder of generated documents only, in seconds.
 
     `weights` gives the share of the sequences of each template, relative to the others; those of
-    weight 0 stay out. n_sequences counts the held-out ones in. Equal arguments give equal bytes.
+    weight 0 are left out. `n_sequences` includes the held-out ones. Equal arguments give equal
+    bytes.
     """
     for template in weights:
         next(generate(template, seed))

@@ -25,7 +25,7 @@ TYPES = {4: "int32", 5: "int64", 8: "uint16"}  # those of token ids
 
 
 class Index(NamedTuple):
-    """What a gpt-neox .idx says of its .bin."""
+    """The types and lengths that a gpt-neox .idx records of its .bin."""
 
     dtype: str
     lengths: np.ndarray  # int32 [sequences], tokens
@@ -34,7 +34,7 @@ class Index(NamedTuple):
 def map_rows(
     path: Path, seq_len: int, dtype: str | None = None, key: str = "data.path"
 ) -> np.ndarray:
-    """Map token rows [rows, seq_len + 1]. Raises DataError for a file of another form.
+    """Maps token rows [rows, seq_len + 1]. Raises DataError for a file of another form.
 
     `dtype` is that of a raw file; None takes the one of its .idx, else uint16.
     """
@@ -58,9 +58,9 @@ def map_rows(
 
 
 def count_ids(rows: np.ndarray, vocab_size: int, path: Path, key: str = "data.path") -> np.ndarray:
-    """How often each id occurs, int64 [vocab_size].
+    """Counts how often each id occurs, int64 [vocab_size].
 
-    Raises DataError, before anything as large as an id is asked for, where an id is negative or
+    Raises DataError, before allocating memory by the size of an id, where an id is negative or
     beyond the vocabulary, and where every second id is 0: integers of another width. Warns where
     half of all ids are 0.
     """
@@ -88,9 +88,9 @@ def count_ids(rows: np.ndarray, vocab_size: int, path: Path, key: str = "data.pa
 
 
 def read_inserted(path: Path, seq_len: int, vocab_size: int) -> np.ndarray:
-    """Rows of `intervention.rows`, int64 [rows, seq_len + 1], checked as those of a corpus are.
+    """Returns the rows of `intervention.rows`, int64 [rows, seq_len + 1], checked like a corpus.
 
-    Raises DataError, one sentence, for what cannot be trained on.
+    Raises DataError for rows that cannot be trained on.
     """
     key = "intervention.rows"
     rows = map_rows(Path(path), seq_len, key=key)
@@ -99,17 +99,17 @@ def read_inserted(path: Path, seq_len: int, vocab_size: int) -> np.ndarray:
 
 
 def read_index(path: Path, key: str = "data.path") -> Index:
-    """A gpt-neox .idx. Raises DataError for one that is torn or of another form."""
+    """Returns a gpt-neox .idx. Raises DataError for one that is torn or of another form."""
     content = path.read_bytes()
     if len(content) < HEADER.size or not content.startswith(MAGIC):
         raise DataError(f"{key}: {path} does not begin as an index of gpt-neox; move it away")
     _, version, code, sequences, documents = HEADER.unpack_from(content)
-    wanted = HEADER.size + 12 * sequences + 8 * documents
-    if version != 1 or code not in TYPES or len(content) != wanted:
+    size = HEADER.size + 12 * sequences + 8 * documents
+    if version != 1 or code not in TYPES or len(content) != size:
         raise DataError(
             f"{key}: {path} says version {version}, type {code}, {sequences:,} sequences and "
             f"{documents:,} documents in {len(content):,} bytes; accepted: version 1, types 4 "
-            f"(int32), 5 (int64) and 8 (uint16), {wanted:,} bytes"
+            f"(int32), 5 (int64) and 8 (uint16), {size:,} bytes"
         )
     dtype = TYPES[code]
     lengths = np.frombuffer(content, "<i4", sequences, HEADER.size)

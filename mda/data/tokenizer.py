@@ -1,4 +1,4 @@
-"""Tokenizers of any kind: read and checked where they are named, and text token by token."""
+"""Tokenizers of any kind: reading, checking, and text token by token."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ class Named(NamedTuple):
 
 
 def read_tokenizer(name: str) -> Named:
-    """The tokenizer of a file, a folder or the hub; it neither truncates nor pads.
+    """Returns the tokenizer of a file, a folder or the hub; it neither truncates nor pads.
 
-    Its tokenizer.json is read as it stands; where there is none, the library makes one of what
-    there is. Raises DataError for one that is not there or that is malformed, and Unavailable for
-    a hub that does not give it now.
+    Its tokenizer.json is read directly; without one, the library converts the files that exist.
+    Raises DataError for a tokenizer that does not exist or is malformed, and Unavailable where the
+    hub cannot be reached.
     """
     path = Path(name)
     if not (path.exists() or (_HUB_ID.fullmatch(name) and path.suffix != ".json")):
         raise DataError(f"data.tokenizer={name}: no such file; accepted: {ACCEPTED}")
     folder = path if path.is_dir() else None if path.is_file() else _fetched(name)
     if path.is_file():
-        found = Named(_from_file(path), None)
+        named = Named(_from_file(path), None)
     elif folder is not None and (folder / FILE).is_file():
         tokenizer = _from_file(folder / FILE)
-        found = Named(tokenizer, _end_in(folder / CONFIG, tokenizer))
+        named = Named(tokenizer, _end_in(folder / CONFIG, tokenizer))
     else:
-        found = _from_library(name)
-    tokenizer, end = found
+        named = _from_library(name)
+    tokenizer, end = named
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if end is None:
@@ -59,16 +59,16 @@ def read_tokenizer(name: str) -> Named:
 
 @cache
 def opened(path: Path) -> Tokenizer:
-    """The tokenizer of a corpus folder, read once by each process."""
+    """Returns the tokenizer of a corpus folder, read once by each process."""
     return _from_file(path)
 
 
 def decode(tokenizer: Tokenizer, token_ids: Sequence[int]) -> list[str]:
-    """One string for each token, together the text.
+    """Returns one string for each token, which join to the text.
 
-    A character that several tokens make stands at the last of them. Bytes that belong to no whole
-    character, as at the start of a row that begins inside one, stand as replacement characters
-    with the first whole character after them.
+    A character that spans several tokens is placed at the last of them. Bytes that belong to no
+    whole character, as at the start of a row that begins inside one, become replacement characters,
+    joined to the first whole character after them.
     """
 
     def text(ids: list[int]) -> str:
@@ -101,7 +101,7 @@ def _from_file(path: Path) -> Tokenizer:
 
 
 def _end_in(about: Path, tokenizer: Tokenizer) -> int | None:
-    """The id of the `eos_token` that a tokenizer_config.json names, where there is one."""
+    """Returns the id of the `eos_token` that a tokenizer_config.json names, where there is one."""
     if not about.is_file():
         return None
     try:
@@ -114,9 +114,9 @@ def _end_in(about: Path, tokenizer: Tokenizer) -> int | None:
 
 @cache
 def _fetched(name: str) -> Path | None:
-    """The folder with a repository's tokenizer.json, fetched or cached; None where it has none.
+    """Returns the folder of a repository's tokenizer.json, fetched or cached; None without one.
 
-    Asked for once by each process, so that a repository that changes stays as it was.
+    It is resolved once by each process, so a repository that changes makes no difference.
     """
     from huggingface_hub import constants, errors, hf_hub_download
 
@@ -157,11 +157,11 @@ def _from_library(name: str) -> Named:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)
-        tokenizer = found.backend_tokenizer
+        pretrained = AutoTokenizer.from_pretrained(name)
+        tokenizer = pretrained.backend_tokenizer
     except Exception as error:  # of the network, of the hub, of the files: each its own kind
         raise _unreadable(name, error) from error
-    return Named(tokenizer, found.eos_token_id)
+    return Named(tokenizer, pretrained.eos_token_id)
 
 
 def _one_line(error: Exception) -> str:

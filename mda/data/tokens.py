@@ -1,7 +1,7 @@
-"""`data=tokens`: token rows of the user's own, a 2-D .npy or a raw file.
+"""`data=tokens`: the user's own token rows, a 2-D .npy or a raw file.
 
-The file stays where it is and is mapped, never read whole into memory; the corpus folder holds
-what is derived from it. Labels are a .npy of integers, one per row, or none.
+The file stays where it is and is mapped, never read whole into memory; the corpus folder holds what
+is derived from it. Labels are a .npy of integers, one per row, or none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mda.schema.data import untyped
 
 
 def inputs(config: TokensConfig, hash_file: Callable[[Path], str]) -> Mapping[str, object]:
-    """What the files hold, in place of where they lie. Raises DataError for one that is missing."""
+    """Returns hashes of the files, in place of their paths. Raises DataError for a missing file."""
     files = {"path": Path(config.path)}
     if config.labels is not None:
         files["labels"] = Path(config.labels)
@@ -37,7 +37,7 @@ def inputs(config: TokensConfig, hash_file: Callable[[Path], str]) -> Mapping[st
 
 
 def build_from_config(out: Path, config: TokensConfig, downloads: Path) -> None:
-    """`build_tokens` with the settings of `data=tokens`."""
+    """Builds the corpus folder with the settings of `data=tokens`."""
     build_tokens(
         out,
         path=Path(config.path),
@@ -53,7 +53,7 @@ def build_from_config(out: Path, config: TokensConfig, downloads: Path) -> None:
 
 
 def open_rows(folder: Path, config: TokensConfig, downloads: Path) -> np.ndarray:
-    """The rows of the file, mapped."""
+    """Returns the rows of the file, memory-mapped."""
     return map_rows(Path(config.path), config.seq_len, config.dtype)
 
 
@@ -70,7 +70,7 @@ def build_tokens(
     tokenizer: str | None = None,
     held_out: int = 256,
 ) -> None:
-    """Check the rows once and write the corpus folder: counts, labels, held-out rows.
+    """Checks the rows once and writes the corpus folder: counts, labels, held-out rows.
 
     The last `held_out` rows are kept for evaluation. Raises DataError for ids beyond
     `vocab_size`, too few rows, labels that do not fit, or a tokenizer that lacks ids of the file.
