@@ -1,0 +1,1 @@
+"""Sparse autoencoders: loading the files of three libraries, training, and quality."""

@@ -79,35 +79,35 @@ class Sae:
         return self.W_enc_FD.shape[1]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters by name."""
+        """Returns the parameters by name."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Sae:
-        """A copy on another device or in another precision."""
+        """Returns a copy on another device or in another precision."""
         return replace(self, **{n: t.to(device, dtype) for n, t in self.tensors().items()})
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the features and the reconstruction, 64 hex digits."""
+        """Returns the SHA-256 of all that decides features and reconstruction, 64 hex digits."""
         rest = [self.kind, str(self.hook), self.centred, self.normalization, self.k]
         arrays = {name: tensor.detach().cpu() for name, tensor in self.tensors().items()}
         hashes = {name: store.hash_arrays(tensor.numpy()) for name, tensor in arrays.items()}
         return store.fingerprint("sae", {"settings": rest, "tensors": hashes})
 
     def encode(self, x_BTD: Tensor) -> Tensor:
-        """All features, [B, T, F] (any leading dimensions), differentiable, in the SAE's precision.
+        """Returns all features, [..., F] for x [..., D], differentiable, in the SAE's precision.
 
-        The choice of the active features has no gradient: that of an active feature is its linear
-        part's, that of another is 0.
+        The choice of the active features has no gradient: an active feature has the gradient of its
+        linear part, any other has 0.
         """
         return self._activate(F.linear(self._input(x_BTD), self.W_enc_FD), slice(None))
 
     def encode_some(self, x_BTD: Tensor, ids: Sequence[int]) -> Tensor:
-        """The features `ids`, [B, T, len(ids)], differentiable, without forming all F at once.
+        """Returns the features `ids`, [B, T, len(ids)], differentiable, without forming all F.
 
         Equal to `encode(x)[..., ids]` up to rounding. For `topk`, whether a feature is among the k
-        largest depends on all the others: that is found without a graph and a few positions at a
-        time, in the way `encode` does it, ties included.
+        largest depends on all the others: this is computed without a graph, a few positions at a
+        time, exactly as in `encode`, ties included.
         """
         chosen = torch.as_tensor(ids, device=self.W_enc_FD.device)
         u_BTD = self._input(x_BTD)
@@ -121,25 +121,25 @@ class Sae:
         return (linear + self.b_enc_F[chosen]).relu() * active.view(linear.shape)
 
     def decode(self, f_BTF: Tensor, x_BTD: Tensor | None = None) -> Tensor:
-        """The activation that features stand for, [B, T, D].
+        """Returns the activation that features stand for, [B, T, D].
 
-        With a normalization, `x` is the activation that was encoded, whose mean and size are put
-        back; ValueError without it.
+        With a normalization, `x` is the activation that was encoded, whose mean and norm are
+        restored. Raises ValueError without it.
         """
-        found = f_BTF @ self.W_dec_FD + self.b_dec_D
+        x_hat_BTD = f_BTF @ self.W_dec_FD + self.b_dec_D
         if self.normalization == "none":
-            return found
+            return x_hat_BTD
         if x_BTD is None:
             raise ValueError(
                 f"normalization {self.normalization} is undone with the encoded x only"
             )
         x_BTD = x_BTD.to(self.W_enc_FD.dtype)
         if self.normalization == "layer_norm":
-            return found * x_BTD.std(-1, keepdim=True) + x_BTD.mean(-1, keepdim=True)
-        return found * x_BTD.norm(dim=-1, keepdim=True) / self.d_in**0.5
+            return x_hat_BTD * x_BTD.std(-1, keepdim=True) + x_BTD.mean(-1, keepdim=True)
+        return x_hat_BTD * x_BTD.norm(dim=-1, keepdim=True) / self.d_in**0.5
 
     def reconstruct(self, x_BTD: Tensor) -> Tensor:
-        """decode(encode(x))."""
+        """Returns decode(encode(x))."""
         return self.decode(self.encode(x_BTD), x_BTD)
 
     def _input(self, x_BTD: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Sae:
         return u - self.b_dec_D if self.centred else u
 
     def _activate(self, linear: Tensor, ids: slice | Tensor) -> Tensor:
-        """Features from their linear part; for `topk`, all of them."""
+        """Returns features from their linear part; for `topk`, all of them."""
         pre = linear + self.b_enc_F[ids]
         if self.threshold_F is not None:
             return pre.relu() * (pre > self.threshold_F[ids])
@@ -163,7 +163,7 @@ class Sae:
 
 
 def _largest(pre: Tensor, k: int | None) -> Tensor:
-    """Which pre-activations are among the k largest of their position; bool, like `pre`."""
+    """Returns a mask of the k largest pre-activations of each position, bool, shaped like `pre`."""
     assert k is not None
     indices = pre.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(pre, dtype=torch.bool).scatter_(-1, indices, True)

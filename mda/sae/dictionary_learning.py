@@ -9,9 +9,9 @@
                                       is how both encode after training
     JumpReluAutoEncoder     jumprelu  not centred
 
-Where the class is not named, the tensors tell `AutoEncoder` (the Pythia dictionaries). Its loader
-gives every decoder row norm 1 and multiplies the feature by the old norm, and so does this one:
-features are those that dictionary_learning computes, the reconstruction stays as it was.
+Where the class is not named (the Pythia dictionaries), the tensors identify `AutoEncoder`. Its
+loader gives every decoder row norm 1 and multiplies the feature by the old norm, and so does this
+one: features are those that dictionary_learning computes, and the reconstruction is unchanged.
 
 The activation is named by `trainer.submodule_name` or a folder on the way: `resid_out_layer3`,
 `attn_out_layer3`, `mlp_out_layer3`, or `embed`, the residual stream before layer 0.
@@ -46,7 +46,10 @@ _FOLDERS = 3  # how far up a folder may name the activation
 
 
 def load(folder: Path) -> Sae:
-    """An SAE of this layout. Raises ConfigError for a class or an activation that is not known."""
+    """Returns an SAE of this layout.
+
+    Raises ConfigError for a class or an activation that is not known.
+    """
     settings, weights = (folder / name for name in FILES)
     cfg, tensors = read_settings(settings), read_tensors(weights)
     trainer: dict[str, Any] = cfg.get("trainer") or {}
@@ -59,8 +62,8 @@ def load(folder: Path) -> Sae:
         raise refuse(f"{settings}: trainer.dict_class", name, ", ".join(CLASSES))
 
     def first(*names: str) -> Tensor:
-        there = [one for one in names if one in tensors]
-        return wanted(tensors, there[0] if there else names[0], weights)
+        present = [candidate for candidate in names if candidate in tensors]
+        return wanted(tensors, present[0] if present else names[0], weights)
 
     kind = CLASSES[name]
     linear = "encoder.weight" in tensors  # of nn.Linear, else matrices that x is multiplied with
@@ -91,7 +94,7 @@ def load(folder: Path) -> Sae:
 
 
 def _activation(folder: Path, trainer: dict[str, Any]) -> tuple[Hookpoint | None, str]:
-    """The hookpoint, and the name that was taken for it."""
+    """Returns the hookpoint, and the name that it was read from."""
     above = [folder.resolve(), *folder.resolve().parents][:_FOLDERS]
     for name in [str(trainer.get("submodule_name") or ""), *(path.name for path in above)]:
         if name == "embed":

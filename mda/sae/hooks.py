@@ -1,4 +1,4 @@
-"""Which activation of a model a sparse autoencoder reads, and reading it.
+"""The activations of a model that a sparse autoencoder can read, and reading them.
 
     kind         activation [B, T, D]
     resid_pre    residual stream that enters the layer
@@ -47,7 +47,7 @@ class Hookpoint:
 
 
 class ModulePaths(Protocol):
-    """Where a family of models keeps its layers, and what it calls the modules in a layer."""
+    """Paths of a model family's layers, and names of the modules in a layer."""
 
     @property
     def layers_path(self) -> str: ...
@@ -72,7 +72,7 @@ GPT_NEOX = Paths("gpt_neox.layers", "attention", "mlp")
 def activations(
     model: PreTrainedModel, tokens_BT: Tensor, hook: Hookpoint, paths: ModulePaths
 ) -> Tensor:
-    """The activation that `hook` names, [B, T, D], differentiable where gradients are enabled.
+    """Returns the activation that `hook` names, [B, T, D], differentiable if gradients are on.
 
     Runs the model without its unembedding, in the mode it is in. Raises ValueError for a layer
     the model does not have.
@@ -105,9 +105,9 @@ def activations(
 
 
 def of_module(name: str) -> Hookpoint | None:
-    """The hookpoint that is the output of the module `name`, such as `layers.3.mlp`.
+    """Returns the hookpoint that is the output of the module `name`, such as `layers.3.mlp`.
 
-    The name may start with the path of the layers. None for a module that is none of the kinds.
+    The name may start with the path of the layers. Returns None for any other module.
     """
     for kind, inside in _MODULES.items():
         if match := re.fullmatch(rf"(?:\w+\.)*?{_LAYERS}{inside}", name):
@@ -116,7 +116,7 @@ def of_module(name: str) -> Hookpoint | None:
 
 
 def module_name(hook: Hookpoint, paths: ModulePaths) -> str:
-    """The module whose output `hook` is, from the layers on: `layers.3.attention`.
+    """Returns the module whose output `hook` is, below the layers: `layers.3.attention`.
 
     Raises ValueError for `resid_pre`, the output of no module of its layer.
     """

@@ -1,4 +1,4 @@
-"""Sparse autoencoders from files, whoever wrote them."""
+"""Sparse autoencoders read from files of any supported library."""
 
 from __future__ import annotations
 
@@ -17,26 +17,25 @@ FORMATS = {name: module.FILES for name, module in MODULES.items()}
 
 
 def load_sae(folder: Path, format: str = "auto") -> Sae:
-    """The SAE in a folder, in float32; `auto` tells its layout by the names of the files.
+    """Returns the SAE in a folder, in float32; `auto` detects its layout by the file names.
 
-    Raises ConfigError, one sentence, for a folder of another layout and for an SAE that is not
-    supported.
+    Raises ConfigError for a folder of another layout and for an SAE that is not supported.
     """
     folder = Path(folder)
     if format not in ("auto", *FORMATS):
         raise refuse("format", format, f"auto, {', '.join(FORMATS)}")
     looked_for = FORMATS if format == "auto" else {format: FORMATS[format]}
-    found = [
+    layouts_here = [
         name for name, files in looked_for.items() if all((folder / f).is_file() for f in files)
     ]
-    if len(found) != 1:
+    if len(layouts_here) != 1:
         layouts = "; or ".join(
             f"{' and '.join(files)} ({name})" for name, files in looked_for.items()
         )
-        several = f"holds {' and '.join(found)}" if found else "holds no SAE"
+        several = f"holds {' and '.join(layouts_here)}" if layouts_here else "holds no SAE"
         raise ConfigError(f"{folder}: {several}; accepted: a folder with {layouts}")
     try:
-        sae = MODULES[found[0]].load(folder)
+        sae = MODULES[layouts_here[0]].load(folder)
     except ConfigError:
         raise
     except ValueError as error:  # tensors that don't fit together

@@ -1,4 +1,4 @@
-"""How well a sparse autoencoder does on activations it was not trained on."""
+"""Quality of a sparse autoencoder on activations that it was not trained on."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from mda.sae.autoencoder import Sae
 
 @dataclass(frozen=True)
 class Quality:
-    """`explained_variance` is 1 - sum ||x - x^||^2 / sum ||x - mean||^2 over tokens; `l0` the mean
-    number of active features of a token; `dead_share` that of features never active here."""
+    """Reconstruction and sparsity on held-out activations.
+
+    `explained_variance` is 1 - sum ||x - x^||^2 / sum ||x - mean||^2 over tokens, `l0` the mean
+    number of active features of a token, and `dead_share` the share of features that are never
+    active here.
+    """
 
     explained_variance: float
     l0: float
@@ -24,7 +28,7 @@ class Quality:
 
 @torch.no_grad()
 def quality(sae: Sae, batches: Iterable[Tensor]) -> Quality:
-    """Quality on activations, [.., D] each; sums in float64, so that batching makes no difference.
+    """Measures the quality on activations, [.., D] each.
 
     Raises ValueError without any activation.
     """

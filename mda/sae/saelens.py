@@ -3,12 +3,12 @@
     W_enc [D, F], W_dec [F, D], b_dec [D]; b_enc [F], or of gated ones b_gate, b_mag, r_mag [F];
     threshold [F] of jumprelu ones
 
-`sae_lens_version` in the file, or its absence, tells the form of cfg.json: before 6.0 all settings
-stand at the top, a top-k SAE is a standard one with an activation function of that name, and some
-keys had other names; since then what concerns the model stands in `metadata`.
+`sae_lens_version` in the file, or its absence, decides the form of cfg.json: before 6.0 all
+settings are at the top, a top-k SAE is a standard one with an activation function of that name, and
+some keys had other names; since then the settings of the model are in `metadata`.
 
-`apply_b_dec_to_input` is `centred` of `Sae`. `expected_average_only_in` means that the SAE reads
-c x with c = sqrt(D) / (mean of ||x||). SAELens folds c into the weights at the end of training and
+`apply_b_dec_to_input` is `centred` of `Sae`. `expected_average_only_in` means that the SAE reads c
+x with c = sqrt(D) / (mean of ||x||). SAELens folds c into the weights at the end of training and
 writes `none`; where it did not, c comes from `activation_scaler.json` beside them.
 `rescale_acts_by_decoder_norm` is folded, too: a feature is multiplied by its decoder row's norm.
 """
@@ -35,10 +35,10 @@ _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index
 
 
 def load(folder: Path) -> Sae:
-    """An SAE of this layout.
+    """Returns an SAE of this layout.
 
     Raises ConfigError for transcoders and other architectures, activations of single heads, and
-    models whose weights TransformerLens centred: these have other activations.
+    models whose weights TransformerLens centred: their activations differ.
     """
     file, weights = (folder / name for name in FILES)
     cfg, tensors = _settings(read_settings(file), file), read_tensors(weights)
@@ -83,7 +83,7 @@ def load(folder: Path) -> Sae:
 
 
 def _settings(cfg: dict[str, Any], file: Path) -> dict[str, Any]:
-    """All settings at the top under the names of version 6."""
+    """Returns all settings at the top level, under the names of version 6."""
     metadata = cfg.get("metadata") or {}
     version = str(cfg.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
     if not (major := re.match(r"\d+", version)):
@@ -110,7 +110,7 @@ def _settings(cfg: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _hookpoint(name: str) -> Hookpoint | None:
-    """TransformerLens' name, `blocks.3.hook_resid_post`, or a module's, `model.layers.3.mlp`."""
+    """Returns the hookpoint of TransformerLens' name, `blocks.3.hook_resid_post`, or a module's."""
     if match := re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", name):
         return Hookpoint(match[2], int(match[1])) if match[2] in KINDS else None
     return of_module(name)
@@ -118,25 +118,25 @@ def _hookpoint(name: str) -> Hookpoint | None:
 
 def _scale(folder: Path) -> float:
     file = folder / "activation_scaler.json"
-    found = read_settings(file).get("scaling_factor") if file.is_file() else None
-    if found is None:
+    factor = read_settings(file).get("scaling_factor") if file.is_file() else None
+    if factor is None:
         raise ConfigError(
             f"{folder}: normalize_activations={SCALED} needs its factor; accepted: "
             "activation_scaler.json beside the weights, whose scaling_factor is sqrt(d_in) / mean "
             "norm of the activations"
         )
-    return float(found)
+    return float(factor)
 
 
 def _fold_scale(parts: dict[str, Tensor], c: float) -> None:
-    """Weights for x that do what these do for c x; features stay as they are."""
+    """Scales the weights so that the SAE reads x instead of c x; features are unchanged."""
     parts["W_enc_FD"] = parts["W_enc_FD"] * c
     parts["W_dec_FD"] = parts["W_dec_FD"] / c
     parts["b_dec_D"] = parts["b_dec_D"] / c
 
 
 def _fold_norms(parts: dict[str, Tensor]) -> None:
-    """Decoder rows of norm 1, each feature multiplied by the norm its row had."""
+    """Gives decoder rows norm 1 and multiplies each feature by the norm its row had."""
     norms_F = parts["W_dec_FD"].norm(dim=1)
     parts["W_enc_FD"] = parts["W_enc_FD"] * norms_F[:, None]
     parts["b_enc_F"] = parts["b_enc_F"] * norms_F

@@ -1,11 +1,11 @@
-"""Sparse autoencoders as EleutherAI's sparsify writes them, and ours: `<hookpoint>/{cfg.json,
-sae.safetensors}`.
+"""Sparse autoencoders in the layout of EleutherAI's sparsify, which is also ours.
 
     encoder.weight [F, D], encoder.bias [F], W_dec [F, D], b_dec [D]
     f = top k of relu((x - b_dec) encoder.weight^T + encoder.bias)
 
-The folder's name is the module whose output is read: `layers.3` (the residual stream after layer
-3, `hidden_states[4]`), `layers.3.attention`, `layers.3.mlp`.
+The files are `<hookpoint>/{cfg.json, sae.safetensors}`. The folder's name is the module whose
+output is read: `layers.3` (the residual stream after layer 3, `hidden_states[4]`),
+`layers.3.attention`, `layers.3.mlp`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ FILES = ("cfg.json", "sae.safetensors")
 
 
 def load(folder: Path) -> Sae:
-    """A top-k SAE of this layout. Raises ConfigError for transcoders and other activations."""
+    """Returns a top-k SAE of this layout.
+
+    Raises ConfigError for transcoders and other activations.
+    """
     settings, weights = (folder / name for name in FILES)
     cfg, tensors = read_settings(settings), read_tensors(weights)
     only(cfg, settings, transcode=False, skip_connection=False, activation="topk", signed=False)
-    d_in, found = wanted(cfg, "d_in", settings), wanted(tensors, "encoder.weight", weights)
-    if d_in != found.shape[1]:
-        raise refuse(f"{settings}: d_in", d_in, f"{found.shape[1]}, as in {weights.name}")
+    d_in, W_enc_FD = wanted(cfg, "d_in", settings), wanted(tensors, "encoder.weight", weights)
+    if d_in != W_enc_FD.shape[1]:
+        raise refuse(f"{settings}: d_in", d_in, f"{W_enc_FD.shape[1]}, as in {weights.name}")
     return Sae(
         "topk",
         placed(of_module(folder.name), folder.name, folder),
-        found,
+        W_enc_FD,
         wanted(tensors, "encoder.bias", weights),
         wanted(tensors, "W_dec", weights),
         wanted(tensors, "b_dec", weights),
@@ -44,9 +47,9 @@ def load(folder: Path) -> Sae:
 
 
 def save(sae: Sae, root: Path, paths: ModulePaths) -> Path:
-    """Write `root/<hookpoint>/` and return it; `load` and sparsify read the same features.
+    """Writes `root/<hookpoint>/` and returns it; `load` and sparsify read the same features.
 
-    Raises ValueError for what the layout can't say: other kinds than centred top-k SAEs of plain
+    Raises ValueError for what the layout cannot express: any SAE but a centred top-k one of plain
     activations, and `resid_pre`.
     """
     if sae.kind != "topk" or not sae.centred or sae.normalization != "none":

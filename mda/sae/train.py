@@ -5,8 +5,8 @@ With x in units in which its mean square distance from the centre is 1 a dimensi
     f = relu of the k largest of W_enc (x - b_dec) + b_enc          x^ = W_dec^T f + b_dec
     loss = (sum ||x - x^||^2 + a sum ||(x - x^) - e^||^2) / sum ||x - mean||^2
 
-over the tokens of a batch. e^ is what the largest D / 2 features among the dead ones say of the
-error; it is the only thing that gives these a gradient. b_dec starts at the geometric median, W_enc
+over the tokens of a batch. e^ is the reconstruction of the error by the largest D / 2 dead
+features, and the only term that gives them a gradient. b_dec starts at the geometric median, W_enc
 as W_dec, whose rows keep norm 1. Adam; the learning rate rises for `warmup` steps and falls to 0
 over the last fifth. At the end the units are folded back into the biases, so that the SAE reads the
 activations as they are.
@@ -30,8 +30,11 @@ LOG_EVERY = 50  # steps
 
 @dataclass(frozen=True)
 class Progress:
-    """One point of a training: share of the batch's variance that is explained, share of features
-    that were not active in the last `dead_tokens` tokens."""
+    """A point of a training's history.
+
+    `explained_variance` is the share of the batch's variance that is explained, `dead_share` the
+    share of features that were not active in the last `dead_tokens` tokens.
+    """
 
     step: int
     explained_variance: float
@@ -51,12 +54,13 @@ def train_topk_sae(
     dead_tokens: int = 100_000,
     aux_weight: float = 1 / 32,
 ) -> tuple[Sae, list[Progress]]:
-    """Train on `steps` batches of activations, [.., D] each; the SAE in float32, and its history.
+    """Trains on `steps` batches of activations, [.., D] each.
 
-    The first batch sets centre and units. On a CPU, with the same number of threads, the result is
-    a function of the batches and the seed, bit for bit. A feature is dead when it was not active in
-    the last `dead_tokens` tokens. Raises ValueError where there are fewer batches than steps, or
-    where the activations of the first do not vary.
+    Returns the SAE in float32, and its history. The first batch sets the centre and the units. On a
+    CPU, with the same number of threads, the result is a function of the batches and the seed, bit
+    for bit. A feature is dead when it was not active in the last `dead_tokens` tokens. Raises
+    ValueError where there are fewer batches than steps, or where the activations of the first batch
+    do not vary.
     """
     taken = (x.detach().float().flatten(0, -2) for x, _ in zip(batches, range(steps), strict=False))
     if (first := next(taken, None)) is None:
@@ -92,10 +96,9 @@ def train_topk_sae(
 
 @torch.no_grad()
 def geometric_median(x_ND: Tensor, iterations: int = 50) -> Tensor:
-    """The point with the least sum of distances to the rows, [D], by Weiszfeld's iteration.
+    """Returns the point with the least sum of distances to the rows, [D] (Weiszfeld's iteration).
 
-    Unlike the mean it is not drawn away by the few positions of very large norm that language
-    models have.
+    Unlike the mean, it is robust to the few positions of very large norm that language models have.
     """
     median_D = x_ND.mean(0)
     for _ in range(iterations):
@@ -129,7 +132,7 @@ class Weights:
     def loss(
         self, x_ND: Tensor, k: int, dead_F: Tensor, aux_weight: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the explained share of the variance, and which features were active."""
+        """Returns the loss, the explained share of the variance, and which features were active."""
         pre_NF = F.linear(x_ND - self.b_dec_D, self.W_enc_FD, self.b_enc_F).relu()
         f_NF = _top(pre_NF, k)
         error_ND = x_ND - f_NF @ self.W_dec_FD - self.b_dec_D
@@ -144,7 +147,7 @@ class Weights:
 
     @torch.no_grad()
     def keep_decoder_norms(self) -> None:
-        """Take out of the gradient what would only change the norms of decoder rows."""
+        """Removes from the gradient the part that only changes the norms of decoder rows."""
         gradient = self.W_dec_FD.grad
         assert gradient is not None
         gradient -= (gradient * self.W_dec_FD).sum(1, keepdim=True) * self.W_dec_FD
@@ -154,14 +157,14 @@ class Weights:
         self.W_dec_FD.div_(self.W_dec_FD.norm(dim=1, keepdim=True))
 
     def sae(self, hook: Hookpoint, k: int, centre_D: Tensor, scale: Tensor) -> Sae:
-        """The SAE of x itself, which is centre + scale times the x of the training."""
+        """Returns the SAE of x itself, which is centre + scale times the x of the training."""
         W_enc, b_enc, W_dec, b_dec = (parameter.detach() for parameter in self.parameters())
         b_dec = centre_D + scale * b_dec
         return Sae("topk", hook, W_enc, scale * b_enc, W_dec, b_dec, centred=True, k=k)
 
 
 def _top(values_NF: Tensor, k: int) -> Tensor:
-    """The k largest of each row where they stand, 0 elsewhere."""
+    """Returns the k largest of each row in place, and 0 elsewhere."""
     largest = values_NF.topk(k, dim=1, sorted=False)
     return torch.zeros_like(values_NF).scatter(1, largest.indices, largest.values)
 
