@@ -1,0 +1,1 @@
+"""Arms, effects, statistics and verdicts of finished runs: numbers, no drawing."""

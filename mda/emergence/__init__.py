@@ -1,0 +1,1 @@
+"""Measuring the metrics of units along a run, and when they appear."""

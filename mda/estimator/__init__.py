@@ -1,0 +1,1 @@
+"""Scores of training samples: curvature, influence functions, baselines."""

@@ -1,0 +1,1 @@
+"""Building models; one adapter for each family says how it packs heads and neurons."""

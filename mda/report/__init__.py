@@ -1,0 +1,1 @@
+"""Figures, pages, tables and W&B reports: drawing, no statistics."""

@@ -1,0 +1,1 @@
+"""Training on a fixed schedule: optimizers, checkpoints, exact resumption."""

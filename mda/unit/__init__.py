@@ -1,0 +1,1 @@
+"""Units of a model, the parameter blocks they own, and their gradients."""
