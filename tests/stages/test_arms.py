@@ -101,9 +101,10 @@ def test_every_seed_draws_its_own_replacements_for_the_same_samples(arm):
             "experiment=smoke", "intervention.window=[20,40]", "intervention.mode=replace",
             f"seed={seed}", f"intervention.seed={own}", "data.order_seed=0",
         ])  # fmt: skip
-        context = Context(config, Context.of(config).store, progress=False)
         assert found.traced is not None
-        edited = plan_edit(context.config.intervention, found.unit, found.traced.scores)
+        stream = replace(found.base.stream, seed=seed)
+        unit = replace(found.unit, base=replace(found.base, stream=stream))
+        edited = plan_edit(config.intervention, unit, found.traced.scores)
         plans[seed, own] = edited.plan
     drawn = {seeds: frozenset(plan.replacements.tolist()) for seeds, plan in plans.items()}
     assert all(
