@@ -37,6 +37,7 @@ STUDY = StudyConfig(
         )
     },
 )
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 SETTINGS = ReportConfig(resamples=199, dpi=50)
 
 
@@ -89,7 +90,7 @@ def test_a_table_that_was_kept_before_gives_the_same_page(compared, tmp_path):
         assert a == {**b, "band_low": a["band_low"], "band_high": a["band_high"]}
         assert not a["line"] or float(a["band_low"]) == float(b["band_low"])
     shutil.copytree(root / "report", tmp_path / "new" / "planted")
-    before, after = (results_page({folder / "planted": (STUDY, "")}, 0.95)
+    before, after = (results_page({folder / "planted": (STUDY, "")}, 0.95, README)
                      for folder in (tmp_path, tmp_path / "new"))  # fmt: skip
     assert before == after and "each band of scores alone" in after
 
@@ -104,7 +105,7 @@ def test_bands_of_different_arms_are_different_lines(tmp_path):
              for line in ("remove mask ekfac", "augment duplicate tracin")}  # fmt: skip
     assert {tuple(sorted(x)) for x in lines.values()} == {(5, 35, 65, 95)}
     assert len(dose) == 8
-    page = results_page({tmp_path / "planted": (STUDY, "")}, 0.95)
+    page = results_page({tmp_path / "planted": (STUDY, "")}, 0.95, README)
     part = page.partition("### Dose-response")[2]
     assert all(f"{line}, each band of scores alone, mean over 2 seeds" in part for line in lines)
     assert part.count("for the lowest scores to") == 2
