@@ -27,7 +27,7 @@ class PositionShares:
         return (
             f"position {self.position} has {self.share:.0%} of the absolute influence: scores "
             "say what the unit does there, such as in an attention sink; compare "
-            "estimator.factors or set estimator=exact"
+            "estimator.factors=sequence or estimator=exact"
         )
 
 
