@@ -116,7 +116,8 @@ def test_a_chunked_vocabulary_gives_the_same_losses_and_gradient(
     assert (chunks - whole).norm() <= tolerance * whole.norm()
 
 
-def test_logits_above_the_bound_never_exist(corpus, monkeypatch):
+@pytest.mark.parametrize("unembedding", [{}, {"scale": 0.5}, {"cap": 3.0}])
+def test_logits_above_the_bound_never_exist(corpus, monkeypatch, unembedding):
     """Tensors of vocabulary width, counted as autograd keeps them and as operators make them."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -132,7 +133,7 @@ def test_logits_above_the_bound_never_exist(corpus, monkeypatch):
 
     tokens = corpus.rows(np.arange(7))
     hidden = torch.randn(7 * 16, 16, requires_grad=True)
-    head = Unembedding(torch.nn.Linear(16, 64, bias=False).weight)
+    head = Unembedding(torch.nn.Linear(16, 64, bias=False).weight, **unembedding)
     targets = tokens[:, 1:].flatten()
     monkeypatch.setattr(loss_module, "LOGITS", 5 * 64)
     for losses in (vocabulary_losses, lambda h, w, t: _in_checkpointed_chunks(h, w, t, 5)):
