@@ -112,8 +112,8 @@ def test_a_build_that_raises_leaves_its_part_and_no_artifact(tmp_path):
 
 
 def test_a_resumed_build_was_started_when_it_was_first_begun(tmp_path, monkeypatch):
-    """A study is registered if it was written before its arms were first begun."""
-    house = Store(tmp_path)
+    """A study is registered if its arms were first begun for it, whoever resumes them."""
+    house = Store(tmp_path, {"name": "first", "hash": "1"})
 
     def stop(part: Path) -> None:
         write_one(part)
@@ -123,8 +123,12 @@ def test_a_resumed_build_was_started_when_it_was_first_begun(tmp_path, monkeypat
         monkeypatch.setattr("mda.store.artifacts._now", lambda hour=hour: f"2026-11-25T0{hour}:00")
         with pytest.raises(KeyboardInterrupt):
             house.get_or_build("base", INPUTS, stop)
-    manifest = house.get_or_build("base", INPUTS, write_one).manifest
+    later = Store(tmp_path, {"name": "later", "hash": "2"})
+    manifest = later.get_or_build("base", INPUTS, write_one).manifest
     assert (manifest["started"], manifest["created"]) == ("2026-11-25T07:00", "2026-11-25T08:00")
+    assert manifest["study"] == {"name": "first", "hash": "1"}
+    again = Store(tmp_path).get_or_build("base", INPUTS, write_one).manifest
+    assert again["study"]["name"] == "first"
 
 
 BUILDER = """

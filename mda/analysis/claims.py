@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from mda.analysis.arms import Arm, Run, arm_as, by_arm
 from mda.analysis.effects import pair
@@ -45,7 +46,7 @@ from mda.analysis.statistics import (
 )
 from mda.schema import OPTIONS, REFERENCES, ClaimConfig, StudyConfig, refuse
 from mda.schema.edit import Rows
-from mda.schema.old_words import METRICS
+from mda.schema.old_words import DATED, METRICS
 from mda.schema.setting import nearest
 
 
@@ -64,7 +65,7 @@ class Verdict:
     alpha: float
     verdict: str
     reason: str
-    status: str  # registered, interim or exploratory
+    status: str  # registered, interim or exploratory; then what is wrong with the runs' code
     status_reason: str
     seeds: tuple[int, ...] = ()
     dropped: tuple[str, ...] = ()
@@ -125,13 +126,15 @@ def judge(
                 f"{effect.n} seeds decide nothing: of {family} claims no corrected p < {least:.2g}"
             )
         status, status_reason = registration(study, claim, measured.runs)
-        if status == "registered" and test.seeds:
+        if status.startswith("registered") and test.seeds:
             left = {*study.seeds} - {*test.seeds}
             if left:
                 told = f"{len(test.seeds)} of the study's {len(study.seeds)} seeds; missing"
-                status, status_reason = "interim", f"{told} {', '.join(map(str, sorted(left)))}"
+                status = status.replace("registered", "interim")
+                status_reason = f"{told} {', '.join(map(str, sorted(left)))}"
             elif len({(len(one.arm), len(one.reference)) for one in test.labelled}) > 1:
-                status, status_reason = "interim", "some seeds have more runs than others"
+                status = status.replace("registered", "interim")
+                status_reason = "some seeds have more runs than others"
         verdicts.append(
             Verdict(
                 name=name,
@@ -235,8 +238,10 @@ def decide(
 def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) -> tuple[str, str]:
     """Whether a claim was there before the first run of its arm: (status, why).
 
-    `registered` needs a study with a hash and a date that lies before every run of the arm in the
-    study's seeds was started; everything else is `exploratory`.
+    `registered` needs a study with a hash and a date, for which every run of the arm in the study's
+    seeds was started: each keeps the hash that the study had then. Everything else is
+    `exploratory`. Where runs were started from a changed checkout, or outside of one, the status
+    says so.
     """
     if study.exploratory:
         return "exploratory", "the claims were formed on runs of these seeds"
@@ -247,12 +252,37 @@ def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) ->
     own = [run for run in runs if run.arm.fits(arm) and _listed(study, run.seed)]
     if not own:
         return "registered", "the arm has not been run yet"
+    if not any("begun" in run.summary for run in own) and study.hash in DATED:
+        return _registered_by_date(study, written, own)
+    found = [(run.summary.get("begun") or {}).get("study") or {} for run in own]
+    others = [one for one in found if one.get("hash") != study.hash]
+    if not others:
+        status, why = "registered", f"its runs were started for the study, hash {study.hash}"
+    else:
+        whose = sorted({f"{one['name']} {one['hash']}" if one else "no study" for one in others})
+        few = f"{len(others)} of {len(own)} runs" if len(others) < len(own) else "its runs"
+        status, why = "exploratory", f"{few} were started for {', '.join(whose)}"
+    return status + _unknown_code(own), why
+
+
+def _registered_by_date(
+    study: StudyConfig, written: datetime, own: Sequence[Run]
+) -> tuple[str, str]:
+    """The rule of the studies of `DATED`, whose runs were not told what they were started for."""
     if any(run.started is None for run in own):
         return "exploratory", "it is not known when the arm was run"
     first = min(run.started for run in own if run.started is not None)
     if written < first:
         return "registered", f"written down {study.date}, first run {first:%Y-%m-%dT%H:%M}"
     return "exploratory", f"first run {first:%Y-%m-%dT%H:%M}, written down {study.date}"
+
+
+def _unknown_code(runs: Sequence[Run]) -> str:
+    """What a status says of runs whose code is in no commit; nothing where it is."""
+    states = [(run.summary.get("begun") or run.summary).get("git") or {} for run in runs]
+    no_git = any(state.get("sha") is None for state in states)
+    changed = any(state.get("dirty") for state in states)
+    return ", without git" * no_git + ", uncommitted code" * changed
 
 
 def _refuse_unknown(study: StudyConfig, measured: Measurements) -> None:

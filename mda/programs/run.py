@@ -2,7 +2,9 @@
 
 Builds what is missing of corpus, base run, scores and plan, or finds it in the store. The arm
 starts from the base run's weights and optimizer at the window's start; everything but the edit is
-unchanged. `intervention=control` retrains the unedited stream and repeats the base run. A published
+unchanged. `intervention=control` retrains the unedited stream and repeats the base run. A run that
+is started with `study=` keeps the hash of that study (conf/study), whose claims are registered by
+it: one that is written or changed later can't be. A published
 base run has no optimizer's state: its arms, and their control, start with a fresh AdamW, unless
 `base.state` gives one, and the control says how far that leads away from the published run.
 """
@@ -18,7 +20,7 @@ from mda.schema.attribution import ControlConfig
 from mda.schema.edit import Count, as_data
 from mda.stages.declared import BEHAVIOUR, needs
 
-NEEDS = (*needs(BEHAVIOUR), "plan", "report", "logger")
+NEEDS = (*needs(BEHAVIOUR), "study", "plan", "report", "logger")
 
 
 def run(config: Config, folder: Path) -> None:
@@ -78,6 +80,7 @@ def run(config: Config, folder: Path) -> None:
         scored_steps=list(scores.steps) if scores else [],
         batch_size=config.training.batch_size,
         seq_len=arm.corpus.seq_len,
+        begun={name: arm.run.artifact.manifest.get(name) for name in ("started", "study", "git")},
         warnings=list(context.store.warnings.values()),
     )
     if not used["times"]["built"]:

@@ -1,4 +1,5 @@
-"""Old words: edits of before they were data, as words of studies or settings alone, and metrics.
+"""Old words: edits of before they were data, as words of studies or settings alone, metrics, and
+the studies of before runs kept the study that they were started for.
 
 Registered studies and kept tables are read here, and stay as they are.
 """
@@ -37,6 +38,12 @@ METRICS = {
     "mechanism_onset_tokens": "strongest_onset_tokens",
 }
 """What kept tables and studies call the largest value over all heads, and what it is called now."""
+
+DATED = frozenset(
+    ("82022c20551b907e", "709341fbbed795d2", "9f6c9c8e1b67d864", "6e26457d0d68e327",
+     "001ac43974ff0334", "3e8a9ee951033087")
+)  # fmt: skip
+"""Hashes of the studies whose runs kept no study: they are registered by the date of their file."""
 
 
 def read_words(words: Mapping[str, str]) -> Edit:

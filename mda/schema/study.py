@@ -131,6 +131,13 @@ class StudyConfig(Group):
         text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def stamp(self) -> dict[str, str] | None:
+        """What a run that is started for the study keeps of it; None if it registers nothing."""
+        if self.exploratory or self.hash is None or not self.date:
+            return None
+        return {"name": self.name, "hash": self.hash}
+
     def written(self) -> datetime | None:
         """When the study was certainly there: a date without a time means the end of that day."""
         if not self.date:

@@ -75,7 +75,7 @@ class Context:
             raise refuse("training.accelerator", "gpu", "cpu, or auto: there is no CUDA here")
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
-        return cls(config, Store(Path(config.output_dir) / "store"), log)
+        return cls(config, Store(Path(config.output_dir) / "store", config.study.stamp), log)
 
     @property
     def at(self) -> Runtime:

@@ -72,11 +72,13 @@ class Store:
 
     With MDA_REUSE=1 in the environment, an artifact of the same inputs that other code, other
     versions or another device has computed is used, with a warning; else it is computed again.
-    `warnings` collects the sentences of what this store has handed out.
+    `warnings` collects the sentences of what this store has handed out. `study`, a name and a hash,
+    is what builds are begun for: the manifest keeps it, and no key has it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, study: Mapping[str, str] | None = None) -> None:
         self.root = Path(root)
+        self.study = study
         self.memory = HashMemory(self.root / "hashes.json")
         self.warnings: dict[str, str] = {}  # fingerprint -> sentence
 
@@ -288,7 +290,7 @@ class Store:
     def _build(self, key: Key, part: Path, build: Callable[[Path], None]) -> dict[str, Any]:
         """Runs a build in its folder, writes the manifest there, and returns it."""
         resumed = part.is_dir() and any(path.name != MANIFEST for path in part.iterdir())
-        started = _begun(part) if resumed else _now()
+        begun = _begun(part) if resumed else {"started": _now(), "study": self.study}
         if resumed and (reason := torn(part)):
             _start_over(part, key, reason)
             resumed = False
@@ -297,7 +299,7 @@ class Store:
             "kind": key.kind,
             "fingerprint": key.fingerprint,
             "inputs": dict(key.inputs),
-            "started": started,  # the first time, however often it was resumed
+            **begun,  # the first time, however often it was resumed
         }
         if key.code:
             entering["computed"] = key.computed()
@@ -355,12 +357,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _begun(part: Path) -> str | None:
-    """Returns the time at which an unfinished build was begun; None where that is not known."""
+def _begun(part: Path) -> dict[str, Any]:
+    """Returns when an unfinished build was begun, for which study; None where that is unknown."""
     try:
-        return read_json(part / MANIFEST).get("started")
+        manifest = read_json(part / MANIFEST)
+        return {name: manifest.get(name) for name in ("started", "study")}
     except (OSError, ValueError):
-        return None
+        return {"started": None, "study": None}
 
 
 def _prepare(part: Path, entering: Mapping[str, object]) -> None:

@@ -41,6 +41,8 @@ def artifact(out: Path, kind: str, fingerprint: str) -> Path:
 def test_control_is_the_base_run_bit_for_bit(out):
     folder = run("run", out, *WINDOW, "intervention=control")
     prints = summary(folder)["fingerprints"]
+    begun = store.read_json(artifact(out, "arm", prints["arm"]) / "manifest.json")
+    assert summary(folder)["begun"] == {key: begun[key] for key in ("started", "study", "git")}
     ends = [
         load_file(artifact(out, kind, prints[kind]) / "checkpoints/step_40" / name)
         for name in ("model.safetensors", "optimizer.safetensors")

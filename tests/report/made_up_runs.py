@@ -211,4 +211,5 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
         },
         "times": {"total_s": 1.0},
         "versions": {},
+        "git": {"sha": "0" * 40, "dirty": False},
     }

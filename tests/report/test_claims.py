@@ -1,6 +1,7 @@
 """The rule of verdicts, case by case, and that claims are data of a study."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from mda.analysis.claims import counter_evidence, decide, evidence, judge, regis
 from mda.analysis.folders import read_runs
 from mda.analysis.metrics import measure
 from mda.analysis.statistics import Effect, Seed, label_p, paired_effect
+from mda.config import compose
 from mda.report.tables import verdict_rows
 from mda.schema import ClaimConfig, ConfigError, StudyConfig
 from mda.schema.arm import read_arm
@@ -246,32 +248,88 @@ def test_no_effect_is_not_replicated(tmp_path):
     assert verdict.reason.startswith("no effect of 0.05 or more")
 
 
+def started_for(one: StudyConfig, runs, sha="0" * 40, dirty: bool | None = False):
+    """The runs as they are when they were started for a study, or for none."""
+    begun = {"study": one.stamp, "git": {"sha": sha, "dirty": dirty}}
+    return [replace(run, summary=run.summary | {"begun": begun}) for run in runs]
+
+
+def sealed(**changes) -> StudyConfig:
+    one = study(claim(), **({"date": "2026-02-28"} | changes))
+    return replace(one, hash=one.content_hash())
+
+
 REGISTERED = {
-    "before": ({"date": "2026-02-28"}, "registered", "written down 2026-02-28"),
-    "the same day": ({"date": "2026-03-01"}, "exploratory", "first run 2026-03-01T12:00"),
-    "the same morning": ({"date": "2026-03-01T11:59"}, "registered", "written down"),
-    "later": ({"date": "2026-03-02"}, "exploratory", "first run 2026-03-01"),
-    "no hash": ({"date": "2026-02-28", "hash": None}, "exploratory", "no hash"),
-    "no date": ({}, "exploratory", "no hash or no date"),
-    "these seeds": ({"date": "2026-02-28", "exploratory": True}, "exploratory", "formed on runs"),
-    "other seeds": ({"date": "2026-03-02", "seeds": [7]}, "registered", "not been run yet"),
+    "of the study": (sealed(), sealed(), "registered", "started for the study, hash"),
+    "dated back": (sealed(date="2020-01-01"), study(), "exploratory", "were started for no study"),
+    "changed later": (sealed(alpha=0.1), sealed(), "exploratory", f"s {sealed().hash}"),
+    "no hash": (study(claim(), date="2026-02-28"), study(), "exploratory", "no hash"),
+    "no date": (sealed(date=""), study(), "exploratory", "no hash or no date"),
+    "these seeds": (sealed(exploratory=True), study(), "exploratory", "formed on runs"),
+    "other seeds": (sealed(seeds=[7]), study(), "registered", "not been run yet"),
 }
 
 
 @pytest.mark.parametrize("case", REGISTERED)
-def test_a_claim_is_registered_if_it_was_there_before_its_arm(measured, case):
-    changes, status, why = REGISTERED[case]
-    one = study(claim(), **{k: v for k, v in changes.items() if k != "hash"})
-    if "hash" not in changes:
-        one = replace(one, hash=one.content_hash())
-    found = registration(one, claim(), measured.runs)
+def test_a_claim_is_registered_of_runs_that_were_started_for_its_study(measured, case):
+    one, then, status, why = REGISTERED[case]
+    found = registration(one, claim(), started_for(then, measured.runs))
     assert found[0] == status and why in found[1]
+
+
+def test_runs_that_kept_no_study_register_nothing_whatever_date_the_study_has(measured):
+    assert registration(sealed(date="2020-01-01"), claim(), measured.runs) == (
+        "exploratory", "its runs were started for no study"
+    )  # fmt: skip
+
+
+def test_one_run_that_was_started_for_no_study_leaves_a_claim_exploratory(measured):
+    own = [run for run in measured.runs if run.arm.edit.source == "ekfac"
+           and run.arm.edit.intervention == "remove"]  # fmt: skip
+    runs = [*started_for(study(), own[:1]), *started_for(sealed(), own[1:])]
+    few = f"1 of {len(own)} runs were started for no study"
+    assert registration(sealed(), claim(), runs) == ("exploratory", few)
+
+
+@pytest.mark.parametrize(
+    ("git", "told"),
+    [
+        ({}, ""),
+        ({"dirty": True}, ", uncommitted code"),
+        ({"sha": None, "dirty": None}, ", without git"),
+    ],
+)
+def test_a_status_says_which_code_cannot_be_found_again(measured, git, told):
+    there = sorted({run.seed for run in measured.runs})
+    one, more = sealed(seeds=there), sealed(seeds=[*there, 98])
+    for asked, word in ((one, "registered"), (more, "interim"), (sealed(alpha=0.1), "exploratory")):
+        runs = started_for(one if word != "interim" else more, measured.runs, **git)
+        (verdict,) = judge(asked, measure(runs), resamples=99)
+        assert verdict.status == word + told
+
+
+def test_a_study_of_before_runs_kept_theirs_is_registered_by_its_date(tmp_path):
+    """Its file is committed, and its hash stands in the code; runs that kept a study are asked."""
+    write_runs(tmp_path, range(8, 11), STANDARD[:2])
+    runs, old = read_runs([tmp_path]), compose(["study=fresh_seeds"]).study
+    one = old.claims["ekfac_removal_lowers"]
+    written = old.written()
+    assert written is not None
+    for started, status, why in (
+        (written + timedelta(hours=1), "registered", "written down 2026-11-25T07:30, first run"),
+        (written - timedelta(hours=1), "exploratory", "first run 2026-11-25T06:30, written down"),
+        (None, "exploratory", "it is not known when the arm was run"),
+    ):
+        found = registration(old, one, [replace(run, started=started) for run in runs])
+        assert found[0] == status and why in found[1]
+    assert registration(old, one, started_for(study(), runs))[0] == "exploratory"
 
 
 def test_a_look_before_all_seeds_are_there_is_interim(measured):
     def status(*seeds: int) -> tuple[str, str]:
-        one = study(claim(), date="2026-02-28", seeds=list(seeds))
-        (verdict,) = judge(replace(one, hash=one.content_hash()), measured, resamples=99)
+        one = sealed(seeds=list(seeds))
+        runs = measure(started_for(one, measured.runs))
+        (verdict,) = judge(one, runs, resamples=99)
         return verdict.status, verdict.status_reason
 
     there = sorted({run.seed for run in measured.runs})
@@ -283,23 +341,13 @@ def test_a_look_before_all_seeds_are_there_is_interim(measured):
 
 def test_more_runs_in_some_seeds_than_in_others_are_interim(measured):
     """Random edits may be added while one looks: the study is over when all seeds have as many."""
-    there = sorted({run.seed for run in measured.runs})
-    one = study(claim(), date="2026-02-28", seeds=there)
-    one = replace(one, hash=one.content_hash())
-    more = next(run for run in measured.runs if run.arm.edit.is_random and run.replicate == 2)
-    fewer = measure([run for run in measured.runs if run is not more])
+    one = sealed(seeds=sorted({run.seed for run in measured.runs}))
+    runs = started_for(one, measured.runs)
+    more = next(run for run in runs if run.arm.edit.is_random and run.replicate == 2)
+    fewer = measure([run for run in runs if run is not more])
     (verdict,) = judge(one, fewer, resamples=99)
     assert (verdict.status, verdict.status_reason) == (
         "interim", "some seeds have more runs than others"
-    )  # fmt: skip
-
-
-def test_runs_of_unknown_time_leave_a_claim_exploratory(measured):
-    one = study(claim(), date="2020-01-01")
-    one = replace(one, hash=one.content_hash())
-    unknown = [replace(run, started=None) for run in measured.runs]
-    assert registration(one, claim(), unknown) == (
-        "exploratory", "it is not known when the arm was run"
     )  # fmt: skip
 
 
@@ -410,8 +458,6 @@ def test_evidence_against_a_claim_is_against_the_larger_of_margin_and_expected()
 
 def test_a_claim_is_registered_of_arms_that_settings_tell_apart(measured):
     """What tells arms of one comparison apart is no part of the arm that the study names."""
-    one = study(claim(), date="2026-03-02")
-    one = replace(one, hash=one.content_hash())
     runs = [replace(run, arm=replace(run.arm, extra=("window=0-9",))) for run in measured.runs]
-    status, why = registration(one, claim(), runs)
-    assert status == "exploratory" and "first run 2026-03-01" in why
+    assert registration(sealed(), claim(), started_for(sealed(), runs))[0] == "registered"
+    assert registration(sealed(), claim(), started_for(study(), runs))[0] == "exploratory"

@@ -70,6 +70,16 @@ def test_every_kind_of_arm_edits_and_differs_from_control(arm, overrides):
     assert found.run.curve[-1] != control.run.curve[-1]
 
 
+def test_an_arm_keeps_the_study_that_it_was_first_begun_for(arm):
+    """Whatever study is asked for when it is found again: nobody can register what was seen."""
+    edit = ("estimator=random", "intervention.fraction=0.15")
+    for study in ("fresh_seeds", "tokens"):
+        manifest = arm(f"study={study}", *edit).run.artifact.manifest
+        assert manifest["study"] == {"name": "fresh_seeds", "hash": "709341fbbed795d2"}
+    exploratory = arm("study=causal_grid", *edit, "estimator.seed=1")
+    assert exploratory.run.artifact.manifest["study"] is None
+
+
 def test_a_matched_set_leaves_targeted_samples_out_or_may_hold_them(arm):
     def samples(fraction: float, *overrides: str) -> set[int]:
         found = arm(f"intervention.fraction={fraction}", *overrides)

@@ -52,5 +52,5 @@ def test_a_program_needs_the_groups_of_its_last_stage_and_of_those_before():
     own = {"plan", "report", "logger"}
     unit = {"sae", "unit", "estimator", "intervention", "behaviour"}
     assert set(train.NEEDS) - own == {"base", "data", "model", "training", "emergence"}
-    assert set(run.NEEDS) == {*train.NEEDS, *unit}
+    assert set(run.NEEDS) == {*train.NEEDS, *unit, "study"}
     assert synthesize.NEEDS == ("data", "synthesis")
