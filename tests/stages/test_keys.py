@@ -463,7 +463,7 @@ def test_a_folder_of_weights_is_known_by_what_it_holds(published):
 
     def entering(folder: str) -> dict[str, object]:
         return model_inputs(
-            compose(["model=checkpoint", f"model.source={root / folder}"], ("model",))
+            compose(["model=checkpoint", f"model.source={root / folder}"], ("model",)).model
         )
 
     assert entering("own/step0") == entering("renamed/rev0") != entering("own/step20")
