@@ -56,14 +56,12 @@ HEADS = {
     "previous_token_head": HeadConfig(
         name="previous_token_head",
         metric="previous_token",
-        threshold=0.3,
         blocks=["qk"],
         probe=ProbeConfig(target="previous_token", n_sequences=32, repeats=1),
     ),
     "second_previous_token_head": HeadConfig(
         name="second_previous_token_head",
         metric="second_previous_token",
-        threshold=0.25,
         blocks=["qk"],
         probe=ProbeConfig(target="second_previous_token", n_sequences=32, repeats=1),
     ),

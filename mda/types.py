@@ -50,6 +50,11 @@ class HeadId(NamedTuple):
             raise ValueError(f"{text!r} names no attention head; write it like L3H1")
         return cls(int(match[1]), int(match[2]))
 
+    @classmethod
+    def names(cls, text: str) -> bool:
+        """Whether a text is a head's name."""
+        return re.fullmatch(r"L\d+H\d+", text) is not None
+
 
 class Tap(NamedTuple):
     """Features of a module's input or output, laid out evenly among owners.

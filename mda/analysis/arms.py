@@ -138,6 +138,11 @@ class Run:
     def end_row(self) -> int:
         return int(np.flatnonzero(self.curve["step"] == self.end)[0])
 
+    @property
+    def of_heads(self) -> bool:
+        """Whether its unit is an attention head, or several."""
+        return all(HeadId.names(name) for name in self.heads)
+
     def heads_of(self, metric: str) -> list[HeadId]:
         """The heads that the curve has this metric of."""
         prefix = f"emergence/{metric}/L"

@@ -9,6 +9,7 @@ import numpy as np
 
 from mda.analysis.arms import Arm, Run, by_arm
 from mda.analysis.metrics import Measurements, control_of
+from mda.schema.metrics import HEAD_METRICS
 
 CURVES = {
     "unit": "{score}{unit}",
@@ -19,15 +20,8 @@ CURVES = {
 }
 """Curves that are drawn, and their axis."""
 
-SCORES = {
-    "prefix_matching": "induction score",
-    "previous_token": "previous-token score",
-    "second_previous_token": "second-previous-token score",
-}
-"""Metrics of heads, of which there are maps, and what they are called."""
-
 OTHER_SCORES = {"label_auc": "ROC AUC for the label", "ablation": "cost of ablation (nats)"}
-"""Metrics of neurons, features and modules."""
+"""What metrics of neurons, features and modules are called."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +41,20 @@ def titles(runs: Sequence[Run]) -> dict[str, str]:
     Without `strongest` where no run has it: it is of heads alone.
     """
     metrics = {run.metric for run in runs}
-    unit = ", fixed head" if metrics <= SCORES.keys() else " of the unit"
+    unit = ", fixed head" if all(run.of_heads for run in runs) else " of the unit"
     name = metrics.pop() if len(metrics) == 1 else "score"
-    score = (SCORES | OTHER_SCORES).get(name, name)
+    score = score_title(name)
     found = {key: text.format(score=score, unit=unit) for key, text in CURVES.items()}
     if not any(f"emergence/{run.metric}/strongest" in run.curve for run in runs):
         del found["strongest"]
     return found
+
+
+def score_title(metric: str) -> str:
+    """What axes call a metric; its own name where no table has it."""
+    if metric in HEAD_METRICS:
+        return HEAD_METRICS[metric].title
+    return OTHER_SCORES.get(metric, metric)
 
 
 def points(measured: Measurements) -> list[tuple[Run, float, float]]:

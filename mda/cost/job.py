@@ -9,9 +9,8 @@ import torch
 
 from mda.cost.passes import FLOAT, Shape
 from mda.emergence.measure import TOKENS
-from mda.schema import Config
+from mda.schema import Config, HeadConfig
 from mda.schema.rules import checkpoints, last_step
-from mda.schema.unit import HEAD_METRICS
 from mda.training.loss import logits_at_once
 from mda.types import ParameterBlock, Unit
 
@@ -80,7 +79,7 @@ class Job:
     @property
     def in_mlp(self) -> bool:
         """Whether what is captured lies in MLPs, too, and not in attention alone."""
-        return self.config.unit.metric not in HEAD_METRICS
+        return not isinstance(self.config.unit, HeadConfig)
 
 
 def job_device(config: Config) -> torch.device:

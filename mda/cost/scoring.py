@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from itertools import pairwise
 
 from mda.cost import passes
@@ -12,6 +10,7 @@ from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.model.loss import chunk_at_once
 from mda.schema import UnrolledConfig
+from mda.schema.plugins import implementation
 from mda.training.optimizer import learning_rate
 
 
@@ -22,14 +21,8 @@ def scores(job: Job) -> list[Cost]:
     told = job.config.estimator.cost
     if not told or job.config.unit.reads_sae:
         return [Cost("scores", 0, None, None, disk)]
-    *before, last = _told(told)(job)
+    *before, last = implementation(told)(job)
     return [*before, replace(last, disk=disk)]
-
-
-def _told(cost: str) -> Callable[[Job], list[Cost]]:
-    """The function that an estimator's settings name, `module:function`."""
-    module, _, function = cost.partition(":")
-    return getattr(import_module(module), function)
 
 
 def token_scores(job: Job) -> list[Cost]:

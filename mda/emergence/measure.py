@@ -2,7 +2,7 @@
 
 Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the corpus):
 
-    emergence/<metric of mda/unit/metrics.py>/<head>                       mean over sequences
+    emergence/<metric>/<head>   mean over sequences; the metrics are mda/schema/metrics.py's
     emergence/<metric>/strongest              largest over the heads
     emergence/<metric>_se/<head>              standard error of that mean over the sequences
     emergence/copy_gain      nats; mean log p of the second copy's tokens minus the first copy's
@@ -30,9 +30,10 @@ from mda.data.stream import Corpus
 from mda.model.loss import unembedding
 from mda.model.plain_attention import eager_attention
 from mda.schema import EmergenceConfig
+from mda.schema.metrics import HEAD_METRICS
 from mda.training.loss import vocabulary_losses
 from mda.types import HeadId
-from mda.unit.metrics import HEAD_METRICS
+from mda.unit.metrics import metric_function
 from mda.unit.tokens import repeated_tokens, token_distribution
 
 OLSSON_CONTEXT, OLSSON_LATE, OLSSON_EARLY = 2048, 500, 50
@@ -101,12 +102,13 @@ def measure(model: PreTrainedModel, probes: Probes, held_out: bool = True) -> di
 
 
 def _on_repeats(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
-    per_head: dict[str, list[Tensor]] = {name: [] for name in HEAD_METRICS}
+    metrics = {name: metric_function(name) for name in HEAD_METRICS}
+    per_head: dict[str, list[Tensor]] = {name: [] for name in metrics}
     gains = []
     with eager_attention(model):
         for tokens_MT in in_batches(model, probes.repeated_MT):
             out = model.base_model(tokens_MT, output_attentions=True, use_cache=False)
-            for name, metric in HEAD_METRICS.items():
+            for name, metric in metrics.items():
                 heads = [metric(a, probes.length) for a in out.attentions]
                 per_head[name].append(torch.stack(heads, 1).double())  # [M, L, H]
             loss_MT = token_losses(model, out.last_hidden_state[:, :-1], tokens_MT[:, 1:])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mda.schema.unit import HEAD_METRICS
+from mda.schema.metrics import HEAD_METRICS
 from mda.types import HeadId
 
 Curve = Sequence[Mapping[str, float]]

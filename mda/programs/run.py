@@ -70,7 +70,7 @@ def run(config: Config, folder: Path) -> None:
         unit=arm.unit.name,
         heads=list(arm.unit.members),
         metric=config.unit.metric,
-        threshold=config.unit.threshold,
+        threshold=config.unit.onset_threshold,
         unit_settings=asdict(config.unit),
         behaviour=asdict(config.behaviour),
         edit=as_data(edit),

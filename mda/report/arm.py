@@ -20,9 +20,9 @@ from mda.report.drawing import plt, save_figure
 from mda.report.style import Style, style
 from mda.schema import Config, UnitConfig
 from mda.schema.edit import Scorer
+from mda.schema.metrics import HEAD_METRICS
 from mda.schema.setting import default_of
 from mda.types import EditPlan
-from mda.unit.metrics import HEAD_METRICS
 
 FILES = {
     "plan.csv": "the edit: sample, step, loss weight, replacement; position and token, if of one",
@@ -95,7 +95,7 @@ def report_arm(
           folder / "curves.png", config.report.dpi, style(_arm(config)))  # fmt: skip
     at_end = {int(row["step"]): row for row in base_curve}.get(window.end, {})
     last = curve[-1]
-    onset = unit_onset(curve, metric, head, config.unit.threshold)
+    onset = unit_onset(curve, metric, head, config.unit.onset_threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(f"window: {window.rule}")
     if onset.before:

@@ -12,14 +12,12 @@ from rich.table import Table
 
 from mda.emergence.onset import Curve
 from mda.report.curves import plot_curves, plot_heat_maps, strongest_heads
-from mda.schema import Config
-from mda.unit.metrics import HEAD_METRICS
+from mda.schema import Config, UnitConfig
+from mda.schema.metrics import HEAD_METRICS
 
 FILES = {
     "curve.csv": "emergence curve: one row at each measured step",
     "train.csv": "loss and learning rate of every update",
-    "curves.png": "emergence of the induction heads, copying and in-context learning",
-    "previous_token.png": "emergence of the previous-token heads",
     "heads.png": "the metrics of every head at the end",
 }
 REVISIONS = {"revisions.csv": "commit and hash of every file that was read"}
@@ -28,7 +26,22 @@ REVISIONS = {"revisions.csv": "commit and hash of every file that was read"}
 
 def files_of(config: Config) -> dict[str, str]:
     """Name -> what it holds, of all that `report_base` writes."""
-    return FILES | REVISIONS if config.base.published else FILES
+    curves = {
+        _figure(name): f"{metric.title} of every head, copying and in-context learning"
+        for name, metric in HEAD_METRICS.items()
+    }
+    return FILES | curves | (REVISIONS if config.base.published else {})
+
+
+def _figure(metric: str) -> str:
+    """The file of a metric's curves."""
+    return "curves.png" if metric == "prefix_matching" else f"{metric}.png"
+
+
+def _thresholds(unit: UnitConfig) -> dict[str, float]:
+    """The value of every metric from which a head counts as emerged; the unit has its own."""
+    found = {name: metric.threshold for name, metric in HEAD_METRICS.items()}
+    return {name: unit.onset_threshold if name == unit.metric else found[name] for name in found}
 
 
 def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dict[str, Any]:
@@ -36,9 +49,9 @@ def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dic
     for name in files_of(config):
         if name.endswith(".csv"):
             shutil.copyfile(source / name, folder / name)
-    thresholds, dpi = asdict(config.emergence.onset), config.report.dpi
-    for metric, name in (("prefix_matching", "curves"), ("previous_token", "previous_token")):
-        plot_curves(curve, metric, thresholds[metric], folder / f"{name}.png", dpi)
+    thresholds, dpi = _thresholds(config.unit), config.report.dpi
+    for metric, threshold in thresholds.items():
+        plot_curves(curve, metric, threshold, folder / _figure(metric), dpi)
     plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png", dpi)
     heads = {
         metric: strongest_heads(curve, metric, thresholds[metric], config.report.top_heads)

@@ -22,7 +22,6 @@ from mda.report.dose import dose_figure
 from mda.report.drawing import plt, save_figure
 from mda.report.style import styles
 from mda.types import HeadId
-from mda.unit.metrics import HEAD_METRICS
 
 HEAD_SEEDS = 6
 LEGEND_CHARACTERS = 160  # of one line below the curves
@@ -137,7 +136,7 @@ def heads_figure(measured: Measurements) -> Figure | None:
     Seeds are not averaged, for each puts its induction heads elsewhere. A box marks the fixed
     head. At most the first `HEAD_SEEDS` seeds are drawn. None where no edit was aimed at a head.
     """
-    aimed = [run for run in measured.runs if run.metric in HEAD_METRICS]
+    aimed = [run for run in measured.runs if run.of_heads]
     arms = {
         arm: runs
         for arm, runs in by_arm(aimed).items()

@@ -12,8 +12,9 @@ from mda.analysis.arms import Arm, Run, band_middle, by_arm, relative, without_b
 from mda.analysis.claims import Verdict
 from mda.analysis.effects import Comparison
 from mda.analysis.metrics import Measurements, control_of
-from mda.analysis.series import CURVES, SCORES, arm_curves, head_matrix, points, same_window, titles
+from mda.analysis.series import CURVES, arm_curves, head_matrix, points, same_window, titles
 from mda.report.style import styles
+from mda.schema.metrics import HEAD_METRICS
 
 PLOTLY_DASH = {"solid": "solid", "dashed": "dash", "dotted": "dot", "dashdot": "dashdot"}
 HEAD_NUMBERS = 200_000  # of all heat maps together; above it, steps are thinned
@@ -146,7 +147,7 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
                     "control": arms.index(control_of(runs[0], measured.runs).arm),
                     "seed": seed,
                     "metric": metric,
-                    "unit": list(runs[0].heads) if runs[0].metric in SCORES else [],
+                    "unit": list(runs[0].heads) if runs[0].of_heads else [],
                     "shape": list(maps[0].shape),
                     "steps": steps[kept].astype(int).tolist(),
                     "values": [short(values.ravel()) for values in maps],
@@ -156,7 +157,7 @@ def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
-    return [m for m in SCORES if all(r.heads_of(m) for r in runs)]
+    return [m for m in HEAD_METRICS if all(r.heads_of(m) for r in runs)]
 
 
 def short(values: Sequence[float] | np.ndarray) -> list[float | None]:

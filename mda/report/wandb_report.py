@@ -9,7 +9,7 @@ import wandb
 from wandb_workspaces.reports.v2 import interface as wr
 
 from mda.report.page import number, p_value
-from mda.unit.metrics import HEAD_METRICS
+from mda.schema.metrics import HEAD_METRICS
 
 ARM = "config.arm"  # what runs are grouped by; `job_log` puts it into every run's configuration
 TITLE = 128  # characters that W&B allows

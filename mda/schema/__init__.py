@@ -48,7 +48,7 @@ from mda.schema.model import (
 from mda.schema.motifs import MotifsConfig, SynthesisConfig
 from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
 from mda.schema.rules import validate, validate_sizes
-from mda.schema.run import EmergenceConfig, OnsetConfig, TrainingConfig
+from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
 from mda.schema.setting import ConfigError, Group, Unavailable, refuse
 from mda.schema.study import REFERENCES, ClaimConfig, StudyConfig
@@ -92,7 +92,6 @@ __all__ = [
     "ModuleConfig",
     "MotifsConfig",
     "NeuronConfig",
-    "OnsetConfig",
     "PileConfig",
     "ProbeConfig",
     "PublishedConfig",

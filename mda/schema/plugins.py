@@ -1,9 +1,9 @@
-"""Units, estimators and model families from outside this package.
+"""Units, estimators, head metrics and model families from outside this package.
 
-A plugin is a module that calls `add_option` or `add_family` when it is imported. Modules are named
-by the environment variable MDA_PLUGINS, separated by commas, or by an installed package's entry
-points in the group `mda.plugins`. A YAML file in a folder given by --config-dir makes the option
-choosable: `estimator=mine`. CONTRIBUTING.md shows one of each.
+A plugin is a module that calls `add_option`, `add_metric` or `add_family` when it is imported.
+Modules are named by the environment variable MDA_PLUGINS, separated by commas, or by an installed
+package's entry points in the group `mda.plugins`. A YAML file in a folder given by --config-dir
+makes the option choosable: `estimator=mine`. CONTRIBUTING.md shows one of each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import os
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
+from mda.schema.metrics import HEAD_METRICS, HeadMetric
 from mda.schema.model import FAMILIES
 from mda.schema.root import OPTIONS
 from mda.schema.setting import ConfigError, Group
@@ -36,6 +38,22 @@ def add_option(group: str, name: str, settings: type[Group]) -> None:
 def add_family(model_type: str, adapter: str) -> None:
     """Make models of a config.json's model_type loadable by an adapter, `module:class`."""
     FAMILIES[model_type] = adapter
+
+
+def add_metric(metric: HeadMetric) -> None:
+    """Measure a metric of heads on every curve, and let units be found by it.
+
+    Raises ConfigError for a name taken.
+    """
+    if HEAD_METRICS.get(metric.name, metric) != metric:
+        raise ConfigError(f"a plugin adds the head metric {metric.name}, which exists already")
+    HEAD_METRICS[metric.name] = metric
+
+
+def implementation(name: str) -> Any:
+    """What `module:thing` names; the module is imported."""
+    module, _, thing = name.partition(":")
+    return getattr(import_module(module), thing)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from mda.schema.setting import Group, is_range, setting
@@ -75,18 +75,6 @@ class TrainingConfig(Group):
 
 
 @dataclass
-class OnsetConfig(Group):
-    """Values that a metric must cross for its head to count as emerged."""
-
-    key: ClassVar[str] = "emergence.onset"
-    prefix_matching: float = setting(0.06, "induction score of a head", above=0, below=1)
-    previous_token: float = setting(0.3, "previous-token score of a head", above=0, below=1)
-    second_previous_token: float = setting(
-        0.25, "attention of a head to the second token before", above=0, below=1
-    )
-
-
-@dataclass
 class EmergenceConfig(Group):
     """What is measured while a model trains, on which probe tokens, and how often."""
 
@@ -113,7 +101,6 @@ class EmergenceConfig(Group):
         None, "early positions [start,end), null: the first 50 scaled from a context of 2,048",
         low=0,
     )  # fmt: skip
-    onset: OnsetConfig = field(default_factory=OnsetConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from mda.schema.metrics import HEAD_METRICS, modules
 from mda.schema.run import DISTRIBUTIONS
 from mda.schema.setting import Group, nearest, setting
 
-HEAD_METRICS = ("prefix_matching", "previous_token", "second_previous_token")
-BACK = {"previous_token": 1, "second_previous_token": 2}  # how far back a head of its own looks
 HEAD_BLOCKS = ("qk", "v", "o")
 
 
@@ -21,9 +20,9 @@ class ProbeConfig(Group):
     key: ClassVar[str] = "unit.probe"
     target: str = setting(
         "copy",
-        "copy: log p of the token that followed the first time; previous_token: A[t, t-1]; "
-        "second_previous_token: A[t, t-2]; label: log p of held-out text of one class",
-        one_of=("copy", *BACK, "label"),
+        "copy: log p of the token that followed the first time; label: log p of held-out text of "
+        "one class; or a metric of heads, such as previous_token: the attention A[t, t-1]",
+        accepts="copy, label, or a metric of heads such as previous_token",
     )
     n_sequences: int = setting(64, "probe sequences", low=1)
     length: int = setting(64, "tokens of a sequence before it repeats", low=2)
@@ -37,10 +36,16 @@ class ProbeConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.target == "copy" and self.repeats < 2:
-            raise self._refuse("repeats", "at least 2 with unit.probe.target=copy")
-        if self.length <= BACK.get(self.target, 0):
-            raise self._refuse("length", f"at least 3 with unit.probe.target={self.target}")
+        known = ("copy", *HEAD_METRICS, "label")
+        if self.target not in known:
+            near = nearest(self.target, known)
+            raise self._refuse("target", f"one of {', '.join(known)}{near}")
+        metric, beside = HEAD_METRICS.get(self.target), f"with unit.probe.target={self.target}"
+        repeats = metric.repeats if metric else 1 + (self.target == "copy")
+        if self.repeats < repeats:
+            raise self._refuse("repeats", f"at least {repeats} {beside}")
+        if metric and self.length < metric.length:
+            raise self._refuse("length", f"at least {metric.length} {beside}")
 
 
 @dataclass
@@ -56,16 +61,29 @@ class UnitConfig(Group):
 
     name: str = setting("???", "kind of unit, set by unit=...")
     metric: str = setting("???", "metric that finds it, as in emergence/<metric>/<unit>")
-    threshold: float = setting(0.5, "metric from which a unit counts as there")
+    threshold: float | None = setting(0.5, "metric from which a unit counts as there")
     locate: str = setting("auto", "auto: strongest unit of the base run; or a unit's name")
     only: bool = setting(False, "score it alone, in its own blocks, and no other unit of its kind")
     biases: bool = setting(False, "count the biases of its blocks as its own")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.onset_threshold
         if self.locate not in self.words and self.named is None:
             known = f"{', '.join(self.words)}, or a unit's name such as {self.example}"
             raise self._refuse("locate", known + nearest(self.locate, self.words))
+
+    @property
+    def onset_threshold(self) -> float:
+        """The value of its metric from which a unit counts as emerged."""
+        if self.threshold is None:
+            raise self._refuse("threshold", "a number")
+        return self.threshold
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The modules that carry the kind out: their source is part of a key."""
+        return (self.kind.partition(":")[0],)
 
     @property
     def named(self) -> tuple[str, ...] | None:
@@ -85,7 +103,9 @@ class HeadConfig(UnitConfig):
 
     name: str = setting("induction_head", "name of the preset, that of its file")
     metric: str = setting("prefix_matching", "metric that finds it", one_of=HEAD_METRICS)
-    threshold: float = setting(0.06, "metric from which a head counts as one", above=0, below=1)
+    threshold: float | None = setting(
+        None, "metric from which a head counts as one, null: the metric's own", above=0, below=1
+    )
     locate: str = setting(
         "auto",
         "auto: strongest head of the base run; mechanism: the k strongest together; or L3H1",
@@ -103,13 +123,21 @@ class HeadConfig(UnitConfig):
             known = ", ".join(HEAD_BLOCKS)
             raise self._refuse("blocks", f"each of {known} at most once, one at least")
         if self.probe.target == "label":
-            raise self.probe._refuse(
-                "target", "copy, previous_token or second_previous_token for heads"
-            )
-        if self.probe.target in BACK and "qk" not in self.blocks:
+            raise self.probe._refuse("target", f"copy, {', '.join(HEAD_METRICS)} for heads")
+        if self.probe.target in HEAD_METRICS and "qk" not in self.blocks:
             raise self._refuse(
                 "blocks", f"qk among them with unit.probe.target={self.probe.target}"
             )
+
+    @property
+    def onset_threshold(self) -> float:
+        own = HEAD_METRICS[self.metric].threshold
+        return own if self.threshold is None else self.threshold
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        attended = [self.probe.target] if self.probe.target in HEAD_METRICS else []
+        return (*super().modules, *modules(self.metric, *attended))
 
 
 @dataclass
@@ -160,7 +188,7 @@ class ModuleConfig(UnitConfig):
         super().__post_init__()
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise self._refuse("parts", "attention, mlp or both, each at most once, one at least")
-        if self.probe.target in BACK:
+        if self.probe.target in HEAD_METRICS:
             raise self.probe._refuse("target", "copy or label for modules")
         if (self.probe.target == "label") != (self.label is not None):
             raise self._refuse("label", "a class of text with unit.probe.target=label, else null")

@@ -254,7 +254,7 @@ class ScoresStage(Stage[Traced]):
         return inputs
 
     def code(self) -> tuple[str, ...]:
-        reads = (module_of(self.located.settings.kind), *self.located.base.code)
+        reads = (*self.located.settings.modules, *self.located.base.code)
         own = ("mda.stages.attribution", module_of(self.settings.estimator))
         return own if self.steps == () else (*own, *reads)
 

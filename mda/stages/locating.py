@@ -18,12 +18,11 @@ from mda.emergence.onset import Curve, Onset, there_before, unit_onset, units_of
 from mda.intervention.window import auto_window
 from mda.sae.autoencoder import Sae
 from mda.sae.load import load_sae
-from mda.schema import ConfigError, InterventionConfig, SaeConfig, UnitConfig
-from mda.schema.unit import HEAD_METRICS
+from mda.schema import ConfigError, HeadConfig, InterventionConfig, SaeConfig, UnitConfig
 from mda.stages.context import Runtime, without
 from mda.stages.declared import EMERGENCE, RANKING
 from mda.stages.found import Made, NotBuilt, known
-from mda.stages.plugin import kind_of, module_of
+from mda.stages.plugin import kind_of
 from mda.stages.runs import Followed, Run
 from mda.stages.sae import SaeStage, TrainedSae, read_sae
 from mda.stages.stage import HashFile, Stage, make
@@ -64,7 +63,7 @@ class Located:
     @property
     def on_curve(self) -> bool:
         """Whether the base run's own curve has the metric: every curve has those of all heads."""
-        return self.settings.metric in HEAD_METRICS
+        return isinstance(self.settings, HeadConfig)
 
     @cached_property
     def sae(self) -> Sae | None:
@@ -152,7 +151,7 @@ class Located:
     def emerged(self) -> Onset:
         """When the unit emerged in the base run."""
         settings = self.settings
-        return unit_onset(self.curve, settings.metric, self.members[0], settings.threshold)
+        return unit_onset(self.curve, settings.metric, self.members[0], settings.onset_threshold)
 
     @cached_property
     def window(self) -> Window:
@@ -197,7 +196,7 @@ class Located:
         return self.found_by | {
             "curve": curve,
             "metric": self.settings.metric,
-            "threshold": self.settings.threshold,
+            "threshold": self.settings.onset_threshold,
         }
 
     @property
@@ -239,7 +238,7 @@ class Located:
     @property
     def code(self) -> tuple[str, ...]:
         """The modules that rank and follow units."""
-        return ("mda.stages.locating", module_of(self.settings.kind), *self.base.code)
+        return ("mda.stages.locating", *self.settings.modules, *self.base.code)
 
     def follow(self, model: PreTrainedModel) -> dict[str, float]:
         """The members' metric, by its name on a curve."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 from mda.estimator.estimator import Estimator
 from mda.schema import EstimatorConfig, UnitConfig
+from mda.schema.plugins import implementation
 from mda.unit.kind import Materials, UnitKind
 
 
 def estimator_of(settings: EstimatorConfig) -> Estimator:
     """The estimator that these settings belong to."""
-    return _load(settings.estimator)(settings)
+    return implementation(settings.estimator)(settings)
 
 
 def kind_of(settings: UnitConfig, materials: Materials) -> UnitKind:
     """The kind of unit that these settings belong to."""
-    return _load(settings.kind)(settings, materials)
+    return implementation(settings.kind)(settings, materials)
 
 
 def module_of(name: str) -> str:
     """The module of an implementation's name: its source is part of a key."""
     return name.partition(":")[0]
-
-
-def _load(name: str) -> Any:
-    return getattr(import_module(module_of(name)), name.partition(":")[2])

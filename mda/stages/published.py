@@ -26,7 +26,7 @@ from mda import store
 from mda.cost import stages as cost
 from mda.emergence.measure import make_probes, measure
 from mda.model.build import CONFIG_FILE, NOT_THE_FUNCTION, from_folder, read_model, saved_config
-from mda.schema import ConfigError, PublishedConfig
+from mda.schema import ConfigError, PublishedConfig, metrics
 from mda.schema.model import supported_config
 from mda.schema.setting import show
 from mda.stages.context import Runtime, without
@@ -168,13 +168,14 @@ class CurveStage(Stage[Made]):
             "corpus": self.stream.corpus.fingerprint,
             "weights": {str(step): digest for step, digest in self.hashes.items()},
             "config": _function(self.revisions[0]),
-            "emergence": without(asdict(self.recipe.emergence), "onset", "every"),
+            "emergence": without(asdict(self.recipe.emergence), "every"),
+            "metrics": metrics.functions(),
             "batch_size": self.stream.batch_size,
             **self.recipe.threads,
         }
 
     def code(self) -> tuple[str, ...]:
-        return ("mda.emergence.measure", *adapter_of(self.revisions[0].content))
+        return ("mda.emergence.measure", *metrics.modules(), *adapter_of(self.revisions[0].content))
 
     def device(self) -> torch.device:
         return self.recipe.device

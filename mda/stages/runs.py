@@ -26,7 +26,7 @@ from mda.model.build import (
     read_model,
     saved_config,
 )
-from mda.schema import EmergenceConfig, ModelConfig, TrainingConfig
+from mda.schema import EmergenceConfig, ModelConfig, TrainingConfig, metrics
 from mda.schema.model import FAMILIES
 from mda.stages.context import Runtime, without
 from mda.stages.corpus import fetch
@@ -178,13 +178,14 @@ class BaseStage(Stage[Run]):
             "stream": self.stream.inputs,
             "model": model_inputs(self.model, hash_file),
             "training": self.recipe.inputs,
-            "emergence": without(asdict(self.recipe.emergence), "onset"),
+            "emergence": asdict(self.recipe.emergence),
+            "metrics": metrics.functions(),
             "seed": self.stream.seed,
             "checkpoints": self.checkpoints,
         }
 
     def code(self) -> tuple[str, ...]:
-        return ("mda.stages.runs", *adapter_of(function_of(self.model)))
+        return ("mda.stages.runs", *metrics.modules(), *adapter_of(function_of(self.model)))
 
     def device(self) -> torch.device:
         return self.recipe.device

@@ -1,8 +1,8 @@
 """Attention heads as units: induction heads, previous-token heads, or several as one mechanism.
 
-Measurements: `copy`, shared by all heads, or the attention of each head itself to what stands k
-tokens back, `previous_token` (k = 1) and `second_previous_token` (k = 2): A[t, t-k], the MEAN over
-positions t >= k and sequences. It depends on the head's own W_Q and W_K, and on what lies below.
+Measurements: `copy`, shared by all heads, or a metric of each head's own attention, such as
+`previous_token`, A[t, t-1]: the MEAN over sequences of what mda/schema/metrics.py names. It depends
+on the head's own W_Q and W_K, and on what lies below.
 For heads that are traced together it is the mean over them, and its gradient in every head goes
 through the layers in between.
 """
@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 from mda.model.architecture import Architecture
 from mda.model.plain_attention import PlainAttention
 from mda.schema import HeadConfig
-from mda.schema.unit import BACK
 from mda.types import HeadId, ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
 from mda.unit.capture import frozen, joined, modules_of, record
 from mda.unit.kind import Materials, Measurement, joint
 from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
-from mda.unit.metrics import HEAD_METRICS
+from mda.unit.metrics import Metric, metric_function
 
 
 class AttentionHeads:
@@ -47,7 +46,7 @@ class AttentionHeads:
             self.measured = copy_objective(probabilities, **shape, seed=probe.seed)
         else:
             tokens = attention_tokens(probabilities, **shape, seed=probe.seed)
-            self.measured = OwnAttention(arch, tokens, BACK[probe.target])
+            self.measured = OwnAttention(arch, tokens, metric_function(probe.target), probe.length)
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
         """Nothing: every curve has the metrics of all heads."""
@@ -88,7 +87,7 @@ class AttentionHeads:
         """The metric of a head on the probe's random tokens, of a mechanism its heads' mean."""
         names = members if name == "mechanism" else [name]
         heads, length = [HeadId.parse(one) for one in names], self.settings.probe.length
-        metric, tokens_MT = HEAD_METRICS[self.settings.metric], self.metric_tokens_MT
+        metric, tokens_MT = metric_function(self.settings.metric), self.metric_tokens_MT
 
         def measurement(model: PreTrainedModel) -> Tensor:
             with PlainAttention(keep=True) as attention:
@@ -122,14 +121,17 @@ def _mechanism(units: Sequence[Unit]) -> list[HeadId]:
 
 
 class OwnAttention:
-    """The attention of each head from each token to one `back` tokens before, on tokens [M, T]."""
+    """A metric of each head's attention on tokens [M, T] that repeat after `length` of them."""
 
-    def __init__(self, architecture: Architecture, tokens_MT: Tensor, back: int = 1) -> None:
-        self.architecture, self.tokens_MT, self.back = architecture, tokens_MT, back
+    def __init__(
+        self, architecture: Architecture, tokens_MT: Tensor, metric: Metric, length: int
+    ) -> None:
+        self.architecture, self.tokens_MT = architecture, tokens_MT
+        self.metric, self.length = metric, length
 
     @torch.no_grad()
     def values(self, model: PreTrainedModel) -> Tensor:
-        """Mean A[t, t-k] of every head, float64 [L, H]."""
+        """The metric of every head, its mean over sequences, float64 [L, H]."""
         total = torch.zeros(self.architecture.n_layers, self.architecture.n_heads).double()
         for tokens in self._chunks(model):
             with frozen(model), PlainAttention(keep=True) as attention:
@@ -140,7 +142,7 @@ class OwnAttention:
     def own_gradients(
         self, model: PreTrainedModel, blocks: Mapping[int, ParameterBlock]
     ) -> dict[ParameterBlock, Tensor]:
-        """Gradient of each head's OWN attention in its own W_Q and W_K, by layer.
+        """Gradient of the metric of each head's OWN attention in its own W_Q and W_K, by layer.
 
         Each head is differentiated by itself: heads of a group share their key, and norms that
         span the projection let one head's query see the others'.
@@ -165,7 +167,7 @@ class OwnAttention:
     def joint_gradients(
         self, model: PreTrainedModel, heads: Sequence[HeadId], blocks: Sequence[ParameterBlock]
     ) -> dict[ParameterBlock, Tensor]:
-        """Gradient of the mean attention of some heads in any blocks, also of lower layers."""
+        """Gradient of the mean metric of some heads in any blocks, also of lower layers."""
         found: dict[ParameterBlock, Tensor] = {}
         for tokens in self._chunks(model):
             tape = record(model, tokens, modules_of(blocks), patterns=True)
@@ -179,7 +181,7 @@ class OwnAttention:
 
     def _share(self, pattern_BHTT: Tensor) -> Tensor:
         """What these sequences add to the means of a layer's heads, [H]."""
-        return pattern_BHTT.diagonal(-self.back, 2, 3).mean(2).sum(0) / len(self.tokens_MT)
+        return self.metric(pattern_BHTT, self.length).sum(0) / len(self.tokens_MT)
 
     def _chunks(self, model: PreTrainedModel):
         return (chunk.to(model.device) for chunk in self.tokens_MT.split(CHUNK))

@@ -10,6 +10,11 @@ from collections.abc import Callable
 
 import torch
 
+from mda.schema.metrics import HEAD_METRICS
+from mda.schema.plugins import implementation
+
+Metric = Callable[[torch.Tensor, int], torch.Tensor]
+
 
 def prefix_matching(attention_MHTT: torch.Tensor, length: int) -> torch.Tensor:
     """Induction score on a random sequence of `length` tokens repeated twice, [M, H].
@@ -31,8 +36,6 @@ def second_previous_token(attention_MHTT: torch.Tensor, length: int) -> torch.Te
     return attention_MHTT.diagonal(-2, 2, 3).mean(-1)
 
 
-HEAD_METRICS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
-    "prefix_matching": prefix_matching,
-    "previous_token": previous_token,
-    "second_previous_token": second_previous_token,
-}
+def metric_function(name: str) -> Metric:
+    """The function of a metric of the table, `mda.schema.metrics.HEAD_METRICS`."""
+    return implementation(HEAD_METRICS[name].function)

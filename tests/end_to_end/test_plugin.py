@@ -1,4 +1,4 @@
-"""An estimator, a kind of unit and a model family from a folder outside the package."""
+"""An estimator, a kind of unit, head metrics and a model family from outside the package."""
 
 import json
 import os
@@ -132,7 +132,41 @@ class Own(Llama):
 add_family("own_llama", "own_family:Own")
 '''
 
+METRICS = '''
+from mda.schema.metrics import HeadMetric
+from mda.schema.plugins import add_metric
+
+
+def sink(attention_MHTT, length):
+    """Mean attention of the later tokens to the first one."""
+    return attention_MHTT[:, :, 1:, 0].mean(-1)
+
+
+def duplicate_token(attention_MHTT, length):
+    """Mean attention of the second copy's tokens to themselves in the first."""
+    return attention_MHTT.diagonal(-length, 2, 3).mean(-1)
+
+
+add_metric(HeadMetric("sink", "attention_metrics:sink", "attention to position 0", 0.2))
+add_metric(
+    HeadMetric(
+        "duplicate_token", "attention_metrics:duplicate_token", "duplicate-token score", 0.1,
+        repeats=2,
+    )
+)
+'''
+
+SINK_HEAD = """defaults: [/schema/unit/head, _self_]
+
+name: sink_head
+metric: sink
+blocks: [qk]
+probe: {target: sink, n_sequences: 8, length: 16, repeats: 1}
+"""
+
 FILES = {
+    "attention_metrics.py": METRICS,
+    "conf/unit/sink_head.yaml": SINK_HEAD,
     "rare_tokens.py": ESTIMATOR,
     "value_layers.py": UNIT,
     "own_family.py": FAMILY,
@@ -152,17 +186,21 @@ def folder(tmp_path):
     return tmp_path / "plugin"
 
 
-def trace(folder, *overrides):
+def start(program, folder, *overrides, plugins="rare_tokens,value_layers,own_family"):
     environment = os.environ | {
-        "MDA_PLUGINS": "rare_tokens,value_layers,own_family",
+        "MDA_PLUGINS": plugins,
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
     }
     return subprocess.run(
-        [sys.executable, ROOT / "experiments" / "trace.py", "experiment=smoke",
+        [sys.executable, ROOT / "experiments" / f"{program}.py", "experiment=smoke",
          "--config-dir", folder / "conf", f"output_dir={folder / 'outputs'}", "name=plugin",
          *overrides],
         env=environment, cwd=folder, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def trace(folder, *overrides):
+    return start("trace", folder, *overrides)
 
 
 def test_one_file_and_one_yaml_add_an_estimator_a_unit_and_a_family(folder):
@@ -193,3 +231,27 @@ def test_a_plugin_that_is_not_there_is_named(folder):
     )  # fmt: skip
     assert done.returncode == 2
     assert "MDA_PLUGINS=no_such_plugin" in done.stderr
+
+
+def test_a_head_metric_goes_the_whole_way_from_the_base_run_to_the_page(folder):
+    """Two metrics of one file: both are measured, and a unit is found, scored and edited by one."""
+    plugins = {"plugins": "attention_metrics"}
+    settings = ("unit=sink_head", "estimator.fit_sequences=20", "unit.locate=mechanism")
+    trained = start("train", folder, **plugins)
+    assert trained.returncode == 0, trained.stderr
+    base = folder / "outputs" / "runs" / "train" / "plugin"
+    assert (base / "sink.png").exists() and (base / "duplicate_token.png").exists()
+    heads = json.loads((base / "summary.json").read_text())["results"]["heads"]
+    assert {"sink", "duplicate_token", "prefix_matching"} <= heads.keys()
+    for kind in ("remove", "control"):
+        arm = start("run", folder, *settings, f"intervention={kind}", f"name={kind}", **plugins)
+        assert arm.returncode == 0, arm.stderr
+    summary = json.loads((folder / "outputs/runs/run/remove/summary.json").read_text())
+    strongest = [row["head"] for row in heads["sink"][:2]]
+    assert (summary["metric"], summary["threshold"]) == ("sink", 0.2)
+    assert summary["heads"] == strongest
+    assert len(list((folder / "outputs/store/base").glob("*/manifest.json"))) == 1
+    compared = start("compare", folder, f"report.runs=[{folder / 'outputs/runs/run'}]", **plugins)
+    assert compared.returncode == 0, compared.stderr
+    page = next((folder / "outputs").rglob("*.html")).read_text()
+    assert "attention to position 0" in page and '"metric":"duplicate_token"' in page

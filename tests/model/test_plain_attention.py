@@ -11,10 +11,10 @@ from mda.model.architecture import architecture
 from mda.model.build import scratch
 from mda.model.plain_attention import PlainAttention, eager_attention
 from mda.schema import HeadConfig, ProbeConfig, ScratchConfig
+from mda.schema.metrics import HEAD_METRICS
 from mda.training.loss import sample_losses
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.kind import Materials
-from mda.unit.metrics import HEAD_METRICS
 
 
 def heads(*shape, seed=0):

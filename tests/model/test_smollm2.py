@@ -9,7 +9,7 @@ from mda.estimator.score import score_samples
 from mda.model.architecture import architecture
 from mda.model.plain_attention import eager_attention
 from mda.unit.blocks import Directions, gather
-from mda.unit.metrics import HEAD_METRICS
+from mda.unit.metrics import prefix_matching, previous_token
 
 pytestmark = pytest.mark.slow
 N, LENGTH = 2, 64
@@ -22,8 +22,8 @@ def test_its_known_induction_and_previous_token_heads_are_found(smollm2):
     with eager_attention(model), torch.no_grad():
         patterns = model.base_model(tokens, output_attentions=True).attentions
     found = {
-        name: torch.stack([metric(a, 64).mean(0) for a in patterns])
-        for name, metric in HEAD_METRICS.items()
+        metric.__name__: torch.stack([metric(a, 64).mean(0) for a in patterns])
+        for metric in (prefix_matching, previous_token)
     }
     assert divmod(found["prefix_matching"].argmax().item(), 9) == (18, 6)
     assert found["prefix_matching"][18, 6] >= 0.90

@@ -6,9 +6,19 @@ from matplotlib.image import imread
 from mda import store
 from mda.config import compose
 from mda.report.base import report_base
-from mda.unit.metrics import HEAD_METRICS
+from mda.schema.metrics import HEAD_METRICS
 
 HEADS = ("L0H0", "L0H1", "L1H0", "L1H1")
+
+
+def test_the_unit_has_its_own_threshold_and_other_metrics_that_of_the_table(trained, tmp_path):
+    """Head i of n has 0.01 (step + i): it crosses a threshold at step 100 threshold - i."""
+    curve, source = trained
+    config = compose(["unit.threshold=0.2", "report.dpi=30"])
+    heads = report_base(config, curve, source, tmp_path)["heads"]
+    first = {metric: rows[0]["onset"]["step"] for metric, rows in heads.items()}
+    expected = {"prefix_matching": 17, "previous_token": 27, "second_previous_token": 22}
+    assert first == pytest.approx(expected)
 
 
 @pytest.fixture
@@ -34,6 +44,6 @@ def test_every_figure_has_the_resolution_that_is_asked_for(trained, tmp_path):
         folder = tmp_path / str(dpi)
         folder.mkdir()
         report_base(compose([f"report.dpi={dpi}"]), curve, source, folder)
-        figures = ("curves.png", "previous_token.png", "heads.png")
+        figures = ("curves.png", "previous_token.png", "second_previous_token.png", "heads.png")
         sizes.append([imread(folder / name).shape[:2] for name in figures])
     assert sizes[1] == [(2 * height, 2 * width) for height, width in sizes[0]]

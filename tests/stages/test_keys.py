@@ -83,12 +83,6 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "emergence.held_out_every": ("emergence.held_out_every=3", "base"),
     "emergence.icl_late": ("emergence.icl_late=[20,30]", "base"),
     "emergence.icl_early": ("emergence.icl_early=[1,3]", "base"),
-    "emergence.onset.prefix_matching": ("emergence.onset.prefix_matching=0.2", NOTHING),
-    "emergence.onset.previous_token": ("emergence.onset.previous_token=0.2", NOTHING),
-    "emergence.onset.second_previous_token": (
-        "emergence.onset.second_previous_token=0.2",
-        NOTHING,
-    ),
     # unit
     "unit.name": ("unit.name=other", NOTHING),
     "unit.threshold": ("unit.threshold=0.5", NOTHING),
@@ -482,7 +476,7 @@ def test_every_setting_is_tried():
         tried = key in CHANGES | BESIDE | PUBLISHED
         if ours and not key.startswith(ELSEWHERE) and "." in key and not tried:
             missing.append(key)
-    skipped = {"base.name", "data.name", "data.templates", "unit.probe", "emergence.onset"}
+    skipped = {"base.name", "data.name", "data.templates", "unit.probe"}
     skipped |= set(OPTIONS)
     assert [key for key in missing if key not in skipped] == []
 

@@ -17,7 +17,6 @@ from mda.store import Store
 AFTER_SCORES = ("arm", "behaviour")  # known by what was chosen, where the scores are there
 SETTINGS = (
     "seed=1", "training.checkpoint_every=10", "training.stop_step=50", "emergence.every=20",
-    "emergence.onset.prefix_matching=0.05", "emergence.onset.previous_token=0.2",
     "unit.threshold=0.04", "unit.threshold=0.05", "unit.locate=L0H1", "unit.locate=L1H0",
     "unit.locate=mechanism", "unit.blocks=[qk,o]", "unit.probe.seed=9",
     "unit.metric=previous_token",
@@ -78,7 +77,6 @@ def agree(output: Path, pair: tuple[str, ...]) -> Counter:
     [
         (("estimator.batch_size=8", "estimator.batch_size=16"), set()),
         (("unit.threshold=0.04", "unit.threshold=0.05"), set()),
-        (("emergence.onset.prefix_matching=0.05", "emergence.onset.prefix_matching=0.06"), set()),
         (("intervention=control", "intervention=control estimator=random"), set()),
         (("behaviour.seed=0", "intervention.fraction=0.5"), {"arm", "behaviour"}),
     ],

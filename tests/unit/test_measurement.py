@@ -16,6 +16,7 @@ from mda.unit import attention_head, measurement
 from mda.unit.attention_head import AttentionHeads, OwnAttention
 from mda.unit.kind import Materials
 from mda.unit.measurement import attention_tokens, copy_objective, label_objective
+from mda.unit.metrics import previous_token
 from mda.unit.tokens import token_distribution
 
 UNIFORM = torch.full((N_VOCAB,), 1 / N_VOCAB, dtype=torch.float64)
@@ -130,6 +131,25 @@ def test_own_attention_is_the_mean_of_its_diagonal(case, target, back, corpus, m
             assert found[layer, head].item() == pytest.approx(np.mean(diagonal), abs=1e-12)
 
 
+def test_a_metric_of_the_table_is_measured_of_each_head_on_its_own(corpus):
+    """The induction score on a probe whose tokens repeat: A[t, t - 5] in the second copy."""
+    model = make_toy("neox")
+    probe = ProbeConfig(target="prefix_matching", n_sequences=3, length=6, repeats=2)
+    settings = HeadConfig(probe=probe)
+    kind = AttentionHeads(settings, Materials(corpus, architecture(model)))
+    found = kind.measurements(model, kind.units([]))
+    tokens = kind.measured.tokens_MT
+    assert torch.equal(tokens[:, :6], tokens[:, 6:])
+    with eager_attention(model), InputPrecision(), torch.no_grad():
+        patterns = model(tokens, output_attentions=True).attentions
+    expected = [
+        np.mean([pattern[m, head, t, t - 5].item() for m in range(3) for t in range(6, 12)])
+        for pattern in patterns
+        for head in range(pattern.shape[1])
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
 def test_uniform_attention_has_its_closed_form():
     """Query 0: every pattern is 1 / (t + 1), of which the mean over t = 1 .. T - 1 is taken."""
     model = make_toy("neox")
@@ -138,7 +158,7 @@ def test_uniform_attention_has_its_closed_form():
         features[:, 0] = 0
         layer.attention.query_key_value.bias.data.view(3, 3, 8)[:, 0] = 0
     tokens = attention_tokens(UNIFORM, n=2, length=9, seed=0)
-    found = OwnAttention(architecture(model), tokens).values(model)
+    found = OwnAttention(architecture(model), tokens, previous_token, 9).values(model)
     expected = np.mean([1 / (t + 1) for t in range(1, 9)])
     torch.testing.assert_close(found, torch.full_like(found, expected))
 
