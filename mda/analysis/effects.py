@@ -17,6 +17,7 @@ from mda.analysis.metrics import (
 )
 from mda.analysis.statistics import Effect, Seed, holm, least_p, paired_effect
 from mda.schema import REFERENCES, StudyConfig
+from mda.schema.old_words import DATED, LATER_METRICS
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def compare_arms(
     list is explored, and has no corrected p.
     """
     rows = []
+    old = study.hash in DATED
+    metrics = [name for name in metrics_of(measured) if not (old and name in LATER_METRICS)]
     for arm, seeds in by_arm(measured.runs).items():
         if arm.edit.is_control:
             continue
@@ -74,7 +77,7 @@ def compare_arms(
             every = [run for runs in seeds.values() for run in runs]
             if not any(references_of(run, measured.runs, reference) for run in every):
                 continue
-            for metric in metrics_of(measured):
+            for metric in metrics:
                 row = pair(measured, arm, seeds, reference, metric)
                 effect = paired_effect(row.labelled, confidence, resamples, seed)
                 rows.append(replace(row, effect=effect))

@@ -20,6 +20,8 @@ from mda.schema.edit import RANDOM, Edit
 
 METRICS = {
     "unit": "mu of the unit (of several heads: their mean) at the window's end",
+    "unit/curve": "the same, mean over the window: area under the unit's curve by its length, of "
+    "all points but those before the window",
     "strongest": "of heads, the largest over all of them: survives another choice of head",
     "onset_step": "step at which the unit's curve crosses the threshold, interpolated; none where "
     "it lies above from the start",
@@ -45,6 +47,12 @@ METRICS = {
     ),
     "heads/rest": "mean mu of all remaining heads",
     "heads/contrast": "heads/induction - heads/rest; missing without another induction head",
+    "heads/log_ratio": (
+        "log of the share that the other heads of heads/induction keep, minus that of heads/rest: "
+        "means of log(mu / the control's mu), of each head by its own metric, which of the rest is "
+        "the one on which it is highest in the base run after the window; 0: both kinds move "
+        "alike, -0.69: the induction heads keep half as much"
+    ),
 }
 """Name -> what it is; at the window's end unless it says otherwise."""
 
@@ -85,11 +93,11 @@ def measure(runs: Sequence[Run]) -> Measurements:
     """Metrics of every run. Raises ValueError where a run has no control of its seed and window."""
     table = {}
     for run in runs:
-        control_of(run, runs)  # refuses a run without one
+        control = control_of(run, runs)  # refuses a run without one
         mates = sorted((r for r in runs if r.seed == run.seed), key=lambda r: _pairs(r, run))
         targets = {_aim(r): r for r in mates}  # of the run's own window, if any is
         for aim in sorted(targets):
-            table[run.folder, aim] = _measure(run, targets[aim])
+            table[run.folder, aim] = _measure(run, targets[aim], control)
     return Measurements(tuple(runs), table)
 
 
@@ -197,7 +205,7 @@ def random_values(
     return found
 
 
-def _measure(run: Run, target: Run) -> Measured:
+def _measure(run: Run, target: Run, control: Run) -> Measured:
     metric, threshold = target.metric, target.threshold
     curves = {
         "": run.of_unit(target.heads, metric),
@@ -205,6 +213,7 @@ def _measure(run: Run, target: Run) -> Measured:
     }
     ends = [None if curve is None else float(curve[run.end_row]) for curve in curves.values()]
     values: Values = dict(zip(("unit", "strongest"), ends, strict=True))
+    values["unit/curve"] = _over_window(run, curves[""])
     censored = set()
     rows = slice(0, run.end_row + 1)
     for prefix, curve in curves.items():
@@ -225,7 +234,7 @@ def _measure(run: Run, target: Run) -> Measured:
     shown = ("val/loss", "behaviour/")
     values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
     values |= dict.fromkeys(_not_comparable(run, target, values))
-    values |= _head_means(run, target)
+    values |= _head_means(run, target) | {"heads/log_ratio": _log_ratio(run, target, control)}
     known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
     return Measured(run, target.unit, known, frozenset(censored))
 
@@ -239,19 +248,54 @@ def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
             and not (alike and (same_heads or not name.endswith(ablation)))]  # fmt: skip
 
 
-def _head_means(run: Run, target: Run) -> Values:
-    metric = target.metric
-    means: Values = {"heads/induction": None, "heads/rest": None, "heads/contrast": None}
+def _over_window(run: Run, curve: np.ndarray | None) -> float | None:
+    """Mean of a curve over the window's steps, by trapezoids; None where it was not measured."""
+    if curve is None:
+        return None
+    inside = np.isfinite(curve) & (run.curve["step"] >= run.start) & (run.curve["step"] <= run.end)
+    steps, values = run.curve["step"][inside], curve[inside]
+    if len(steps) < 2:
+        return None
+    return float(np.trapezoid(values, steps) / (steps[-1] - steps[0]))
+
+
+def _other_heads(run: Run, target: Run) -> dict[str, list[str]]:
+    """`induction` and `rest`: heads beside the unit by their value in the base run."""
     base = (target.base_heads if _pairs(target, run) else None) or {}
-    prefix = f"emergence/{metric}/"
+    prefix = f"emergence/{target.metric}/"
     chosen = {name.removeprefix(prefix): v for name, v in base.items() if name.startswith(prefix)}
     others = {name: value for name, value in chosen.items() if name not in target.heads}
-    sets = {
+    return {
         "induction": [name for name, value in others.items() if value >= target.threshold],
         "rest": [name for name, value in others.items() if value < target.threshold],
     }
-    for group, members in sets.items():
-        values = [run.at_end(f"{prefix}{name}") for name in members]
+
+
+def _log_ratio(run: Run, target: Run, control: Run) -> float | None:
+    """See `heads/log_ratio`. None where the base run's heads are known by one metric alone."""
+    kept = {}
+    for group, members in _other_heads(run, target).items():
+        columns = [f"emergence/{target.metric}/{name}" for name in members]
+        if group == "rest":
+            columns = [_own_metric(target.base_heads or {}, name) for name in members]
+        ends = [(run.at_end(column), control.at_end(column)) for column in columns if column]
+        logs = [math.log(mine / its) for mine, its in ends if mine and its and mine * its > 0]
+        if not logs or len(logs) < len(members):
+            return None
+        kept[group] = float(np.mean(logs))
+    return kept["induction"] - kept["rest"]
+
+
+def _own_metric(base: Mapping[str, float], head: str) -> str | None:
+    """The column of the metric on which a head is highest; None where one alone is known."""
+    own = {column: value for column, value in base.items() if column.endswith(f"/{head}")}
+    return max(own, key=lambda column: own[column]) if len(own) > 1 else None
+
+
+def _head_means(run: Run, target: Run) -> Values:
+    means: Values = {"heads/induction": None, "heads/rest": None, "heads/contrast": None}
+    for group, members in _other_heads(run, target).items():
+        values = [run.at_end(f"emergence/{target.metric}/{name}") for name in members]
         known = [value for value in values if value is not None]
         means[f"heads/{group}"] = float(np.mean(known)) if known else None
     a, b = means["heads/induction"], means["heads/rest"]

@@ -167,16 +167,16 @@ def apart_in_words(apart: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | None:
-    """Metric of every head at the base run's last measurement, None unless that is after `end`.
+    """Metrics of every head at the base run's last measurement, None unless that is after `end`.
 
-    It tells induction heads from others without a look at the control, whose value at the
-    window's end is one side of every difference.
+    They are the unit's metric and those of all heads. They tell induction heads from others
+    without a look at the control, whose value at the window's end is one side of every difference.
     """
     last = base_curve[-1]
     if last["step"] <= end:
         return None
-    prefix = f"emergence/{metric}/L"
-    return {k: v for k, v in last.items() if k.startswith(prefix) and v == v}
+    prefixes = tuple(f"emergence/{name}/L" for name in (metric, *HEAD_METRICS))
+    return {k: v for k, v in last.items() if k.startswith(prefixes) and v == v}
 
 
 def _arm(config: Config) -> Arm:

@@ -166,7 +166,8 @@ def test_the_base_runs_heads_are_read_at_its_last_step_if_that_is_after_the_wind
              "prefix_matching/strongest", "previous_token/L0H1")]  # fmt: skip
     values = {0: (0.1, 0.2, 0.2, 0.9), 50: (0.3, 0.4, 0.4, 0.9), 100: (0.5, 0.6, 0.6, 0.9)}
     curve = [{"step": at, **dict(zip(names, row, strict=True))} for at, row in values.items()]
-    assert base_heads(curve, "prefix_matching", 99) == {names[0]: 0.5, names[1]: 0.6}
+    known = {names[0]: 0.5, names[1]: 0.6, names[3]: 0.9}  # of every metric of heads
+    assert base_heads(curve, "prefix_matching", 99) == known
     assert base_heads(curve, "prefix_matching", 100) is None
     assert base_heads(curve, "prefix_matching", 101) is None
 
@@ -264,6 +265,57 @@ def test_noise_at_the_threshold_makes_no_contrast(tmp_path):
     assert effect.sd is not None and effect.mean is not None
     error = effect.sd / 8**0.5
     assert effect.n == 8 and abs(effect.mean) < 3 * error and error < 0.004
+
+
+def test_heads_of_other_kinds_are_measured_by_their_own_metric(tmp_path):
+    """An edit that weakens all heads alike lowers the induction heads more by the unit's metric.
+
+    Planted: it takes a tenth of the other induction head, and a tenth of the first layer's
+    previous-token heads, or of those nothing.
+    """
+    ratios, contrasts = [], []
+    for others in (0.9, 1.0):
+        folders = write_runs(tmp_path / str(others), range(5), STANDARD[:2], noise=0)
+        for folder in folders:
+            summary = store.read_json(folder / "summary.json")
+            heads = summary["results"]["base_heads"]
+            heads |= {f"emergence/previous_token/L{layer}H{head}": 0.4 if layer == 1 else 0.1
+                      for layer, head in np.ndindex(4, 4)}  # fmt: skip
+            store.write_json(folder / "summary.json", summary)
+            rows = store.read_csv(folder / "curve.csv")
+            if summary["intervention"]["name"] == "remove":
+                control = next(one for one in folders if one.parent == folder.parent)
+                rows[-1] = store.read_csv(control / "curve.csv")[-1]
+                for column, value in rows[-1].items():
+                    if "prefix_matching/L" in column and heads[column] >= 0.06:
+                        rows[-1][column] = str(0.9 * float(value))
+                    elif "previous_token/L1" in column:
+                        rows[-1][column] = str(others * float(value))
+            store.write_csv(folder / "curve.csv", rows)
+            seal(folder)
+        measured = measure(read_runs([tmp_path / str(others)]))
+        for metric, found in (("heads/log_ratio", ratios), ("heads/contrast", contrasts)):
+            rows = compare_arms(measured, STUDY, resamples=99)
+            found.append(table(rows, "control", metric)["remove mask ekfac top 10 %"].effect)
+    kept = [np.log(0.9) - 4 / 14 * np.log(others) for others in (0.9, 1.0)]  # 4 heads of the rest
+    assert [one.mean for one in ratios] == pytest.approx(kept)
+    assert contrasts[0].mean == contrasts[1].mean < 0  # whatever becomes of the others
+
+
+def test_heads_that_are_known_by_one_metric_alone_have_no_ratio(compared):
+    _, measured, _ = compared
+    assert {one.values["heads/log_ratio"] for one in measured.table.values()} == {None}
+
+
+def test_the_mean_over_the_curve_is_its_area_by_the_windows_length(compared):
+    _, measured, rows = compared
+    run = measured.runs[-1]
+    curve = run.curve[f"emergence/prefix_matching/{run.unit}"]
+    steps = run.curve["step"]
+    area = sum((b - a) * (x + y) / 2 for a, b, x, y in
+               zip(steps, steps[1:], curve, curve[1:], strict=False))  # fmt: skip
+    assert measured.of(run, run).values["unit/curve"] == pytest.approx(area / (END - 1000))
+    assert {r.metric for r in rows} >= {"unit/curve", "unit"}
 
 
 def test_without_another_induction_head_the_contrast_is_missing_and_told(tmp_path):
