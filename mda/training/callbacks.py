@@ -16,10 +16,10 @@ from mda.training.table import CsvTable, RowLog, replay
 
 
 class Checkpoints(pl.Callback):
-    """Keeps the declared checkpoints, and one more every ten seconds until the next.
+    """Keeps the declared checkpoints, and a rolling one about every ten seconds.
 
-    Where writing one takes long they are fewer, so that it takes a twentieth of the time at most.
-    Exact resume makes the moment of the rolling checkpoint irrelevant to the result.
+    Rolling checkpoints are rarer where writing takes long, so that it takes at most a twentieth of
+    the time. Exact resume makes the moment of the rolling checkpoint irrelevant to the result.
     """
 
     ROLLING_S = 10.0
@@ -48,7 +48,10 @@ class Checkpoints(pl.Callback):
 
 
 class LossLog(pl.Callback):
-    """`train.csv`: step, tokens, loss, learning rate of every update; the log gets every 20th."""
+    """Writes `train.csv`: step, tokens, loss and learning rate of every update.
+
+    The log gets every 20th row.
+    """
 
     EVERY = 20
 
@@ -56,7 +59,7 @@ class LossLog(pl.Callback):
         self.table, self.tokens_per_step, self.start = CsvTable(path), tokens_per_step, start
 
     def resume(self, step: int, log: RowLog) -> None:
-        """Cut the table back to `step` and log again what it holds."""
+        """Cuts the table back to `step` and logs its content again."""
         self.first, self.emit = step, log
         replay(self.table, step, log, self.EVERY, wanted=range(self.start + 1, step + 1))
 

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder of safetensors and json, written whole or not at all.
+"""Checkpoints: folders of safetensors and json, written atomically.
 
 `step_<n>/` holds the state after n updates: `model.safetensors`, `optimizer.safetensors` (AdamW's
 moments by parameter name) and `state.json` (the step, the SHA-256 of the other two, and in fp16 the
@@ -25,7 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` updates."""
+    """Returns the folder of the checkpoint after `step` updates."""
     return root / f"step_{step}"
 
 
@@ -36,7 +36,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     loss_scale: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` and return its folder; one that exists is left alone.
+    """Writes the checkpoint of `step` and returns its folder. An existing one is kept.
 
     `loss_scale` is the state of fp16's dynamic loss scale, empty for other arithmetic.
     """
@@ -67,7 +67,7 @@ def save(
 
 
 def verify(folder: Path) -> None:
-    """Raise Torn where the files of a checkpoint are not, byte by byte, those that were saved."""
+    """Raises Torn unless the files of a checkpoint match their recorded hashes."""
     hashes = store.read_json(folder / "state.json").get("sha256", {})
     for name in FILES:
         if store.hash_file(folder / name) != hashes.get(name):
@@ -75,7 +75,7 @@ def verify(folder: Path) -> None:
 
 
 def load(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Restore weights and optimizer bit for bit; returns the step.
+    """Returns restores weights and optimizer bit for bit; returns the step.
 
     The optimizer's state may be empty, as it is before the first update. Raises ConfigError,
     naming the tensors, where a file lacks one, has one too many, or one of another shape, and for
@@ -103,49 +103,52 @@ def check_moments(
     parameters: Mapping[str, torch.Tensor],
     step: int,
 ) -> None:
-    """Raise ConfigError, naming a tensor, for moments that AdamW cannot have after `step` updates.
+    """Raises ConfigError, naming a tensor, for moments that AdamW cannot have after `step` updates.
 
-    Of every parameter there are the mean gradient and the mean squared gradient, in its precision
-    and shape, finite, the latter not negative, and the number of updates, from 0 to `step`: an
-    arm's optimizer may be younger than its weights.
+    Every parameter has the mean gradient and the mean squared gradient, in its precision and shape,
+    finite, the latter not negative, and the number of updates, from 0 to `step`: an arm's optimizer
+    may be younger than its weights.
     """
-    wanted = {f"{name}/{key}" for name in parameters for key in MOMENTS}
-    _refuse_names(path, wanted - {*moments}, {*moments} - wanted)
+    expected_names = {f"{name}/{key}" for name in parameters for key in MOMENTS}
+    _refuse_names(path, expected_names - {*moments}, {*moments} - expected_names)
     for name, parameter in parameters.items():
         for key in MOMENTS:
-            found = moments[f"{name}/{key}"]
+            moment = moments[f"{name}/{key}"]
             like = torch.zeros(()) if key == "step" else parameter
-            if (found.dtype, found.shape) != (like.dtype, like.shape):
-                said = f"is {found.dtype} of the shape {list(found.shape)}"
+            if (moment.dtype, moment.shape) != (like.dtype, like.shape):
+                fault = f"is {moment.dtype} of the shape {list(moment.shape)}"
                 accepted = f"{like.dtype} of the shape {list(like.shape)}"
-            elif not torch.isfinite(found).all():
-                said, accepted = "holds values that are not finite", "finite values"
-            elif key == "exp_avg_sq" and (found < 0).any():
-                said, accepted = "holds negative values", "mean squares, 0 or above"
-            elif key == "step" and not (0 <= found <= step and found == found.round()):
-                said, accepted = f"is {found:g}", f"whole numbers from 0 to {step}"
+            elif not torch.isfinite(moment).all():
+                fault, accepted = "holds values that are not finite", "finite values"
+            elif key == "exp_avg_sq" and (moment < 0).any():
+                fault, accepted = "holds negative values", "mean squares, 0 or above"
+            elif key == "step" and not (0 <= moment <= step and moment == moment.round()):
+                fault, accepted = f"is {moment:g}", f"whole numbers from 0 to {step}"
             else:
                 continue
-            raise ConfigError(f"{path}: {name}/{key} {said}; accepted: {accepted}")
+            raise ConfigError(f"{path}: {name}/{key} {fault}; accepted: {accepted}")
 
 
 def loss_scale(folder: Path) -> dict[str, Any]:
-    """State of fp16's dynamic loss scale; empty where the run had none."""
+    """Returns the state of fp16's dynamic loss scale; empty where the run had none."""
     return store.read_json(folder / "state.json").get("loss_scale", {})
 
 
 def _refuse_misfit(path: Path, weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
-    """Every parameter once, under one of its names where several are tied, in its shape."""
+    """Raises ConfigError unless a file has every parameter once, in its shape.
+
+    Tied parameters are stored under one of their names.
+    """
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    known = model.state_dict()
+    parameters = model.state_dict()
     missing = {tied[0] for tied in names.values() if not set(tied) & set(weights)}
-    _refuse_names(path, missing, set(weights) - set(known))
+    _refuse_names(path, missing, set(weights) - set(parameters))
     for name, value in weights.items():
-        if value.shape != known[name].shape:
-            found, wanted = list(value.shape), list(known[name].shape)
-            raise ConfigError(f"{path}: {name} has the shape {found}, the model's is {wanted}")
+        if value.shape != parameters[name].shape:
+            shape, expected = list(value.shape), list(parameters[name].shape)
+            raise ConfigError(f"{path}: {name} has the shape {shape}, the model's is {expected}")
 
 
 def _refuse_names(path: Path, missing: set[str], unknown: set[str]) -> None:
@@ -159,7 +162,7 @@ def _refuse_names(path: Path, missing: set[str], unknown: set[str]) -> None:
 
 
 def second_moments(folder: Path, beta2: float) -> dict[str, torch.Tensor]:
-    """Bias-corrected exp_avg_sq of every parameter: v / (1 - beta2^step).
+    """Returns the bias-corrected exp_avg_sq of every parameter: v / (1 - beta2^step).
 
     Raises ConfigError for a checkpoint without an optimizer's state, as before the first update.
     """
@@ -178,6 +181,6 @@ def second_moments(folder: Path, beta2: float) -> dict[str, torch.Tensor]:
 
 
 def steps(root: Path) -> list[int]:
-    """Steps of the complete checkpoints under `root`, ascending."""
-    found = (p.name.removeprefix("step_") for p in root.glob("step_*") if p.is_dir())
-    return sorted(int(name) for name in found if name.isdigit())
+    """Returns the steps of the complete checkpoints under `root`, ascending."""
+    names = (p.name.removeprefix("step_") for p in root.glob("step_*") if p.is_dir())
+    return sorted(int(name) for name in names if name.isdigit())

@@ -14,7 +14,7 @@ from mda.types import Schedule
 
 
 class Rows(Protocol):
-    """What training asks of a corpus."""
+    """The part of a corpus that training needs."""
 
     @property
     def seq_len(self) -> int: ...
@@ -42,7 +42,7 @@ class StepDataset(IterableDataset):
 
 
 def loss_weights(schedule: Schedule, step: int, seq_len: int) -> torch.Tensor:
-    """Loss weights of one step: of its samples, [B], or where tokens are masked of each, [B, T]."""
+    """Returns the loss weights of one step: of samples, [B], or where tokens are masked, [B, T]."""
     weights_B = torch.from_numpy(schedule.at(step)[1])
     masked = torch.from_numpy(schedule.masked_at(step))
     if not len(masked):
@@ -60,5 +60,5 @@ class ScheduleData(pl.LightningDataModule):
         self.dataset = StepDataset(corpus, schedule, first)
 
     def train_dataloader(self) -> DataLoader:
-        """One batch for each update of the schedule that is left."""
+        """Returns one batch for each remaining update of the schedule."""
         return DataLoader(self.dataset, batch_size=None)

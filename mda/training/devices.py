@@ -4,10 +4,10 @@ The process that calls `train` is the first. It alone reads the corpus, measures
 it starts the others, which know the model's shape, the schedule and the settings, and get weights
 and rows from it. They end with it, and it ends with an error when one of them dies.
 
-Several processes give the gradient of one, but for the order of its addition: to 1e-5 of its
-largest entry in float32, and losses of the first updates to 1e-4 of themselves. Over many updates
-the last bits grow, as they do between two numbers of threads: an arm and its control need the same
-number of devices.
+Several processes give the gradient of one process up to the order of addition: within 1e-5 of its
+largest entry in float32, and losses of the first updates within a relative 1e-4. Rounding
+differences grow over many updates, as they do between numbers of threads, so an arm and its control
+need the same number of devices.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ASKING = threading.Lock()
 
 @dataclass(frozen=True)
 class Job:
-    """What every process but the first is told."""
+    """The inputs of every process but the first."""
 
     architecture: type[PreTrainedModel]
     config: PreTrainedConfig
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class RowsToCome:
-    """In place of a corpus: room for the rows that the first process sends."""
+    """A placeholder for the corpus, with room for the rows that the first process sends."""
 
     seq_len: int
 
@@ -65,7 +65,7 @@ class RowsToCome:
 
 
 def refuse_nested(world: int) -> None:
-    """Raise ConfigError where this process can't start others."""
+    """Raises ConfigError where this process cannot start others."""
     accepted = "training.devices=1, or"
     if dist.is_initialized():
         raise ConfigError(
@@ -80,10 +80,10 @@ def refuse_nested(world: int) -> None:
 
 @contextmanager
 def joined(world: int, job: Job) -> Iterator[Process]:
-    """Within, processes 1 .. world - 1 train their shares; yields what makes this one the first.
+    """Starts processes 1 .. world - 1, which train their shares, and yields this one's role.
 
-    Raises ChildProcessError when one of them dies. Where this process cannot notice, because it
-    waits for the dead one inside the communication library, it ends with exit code 1.
+    Raises ChildProcessError when one of them dies. If this process waits for the dead one inside
+    the communication library, and so cannot notice, it ends with exit code 1.
     """
     port = _free_port()
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""One process's part of a training run: Lightning's trainer, made and run."""
+"""One process's part of a training run: building Lightning's trainer and running it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ PATIENCE = timedelta(days=1)
 class Process(ClusterEnvironment):
     """Process `rank` of the `world` that this run started on this machine.
 
-    Given to Lightning, so that it does not look for others in what Slurm or torchrun left in the
-    environment: a job of `sbatch -n 4` is still one process.
+    Lightning gets it explicitly, so that it does not infer other processes from the environment of
+    Slurm or torchrun: a job of `sbatch -n 4` is still one process.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, port: int = 0):
@@ -69,10 +69,10 @@ class Process(ClusterEnvironment):
 
 
 class ProgramSignals(pl.Callback):
-    """Gives SIGTERM back to the program.
+    """Returns SIGTERM to the program's own handler.
 
-    Lightning's own handler ends a run with exit code 0, and talks to the other processes from
-    within the handler, where they may be in the middle of another exchange.
+    Lightning's handler ends a run with exit code 0, and talks to the other processes from within
+    the handler, where they may be in the middle of another exchange.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class ProgramSignals(pl.Callback):
 
 
 def check_devices(settings: TrainingConfig) -> None:
-    """Raise ConfigError for devices, or a precision, that this machine cannot train with."""
+    """Raises ConfigError for devices or a precision that this machine cannot train with."""
     gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
     if gpu and settings.devices > torch.cuda.device_count():
         raise refuse("training.devices", settings.devices, f"at most {torch.cuda.device_count()}, "
@@ -97,7 +97,10 @@ def check_devices(settings: TrainingConfig) -> None:
 def make_trainer(
     settings: TrainingConfig, updates: int, process: Process, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
-    """The trainer of one process. Raises ConfigError for devices that this machine lacks."""
+    """Returns the trainer of one process.
+
+    Raises ConfigError for devices that this machine lacks.
+    """
     check_devices(settings)
     several: dict[str, Any] = {}
     if process.world > 1:
@@ -127,14 +130,17 @@ def make_trainer(
 
 
 def _accelerator(settings: TrainingConfig) -> str:
-    """A GPU means CUDA: Apple's has no float64, which measurements need."""
+    """Returns Lightning's accelerator for a device; `cuda` is the only GPU.
+
+    Apple's GPUs have no float64, which measurements need.
+    """
     if settings.accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return "cuda" if settings.accelerator == "gpu" else settings.accelerator
 
 
 def _devices(settings: TrainingConfig, process: Process) -> int | list[int]:
-    """As many as configured; alone, the GPU that this process has, which need not be the first."""
+    """Returns the configured number of devices; for one, the index of this process's GPU."""
     if process.world == 1 and settings.accelerator != "cpu" and torch.cuda.is_available():
         return [torch.cuda.current_device()]
     return settings.devices
@@ -149,7 +155,7 @@ def fit(
     first: int,
     resume: Path | None,
 ) -> None:
-    """Train from step `first` to the schedule's end. Raises KeyboardInterrupt after Ctrl-C."""
+    """Trains from step `first` to the schedule's end. Raises KeyboardInterrupt after Ctrl-C."""
     try:
         with quiet():
             if settings.activation_checkpointing:
@@ -164,9 +170,9 @@ def fit(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the libraries' advice on things that are so by design (workers, steps)."""
-    own = "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"
-    for name in (*own, "lightning_fabric.utilities.distributed"):
+    """Silences warnings of the libraries about deliberate choices (workers, steps)."""
+    loggers = "pytorch_lightning", "pytorch_lightning.utilities.rank_zero"
+    for name in (*loggers, "lightning_fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")

@@ -1,9 +1,9 @@
-"""Train a model on a schedule with Lightning: resumable at any moment, exact on CPU.
+"""Trains a model on a schedule with Lightning: resumable at any moment, exact on CPU.
 
-Everything lives in one folder: `checkpoints/step_<n>/`, `train.csv`, and what other callbacks
-(the emergence curve) keep there. Called again on the same folder it goes on from the newest
-complete checkpoint; tables are cut back to it, so the finished folder does not depend on how
-often the run was killed.
+Everything lives in one folder: `checkpoints/step_<n>/`, `train.csv`, and what other callbacks (the
+emergence curve) keep there. Called again on the same folder, it resumes from the newest complete
+checkpoint; tables are cut back to it, so the finished folder does not depend on how often the run
+was killed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mda.types import Schedule
 
 
 class Resumable(Protocol):
-    """A callback that keeps a table and can be told where the run goes on."""
+    """A callback that keeps a table, which is cut back where a run resumes."""
 
     def resume(self, step: int, log: RowLog) -> None: ...
 
@@ -46,13 +46,13 @@ def train(
     log: RowLog = lambda row: None,
     progress: str | None = "training",
 ) -> None:
-    """Run the updates of `schedule` and leave `folder` finished.
+    """Runs the updates of `schedule` and completes `folder`.
 
     `model` holds the initial weights; `start_from` is the checkpoint folder of the schedule's start
-    (weights and optimizer), None for a run from its very beginning. `curves` are callbacks that
-    keep tables of their own. Every row of a curve and every 20th update's loss goes to `log`
-    exactly once a call, those of an earlier, killed call included. `progress` names the progress
-    bar, None hides it.
+    (weights and optimizer), None for a run from step 0. `curves` are callbacks that keep tables of
+    their own. Each call sends every row of a curve and every 20th update's loss to `log` exactly
+    once, including those of an earlier, killed call. `progress` names the progress bar, None hides
+    it.
     """
     root = folder / "checkpoints"
     done = [step for step in checkpoint.steps(root) if schedule.start <= step <= schedule.end]

@@ -1,4 +1,4 @@
-"""The loss of a schedule's samples, and its gradient one micro-batch at a time."""
+"""The loss of a schedule's samples, and its gradient by micro-batches."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Backward = Callable[[torch.Tensor, bool], None]
 
 
 def sample_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
-    """Mean next-token loss of each sample in nats, [B]."""
+    """Returns the mean next-token loss of each sample in nats, [B]."""
     return token_losses(model, tokens_BT1).mean(1)
 
 
 def weighted_losses(
     model: PreTrainedModel, tokens_BT1: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """w_j l_j of each sample, [B]; with a weight for every token, [B, T], mean_t w_jt l_jt."""
+    """Returns w_j l_j of each sample, [B]; with token weights [B, T], mean_t w_jt l_jt."""
     losses_BT = token_losses(model, tokens_BT1)
     if weights.ndim == 1:
         return weights * losses_BT.mean(1)
@@ -39,9 +39,9 @@ def weighted_losses(
 
 
 def token_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tensor:
-    """Next-token loss at every position in nats, [B, T].
+    """Returns the next-token loss at every position in nats, [B, T].
 
-    Where they are many the logits never exist as a whole.
+    Large logits are never formed as a whole.
     """
     inputs_BT, targets = tokens_BT1[:, :-1], tokens_BT1[:, 1:].flatten()
     unembed = unembedding(model)
@@ -52,19 +52,19 @@ def token_losses(model: PreTrainedModel, tokens_BT1: torch.Tensor) -> torch.Tens
 
 
 def logits_at_once(device: torch.device) -> int:
-    """Logits that are held at once; see `LOGITS` and `GPU_LOGITS`."""
+    """Returns how many logits are held at once; see `LOGITS` and `GPU_LOGITS`."""
     return GPU_LOGITS if device.type == "cuda" else LOGITS
 
 
 def vocabulary_losses(
     hidden: torch.Tensor, unembed: Unembedding, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Cross-entropy of each target in nats, [positions], some logits at a time.
+    """Returns the cross-entropy of each target in nats, [positions], in chunks of logits.
 
-    `hidden` [positions, D] are the last hidden states. In full precision torch's own chunked
-    loss does it, where torch has it. Under autocast, with a soft cap on the logits, and with an
-    older torch, chunks form their logits as the whole batch would, and again in the backward pass
-    instead of keeping them.
+    `hidden` [positions, D] are the last hidden states. In full precision, torch's own chunked loss
+    is used where torch has it. Under autocast, with a soft cap on the logits, and with an older
+    torch, chunks form their logits as the whole batch would, and again in the backward pass instead
+    of keeping them.
     """
     rows = max(1, logits_at_once(hidden.device) // len(unembed.weight_VD))
     autocast = torch.is_autocast_enabled(hidden.device.type)
@@ -93,12 +93,11 @@ def accumulate_gradients(
     micro_batch_size: int | None = None,
     backward: Backward = lambda loss, last: loss.backward(),
 ) -> torch.Tensor:
-    """Add the gradient of sum_j w_j l_j / batch_size to the parameters'; returns that sum.
+    """Adds the gradient of sum_j w_j l_j / batch_size to the parameters', and returns the sum.
 
     `weights` are those of samples, [B], or of tokens, [B, T], see `weighted_losses`. `batch_size`
-    is that of the unedited stream: editing one sample leaves the others' share as it is. The sum
-    does not depend on how it is cut into micro-batches (null: not at all), but for the order of
-    its addition.
+    is that of the unedited stream: editing one sample does not change the share of the others.
+    Micro-batches (null: a single one) change only the order of addition.
     """
     if not len(tokens_BT1):  # an edit dropped every sample: the gradient is zero, not missing
         tokens_BT1 = tokens_BT1.new_zeros(1, tokens_BT1.shape[1])

@@ -1,4 +1,4 @@
-"""What is optimised, and how one update goes: the weighted next-token loss under AdamW."""
+"""One update of the optimization: the weighted next-token loss under AdamW."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mda.training.optimizer import adamw, learning_rate
 
 
 class LanguageModel(pl.LightningModule):
-    """A causal language model under AdamW; `first_step` updates lie before this trainer's step 0.
+    """A causal language model under AdamW; `first_step` updates precede this trainer's step 0.
 
     Starts from the checkpoint folder `resume` where there is one. One batch is one update,
     however many micro-batches it is cut into and processes share it.
@@ -40,7 +40,7 @@ class LanguageModel(pl.LightningModule):
 
     @property
     def step(self) -> int:
-        """Updates done since the run's very beginning."""
+        """Updates done since step 0 of the run."""
         return self.first_step + self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -82,7 +82,10 @@ class LanguageModel(pl.LightningModule):
     def _share(
         self, tokens: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """This process's rows of a batch, every world-th; the first process has read them all."""
+        """Returns this process's rows of a batch, every world-th.
+
+        The first process reads them all.
+        """
         rank, world = self.trainer.global_rank, self.trainer.world_size
         if world > 1:
             tokens = tokens.contiguous()
@@ -101,7 +104,7 @@ class LanguageModel(pl.LightningModule):
             self.manual_backward(loss * world if world > 1 else loss)
 
     def _clip(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the norm of the whole update's gradient."""
+        """Clips the norm of the whole update's gradient."""
         if not self.settings.grad_clip:
             return
         # The fused optimiser takes the loss scale of fp16 out by itself, but after the clipping.
@@ -112,7 +115,7 @@ class LanguageModel(pl.LightningModule):
 
 
 def refuse_non_finite(model: torch.nn.Module) -> None:
-    """Raise FloatingPointError, naming a tensor, where weights are NaN or infinite."""
+    """Raises FloatingPointError, naming a tensor, where weights are NaN or infinite."""
     bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
     if bad:
         raise FloatingPointError(

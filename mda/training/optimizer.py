@@ -1,4 +1,4 @@
-"""AdamW as Pythia is trained with it, and a learning rate that is a pure function of the step."""
+"""AdamW with Pythia's settings, and a learning rate that is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mda.schema import TrainingConfig
 
 
 def adamw(model: torch.nn.Module, settings: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101); biases and norms do not decay."""
+    """Returns AdamW (Loshchilov & Hutter, arXiv 1711.05101); biases and norms do not decay."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     return torch.optim.AdamW(
@@ -26,7 +26,7 @@ def adamw(model: torch.nn.Module, settings: TrainingConfig) -> torch.optim.AdamW
 
 
 def learning_rate(step: int, settings: TrainingConfig) -> float:
-    """Learning rate of update `step` (0-based), as `training.schedule` says.
+    """Returns the learning rate of update `step` (0-based) under `training.schedule`.
 
     With peak p, floor m p (m = min_lr_ratio), W = warmup_steps and E = total_steps:
 

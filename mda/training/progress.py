@@ -1,4 +1,4 @@
-"""One progress bar for a training run: step of steps, speed, loss, time left."""
+"""One progress bar for a training run: step, speed, loss, time left."""
 
 from __future__ import annotations
 

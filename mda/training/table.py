@@ -1,4 +1,4 @@
-"""A CSV that grows by one row at a time and can be cut back to a step before it is resumed."""
+"""A CSV that grows by one row at a time and can be cut back to a step before a resume."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RowLog = Callable[[Mapping[str, float]], None]
 
 
 class CsvTable:
-    """Rows in the order of their `step` column; floats are written so that they read back equal.
+    """Rows in the order of their `step` column; floats are written without loss.
 
     A row is flushed when it is appended, so a killed process leaves at most one torn line, which
     `keep_until` removes together with everything after the checkpoint that is resumed.
@@ -25,9 +25,12 @@ class CsvTable:
         self.columns: list[str] = []
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add one row. Raises ValueError when its columns are not the table's.
+        """Adds one row.
 
-        An OSError, as of a full disk, leaves the table as it was.
+        Raises ValueError when its columns are not the table's. Raises ValueError when its columns
+        are not the table's.
+
+        After an OSError, such as a full disk, the table is unchanged.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         if not self.columns or not size:
@@ -47,7 +50,7 @@ class CsvTable:
             raise
 
     def keep_until(self, step: int) -> list[dict[str, float]]:
-        """Drop rows after `step` (and a torn last line); returns the rows that are kept.
+        """Drops rows after `step` and a torn last line, and returns the rows that are kept.
 
         Raises Torn where a line before the last cannot be read.
         """
@@ -84,7 +87,7 @@ class CsvTable:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """All rows of a table; `step` and `tokens` are integers, the rest floats."""
+    """Returns all rows of a table; `step` and `tokens` are integers, the rest floats."""
     with path.open(newline="", encoding="utf-8") as file:
         return [
             {key: int(v) if key in ("step", "tokens") else float(v) for key, v in row.items()}
@@ -95,10 +98,10 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 def replay(
     table: CsvTable, until: int, log: RowLog, every: int = 1, wanted: Collection[int] = ()
 ) -> set[int]:
-    """Cut a table back to a step, log what is left of it; returns the steps that are left.
+    """Cuts a table back to a step, logs the rest, and returns the steps that are left.
 
-    `every` thins out what is logged, not what is kept. `wanted` are the steps of which the table
-    must have a row by now; raises Torn where one is missing.
+    `every` thins out the log, not the table. `wanted` are the steps that must have a row by now.
+    Raises Torn where one is missing.
     """
     rows = table.keep_until(until)
     steps = {int(row["step"]) for row in rows}
