@@ -1,9 +1,9 @@
 """From the command line to a checked `mda.schema.Config`: the one place that knows Hydra.
 
 A program (mda/programs) hands its function to `main`. The command line is composed and checked
-first, for a sweep every job of it, and a mistake ends the program with one sentence and exit code
-2 before anything heavy is imported and anything is written. Then Hydra runs the function, once or
-as a sweep, with the typed configuration and the run's folder.
+first, in a sweep for every job. A mistake ends the program with one sentence and exit code 2 before
+anything heavy is imported or anything is written. Then Hydra runs the function, once or as a sweep,
+with the typed configuration and the run's folder.
 """
 
 from mda.config.command import check, main, prepared

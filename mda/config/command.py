@@ -50,13 +50,13 @@ one takes a quarter of a second, and Hydra does it again."""
 def main(
     program: Program, needs: Sequence[str], preview: Preview | None = None, shared: bool = False
 ) -> None:
-    """Run `program(config, folder)` as the command line says; exit code 2 after a mistake.
+    """Runs `program(config, folder)` as the command line says; exit code 2 after a mistake.
 
     With --dry-run, `preview(configs, jobs side by side)` says what would be built. `needs` are the
     groups that the program uses: `--help` shows these, and the rules between groups are checked
-    among these. Processes of torchrun are refused unless the work is `shared` among them. The
-    docstring of the program's module heads its help. Import what is heavy (torch, transformers)
-    inside `program`, so that help and mistakes answer at once.
+    among these. Processes of torchrun are an error unless the work is `shared` among them. The
+    docstring of the program's module begins its help. Import heavy packages (torch, transformers)
+    inside `program`, so that help and errors appear at once.
     """
     with at_terminal():
         _main(program, needs, preview, shared)
@@ -78,10 +78,10 @@ def _main(program: Program, needs: Sequence[str], preview: Preview | None, share
         about = sys.modules[program.__module__].__doc__ or ""
         file = f"python {Path(sys.argv[0]).name}"
         name = file if program.__module__ == "__main__" else f"mda {program.__name__}"
-        known = {group: options(group) for group in groups()}
-        print(help_page(name, about, needs, known, preview is not None))
+        all_options = {group: options(group) for group in groups()}
+        print(help_page(name, about, needs, all_options, preview is not None))
         return
-    wanted = 1
+    n_jobs = 1
     try:
         if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not shared:
             raise ConfigError(
@@ -89,10 +89,10 @@ def _main(program: Program, needs: Sequence[str], preview: Preview | None, share
                 f"accepted: torchrun -m mda.cli trace, or training.devices={processes} without it"
             )
         if preview is not None and args.dry_run:
-            found = check(args, needs, every=True)
-            return preview(found.configs, min(found.at_once, len(found.configs)))
+            checked = check(args, needs, every=True)
+            return preview(checked.configs, min(checked.at_once, len(checked.configs)))
         if not (args.hydra_help or args.shell_completion or args.info):
-            wanted = check(args, needs).jobs
+            n_jobs = check(args, needs).jobs
     except ConfigError as error:
         _refuse(error)
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -102,12 +102,12 @@ def _main(program: Program, needs: Sequence[str], preview: Preview | None, share
         try:
             run(_task(program, needs))()
         finally:
-            jobs.print_sweep(wanted)
+            jobs.print_sweep(n_jobs)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The configurations that were composed, how many jobs there are, how many at a time."""
+    """The composed configurations, the number of jobs, and how many run at a time."""
 
     configs: list[Config]
     jobs: int = 1
@@ -115,9 +115,11 @@ class Checked:
 
 
 def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> Checked:
-    """Compose and check the jobs that a parsed command line asks for. Raises ConfigError.
+    """Composes and checks the jobs of a parsed command line.
 
-    Of a long sweep each value is checked once, not each combination, unless `every` job is wanted.
+    Raises ConfigError. Raises ConfigError.
+
+    In a long sweep each value is checked once, not each combination, unless `every` is True.
     """
     name = args.config_name or "config"
     job = args.overrides
@@ -160,7 +162,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
 def prepared(
     program: str, overrides: Sequence[str], folder: Path, needs: Sequence[str], at_once: int
 ) -> Iterator[Config]:
-    """The configuration of a job that a program runs itself; it leaves what any job leaves."""
+    """Returns the configuration of a job that a program runs itself, and writes its records."""
     extra, words = apart(overrides)
     with composer():
         cfg = hydra.compose("config", words + extra)
@@ -201,7 +203,7 @@ def _task(program: Program, needs: Sequence[str]) -> Callable[[DictConfig], None
 def _running(
     cfg: DictConfig, program: str, overrides: Sequence[str], folder: Path, at_once: int
 ) -> Iterator[None]:
-    """What every job leaves in its folder: config.yaml before the block, job.json around it."""
+    """Writes config.yaml into a job's folder before the block, and job.json around it."""
     _fix_threads(cfg, at_once)
     with _room(cfg.output_dir):
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,13 +215,13 @@ def _running(
 
 @contextmanager
 def _room(output_dir: str) -> Iterator[None]:
-    """Say a full disk, or a limit that is reached, in one sentence: files are written whole."""
+    """Turns a full disk, or a limit that is reached, into one sentence: files are written whole."""
     try:
         yield
     except Exception as error:
         # The writer of safetensors has an error of its own, with the number in its words.
-        told = re.search(r"os error (\d+)", str(error))
-        code = int(told[1]) if told else getattr(error, "errno", None)
+        match = re.search(r"os error (\d+)", str(error))
+        code = int(match[1]) if match else getattr(error, "errno", None)
         if code not in FULL:
             raise
         raise Unavailable(
@@ -230,10 +232,10 @@ def _room(output_dir: str) -> Iterator[None]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """End with exit code 143 after SIGTERM and 130 after Ctrl-C, as a shell expects it.
+    """Ends with exit code 143 after SIGTERM and 130 after Ctrl-C, as shells expect.
 
-    What the block has open is closed on the way out. Jobs in other processes are not waited for:
-    they end when this one does.
+    Context managers of the block are closed on the way out. Jobs in other processes are not waited
+    for: they end when this one does.
     """
 
     def end(*_: object) -> None:
@@ -260,13 +262,13 @@ def _leave(code: int) -> NoReturn:
 
 
 def _fix_threads(cfg: DictConfig, at_once: int) -> None:
-    """Settle `training.threads=null`: a result depends on the number, so a run must know it."""
+    """Sets `training.threads=null` to a number, because results depend on it."""
     if cfg.training.threads is None:
         cfg.training.threads = max(1, cores() // at_once)
 
 
 def _refuse_absent(node: DictConfig, preview: bool) -> None:
-    """Refuse to launch jobs by Slurm where it is not there; a preview of them launches none."""
+    """Raises ConfigError for a Slurm launcher where there is no Slurm; previews need none."""
     slurm = str(node.launcher.get("_target_", "")).endswith("SlurmLauncher")
     if slurm and not preview and shutil.which("srun") is None:
         raise ConfigError(
@@ -276,7 +278,10 @@ def _refuse_absent(node: DictConfig, preview: bool) -> None:
 
 
 def _refuse_nested(config: Config, needs: Sequence[str] | None, at_once: int) -> None:
-    """Refuse arms on several devices side by side: else only the arm would, after the scores."""
+    """Raises ConfigError for arms on several devices in jobs side by side.
+
+    Otherwise only the arm would fail, after the scores are computed.
+    """
     trains_arms = needs is None or "behaviour" in needs  # what an arm ends with
     if at_once > 1 and config.training.devices > 1 and trains_arms:
         limit = f"1 with hydra.launcher.n_jobs={at_once}, or one job at a time"
@@ -284,7 +289,7 @@ def _refuse_nested(config: Config, needs: Sequence[str] | None, at_once: int) ->
 
 
 def _jobs(given: Sequence[Override], every: bool) -> Iterator[list[str]]:
-    """Overrides of each job; else of a range its ends, of a long sweep each alternative once."""
+    """Returns the overrides of each job; for a range its ends, for a long sweep each value once."""
     choices: dict[str, list[str]] = {}
     for item in given:
         key = item.get_key_element()

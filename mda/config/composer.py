@@ -1,4 +1,4 @@
-"""YAML files, schema and overrides put together by Hydra, and turned into the schema's objects."""
+"""Composing YAML files, schema and overrides with Hydra into the schema's objects."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from mda.schema.plugins import load_plugins
 
 
 def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -> Config:
-    """The checked configuration for these overrides.
+    """Returns the checked configuration for these overrides.
 
-    Raises ConfigError, one sentence. Rules between groups concern `needs` only, where given.
+    Raises ConfigError. With `needs`, only rules between these groups are checked.
     """
     extra, words = apart(overrides)
     with composer():
@@ -41,9 +41,10 @@ def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -
 
 @contextmanager
 def composer(folder: str | None = None) -> Iterator[None]:
-    """Hydra, set up to compose from conf/ or another folder. Raises ConfigError for none.
+    """Yields Hydra, set up to compose from conf/ or another folder.
 
-    A sweep under way goes on afterwards as if nothing had been: its next job is named as before.
+    Raises ConfigError for a folder that does not exist. A sweep in progress is unaffected: its next
+    job gets the same name.
     """
     if folder and not (Path(folder).is_absolute() and Path(folder).is_dir()):
         raise ConfigError(f"--config-path {folder} is refused; accepted: an absolute path")
@@ -58,7 +59,7 @@ def composer(folder: str | None = None) -> Iterator[None]:
 
 
 def search_path(folder: str | None) -> list[str]:
-    """The override that makes Hydra look for options in one more folder."""
+    """Returns the override that makes Hydra look for options in one more folder."""
     if folder is None:
         return []
     if not Path(folder).is_dir():
@@ -67,14 +68,14 @@ def search_path(folder: str | None) -> list[str]:
 
 
 def apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The search path that `--config-dir=<folder>` among the words stands for, and the others."""
+    """Returns the search path of `--config-dir=<folder>` among the words, and the other words."""
     folders = [word.removeprefix(CONFIG_DIR) for word in words if word.startswith(CONFIG_DIR)]
     rest = [word for word in words if not word.startswith(CONFIG_DIR)]
     return search_path(folders[-1] if folders else None), rest
 
 
 def with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
-    """Hydra's own settings, and the configuration without them."""
+    """Returns Hydra's own settings, and the configuration without them."""
     cfg = hydra.compose(name, overrides, return_hydra_config=True)
     node = cfg.hydra
     with open_dict(cfg):
@@ -83,7 +84,10 @@ def with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]
 
 
 def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
-    """The schema's objects, checked. Raises ConfigError, or what OmegaConf finds."""
+    """Returns the schema's objects, checked.
+
+    Raises ConfigError, or an error of OmegaConf. Raises ConfigError, or what OmegaConf finds.
+    """
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
         raise ConfigError("this configuration has no schema/config in its defaults list")
@@ -92,7 +96,7 @@ def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
 
 
 class Sweeps(SearchPathPlugin):
-    """Makes the files of sweeps/ options of a group of that name: `sweeps=seeds`."""
+    """Makes the files of sweeps/ options of a group with that name: `sweeps=seeds`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         home = conf_dir().parent
@@ -102,9 +106,9 @@ class Sweeps(SearchPathPlugin):
 
 @cache
 def register() -> None:
-    """Make the dataclasses known to Hydra as `schema/...`, which the YAML files refer to.
+    """Registers the dataclasses with Hydra as `schema/...`, which the YAML files refer to.
 
-    Those of plugins too; raises ConfigError for a plugin that is not there.
+    Includes those of plugins. Raises ConfigError for a plugin that does not exist.
     """
     load_plugins()
     Plugins.instance().register(Sweeps)

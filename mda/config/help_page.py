@@ -17,7 +17,7 @@ def help_page(
     options: Mapping[str, Sequence[str]],
     dry_run: bool = False,
 ) -> str:
-    """What the program does, the groups it needs and their options, every setting, examples."""
+    """Returns the help: the program's purpose, its groups and options, every setting, examples."""
     shown = [name for name in options if name in needs or name in ("experiment", "sweeps")]
     lines = [about.strip(), "", f"Usage: {program} [group=option ...] [key=value ...]", ""]
     lines += ["Groups, and the options of each (the default settings below are the schema's; an"]

@@ -1,9 +1,9 @@
-"""What a job leaves of itself (job.json), and the table of jobs at the end of a sweep.
+"""The record of a job (job.json), and the table of jobs at the end of a sweep.
 
-`job.json` stands in every run's folder from its first moment: program, overrides, the resolved
-configuration, commit, versions and seed, the artifacts used, and the way from the run's folder to
-the working directory; when the job ends, its status is done, skipped (all of it was in the store)
-or failed. `changes.diff` beside it is what the code differed from the commit by.
+`job.json` is in every run's folder from the start: program, overrides, the resolved configuration,
+commit, versions and seed, the artifacts used, and the relative path from the run's folder to the
+working directory. When the job ends, its status is done, skipped (all of it was in the store) or
+failed. `changes.diff` beside it holds the uncommitted changes of the code.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class RunFolder(Callback):
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep, as its folder tells."""
+    """One job of a sweep, as recorded in its folder."""
 
     number: int
     folder: Path
@@ -92,7 +92,7 @@ class Job:
 def recorded(
     folder: Path, program: str, overrides: Sequence[str], config: dict[str, Any]
 ) -> Iterator[None]:
-    """Keep `job.json` in a run's folder, before and after the block, and pass errors on."""
+    """Writes `job.json` into a run's folder before and after the block; passes errors on."""
     from mda import store  # numpy takes a moment, and --help needs none of it
 
     start = time.perf_counter()
@@ -134,7 +134,7 @@ def recorded(
 
 
 def words_of(hydra: Any) -> list[str]:
-    """What a job was started with: its overrides, after the folder of `--config-dir` if any."""
+    """Returns the words that a job was started with: any `--config-dir`, then its overrides."""
     folders = [Path(source.path) for source in hydra.runtime.config_sources
                if source.provider == "command-line"]  # fmt: skip
     here = Path.cwd()
@@ -143,7 +143,7 @@ def words_of(hydra: Any) -> list[str]:
 
 
 def side_by_side(hydra: Any) -> int:
-    """How many jobs of a sweep share this machine: with `hydra/launcher=parallel` several."""
+    """Returns how many jobs of a sweep share this machine (`hydra/launcher=parallel`)."""
     n = hydra.launcher.get("n_jobs")
     if n is None:
         return 1
@@ -152,10 +152,11 @@ def side_by_side(hydra: Any) -> int:
 
 @contextlib.contextmanager
 def own_gpu(sweep: Path, at_once: int) -> Iterator[None]:
-    """Within, a job of `at_once` side by side has a GPU that no other has, while there are enough.
+    """Gives a job of `at_once` side by side its own GPU for the block, while there are enough.
 
-    It holds the first place that is free: by its number, two jobs could share a GPU while another
-    idles. A killed job's place is free again. Raises ConfigError for GPUs of several kinds.
+    The job locks the first free GPU: assigned by job number, two jobs could share a GPU while
+    another idles. The lock of a killed job is released. Raises ConfigError for GPUs of several
+    kinds.
     """
     if at_once == 1:
         yield
@@ -178,17 +179,17 @@ def own_gpu(sweep: Path, at_once: int) -> Iterator[None]:
 
 
 def own_output(hydra: Any, folder: Path) -> Path | None:
-    """File for what a job of a sweep prints, where jobs run side by side or elsewhere."""
+    """Returns the file for a job's output in a sweep with jobs side by side or elsewhere."""
     basic = hydra.launcher.get("_target_", "").endswith("BasicLauncher")
     return None if hydra.mode == RunMode.RUN or basic else folder / "output.log"
 
 
 @functools.cache
 def end_with(launcher: int) -> None:
-    """Let a worker of `hydra/launcher=parallel` end when the process that launched it is killed.
+    """Makes a worker of `hydra/launcher=parallel` end when its parent process is killed.
 
-    Else it would go on training, beside the jobs of the sweep that is started again. With a single
-    worker the jobs run in the launching process itself, and there is nothing to watch.
+    Otherwise it would go on training beside the jobs of the restarted sweep. With a single worker
+    the jobs run in the launching process itself, so nothing is watched.
     """
     if os.getpid() == launcher:
         return
@@ -203,7 +204,7 @@ def end_with(launcher: int) -> None:
 
 @contextlib.contextmanager
 def output_to(path: Path | None) -> Iterator[None]:
-    """Send what the block prints to a file, as jobs side by side would garble each other."""
+    """Redirects the output of the block to a file, as jobs side by side would mix theirs."""
     if path is None:
         yield
         return
@@ -216,14 +217,14 @@ def output_to(path: Path | None) -> Iterator[None]:
 
 
 def tell(folder: Path) -> None:
-    """One line in the terminal, whatever the job's own output went to, when a job has ended."""
+    """Prints a line to the terminal when a job has ended, wherever its own output went."""
     if not (folder / FILE).exists():
         return
     job = read_job(folder)
     reason = f": {job.reason}" if job.reason else ""
-    found = ", all of it was in the store" if job.status == "skipped" else ""
+    reused = ", all of it was in the store" if job.status == "skipped" else ""
     print(
-        f"job {job.number} {job.status}{found}, {job.seconds:,.0f} s{reason}  "
+        f"job {job.number} {job.status}{reused}, {job.seconds:,.0f} s{reason}  "
         f"[{' '.join(job.overrides)}]",
         file=sys.__stdout__,
         flush=True,
@@ -231,13 +232,13 @@ def tell(folder: Path) -> None:
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """The jobs in a sweep's folder, by their number."""
-    found = [path.parent for path in folder.glob(f"*/{FILE}") if path.parent.name.isdigit()]
-    return sorted(map(read_job, found), key=lambda job: job.number)
+    """Returns the jobs in a sweep's folder, by their number."""
+    folders = [path.parent for path in folder.glob(f"*/{FILE}") if path.parent.name.isdigit()]
+    return sorted(map(read_job, folders), key=lambda job: job.number)
 
 
 def read_job(folder: Path) -> Job:
-    """What a folder's `job.json` says."""
+    """Returns the content of a folder's `job.json`."""
     from mda import store
 
     job = store.read_json(folder / FILE)
@@ -252,8 +253,8 @@ def read_job(folder: Path) -> Job:
     )
 
 
-def print_jobs(jobs: Sequence[Job], folder: Path, wanted: int) -> None:
-    """Table of the jobs that differ, how each ended, and the command that repeats a failed one."""
+def print_jobs(jobs: Sequence[Job], folder: Path, n_jobs: int) -> None:
+    """Prints a table of jobs: how they differ, how each ended, and how to repeat a failed one."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -261,38 +262,38 @@ def print_jobs(jobs: Sequence[Job], folder: Path, wanted: int) -> None:
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     table = Table("job", "overrides", "status", "time", "reason", box=None)
     for job in jobs:
-        own = " ".join(text for text in job.overrides if text not in shared)
+        differing = " ".join(text for text in job.overrides if text not in shared)
         spent = f"{job.seconds:,.0f} s" if job.seconds is not None else ""
         status = f"[{STYLE[job.status]}]{job.status}[/]"
-        table.add_row(str(job.number), escape(own), status, spent, escape(job.reason))
+        table.add_row(str(job.number), escape(differing), status, spent, escape(job.reason))
     console = Console()
     console.print(table)
     counts = {word: sum(job.status == word for job in jobs) for word in STYLE}
-    counts["not started"] = wanted - len(jobs)
-    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    console.print(f"{wanted} jobs: {said}", highlight=False)
+    counts["not started"] = n_jobs - len(jobs)
+    outcome = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    console.print(f"{n_jobs} jobs: {outcome}", highlight=False)
     for job in jobs:
         if job.status in ("failed", "unfinished"):
             print(f"to run job {job.number} again:  {job.command}")
     print(folder)
 
 
-def print_sweep(wanted: int) -> None:
-    """`print_jobs` of the sweep of so many jobs that this process launched, if it did."""
+def print_sweep(n_jobs: int) -> None:
+    """Prints the jobs of the sweep that this process launched, if it launched one."""
     folder = RunFolder.sweep
     if folder is not None:  # a longer sweep may have left jobs of its own in the folder
-        print_jobs([job for job in read_jobs(folder) if job.number < wanted], folder, wanted)
+        print_jobs([job for job in read_jobs(folder) if job.number < n_jobs], folder, n_jobs)
 
 
 def overrides_of(folder: Path) -> list[str]:
-    """The overrides with which the run of a folder was started."""
+    """Returns the overrides with which a folder's run was started."""
     from mda import store
 
     return list(store.read_json(folder / FILE)["overrides"])
 
 
 def command_of(program: str, overrides: Sequence[str]) -> str:
-    """The command line that runs this one job again, into a folder of its own."""
+    """Returns the command line that runs this one job again, into its own folder."""
     import shlex
 
     kept = [text for text in overrides if not text.startswith(("name=", "hydra."))]
@@ -300,9 +301,9 @@ def command_of(program: str, overrides: Sequence[str]) -> str:
 
 
 def next_command(program: str, folder: Path, *overrides: str) -> str:
-    """The command of another program with the settings of a folder's run, and some of its own."""
-    own = {word.partition("=")[0] for word in overrides}
-    kept = [word for word in overrides_of(folder) if word.partition("=")[0] not in own]
+    """Returns the command of another program with a run's settings and a few of its own."""
+    overridden = {word.partition("=")[0] for word in overrides}
+    kept = [word for word in overrides_of(folder) if word.partition("=")[0] not in overridden]
     return command_of(program, [*kept, *overrides])
 
 

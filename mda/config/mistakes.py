@@ -25,22 +25,22 @@ PLUGINS = ("joblib", "submitit_local", "submitit_slurm")  # Hydra's launchers of
 
 
 def explain(error: BaseException, overrides: Sequence[str] = ()) -> ConfigError:
-    """Any error of composing `overrides` as one sentence with what is accepted.
+    """Returns any error of composing `overrides` as one sentence with what is accepted.
 
-    An error that has nothing to do with the configuration is raised again as it is.
+    An error that is unrelated to the configuration is raised again unchanged.
     """
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
-    for one in chain:
-        if isinstance(one, ConfigError):
-            return one
-    files = [match[1] for one in chain if (match := re.match(r"In '(\S+)':", str(one)))]
-    for one in reversed(chain):
-        if message := _sentence(one, overrides):
-            inside = files and not isinstance(one, MissingConfigException)
+    for link in chain:
+        if isinstance(link, ConfigError):
+            return link
+    files = [match[1] for link in chain if (match := re.match(r"In '(\S+)':", str(link)))]
+    for link in reversed(chain):
+        if message := _sentence(link, overrides):
+            inside = files and not isinstance(link, MissingConfigException)
             return ConfigError(message + (f" (in {files[0]}.yaml)" if inside else ""))
     if not isinstance(error, HydraException | OmegaConfBaseException | yaml.YAMLError | OSError):
         raise error
@@ -48,7 +48,7 @@ def explain(error: BaseException, overrides: Sequence[str] = ()) -> ConfigError:
 
 
 def refuse_illegal(given: Sequence[Override]) -> None:
-    """Refuse what Hydra would allow: taking settings away, and adding ones nobody reads."""
+    """Raises ConfigError for what Hydra allows: removing settings, and adding unknown ones."""
     for item in given:
         key = item.key_or_group
         if of_hydra(item):
@@ -60,7 +60,7 @@ def refuse_illegal(given: Sequence[Override]) -> None:
 
 
 def of_hydra(item: Override) -> bool:
-    """Whether an override concerns Hydra itself."""
+    """Returns whether an override concerns Hydra itself."""
     return item.key_or_group.startswith("hydra")
 
 

@@ -1,7 +1,8 @@
 """A finished run's configuration, read back through the schema.
 
-The folder may be somebody else's: what is read is bounded, nothing in it refers to anything
-outside of it (no interpolation, no aliases), and relative paths are those of its own place.
+The folder may come from another user: the size of what is read is limited, the text cannot refer to
+anything outside of itself (no interpolation, no aliases), and relative paths are resolved from the
+run's own working directory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Saved:
-    """A run's folder: its program, its configuration, and what has been edited since."""
+    """A run's folder: its program, its configuration, and later edits of its files."""
 
     folder: Path
     program: str
@@ -47,7 +48,7 @@ class Saved:
 
 
 class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, which can stand for more than memory holds."""
+    """YAML without aliases, which can expand to more than fits in memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # type: ignore[override]
         if self.check_event(yaml.AliasEvent):
@@ -57,10 +58,10 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_saved(folder: Path) -> Saved:
-    """Read `config.yaml` through the schema, and compare it with what `job.json` says was run.
+    """Reads `config.yaml` through the schema and compares it with the run's `job.json`.
 
-    Raises ConfigError, one sentence, for a folder that is no run's and for a configuration that
-    the schema refuses.
+    Raises ConfigError for a folder that is not a run's and for a configuration that the schema
+    refuses.
     """
     try:
         job = _mapping(json.loads(_bounded(folder / FILE)))
@@ -86,13 +87,13 @@ def read_saved(folder: Path) -> Saved:
 
 
 def placed(saved: Saved, outputs: Path) -> Saved:
-    """The same run with its store and its results under other outputs than its own."""
+    """Returns the same run with its store and its results in another outputs folder."""
     return replace(saved, config=replace(saved.config, output_dir=str(outputs)))
 
 
 @contextmanager
 def repeating(saved: Saved, folder: Path, output_dir: Path) -> Iterator[Config]:
-    """The saved configuration for a run into another folder and store, without W&B."""
+    """Returns the saved configuration for a run into another folder and store, without W&B."""
     content = asdict(saved.config) | {"output_dir": str(output_dir), "logger": {"name": "csv"}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
@@ -101,7 +102,7 @@ def repeating(saved: Saved, folder: Path, output_dir: Path) -> Iterator[Config]:
 
 
 def through_schema(content: Mapping[str, Any], program: str) -> Config:
-    """A resolved configuration as the schema's objects, with the rules of what a program reads."""
+    """Returns a resolved configuration as checked objects of the schema."""
     try:
         root = OmegaConf.structured(Config)
         for group, options in schema.OPTIONS.items():
@@ -112,7 +113,7 @@ def through_schema(content: Mapping[str, Any], program: str) -> Config:
 
 
 def _needs(program: str) -> Sequence[str] | None:
-    """The groups that a program reads; None, which is all of them, for what is none."""
+    """Returns the groups that a program reads; None, meaning all, for an unknown program."""
     try:
         return import_module(f"mda.programs.{program}").NEEDS if program.isidentifier() else None
     except (ImportError, AttributeError):
@@ -120,7 +121,7 @@ def _needs(program: str) -> Sequence[str] | None:
 
 
 def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """(key, value then, value now) for every leaf that differs; None where there is none."""
+    """Returns (key, value then, value now) for every leaf that differs."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*then, *now]):
             yield from differences(then.get(name), now.get(name), f"{key}.{name}".lstrip("."))
@@ -129,7 +130,7 @@ def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str,
 
 
 def _words(saved: Saved, output_dir: Path) -> list[str]:
-    """The run's overrides for a run elsewhere: its paths as they are read from here."""
+    """Returns the run's overrides for a run elsewhere, with paths as they are read from here."""
     places: dict[str, str] = {"output_dir": str(output_dir)}
     for key in PATHS:
         group, _, name = key.partition(".")
@@ -144,7 +145,7 @@ def _words(saved: Saved, output_dir: Path) -> list[str]:
 
 
 def _option(group: str, given: object, options: Mapping[str, type]) -> type:
-    """The class of a group's settings: by its name, or where that is a preset's by its keys."""
+    """Returns the class of a group's settings, by its name or, for a preset, by its keys."""
     settings = given if isinstance(given, dict) else {}
     name = settings.get("name")
     if isinstance(name, str) and name in options:
@@ -156,7 +157,7 @@ def _option(group: str, given: object, options: Mapping[str, type]) -> type:
 
 
 def _bounded(path: Path) -> str:
-    """The text of a regular file of at most LIMIT bytes."""
+    """Returns the text of a regular file of at most LIMIT bytes."""
     if not path.is_file():  # nor a device or a pipe, which never end
         raise FileNotFoundError(f"{path.name} is no file")
     with path.open("rb") as file:
@@ -184,7 +185,7 @@ def _refuse_interpolation(content: object, key: str = "") -> None:
 
 
 def _with_paths(content: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Relative paths made absolute, where there is such a file in the run's working directory."""
+    """Makes relative paths absolute where the file exists in the run's working directory."""
     content = {name: dict(v) if isinstance(v, dict) else v for name, v in content.items()}
     for key in PATHS:
         group, _, name = key.partition(".")

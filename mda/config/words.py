@@ -1,4 +1,4 @@
-"""Words of a command line that Hydra and a shell read back as the settings they were made from."""
+"""Words of a command line that Hydra and a shell read back as the original settings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_./][\w./+@-]*", re.ASC
 
 
 def setting_word(key: str, value: str | Sequence[str]) -> str:
-    """`key=value`, or `key=[a,b]` of several, as an override: texts in quotes where need be."""
+    """Returns the override `key=value`, or `key=[a,b]`, with texts quoted where needed."""
     if isinstance(value, str):
         return f"{key}={_text(value)}"
     return f"{key}=[{','.join(map(_text, value))}]"
 
 
 def advice(word: str) -> str:
-    """How to type a text that Hydra takes for something else; empty for settings of other kinds."""
+    """Returns how to type a text that Hydra would misread; empty for other settings."""
     key, _, value = word.partition("=")
     kinds = {str(item.type) for _, item in settings().get(key, ())}
     if not any("str" in kind for kind in kinds):
