@@ -1,9 +1,9 @@
 """The whole configuration as plain dataclasses, and the rules its values must obey.
 
 One class for each Hydra group, or one for each of its options where they differ in kind. A field
-carries its default, what it means with its unit, and what is accepted; the command line's help
-and its errors are made from these. Only the standard library is imported here, so a wrong
-configuration is refused before anything heavy is loaded.
+has a default, its meaning with the unit, and the accepted values; the command line's help and
+errors are made from these. Only the standard library is imported here, so a wrong configuration is
+refused before anything heavy is loaded.
 
 Rules within a group are checked when its object is made, those between groups by `validate`.
 """

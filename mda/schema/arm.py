@@ -23,14 +23,14 @@ REPLICATES = {"seed", "batch_size", "window", "before_onset", "after_onset"}
 
 @dataclass(frozen=True)
 class StudyArm:
-    """An arm of a study: its edit, and what the study says of settings that are not part of it."""
+    """An arm of a study: its edit, and the settings that the study fixes beside the edit."""
 
     edit: Edit
     settings: Mapping[str, Any]  # by their keys, as estimator.damping; others may be anything
 
 
 def read_arm(words: Mapping[str, Any]) -> StudyArm:
-    """An arm from settings by their keys, or from the words of old studies.
+    """Returns an arm from settings by their keys, or from the words of old studies.
 
     Raises ConfigError for settings that no run of the arm can have; ValueError, KeyError or
     TypeError for a value of another type, or for old words without a meaning.
@@ -57,13 +57,16 @@ def read_arm(words: Mapping[str, Any]) -> StudyArm:
 
 
 def _made(group: str, name: Any, settings: Mapping[str, Any]) -> Any:
-    """The settings of an option of a group, checked. Raises ConfigError."""
+    """Returns the settings of an option of a group, checked.
+
+    Raises ConfigError. Raises ConfigError.
+    """
     options = OPTIONS[group]
     if name not in options:
         raise refuse(group, name, f"one of {', '.join(options)}{nearest(str(name), options)}")
-    known = {item.name for item in fields(options[name])} - {"name"} - REPLICATES
+    names = {item.name for item in fields(options[name])} - {"name"} - REPLICATES
     for key, value in settings.items():
-        if key not in known:
-            accepted = ", ".join(f"{group}.{one}" for one in sorted(known))
-            raise refuse(f"{group}.{key}", value, f"{accepted}{nearest(key, known)}")
+        if key not in names:
+            accepted = ", ".join(f"{group}.{name_of}" for name_of in sorted(names))
+            raise refuse(f"{group}.{key}", value, f"{accepted}{nearest(key, names)}")
     return options[name](**settings)

@@ -31,7 +31,7 @@ IN_EDIT = {
 
 @dataclass
 class InterventionConfig(Group):
-    """Where the stream is edited; the class is chosen by `intervention=...`."""
+    """The place of the edit in the stream; its class is chosen by `intervention=...`."""
 
     key: ClassVar[str] = "intervention"
     edits: ClassVar[bool] = True
@@ -41,8 +41,10 @@ class InterventionConfig(Group):
         "steps [start,end) that are edited and retrained; auto: around the onset",
         accepts="auto, or steps [start,end] with start below end",
     )
-    before_onset: int = setting(500, "auto window: starts at least so many steps before", low=0)
-    after_onset: int = setting(1500, "auto window: ends so many steps after", low=1)
+    before_onset: int = setting(
+        500, "auto window: starts at least this many steps before the onset", low=0
+    )
+    after_onset: int = setting(1500, "auto window: ends this many steps after the onset", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,37 +53,37 @@ class InterventionConfig(Group):
 
     @property
     def by_token(self) -> bool:
-        """Whether single tokens are edited: amounts are then of the window's tokens."""
+        """True if single tokens are edited: amounts are then of the window's tokens."""
         return False
 
     @property
     def scores_tokens(self) -> bool:
-        """Whether single tokens are chosen, which takes a score of each."""
+        """True if single tokens are chosen, which requires a score for each token."""
         return False
 
     @property
     def inserted(self) -> str | None:
-        """File of rows from outside the corpus, where the edit brings some."""
+        """The file of rows from outside the corpus, if the edit inserts any."""
         return None
 
     @property
     def chooses(self) -> bool:
-        """Whether samples are chosen by their scores."""
+        """True if samples are chosen by their scores."""
         return self.edits and self.inserted is None
 
     @property
     def steps(self) -> tuple[int, int] | None:
-        """The window where it is given in steps, None for auto."""
+        """The window if it is given in steps, None for auto."""
         return None if self.window == "auto" else (self.window[0], self.window[1])
 
     def edit(self, estimator: str) -> Edit:
-        """The edit that these settings mean, with the samples' scores of an estimator."""
+        """Returns the edit of these settings, given the estimator that scores the samples."""
         return Edit(self.name)
 
 
 @dataclass
 class EditConfig(InterventionConfig):
-    """Which samples of the window are edited."""
+    """The choice of the window's samples that are edited."""
 
     select: str = setting(
         "top", "samples by their score", one_of=("top", "bottom", "band", "random", "ids")
@@ -106,7 +108,7 @@ class EditConfig(InterventionConfig):
         one_of=("none", "label", "loss", "sample"),
     )  # fmt: skip
     match_targeted: str = setting(
-        "exclude", "whether a matched set may hold targeted samples", one_of=("exclude", "allow")
+        "exclude", "whether a matched set may contain targeted samples", one_of=("exclude", "allow")
     )
 
     def __post_init__(self) -> None:
@@ -156,7 +158,7 @@ class EditConfig(InterventionConfig):
 
 @dataclass
 class RemoveConfig(EditConfig):
-    """Take samples, single tokens, or repetitions out of the window."""
+    """Takes samples, single tokens or repetitions out of the window."""
 
     name: str = setting("remove", "kind of edit", one_of=("remove",))
     mode: str = setting(
@@ -171,10 +173,10 @@ class RemoveConfig(EditConfig):
     )  # fmt: skip
     spans: str = setting(
         "fresh",
-        "with mode=spans, fresh: nothing repeats any more; renamed: all repeats, in other words",
+        "with mode=spans, fresh: no repetition is left; renamed: it stays, in other tokens",
         one_of=("fresh", "renamed"),
     )
-    ngram: int = setting(3, "with mode=spans, so many tokens in a row that occur twice", low=2)
+    ngram: int = setting(3, "with mode=spans, tokens in a run that counts as repeated", low=2)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,7 +206,7 @@ class RemoveConfig(EditConfig):
 
 @dataclass
 class AugmentConfig(EditConfig):
-    """Give samples of the window more weight, or insert rows of your own."""
+    """Gives samples of the window more weight, or inserts rows of your own."""
 
     name: str = setting("augment", "kind of edit", one_of=("augment",))
     mode: str = setting(
@@ -234,7 +236,7 @@ class AugmentConfig(EditConfig):
 
 @dataclass
 class ControlConfig(InterventionConfig):
-    """The unedited stream through the same code."""
+    """Trains on the unedited stream through the same code."""
 
     edits: ClassVar[bool] = False
 

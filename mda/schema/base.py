@@ -1,4 +1,4 @@
-"""The group `base`: whether the base run is trained here, or was published by others."""
+"""The group `base`: the base run is trained here, or was published by others."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ KNOWN_BAD: tuple[tuple[str, Container[int], str, str], ...] = (
 
 @dataclass
 class BaseConfig(Group):
-    """Where the base run comes from; its class is chosen by `base=...`."""
+    """The source of the base run; its class is chosen by `base=...`."""
 
     key: ClassVar[str] = "base"
     published: ClassVar[bool] = False
@@ -82,9 +82,9 @@ class PublishedConfig(BaseConfig):
         "folder of step_<n>/optimizer.safetensors that arms start with, null: a fresh AdamW",
         accepts="a folder, or null",
     )
-    allow_bad: bool = setting(False, "use revisions that are known not to be what they claim")
+    allow_bad: bool = setting(False, "use revisions that are known to be mislabelled")
     other_training: bool = setting(
-        False, "name data, batch size and schedule otherwise than the model was trained with"
+        False, "allow data, batch size or schedule that differ from the model's own training"
     )
 
     def __post_init__(self) -> None:
@@ -109,18 +109,20 @@ class PublishedConfig(BaseConfig):
 
     @property
     def is_pythia(self) -> bool:
-        """Whether the repository's name says that it is one of Pythia's models."""
+        """True if the repository's name is that of a Pythia model."""
         return self.repo is not None and self.repo.rpartition("/")[2].startswith("pythia-")
 
     @property
     def other_order(self) -> bool:
-        """Whether its name says that it is a Pythia which saw other rows than the standard Pile's,
-        or saw them in another order: a deduplicated one, or one of another seed of the data."""
+        """True if the name is that of a Pythia model with other rows or another order of rows.
+
+        These are the deduplicated models, and those of another seed of the data.
+        """
         name = (self.repo or "").rpartition("/")[2]
         return bool(re.match(r"pythia-[\d.]+[mb](-v0)?-(deduped|seed\d|data-seed\d)", name))
 
     def revision_of(self, step: int) -> str:
-        """Name of a step's revision."""
+        """Returns the name of a step's revision."""
         return self.revision.replace("*", str(step))
 
     def _refuse_bad(self) -> None:

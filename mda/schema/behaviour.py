@@ -1,4 +1,4 @@
-"""The behaviour group: what an arm can do at its end."""
+"""The behaviour group: tests of an arm's final model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from mda.schema.setting import Group, setting
 
 @dataclass
 class BehaviourConfig(Group):
-    """What an arm can do at its end, and what that owes to its strongest heads."""
+    """Tests of an arm's final model, with and without its strongest heads."""
 
     key: ClassVar[str] = "behaviour"
     held_out: int = setting(128, "sequences of real text for loss and ICL score", low=2)
     prompts: int = setting(128, "prompts of each few-shot task, made of held-out text", low=2)
     shots: int = setting(8, "examples before the question; fewer where they do not fit", low=1)
-    span: int = setting(6, "tokens that are to be copied", low=1)
+    span: int = setting(6, "tokens to be copied", low=1)
     snippet: int = setting(8, "tokens of an example that has a label", low=1)
-    ablation: bool = setting(True, "again without the strongest heads, and without random ones")
+    ablation: bool = setting(True, "repeat without the strongest heads, and without random ones")
     heads: int = setting(2, "heads ablated together, at most half of the model's", low=1)
-    random_sets: int = setting(3, "sets of as many other heads", low=1)
+    random_sets: int = setting(3, "random sets of the same number of other heads", low=1)
     seed: int = setting(0, "seed of texts, prompts and random sets", low=0, high=2**32 - 1)
 
     @property
     def shortest(self) -> int:
-        """Tokens that one example and the question take in the longer of the two tasks."""
+        """The tokens of one example and the question in the longer of the two tasks."""
         return 2 * max(2 * self.span + 2, self.snippet + 2) - 1

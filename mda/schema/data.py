@@ -138,7 +138,7 @@ class HfConfig(DataConfig):
     subset: str | None = setting(None, "configuration of a data set of the hub, null: its default")
     split: str = setting("train", "split of a data set of the hub, or of a folder by its names")
     revision: str | None = setting(None, "of a data set of the hub, null: the newest")
-    streaming: bool = setting(False, "read the hub as it goes, else bring the whole here first")
+    streaming: bool = setting(False, "read the hub as a stream, else download the whole first")
     text: str = setting("text", "column of texts to be tokenized")
     tokens: str | None = setting(None, "column of token ids, in place of texts")
     tokenizer: str | None = setting(None, TOKENIZER)
@@ -213,7 +213,7 @@ class PileConfig(DataConfig):
 
     @property
     def is_standard(self) -> bool:
-        """Whether these are the rows of the hub's standard Pile."""
+        """True if these are the rows of the hub's standard Pile."""
         return self.repo == STANDARD_PILE and self.source is None
 
     def __post_init__(self) -> None:
@@ -232,7 +232,7 @@ class PileConfig(DataConfig):
 
 
 def untyped(path: str) -> bool:
-    """Whether a file of rows does not say its type, as a .npy does, or an .idx beside it."""
+    """Returns whether a file of rows lacks the type of its ids, which a .npy or an .idx gives."""
     return Path(path).suffix != ".npy" and not Path(path).with_suffix(".idx").is_file()
 
 

@@ -1,8 +1,8 @@
-"""What was done to a window's stream, as a value: the same in settings, studies and summaries.
+"""The edit of a window's stream as a value: the same in settings, studies and summaries.
 
-An `Edit` says what an arm is over all seeds. It is made from settings by `InterventionConfig.edit`,
-goes into summary.json by `as_data`, and `edit_from` reads it back as an equal value. Nothing is
-ever read out of an arm's name.
+An `Edit` identifies an arm over all seeds. It is made from settings by `InterventionConfig.edit`,
+goes into summary.json by `as_data`, and `edit_from` reads it back as an equal value. An arm's name
+is never parsed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Scorer:
-    """An estimator chose the samples, by its scores."""
+    """The samples are chosen by an estimator's scores."""
 
     estimator: str
 
@@ -54,7 +54,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Random:
-    """Drawn without a look at any score."""
+    """Drawn independently of any score."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Match:
-    """A random set with the targeted one's distribution of labels, losses or samples instead of it.
+    """A random set with the targeted set's distribution of labels, losses or samples.
 
     `targeted` says whether that set may hold targeted samples (or tokens).
     """
@@ -95,7 +95,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Edit:
-    """What identifies an arm over all seeds."""
+    """An edit, which identifies an arm over all seeds."""
 
     intervention: str  # remove, augment or control
     mode: str = ""  # mask, drop, replace, mask_tokens, spans, duplicate, upweight, insert
@@ -108,7 +108,7 @@ class Edit:
 
     @property
     def source(self) -> str:
-        """What a claim calls the edit by as a reference: an estimator, `random`, or empty."""
+        """The name of the edit as a reference of claims: an estimator, `random`, or empty."""
         if isinstance(self.by, Scorer):
             return self.by.estimator
         if isinstance(self.by, Rows):
@@ -117,22 +117,22 @@ class Edit:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is the unedited stream."""
+        """True if it is the unedited stream."""
         return self.intervention == "control"
 
     @property
     def is_random(self) -> bool:
-        """Whether the samples are a random set, be it drawn freely or matched to a targeted one."""
+        """True if the samples are a random set, drawn freely or matched to a targeted one."""
         return self.source == RANDOM or self.match is not None
 
     @property
     def is_band(self) -> bool:
-        """Whether it edits a band of scores, one point of a dose-response."""
+        """True if it edits a band of scores, one point of a dose-response."""
         return isinstance(self.choose, Band)
 
     @property
     def size(self) -> Share | Count | None:
-        """How much is edited: the amount, which a band and ids say themselves."""
+        """The size of the edit: its amount, or what a band or ids imply."""
         if isinstance(self.choose, Band):
             return Share(round(self.choose.high - self.choose.low, 9))
         return Count(len(self.choose.ids)) if isinstance(self.choose, Ids) else self.amount
@@ -144,7 +144,7 @@ _PARTS: tuple[type[Any], ...] = (
 
 
 def as_data(edit: Edit) -> dict[str, Any]:
-    """The edit as JSON holds it; a part is a mapping with its class under `is`."""
+    """Returns the edit as JSON-compatible data; a part is a mapping with its class under `is`."""
 
     def data(part: Any) -> Any:
         return {"is": type(part).__name__, **asdict(part)} if isinstance(part, _PARTS) else part
@@ -153,7 +153,7 @@ def as_data(edit: Edit) -> dict[str, Any]:
 
 
 def edit_from(data: Mapping[str, Any]) -> Edit:
-    """The edit that `as_data` wrote. Raises KeyError or TypeError for anything else."""
+    """Returns the edit that `as_data` wrote. Raises KeyError or TypeError for anything else."""
     kinds = {kind.__name__: kind for kind in _PARTS}
 
     def part(value: Any) -> Any:

@@ -1,4 +1,7 @@
-"""The estimator group: how samples are scored. One class for each estimator."""
+"""The estimator group: the scores of samples.
+
+One class for each estimator. One class for each estimator.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ SEED = {"low": 0, "high": 2**32 - 1}
 
 @dataclass
 class EstimatorConfig(Group):
-    """How samples are scored; its class is chosen by `estimator=...`."""
+    """The scoring of samples; its class is chosen by `estimator=...`."""
 
     key: ClassVar[str] = "estimator"
     estimator: ClassVar[str] = ""  # `module:class` that carries it out
@@ -30,12 +33,12 @@ class EstimatorConfig(Group):
 
     @property
     def by_rate(self) -> bool:
-        """Whether it chooses checkpoints itself and weights them by their learning rates."""
+        """True if it chooses checkpoints itself and weights them by their learning rates."""
         return False
 
     @property
     def needs_state(self) -> tuple[str, object] | None:
-        """The setting, and its value, that needs an optimizer's state; None where none does."""
+        """The setting, with its value, that needs an optimizer's state, or None."""
         return None
 
 

@@ -1,4 +1,4 @@
-"""Every key there is, and the sentence for one that is not."""
+"""Every key of the configuration, and the error for an unknown key."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mda.schema.setting import accepted
 
 @cache
 def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
-    """Full key -> the places it is defined in: the option it belongs to ("" for all) and field.
+    """Returns for each full key the fields that define it, by option ("" for all).
 
-    `data.seq_len` is there for each option of data, `data.path` for `data=tokens` alone. A name
+    `data.seq_len` is defined for each option of data, `data.path` for `data=tokens` alone. A name
     that the user gives is a star: `study.claims.*.margin`.
     """
-    found: dict[str, list[tuple[str, Field[Any]]]] = {}
+    places: dict[str, list[tuple[str, Field[Any]]]] = {}
 
     def walk(cls: type, prefix: str, option: str) -> None:
         hints = get_type_hints(cls)
         for item in fields(cls):
             key = prefix + item.name
-            found.setdefault(key, []).append((option, item))
+            places.setdefault(key, []).append((option, item))
             kind = hints[item.name]
             if get_origin(kind) is dict and is_dataclass(get_args(kind)[1]):
                 walk(get_args(kind)[1], f"{key}.*.", option)
@@ -34,20 +34,20 @@ def settings() -> dict[str, list[tuple[str, Field[Any]]]]:
                     walk(below, f"{key}.", name)
 
     walk(Config, "", "")
-    return found
+    return places
 
 
 def accepted_at(key: str, missing: bool = False) -> str:
-    """What `key` accepts, in words; of the option that must be told, where it is `missing`."""
+    """Returns what `key` accepts, in words; of the option to choose, where it is `missing`."""
     places = settings().get(_starred(key.partition("[")[0]), [])
     items = sorted((item for _, item in places), key=lambda item: missing and item.default != "???")
     return accepted(items[0]) if items else "another value"
 
 
 def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> str:
-    """Sentence for a key that does not exist, or not with the option that was chosen.
+    """Returns the error for a key that does not exist, at all or with the chosen option.
 
-    `chosen` is the name of the class that did not know the key, where that is known.
+    `chosen` is the name of the class that did not know the key, if known.
     """
     known = settings()
     given, key = key, _starred(key)
@@ -82,7 +82,7 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
 
 
 def _starred(key: str) -> str:
-    """`key` with the user's own names replaced by stars."""
+    """Returns `key` with the user's own names replaced by stars."""
     for name in settings():
         group, star, _ = name.partition(".*.")
         if star and key.startswith(f"{group}."):

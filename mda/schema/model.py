@@ -57,8 +57,11 @@ MERGED = "weights into which the adapter is merged, without this file"
 
 @dataclass
 class ModelConfig(Group):
-    """A model; its class is chosen by `model=...`. All have n_layers, n_heads, d_model, d_ff,
-    vocab_size and max_seq_len, as settings or as its checkpoint's config.json says."""
+    """A model; its class is chosen by `model=...`.
+
+    All have n_layers, n_heads, d_model, d_ff, vocab_size and max_seq_len, as settings or from the
+    checkpoint's config.json.
+    """
 
     key: ClassVar[str] = "model"
     known: ClassVar[bool] = True  # before anything is fetched
@@ -66,7 +69,7 @@ class ModelConfig(Group):
     peak_lr: float = setting("???", "learning rate it is trained with", above=0)
 
     def weight_files(self) -> list[Path]:
-        """Files that its initial weights come from; none where they are drawn."""
+        """Returns the files of its initial weights; none where they are drawn at random."""
         return []
 
 
@@ -133,13 +136,13 @@ class CheckpointConfig(ModelConfig):
         self.checked()
 
     def weight_files(self) -> list[Path]:
-        """Its weights, one file or shards."""
+        """Returns the weights, one file or shards."""
         return sorted(Path(self.source).glob("*.safetensors"))
 
     def checked(self) -> dict[str, Any]:
-        """The folder's config.json. Raises ConfigError where the folder cannot be a checkpoint.
+        """Returns the folder's config.json. Raises ConfigError unless it can be a checkpoint.
 
-        Looks at config.json and at the names of the files, before anything is allocated.
+        Reads config.json and the names of the files, before anything is allocated.
         """
         folder = Path(self.source)
         weights = ("model.safetensors", "model.safetensors.index.json")
@@ -157,7 +160,7 @@ class CheckpointConfig(ModelConfig):
 
 @dataclass
 class PublishedModelConfig(ModelConfig):
-    """The model of a published base run: its config.json, and with it the sizes, come later."""
+    """The model of a published base run, whose config.json gives the sizes later."""
 
     known: ClassVar[bool] = False
     name: str = setting("published", "kind of model", one_of=("published",))
@@ -169,7 +172,7 @@ class PublishedModelConfig(ModelConfig):
 
 
 def supported_config(path: Path, key: str) -> dict[str, Any]:
-    """A config.json that names a supported family and all sizes; else a ConfigError with `key`."""
+    """Returns a config.json that names a supported family and all sizes."""
     config = read_config(path)
     kind = config.get("model_type")
     if kind not in FAMILIES:
@@ -189,17 +192,17 @@ def supported_config(path: Path, key: str) -> dict[str, Any]:
 
 
 def _refuse_unreadable(path: Path, config: Mapping[str, Any], key: str) -> None:
-    """Raise ConfigError for weights that are not what a model of this configuration computes with.
+    """Raises ConfigError for weights that a model of this configuration cannot use directly.
 
-    An adapter beside them would be left out, and quantised numbers read as if they were plain.
+    An adapter beside them would be ignored, and quantised numbers misread.
     """
     if (path.parent / ADAPTER).is_file():
         raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
     if config.get("quantization_config") is not None:
         raise ConfigError(f"{key}: its weights are quantised; accepted: {', '.join(DTYPES)}")
     for name in ("dtype", "torch_dtype"):
-        if (found := config.get(name)) is not None and found not in DTYPES:
-            raise ConfigError(f"{key}: its {name} is {found}; accepted: {', '.join(DTYPES)}")
+        if (dtype := config.get(name)) is not None and dtype not in DTYPES:
+            raise ConfigError(f"{key}: its {name} is {dtype}; accepted: {', '.join(DTYPES)}")
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
     if kind is not None and kind not in ROPE_TYPES:
@@ -207,15 +210,20 @@ def _refuse_unreadable(path: Path, config: Mapping[str, Any], key: str) -> None:
 
 
 def _sizes_of_gpt2(config: dict[str, Any]) -> dict[str, Any]:
-    """With all sizes under the names of the other families."""
-    sizes = {name: config[own] for name, own in GPT2_SIZES.items() if config.get(own)}
+    """Returns the configuration with sizes under the names of the other families."""
+    sizes = {
+        name: config[gpt2_name] for name, gpt2_name in GPT2_SIZES.items() if config.get(gpt2_name)
+    }
     if isinstance(width := config.get("n_embd"), int):
         sizes = {"intermediate_size": 4 * width} | sizes
     return config | sizes
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json as a mapping. Raises ConfigError for anything else."""
+    """Returns a config.json as a mapping.
+
+    Raises ConfigError for anything else. Raises ConfigError for anything else.
+    """
     return _read(path, path.stat().st_mtime_ns)
 
 

@@ -1,4 +1,4 @@
-"""The groups motifs and synthesis: what samples have in common, and rows made from it."""
+"""The groups motifs and synthesis: patterns that samples share, and rows made from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mda.schema.setting import Group, setting
 
 @dataclass
 class MotifsConfig(Group):
-    """What the samples of highest influence have in common."""
+    """The patterns that the samples of highest influence share."""
 
     key: ClassVar[str] = "motifs"
     samples: int = setting(2000, "samples of the window that motifs are taken from", low=1)
@@ -26,7 +26,7 @@ class MotifsConfig(Group):
 
 @dataclass
 class SynthesisConfig(Group):
-    """Token rows made from motifs, and the rows they are compared with."""
+    """Token rows made from motifs, and the rows for comparison."""
 
     key: ClassVar[str] = "synthesis"
     kind: str = setting(
@@ -49,5 +49,5 @@ class SynthesisConfig(Group):
 
     @property
     def from_motifs(self) -> bool:
-        """Whether the kind needs a motif file."""
+        """True if the kind needs a motif file."""
         return self.kind in ("motif", "shuffled")

@@ -1,7 +1,6 @@
-"""Old words: edits of before they were data, as words of studies or settings alone, metrics, and
-the studies of before runs kept the study that they were started for.
+"""Reading edits and studies written before edits were data, and before runs kept their study.
 
-Registered studies and kept tables are read here, and stay as they are.
+Registered studies and kept tables use them and stay unchanged.
 """
 
 from __future__ import annotations
@@ -50,38 +49,38 @@ LATER_METRICS = frozenset(("unit/curve", "heads/log_ratio"))
 
 
 def read_words(words: Mapping[str, str]) -> Edit:
-    """The edit of an old study's arm. Raises ValueError or KeyError for words with no meaning."""
-    said = dict.fromkeys(WORDS, "") | dict(words)
-    mode, _, spans = said["mode"].partition(" ")
-    estimator, select = said["estimator"], said["select"]
-    if bool(said["match"]) != bool(said["match_targeted"]):
+    """Returns the edit of an old study's arm. Raises ValueError or KeyError for unknown words."""
+    given = dict.fromkeys(WORDS, "") | dict(words)
+    mode, _, spans = given["mode"].partition(" ")
+    estimator, select = given["estimator"], given["select"]
+    if bool(given["match"]) != bool(given["match_targeted"]):
         raise ValueError("match and match_targeted stand together")
-    match = Match(said["match"], said["match_targeted"] == "allow") if said["match"] else None
+    match = Match(given["match"], given["match_targeted"] == "allow") if given["match"] else None
     by: Scorer | Rows | None = Scorer(estimator) if estimator not in ("", RANDOM) else None
     if mode == "insert":  # rows had the name of what they are in place of an estimator's
         by = Rows(estimator, stands_for=estimator)
     return Edit(
-        said["intervention"],
+        given["intervention"],
         mode,
         spans,
         by,
         choose := _choice(select),
-        None if isinstance(choose, Band) else _amount(said["amount"]),
-        said["label"] or None,
+        None if isinstance(choose, Band) else _amount(given["amount"]),
+        given["label"] or None,
         match,
     )
 
 
 def read_summary(intervention: Mapping[str, Any], estimator: Mapping[str, Any]) -> Edit:
-    """The edit of a run whose summary has settings alone. Raises KeyError or ValueError."""
+    """Returns the edit of a run whose summary has settings alone. Raises KeyError or ValueError."""
     kinds: dict[str, type[InterventionConfig]] = {"remove": RemoveConfig, "augment": AugmentConfig}
     if intervention["name"] == "control":
         return Edit("control")
     kind = kinds[intervention["name"]]
     names = {item.name for item in fields(kind)}
-    known = {key: value for key, value in intervention.items() if key in names}
-    known.setdefault("mode", intervention.get("action"))
-    edit = kind(**known).edit(str(estimator.get("name") or ""))
+    settings = {key: value for key, value in intervention.items() if key in names}
+    settings.setdefault("mode", intervention.get("action"))
+    edit = kind(**settings).edit(str(estimator.get("name") or ""))
     if isinstance(edit.by, Rows):
         by, n = replace(edit.by, stands_for=edit.by.name), int(intervention["n"])
         return replace(edit, by=by, amount=Count(n, of="rows"))
@@ -96,7 +95,7 @@ def _choice(select: str) -> Top | Bottom | Band | Random | None:
 
 
 def _amount(text: str) -> Share | Count | None:
-    """`10 %`, `500 samples`, `1 % of tokens within 10 % of samples`, `900 tokens`, `800 rows`."""
+    """Returns the amount of `10 %`, `500 samples`, `1 % of tokens within 10 % of samples`, ..."""
     if not text:
         return None
     what, _, inside = text.partition(" within ")

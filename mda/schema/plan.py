@@ -1,4 +1,4 @@
-"""The group `plan`: what `--dry-run` and `mda plan` reckon with."""
+"""The group `plan`: the basis of the estimates of `--dry-run` and `mda plan`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HARDWARE = ("this", "a100", "h100", "h200", "l40s")
 
 @dataclass
 class PlanConfig(Group):
-    """Whose time is estimated: of this machine, measured, or of a card by its data sheet."""
+    """The hardware whose time is estimated: this machine, measured, or a card by its data sheet."""
 
     key: ClassVar[str] = "plan"
     hardware: str = setting(

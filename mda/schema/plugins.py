@@ -23,10 +23,10 @@ VARIABLE = "MDA_PLUGINS"
 
 
 def add_option(group: str, name: str, settings: type[Group]) -> None:
-    """Make `group=name` an option whose settings are those of a dataclass.
+    """Registers `group=name` as an option whose settings are those of a dataclass.
 
-    For `unit` and `estimator` the class names what carries it out, `module:class`, in its class
-    variable `kind` or `estimator`. Raises ConfigError for a group without options or a name taken.
+    For `unit` and `estimator` the class variable `kind` or `estimator` names the implementation,
+    `module:class`. Raises ConfigError for a group without options or a name that is taken.
     """
     if group not in OPTIONS:
         raise ConfigError(f"a plugin adds to {group}; accepted: {', '.join(OPTIONS)}")
@@ -36,7 +36,7 @@ def add_option(group: str, name: str, settings: type[Group]) -> None:
 
 
 def add_family(model_type: str, adapter: str) -> None:
-    """Make models of a config.json's model_type loadable by an adapter, `module:class`."""
+    """Registers an adapter, `module:class`, for the models of a config.json's model_type."""
     FAMILIES[model_type] = adapter
 
 
@@ -58,7 +58,7 @@ def implementation(name: str) -> Any:
 
 @cache
 def load_plugins() -> None:
-    """Import every plugin, once. Raises ConfigError for a module that is not there."""
+    """Imports every plugin once. Raises ConfigError for a module that is not there."""
     for name in filter(None, os.environ.get(VARIABLE, "").split(",")):
         try:
             import_module(name.strip())

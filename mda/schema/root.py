@@ -60,7 +60,7 @@ class ReportConfig(Group):
 
 @dataclass
 class LoggerConfig(Group):
-    """Where metrics go besides the CSV that is always written."""
+    """Where metrics are logged besides the CSV that is always written."""
 
     key: ClassVar[str] = "logger"
     name: str = setting("csv", "csv: nowhere else; wandb: Weights & Biases", one_of=("csv",))
@@ -83,7 +83,7 @@ class WandbConfig(LoggerConfig):
 
 @dataclass
 class Config(Group):
-    """All groups, and what belongs to none."""
+    """All groups, and the settings outside of any group."""
 
     seed: int = setting(
         0, "seed of initial weights and of the stream's order", low=0, high=2**32 - 1

@@ -17,12 +17,12 @@ from mda.schema.unit import HeadConfig
 
 
 def last_step(c: Config) -> int:
-    """The step at which the base run ends."""
+    """Returns the step at which the base run ends."""
     return checkpoints(c)[-1]
 
 
 def checkpoints(c: Config) -> list[int]:
-    """Steps at which the base run has a checkpoint."""
+    """Returns the steps at which the base run has a checkpoint."""
     return c.base.steps if isinstance(c.base, PublishedConfig) else c.training.checkpoints
 
 
@@ -148,7 +148,7 @@ def _scored_steps_exist(c: Config) -> None:
 
 
 def _instead_of(c: Config, step: int) -> str:
-    """The nearest steps that have a checkpoint, none where the step itself has one."""
+    """Returns the nearest steps with a checkpoint; none where the step itself has one."""
     kept = checkpoints(c)
     at = bisect(kept, step)
     return "" if step in kept else " or ".join(map(str, kept[max(at - 1, 0) : at + 1]))
@@ -216,20 +216,22 @@ def _trained_as_pythia(c: Config) -> None:
     if not isinstance(c.base, PublishedConfig) or c.base.other_training:
         return
     if c.base.is_pythia and isinstance(c.data, EmbeddedConfig | SyntheticConfig):
-        known = "pile, or hf or tokens with the rows that Pythia saw; or base.other_training=true"
-        raise refuse("data", c.data.name, known)
+        accepted = (
+            "pile, or hf or tokens with the rows that Pythia saw; or base.other_training=true"
+        )
+        raise refuse("data", c.data.name, accepted)
     if isinstance(c.data, PileConfig):
         if c.base.other_order and c.data.is_standard:
-            known = "the rows that this model saw, in their order; or base.other_training=true"
-            raise refuse("data", c.data.name, f"with base.repo={c.base.repo} {known}")
-        for key, given, wanted in (
+            accepted = "the rows that this model saw, in their order; or base.other_training=true"
+            raise refuse("data", c.data.name, f"with base.repo={c.base.repo} {accepted}")
+        for key, given, expected in (
             ("training.batch_size", c.training.batch_size, 1024),
             ("training.schedule", c.training.schedule, "neox"),
             ("data.shuffle", c.data.shuffle, False),
         ):
-            if given != wanted:
-                known = f"{show(wanted)}, as Pythia was trained; or base.other_training=true"
-                raise refuse(key, given, known)
+            if given != expected:
+                accepted = f"{show(expected)}, as Pythia was trained; or base.other_training=true"
+                raise refuse(key, given, accepted)
 
 
 def _state_is_published(c: Config) -> None:
@@ -287,9 +289,9 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
 
 
 def validate(config: Config, groups: Iterable[str] | None = None) -> None:
-    """Check the rules between groups; only those between `groups`, where given.
+    """Checks the rules between groups, with `groups` only those between these.
 
-    Raises ConfigError, one sentence with the full key, the value and what is accepted.
+    Raises ConfigError with the full key, the value and what is accepted.
     """
     used = set(groups) if groups is not None else {item.name for item in fields(Config)}
     for needed, rule in RULES:
@@ -301,10 +303,10 @@ def validate(config: Config, groups: Iterable[str] | None = None) -> None:
 def validate_sizes(
     config: Config, content: Mapping[str, Any], groups: Iterable[str], where: str
 ) -> None:
-    """The rules between groups that need the model's sizes, once a config.json says them.
+    """Checks the rules between groups that need the model's sizes, from its config.json.
 
-    Where `model` has sizes of its own, as a preset has, they must be the same. Raises ConfigError,
-    which names `where` the config.json comes from.
+    Sizes in `model` itself, as in a preset, must be the same. Raises ConfigError, which names
+    `where` the config.json comes from.
     """
     sizes = {ours: content[theirs] for ours, theirs in SIZES.items()}
     if not isinstance(config.model, PublishedModelConfig):

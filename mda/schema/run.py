@@ -20,7 +20,7 @@ class TrainingConfig(Group):
         None, "sequences in a forward pass, null: all of a step's; sets the memory", low=1
     )
     activation_checkpointing: bool = setting(
-        False, "compute activations twice instead of keeping them; for memory"
+        False, "recompute activations instead of keeping them, to save memory"
     )
     total_steps: int = setting(6000, "steps of the learning-rate schedule", low=1, high=10**7)
     stop_step: int | None = setting(None, "end the run early at this step, null: run all", low=1)
@@ -51,7 +51,7 @@ class TrainingConfig(Group):
 
     @property
     def checkpoints(self) -> list[int]:
-        """Steps at which the run keeps a checkpoint: its ends, every n, and 1, 2, 4, ..."""
+        """The steps at which the run keeps a checkpoint: both ends, every n, and 1, 2, 4, ..."""
         last, every = self.last_step, self.checkpoint_every
         kept = {0, last, *(range(0, last, every) if every else ())}
         if self.checkpoint_log_spaced:
@@ -76,14 +76,14 @@ class TrainingConfig(Group):
 
 @dataclass
 class EmergenceConfig(Group):
-    """What is measured while a model trains, on which probe tokens, and how often."""
+    """The measurements during training: probe tokens, metrics and their spacing."""
 
     key: ClassVar[str] = "emergence"
     every: int = setting(125, "steps between measurements", low=1)
     n_sequences: int = setting(32, "probe sequences", low=1)
     length: int = setting(64, "tokens that a probe sequence repeats twice", low=2)
     distribution: str = setting(
-        "unigram_sqrt", "what probe tokens are drawn from", one_of=DISTRIBUTIONS
+        "unigram_sqrt", "distribution of the probe tokens", one_of=DISTRIBUTIONS
     )
     seed: int = setting(0, "seed of the probe tokens", low=0, high=2**32 - 1)
     held_out: int | None = setting(
@@ -91,7 +91,7 @@ class EmergenceConfig(Group):
     )
     held_out_every: int = setting(
         8,
-        "points of the curve from one with loss and ICL score to the next; both ends have them",
+        "points of the curve per measurement of loss and ICL score; both ends are measured",
         low=1,
     )
     icl_late: list[int] | None = setting(

@@ -12,7 +12,7 @@ HOOKS = ("resid_post", "attn_out", "mlp_out")
 
 @dataclass
 class SaeConfig(Group):
-    """A top-k sparse autoencoder (arXiv 2406.04093): what it reads, its size, its training."""
+    """A top-k sparse autoencoder (arXiv 2406.04093): activation, size and training."""
 
     key: ClassVar[str] = "sae"
     name: str = setting("nano", "name of the preset, that of its file")
@@ -32,10 +32,10 @@ class SaeConfig(Group):
     peak_lr: float = setting(5e-3, "learning rate between warm-up and decay", above=0)
     warmup_steps: int = setting(50, "steps of linear warm-up", low=0)
     dead_tokens: int = setting(
-        100_000, "a feature that was not active in so many tokens is dead", low=1
+        100_000, "tokens without activity after which a feature is dead", low=1
     )
     aux_weight: float = setting(0.03125, "weight of the dead features' loss", low=0)
-    held_out: int = setting(256, "held-out sequences it is measured on, or all there are", low=1)
+    held_out: int = setting(256, "held-out sequences it is measured on, at most all", low=1)
     seed: int = setting(0, "seed of its weights and of its samples", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
@@ -44,5 +44,5 @@ class SaeConfig(Group):
             raise self._refuse("k", f"at most sae.n_features={self.n_features}")
 
     def layer_of(self, n_layers: int) -> int:
-        """The layer that is read in a model of so many layers."""
+        """Returns the layer that is read in a model of so many layers."""
         return max(0, 3 * n_layers // 4 - 1) if self.layer is None else self.layer

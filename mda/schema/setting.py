@@ -1,4 +1,4 @@
-"""What a setting is: a dataclass field with its meaning and limits, checked when it is set."""
+"""A setting: a dataclass field with its meaning and limits, checked when it is set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 
 class ConfigError(ValueError):
-    """Something the user can put right: one sentence with key, value and what is accepted."""
+    """An error that the user can fix: one sentence with key, value and what is accepted."""
 
     exit_code: ClassVar[int] = 2  # of a program that it ends
 
@@ -20,23 +20,23 @@ class ConfigError(ValueError):
 
 
 class Unavailable(ConfigError):
-    """What a server did not give this time: the same command may succeed later."""
+    """A failure of a server that may pass: the same command may succeed later."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def printable(text: str) -> str:
-    """A text without the characters that a terminal takes for commands."""
+    """Returns a text without terminal control characters."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def refuse(key: str, value: object, accepted: str) -> ConfigError:
-    """The error for `key=value`, to be raised by the caller."""
+    """Returns the error for `key=value`, to be raised by the caller."""
     return ConfigError(f"{key}={show(value)} is refused; accepted: {accepted}")
 
 
 def show(value: object) -> str:
-    """A value as it is written on the command line."""
+    """Returns a value as it is written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):
@@ -45,16 +45,19 @@ def show(value: object) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` for the known word closest to `word`; empty if none is close."""
+    """Returns ` (did you mean X?)` for the known word closest to `word`, or an empty text."""
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field of a group. `limits`: low, high (inclusive), above, below, one_of, accepts.
+    """Returns a field of a group.
 
-    A list is copied for each object, and limits hold for its items. `accepts` says in words what
-    is accepted, where type and limits do not.
+    `limits`: low, high (inclusive), above, below, one_of, accepts. `limits`: low, high (inclusive),
+    above, below, one_of, accepts.
+
+    A list is copied for each object, and limits hold for its items. `accepts` states in words what
+    type and limits cannot express.
     """
     metadata = {"meaning": meaning, **limits}
     if isinstance(default, list):
@@ -63,12 +66,12 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
 
 
 def default_of(item: Field[Any]) -> Any:
-    """A field's default value."""
+    """Returns a field's default value."""
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def accepted(item: Field[Any]) -> str:
-    """What a field accepts, in words, from its type and limits."""
+    """Returns what a field accepts, in words, from its type and limits."""
     if said := item.metadata.get("accepts"):
         return said
     kind = str(item.type)
@@ -98,9 +101,9 @@ class Group:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            for one in value if isinstance(value, list) else [value]:
-                if one is not None and not _within(one, item.metadata):
-                    raise self._refuse(item.name, self._accepted(item, one))
+            for entry in value if isinstance(value, list) else [value]:
+                if entry is not None and not _within(entry, item.metadata):
+                    raise self._refuse(item.name, self._accepted(item, entry))
 
     def _accepted(self, item: Field[Any], value: object) -> str:
         return accepted(item) + nearest(str(value), item.metadata.get("one_of", ()))
@@ -122,7 +125,7 @@ def _within(value: Any, limits: Any) -> bool:
 
 
 def is_range(value: object) -> bool:
-    """Whether this is [start, end) with 0 <= start < end."""
+    """Returns whether this is [start, end) with 0 <= start < end."""
     return (
         isinstance(value, list | tuple)
         and len(value) == 2

@@ -1,4 +1,4 @@
-"""A study: which arms are compared over which seeds, and what is claimed, before the runs."""
+"""A study: the arms, seeds and claims of a comparison, written down before the runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ClaimConfig(Group):
 
     key: ClassVar[str] = "study.claims.*"
     text: str = setting("???", "the claim in words")
-    metric: str = setting("unit", "what is compared, see mda/analysis/metrics.py")
+    metric: str = setting("unit", "metric that is compared, see mda/analysis/metrics.py")
     arm: str = setting("???", "name of an arm of the study")
     reference: str = setting(
         "random",
@@ -52,10 +52,10 @@ class ClaimConfig(Group):
         0.0, "less, greater: the effect must exceed it; none: must stay within it", low=0
     )
     expected: float = setting(
-        0.0, "size of the claimed effect in units of the metric, 0: none was said", low=0
+        0.0, "size of the claimed effect in units of the metric, 0: none is claimed", low=0
     )
     family: str = setting("main", "claims that are corrected together")
-    min_seeds: int = setting(5, "fewer pairs leave it undecided", low=2)
+    min_seeds: int = setting(5, "with fewer pairs the claim is undecided", low=2)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,12 +67,12 @@ class ClaimConfig(Group):
 
 @dataclass
 class StudyConfig(Group):
-    """Claims, seeds, arms, families and margins, written down with a date and a hash."""
+    """Claims, seeds, arms, families and margins, registered with a date and a hash."""
 
     key: ClassVar[str] = "study"
     name: str = setting("none", "name of the study, that of its file")
     date: str = setting("", "when it was written down, UTC: 2026-11-25, or 2026-11-25T07:30")
-    exploratory: bool = setting(False, "the claims were formed on runs of these very seeds")
+    exploratory: bool = setting(False, "the claims were formed on runs of these seeds")
     alpha: float = setting(0.05, "family-wise level of the verdicts", above=0, below=1)
     seeds: list[int] = setting([], "runs of other seeds are not judged; []: all are", low=0)
     arms: dict[str, dict[str, Any]] = field(
@@ -110,7 +110,11 @@ class StudyConfig(Group):
             )
 
     def arm(self, name: str) -> StudyArm:
-        """An arm by its name. Raises ConfigError for settings that no run can have."""
+        """Returns an arm by its name.
+
+        Raises ConfigError for settings that no run can have. Raises ConfigError for settings that
+        no run can have.
+        """
         words = self.arms[name]
         try:
             return read_arm(words)
@@ -121,9 +125,9 @@ class StudyConfig(Group):
             ) from error
 
     def content_hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of every value but `hash`, as sorted JSON.
+        """Returns the first 16 hex digits of the SHA-256 of all values but `hash`, as sorted JSON.
 
-        An arm counts by what it means, so that a default that changes changes the hash.
+        An arm counts by its meaning, so a change of a default changes the hash.
         """
         content = {key: value for key, value in asdict(self).items() if key != "hash"}
         content["arms"] = {name: _hashed(self.arm(name), words)
@@ -139,7 +143,7 @@ class StudyConfig(Group):
         return {"name": self.name, "hash": self.hash}
 
     def written(self) -> datetime | None:
-        """When the study was certainly there: a date without a time means the end of that day."""
+        """Returns the latest time of registration; a date alone means the end of that day."""
         if not self.date:
             return None
         when = datetime.fromisoformat(self.date)
@@ -164,7 +168,10 @@ class StudyConfig(Group):
 
 
 def _hashed(arm: StudyArm, words: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What enters a study's hash of an arm; of one in old words these, as it always did."""
+    """Returns the part of an arm that enters a study's hash.
+
+    For old words, the words themselves.
+    """
     if set(words) <= set(WORDS) and (arm.edit.is_control or set(words) & OLD_WORDS):
         return dict.fromkeys(WORDS, "") | dict(words)
     return {**as_data(arm.edit), **arm.settings}

@@ -1,4 +1,4 @@
-"""The group truth: what a benchmark of estimators retrains, and what it compares."""
+"""The group truth: the retrained sets and the comparisons of a benchmark of estimators."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STRATIFIED = ("unrolled", "ekfac", "repetition")
 
 @dataclass
 class TruthConfig(Group):
-    """Which estimators are compared by what retraining does to which units, and how often."""
+    """The estimators, units and retrained sets that a benchmark compares."""
 
     key: ClassVar[str] = "truth"
     name: str = setting("default", "preset, for tables")
@@ -79,17 +79,17 @@ class TruthConfig(Group):
             raise self._refuse("fractions", f"at most a band of 1 / truth.strata={self.strata}")
 
     def of_units(self, units: list[str]) -> TruthConfig:
-        """The same of some of the units, which are found in the store when others are not yet."""
+        """Returns the same settings for some of the units."""
         edited = [unit for unit in self.edited if unit in units]
         transfer = self.transfer if edited else []
         return replace(self, units=units, edits_of=edited, transfer=transfer)
 
     @property
     def edited(self) -> list[str]:
-        """Units whose highest samples are edited."""
+        """The units whose highest samples are edited."""
         return self.units if self.edits_of is None else self.edits_of
 
     @property
     def retrains(self) -> bool:
-        """Whether any window is trained again."""
+        """True if any window is trained again."""
         return bool(self.subsets or (self.edits and self.edited))

@@ -1,4 +1,7 @@
-"""The unit group: what is traced. One class for each kind of unit."""
+"""The unit group: the traced part of a model.
+
+One class for each kind of unit. One class for each kind of unit.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ HEAD_BLOCKS = ("qk", "v", "o")
 
 @dataclass
 class ProbeConfig(Group):
-    """The tokens of a measurement, and what it asks of them."""
+    """The tokens of a measurement, and the quantity that is measured on them."""
 
     key: ClassVar[str] = "unit.probe"
     target: str = setting(
@@ -26,12 +29,12 @@ class ProbeConfig(Group):
     )
     n_sequences: int = setting(64, "probe sequences", low=1)
     length: int = setting(64, "tokens of a sequence before it repeats", low=2)
-    repeats: int = setting(2, "how often these tokens stand in a sequence", low=1)
+    repeats: int = setting(2, "occurrences of these tokens in a sequence", low=1)
     distribution: str = setting(
-        "unigram_sqrt", "what probe tokens are drawn from", one_of=DISTRIBUTIONS
+        "unigram_sqrt", "distribution of the probe tokens", one_of=DISTRIBUTIONS
     )
     seed: int = setting(
-        1, "seed of the probe tokens; another than emergence.seed", low=0, high=2**32 - 2
+        1, "seed of the probe tokens; must differ from emergence.seed", low=0, high=2**32 - 2
     )
 
     def __post_init__(self) -> None:
@@ -50,7 +53,7 @@ class ProbeConfig(Group):
 
 @dataclass
 class UnitConfig(Group):
-    """A kind of unit: how one is found, and which parameters are its own."""
+    """A kind of unit: the metric that finds it, and its own parameters."""
 
     key: ClassVar[str] = "unit"
     kind: ClassVar[str] = ""  # `module:class` that carries it out, see mda/unit/kind.py
@@ -61,7 +64,7 @@ class UnitConfig(Group):
 
     name: str = setting("???", "kind of unit, set by unit=...")
     metric: str = setting("???", "metric that finds it, as in emergence/<metric>/<unit>")
-    threshold: float | None = setting(0.5, "metric from which a unit counts as there")
+    threshold: float | None = setting(0.5, "metric from which a unit counts as present")
     locate: str = setting("auto", "auto: strongest unit of the base run; or a unit's name")
     only: bool = setting(False, "score it alone, in its own blocks, and no other unit of its kind")
     biases: bool = setting(False, "count the biases of its blocks as its own")
@@ -87,7 +90,7 @@ class UnitConfig(Group):
 
     @property
     def named(self) -> tuple[str, ...] | None:
-        """The numbers in the name of the unit, where `locate` names one, else None."""
+        """The numbers in the name of the unit if `locate` names one, else None."""
         match = re.fullmatch(self.pattern, self.locate)
         return match.groups() if match else None
 
@@ -150,7 +153,7 @@ class NeuronConfig(UnitConfig):
 
     name: str = setting("mlp_neuron", "kind of unit", one_of=("mlp_neuron",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
-    threshold: float = setting(0.65, "ROC AUC from which it counts as there", above=0.5, below=1)
+    threshold: float = setting(0.65, "ROC AUC from which it counts as present", above=0.5, below=1)
     label: str = setting("???", "class of text that it must tell from the others")
     layers: list[int] | None = setting(None, "layers that are searched, null: all", low=0)
     biases: bool = setting(True, "count the bias of its input weights as its own")
@@ -175,7 +178,7 @@ class ModuleConfig(UnitConfig):
     metric: str = setting(
         "ablation", "nats of the measurement that its mean ablation costs", one_of=("ablation",)
     )
-    threshold: float = setting(0.1, "nats from which it counts as there", above=0)
+    threshold: float = setting(0.1, "nats from which it counts as present", above=0)
     parts: list[str] = setting(
         ["attention", "mlp"],
         "which modules are units; both: a layer's attention and MLP as one",
@@ -205,7 +208,7 @@ class SaeFeatureConfig(UnitConfig):
 
     name: str = setting("sae_feature", "kind of unit", one_of=("sae_feature",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
-    threshold: float = setting(0.7, "ROC AUC from which it counts as there", above=0.5, below=1)
+    threshold: float = setting(0.7, "ROC AUC from which it counts as present", above=0.5, below=1)
     label: str = setting("???", "class of text that it must tell from the others")
     k: int = setting(8, "features traced together, the strongest for the label", low=1)
     source: str | None = setting(None, "folder of an SAE, null: one is trained as sae=... says")
