@@ -1,4 +1,4 @@
-"""What one arm leaves for people: its plan, its curve on the base run's axes, its effect."""
+"""The output of one arm: its plan, its curve on the base run's axes, its effect."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ UNNAMED = IN_NAME | {"name", "seed", "batch_size"}
 
 
 def arm_name(config: Config) -> str:
-    """What a job retrains, the same over seeds: the arm's name in a comparison.
+    """Returns the name of a job's arm, the same over seeds, as in a comparison.
 
-    With it stand the settings of the estimator, the unit and the window that are not the default.
+    It includes the settings of the estimator, the unit and the window that are not the default.
     """
     settings, estimator, arm = config.intervention, config.estimator, _arm(config)
     scored = isinstance(arm.edit.by, Scorer)
@@ -57,7 +57,7 @@ def arm_name(config: Config) -> str:
 
 
 def _unit_words(unit: UnitConfig) -> tuple[str, ...]:
-    """Its kind, where that is not the default, and settings that its preset does not give."""
+    """Returns the kind of the unit, if not the default, and settings unlike its preset's."""
     kind = () if unit.name == USUAL else (f"unit={unit.name}",)
     own = {"name", "metric", "threshold", "probe", "only"}  # alone or not, its scores are its own
     return kind + tuple(
@@ -78,10 +78,10 @@ def report_arm(
     folder: Path,
     able: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write `FILES` into `folder`, print some lines, return the results for the summary.
+    """Writes `FILES` into `folder`, prints a few lines and returns the results for the summary.
 
-    `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest; `able` what
-    the model can do at the end (`mda.emergence.behaviour`), which the curve's last row shows.
+    `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest; `able` the
+    measurements of `mda.emergence.behaviour` at the end, which are in the curve's last row.
     """
     rows: list[dict[str, float]] = [*map(dict, curve[:-1]), {**curve[-1], **able}]
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
@@ -130,7 +130,7 @@ def report_arm(
 
 
 def told(able: Mapping[str, float]) -> str:
-    """What the model can do, and what its strongest heads bear of it, in one line."""
+    """Returns one line on the model's abilities and their dependence on its strongest heads."""
     said = []
     for name, words in ABLE.items():
         if (key := f"behaviour/{name}") not in able:
@@ -146,7 +146,7 @@ def told(able: Mapping[str, float]) -> str:
 def from_published(
     curve: Curve, published: Curve, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """What a control adds to the published run's numbers, by step, after the step they share."""
+    """Returns a control's differences from the published run by step, after their shared step."""
     there = {int(row["step"]): row for row in published}
     return {
         str(step): {name: row[name] - there[step][name] for name in names}
@@ -156,7 +156,7 @@ def from_published(
 
 
 def apart_in_words(apart: Mapping[str, Mapping[str, float]]) -> str:
-    """`from_published` in one line: what an edit has to be larger than."""
+    """Returns `from_published` in one line: the size that an effect must exceed."""
     if not apart:
         return "control and published run: none of base.steps is in the window after its start"
     said = [
@@ -167,10 +167,10 @@ def apart_in_words(apart: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def base_heads(base_curve: Curve, metric: str, end: int) -> dict[str, float] | None:
-    """Metrics of every head at the base run's last measurement, None unless that is after `end`.
+    """Returns the metric of every head at the base run's last measurement, if after `end`.
 
-    They are the unit's metric and those of all heads. They tell induction heads from others
-    without a look at the control, whose value at the window's end is one side of every difference.
+    Returns None otherwise. Induction heads are identified by it rather than by the control, because
+    the control's value at the window's end is one side of every difference.
     """
     last = base_curve[-1]
     if last["step"] <= end:

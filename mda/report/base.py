@@ -1,4 +1,4 @@
-"""What a base run leaves for people: table of heads, curve figure, heat map, CSV."""
+"""The output of a base run: table of heads, curve figure, heat map, CSV."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REVISIONS = {"revisions.csv": "commit and hash of every file that was read"}
 
 
 def files_of(config: Config) -> dict[str, str]:
-    """Name -> what it holds, of all that `report_base` writes."""
+    """Returns the description of each file that `report_base` writes, by name."""
     curves = {
         _figure(name): f"{metric.title} of every head, copying and in-context learning"
         for name, metric in HEAD_METRICS.items()
@@ -34,18 +34,21 @@ def files_of(config: Config) -> dict[str, str]:
 
 
 def _figure(metric: str) -> str:
-    """The file of a metric's curves."""
+    """Returns the file of a metric's curves."""
     return "curves.png" if metric == "prefix_matching" else f"{metric}.png"
 
 
 def _thresholds(unit: UnitConfig) -> dict[str, float]:
-    """The value of every metric from which a head counts as emerged; the unit has its own."""
+    """Returns the value of every metric from which a head counts as emerged.
+
+    The unit has its own.
+    """
     found = {name: metric.threshold for name, metric in HEAD_METRICS.items()}
     return {name: unit.onset_threshold if name == unit.metric else found[name] for name in found}
 
 
 def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dict[str, Any]:
-    """Write `files_of` into `folder`, print the table, return the results for the summary."""
+    """Writes `files_of` into `folder`, prints the table, returns the results for the summary."""
     for name in files_of(config):
         if name.endswith(".csv"):
             shutil.copyfile(source / name, folder / name)
@@ -77,7 +80,7 @@ def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dic
 
 
 def print_heads(metric: str, threshold: float, found: list) -> None:
-    """Table of the strongest heads: final score, onset step and its 95 % band."""
+    """Prints a table of the strongest heads: final score, onset step and its 95 % band."""
     table = Table(title=f"{metric.replace('_', '-')}: strongest heads", title_justify="left")
     for column in ("head", "score at the end", f"onset (score {threshold:g})", "95 % band"):
         table.add_column(column, justify="left" if column == "head" else "right")

@@ -1,4 +1,4 @@
-"""What explains the influence of a trace: measured, printed, and read back for the page."""
+"""Explanations of a trace's influence: measured, printed, and read back for the page."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WIDEST = 92  # of a cell, in per cent: a bar ends before the next column
 
 
 def catalysts_of(corpus: Corpus, scores: Scores, unit: str) -> Catalysts | None:
-    """What explains the unit's scores; None for a window of less than ten samples.
+    """Returns the explanation of the unit's scores; None for fewer than ten samples.
 
-    Of a window of more than `SAMPLES` a random part.
+    A window of more than `SAMPLES` is sampled at random.
     """
     n = len(scores.sample_ids)
     if n < 10:
@@ -45,7 +45,7 @@ def catalysts_of(corpus: Corpus, scores: Scores, unit: str) -> Catalysts | None:
 
 
 def print_catalysts(found: Catalysts) -> None:
-    """Two tables: what explains the scores, and the means of each decile."""
+    """Prints two tables: the properties that explain the scores, and the means of each decile."""
     title = f"what explains the scores (ranks): together R² {found.together:.2f}"
     table = Table("cause", "R² alone", "partial correlation", title=title, title_justify="left")
     for one in found.causes:
@@ -60,10 +60,10 @@ def _signed(partial: float | None, name: str) -> str:
 
 
 def catalyst_rows(traced: Sequence[TracedSamples], out: Path) -> list[dict[str, Any]]:
-    """For the page: what explains the scores of each trace that knows it.
+    """Returns the page's rows on the explanation of each trace that has one.
 
-    Bars of a decile are shares of the largest mean over the deciles; `file`, as seen from the
-    page's folder `out`, has the numbers.
+    The bars of a decile are shares of the largest mean over the deciles. The numbers are in `file`,
+    whose path is relative to the page's folder `out`.
     """
     rows = []
     for one in traced:

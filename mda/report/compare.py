@@ -1,4 +1,4 @@
-"""Compare arms: effects, tests, verdicts, figures and the page, out of finished run folders."""
+"""Comparing arms: effects, tests, verdicts, figures and the page, from finished run folders."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def compare(
     command: str = "",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare all arms in and below the folders; write `FILES` and figures into `out`.
+    """Compares all arms in and below the folders; writes `FILES` and figures into `out`.
 
-    `traces` are folders of `mda trace` whose samples the page shows, `command` what repeats the
-    comparison, `seed` that of what is drawn at random. Prints the tables and returns the content
-    of summary.json. With one seed there are differences but no tests, and every output says so.
-    A folder that cannot be read is left out and named in the notes. Raises ValueError, before
+    `traces` are folders of `mda trace` whose samples the page shows, `command` repeats the
+    comparison, and `seed` is that of all random draws. Prints the tables and returns the content of
+    summary.json. With one seed there are differences but no tests, and every output says so. A
+    folder that cannot be read is left out and named in the notes. Raises ValueError, before
     anything is written, where the folders hold nothing to compare.
     """
     begin = time.perf_counter()
@@ -137,7 +137,7 @@ def compare(
 def null_checks(
     measured: Measurements, alpha: float, seed: int
 ) -> dict[tuple[str, str], list[NullCheck]]:
-    """The null of each random arm that has two seeds and two replicates or more."""
+    """Returns the null checks of random arms with two or more seeds and replicates."""
     found = {
         (arm, metric): one
         for metric in NULL_METRICS
@@ -150,7 +150,7 @@ def null_checks(
 
 
 def study_line(study: StudyConfig) -> str:
-    """Name, date and hash of the study, for every output."""
+    """Returns name, date and hash of the study, for every output."""
     date = f", written down {study.date}" if study.date else ""
     return f"study {study.name}{date}, hash {study.hash or 'none: it may have been changed'}"
 
@@ -161,7 +161,7 @@ def notes_on(
     checks: Mapping[tuple[str, str], Sequence[NullCheck]],
     study: StudyConfig,
 ) -> list[str]:
-    """What a reader must know before any number: few seeds, pairs left out, a null that fails."""
+    """Returns the caveats of the comparison: few seeds, pairs left out, a null that fails."""
     seeds = {run.seed for run in measured.runs}
     notes = []
     if study.claims and study.seeds and (others := seeds - set(study.seeds)):
@@ -208,7 +208,7 @@ def notes_on(
 
 
 def lead(measured: Measurements) -> str:
-    """One sentence on what was compared."""
+    """Returns one sentence that describes the comparison."""
     arms = {run.arm for run in measured.runs}
     units = _units(measured)
     seeds = list(units)
@@ -223,7 +223,7 @@ def lead(measured: Measurements) -> str:
 
 
 def _units(measured: Measurements) -> dict[int, list[str]]:
-    """Seed -> the units that its edits were made for, those of its control without edits."""
+    """Returns for each seed the units of its edits; for a control without edits, its own."""
     found = {}
     for seed in sorted({run.seed for run in measured.runs}):
         runs = [run for run in measured.runs if run.seed == seed]

@@ -1,4 +1,4 @@
-"""Tables of what stages cost."""
+"""Tables of the costs of stages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADERS = ("stage", "times", "tokens", "operations", "time", "memory", "disk")
 
 @dataclass(frozen=True)
 class StageTotal:
-    """One stage over all of its builds; None where something is not known."""
+    """One stage over all of its builds; unknown values are None."""
 
     stage: str
     times: int
@@ -24,7 +24,7 @@ class StageTotal:
 
 
 def cells(total: StageTotal, memory: float | None = None) -> tuple[str, ...]:
-    """A row of the table; `memory` is what there is, so that too much of it is marked."""
+    """Returns a row of the table; a stage that needs more than `memory` is marked."""
     needed = "-" if total.memory is None else amount(total.memory, "B")
     if memory is not None and total.memory is not None and total.memory > memory:
         needed += " (too much)"
@@ -40,7 +40,7 @@ def cells(total: StageTotal, memory: float | None = None) -> tuple[str, ...]:
 
 
 def terminal_table(totals: Sequence[StageTotal], memory: float | None) -> Table:
-    """The table for a terminal."""
+    """Returns the table for a terminal."""
     table = Table(box=None)
     for i, header in enumerate(HEADERS):
         table.add_column(header, justify="right" if i else "left")
@@ -50,7 +50,7 @@ def terminal_table(totals: Sequence[StageTotal], memory: float | None) -> Table:
 
 
 def amount(number: float, unit: str = "") -> str:
-    """Three figures and a prefix: 9.56 M, 1.2 GB."""
+    """Returns three significant figures with a prefix: 9.56 M, 1.2 GB."""
     prefixes: Mapping[str, float] = {"E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3}
     for prefix, size in prefixes.items():
         if number >= 0.9995 * size:
@@ -59,7 +59,7 @@ def amount(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that fits: 12 s, 14 min, 3.5 h, 20 days."""
+    """Returns a duration in a fitting unit: 12 s, 14 min, 3.5 h, 20 days."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 5400:

@@ -15,14 +15,14 @@ from mda.types import HeadId
 def strongest_heads(
     curve: Curve, metric: str, threshold: float, n: int = 5
 ) -> list[tuple[HeadId, float, Onset]]:
-    """The n heads with the highest final value of a metric: head, value, onset."""
+    """Returns the n heads with the highest final value of a metric: head, value, onset."""
     final = [(curve[-1][f"emergence/{metric}/{head}"], head) for head in heads_of(curve, metric)]
     ranked = sorted(final, key=lambda pair: (-pair[0], pair[1]))[:n]
     return [(head, value, unit_onset(curve, metric, head, threshold)) for value, head in ranked]
 
 
 def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, dpi: int) -> None:
-    """Emergence of every head above, copying and in-context learning below."""
+    """Plots every head's emergence above, copying and in-context learning below."""
     steps = column(curve, "step")
     best, *rest = strongest_heads(curve, metric, threshold, 4)
     named = [best[0], *(head for head, value, _ in rest if value >= threshold)]
@@ -51,7 +51,7 @@ def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, dpi: in
 
 
 def head_matrix(row: Mapping[str, float], metric: str, heads: Sequence[HeadId]) -> np.ndarray:
-    """A metric of every head at one point of the curve, [L, H]."""
+    """Returns a metric of every head at one point of the curve, [L, H]."""
     values = np.zeros((1 + max(h.layer for h in heads), 1 + max(h.head for h in heads)))
     for head in heads:
         values[head] = row[f"emergence/{metric}/{head}"]
@@ -59,7 +59,7 @@ def head_matrix(row: Mapping[str, float], metric: str, heads: Sequence[HeadId]) 
 
 
 def plot_heat_maps(curve: Curve, metrics: Sequence[str], path: Path, dpi: int) -> None:
-    """Layer x head heat map of each metric at the end of the curve."""
+    """Plots a layer x head heat map of each metric at the end of the curve."""
     fig, axes = plt.subplots(1, len(metrics), figsize=(3.6 * len(metrics), 3.2), squeeze=False)
     for ax, metric in zip(axes[0], metrics, strict=True):
         values = head_matrix(curve[-1], metric, heads_of(curve, metric))

@@ -15,10 +15,10 @@ from mda.report.style import styles
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:
-    """Effect on the unit against the band of scores that was edited; None without bands.
+    """Draws the effect on the unit by edited score band.
 
-    Lines across with their intervals are random edits of the same kind. `title` names the
-    score.
+    Returns None without bands. Horizontal lines, with their intervals, are random edits of the same
+    kind. `title` names the score.
     """
     known = [
         row

@@ -1,4 +1,4 @@
-"""Matplotlib as every figure here uses it: without a display, a file whole or not at all."""
+"""Matplotlib settings of all figures: no display, files written atomically."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names 
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a PNG, the same bytes for the same figure, and let go of the figure.
+    """Writes a PNG, with the same bytes for the same figure, and closes the figure.
 
-    Texts lose what a terminal takes for commands: matplotlib warns of a character that its font
-    lacks, and prints it. A figure without a layout of its own gets a tight one.
+    Terminal control characters are removed from texts, because matplotlib prints a character that
+    its font lacks in a warning. A figure without a layout of its own gets a tight one.
     """
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text()))  # type: ignore[attr-defined]

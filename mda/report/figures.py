@@ -45,7 +45,7 @@ TITLES = {
 def draw_all(
     measured: Measurements, rows: Sequence[Comparison], folder: Path, dpi: int
 ) -> dict[str, str]:
-    """Write every figure there are data for; returns file name -> what it shows."""
+    """Draws every figure that has data, and returns their descriptions by file name."""
     figures = {
         "curves": curves_figure(measured),
         "forest": forest_figure(rows, measured),
@@ -62,7 +62,7 @@ def draw_all(
 
 
 def curves_figure(measured: Measurements) -> Figure:
-    """Unit, strongest head and ICL score of all arms but score bands."""
+    """Draws the unit, the strongest head and the ICL score of all arms except score bands."""
     look, named = styles(by_arm(measured.runs)), titles(measured.runs)
     names = [name for name in SHOWN if name in named]
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 4.2), layout="constrained")
@@ -91,7 +91,7 @@ def curves_figure(measured: Measurements) -> Figure:
 
 
 def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure | None:
-    """Mean paired differences with intervals, to control and to random edits."""
+    """Draws mean paired differences with intervals, to control and to random edits."""
     rows = [row for row in rows if not row.arm.edit.is_band and row.effect.mean is not None]
     arms = list(dict.fromkeys(row.arm for row in rows))
     if not arms:
@@ -131,10 +131,11 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
 
 
 def heads_figure(measured: Measurements) -> Figure | None:
-    """Layer x head maps of arm - control, a row for each arm and a column for each seed.
+    """Draws layer x head maps of arm - control: a row for each arm, a column for each seed.
 
-    Seeds are not averaged, for each puts its induction heads elsewhere. A box marks the fixed
-    head. At most the first `HEAD_SEEDS` seeds are drawn. None where no edit was aimed at a head.
+    Seeds are not averaged, because their induction heads are at different places. A box marks the
+    fixed head. At most the first `HEAD_SEEDS` seeds are drawn. Returns None where no edit targets a
+    head.
     """
     aimed = [run for run in measured.runs if run.of_heads]
     arms = {
@@ -177,7 +178,7 @@ def heads_figure(measured: Measurements) -> Figure | None:
 
 
 def icl_figure(measured: Measurements) -> Figure | None:
-    """Differences to control, run by run: strongest head, else the unit, against ICL score."""
+    """Draws differences to control by run: strongest head, else the unit, against ICL score."""
     pairs_of: dict[Arm, list[tuple[float, float]]] = {}
     for run, x, y in points(measured):
         pairs_of.setdefault(run.arm, []).append((x, y))

@@ -53,18 +53,18 @@ pieces."""
 
 
 def meanings(config: ReportConfig) -> str:
-    """What the columns of a page are."""
+    """Returns the explanations of a page's columns."""
     return MEANINGS.format(percent=percent(config.confidence))
 
 
 def all_comparisons(tables: Tables, config: ReportConfig) -> list[Row]:
-    """Comparisons by the metric, and then by the measurement."""
+    """Returns the comparisons by the metric, and then by the measurement."""
     found = (comparisons(tables, one, config.confidence, config.resamples) for one in OUTCOMES)
     return [row for rows in found for row in rows]
 
 
 def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
-    """Lines of Markdown: what was done, a table for each unit, comparisons, highest samples."""
+    """Returns lines of Markdown: the run, a table per unit, comparisons, highest samples."""
     lines = [f"- {said(about)}" for about in tables.about]
     lines += [f"- Warning: {text}" for about in tables.about for text in about["warnings"]]
     lines += [""]
@@ -79,12 +79,12 @@ def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[
 
 
 def is_complete(tables: Tables) -> bool:
-    """Whether every run did all that its settings ask for."""
+    """Returns whether every run finished all that its settings ask for."""
     return all(about["done"] == about["planned"] for about in tables.about)
 
 
 def said(about: Mapping[str, Any]) -> str:
-    """One run in a sentence."""
+    """Returns one sentence that describes a run."""
     units = ", ".join(f"{name} {located}" for name, located in about["units"].items())
     start, end = about["window"]
     whole = "" if about["done"] == about["planned"] else "; **partial**"
@@ -95,13 +95,13 @@ def said(about: Mapping[str, Any]) -> str:
 
 
 def counted(about: Mapping[str, Any]) -> str:
-    """How much of what was asked for was done."""
+    """Returns how many of the requested retrainings are done."""
     planned = about["planned"].items()
     return ", ".join(f"{about['done'][what]} of {n} {what}" for what, n in planned if n)
 
 
 def columns(board: Sequence[Row]) -> dict[str, str]:
-    """Key -> heading of what the rows have, in order."""
+    """Returns the headings of the rows' columns by key, in order."""
     keys = dict.fromkeys(("lds_at_random", "lds"))
     keys |= {key: None for row in board for key in row if _is_question(key)}
     headings = {key: _heading(key) for key in keys}
@@ -111,7 +111,7 @@ def columns(board: Sequence[Row]) -> dict[str, str]:
 
 
 def _is_question(key: str) -> bool:
-    """Whether a key is one of `QUESTIONS`, of a share or of all: no part of an answer as its n."""
+    """Returns whether a key is one of `QUESTIONS`, not a part of an answer such as its n."""
     kind, _, share = key.partition("/")
     return kind in QUESTIONS and (not share or share.replace(".", "").isdigit())
 
@@ -123,7 +123,7 @@ def _heading(key: str) -> str:
 
 
 def table(board: Sequence[Row]) -> list[str]:
-    """A Markdown table of one unit's rows, of those that have a number."""
+    """Returns a Markdown table of one unit's rows, leaving out rows without a number."""
     shown = columns(board)
     board = [row for row in board if any(row.get(key) is not None for key in shown)]
     rows = []
@@ -134,7 +134,7 @@ def table(board: Sequence[Row]) -> list[str]:
 
 
 def cell(row: Row, key: str, board: Sequence[Row]) -> str:
-    """A number, with its interval where it has one; where others have more of it, of how much."""
+    """Returns a number with its interval, if any, and its count where other rows have more."""
     if (value := row.get(key)) is None:
         return DASH
     n, most = row.get(f"{key}/n"), max(other.get(f"{key}/n") or 0 for other in board)
@@ -149,7 +149,7 @@ def cell(row: Row, key: str, board: Sequence[Row]) -> str:
 
 
 def comparison_table(compared: Sequence[Row]) -> list[str]:
-    """What two estimators differ by, a row for each pair and outcome; none without a comparison."""
+    """Returns the differences of two estimators, a row per pair and outcome; [] without any."""
     if not compared:
         return []
     by = {tuple(row[key] for key in (*PAIR, "what")): row for row in compared}
@@ -164,7 +164,7 @@ def comparison_table(compared: Sequence[Row]) -> list[str]:
 
 
 def difference(row: Row | None) -> str:
-    """A difference with its interval, over how much, and the verdict."""
+    """Returns a difference with its interval, its count and the verdict."""
     if row is None or row["difference"] is None:
         return DASH
     _, counted = QUESTIONS[row["what"].partition("/")[0]]
@@ -176,7 +176,7 @@ def difference(row: Row | None) -> str:
 
 
 def side_by_side(tables: Tables, unit: str, samples: bool) -> list[str]:
-    """Highest samples of two estimators in one table, if asked, and labels of highest tenths."""
+    """Returns the highest samples of two estimators in one table, and labels of the top 10 %."""
     tops = [row for row in tables.rows["tops"] if row["unit"] == unit]
     labels = [row for row in tables.rows["labels"] if row["unit"] == unit]
     shown = {(row["seed"], row["estimator"]) for row in tops}

@@ -1,4 +1,4 @@
-"""What `mda motifs` and `mda synthesize` leave for people: a table, and results for the summary."""
+"""The output of `mda motifs` and `mda synthesize`: a table, and results for the summary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHOWN = 20
 
 
 def print_motifs(mined: Mined) -> None:
-    """Table of the most frequent motifs."""
+    """Prints a table of the most frequent motifs."""
     table = Table(title=f"motifs of {mined.samples:,} samples", title_justify="left")
     for column in ("motif", "record, slots in braces"):
         table.add_column(column, overflow="fold")
@@ -40,7 +40,7 @@ def print_motifs(mined: Mined) -> None:
 
 
 def as_text(motif: Motif) -> str:
-    """A motif in one line: `<{word} {word}="{identifier}">{identifier}</{repeat of 0}>`."""
+    """Returns a motif in one line: `<{word} {word}="{identifier}">{identifier}</{repeat of 0}>`."""
     kinds = [
         slot.kind if slot.repeat_of is None else f"repeat of {slot.repeat_of}"
         for slot in motif.slots
@@ -50,7 +50,7 @@ def as_text(motif: Motif) -> str:
 
 
 def results_of(mined: Mined) -> dict[str, Any]:
-    """Numbers for summary.json."""
+    """Returns the numbers for summary.json."""
     return {
         "samples": mined.samples,
         "window_samples": mined.window,
@@ -70,7 +70,7 @@ def results_of(mined: Mined) -> dict[str, Any]:
 
 
 def rows_of(made: Synthetic) -> list[dict[str, Any]]:
-    """Rows of rows.csv."""
+    """Returns the rows of rows.csv."""
     columns = zip(made.labels.tolist(), made.sources, made.copied.tolist(), strict=True)
     return [
         {"row": i, "label": made.names[label], "source": source, "held_out_share": round(share, 6)}

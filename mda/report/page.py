@@ -18,9 +18,9 @@ DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """The page's HTML. `context` fills the tables of the template, `data` feeds the script.
+    """Returns the page's HTML. `context` fills the tables of the template, `data` feeds the script.
 
-    Scripts, styles and data stand in the page itself, and its policy forbids any request.
+    Scripts, styles and data are inline, and its policy forbids any request.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -40,7 +40,7 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) -> float:
-    """Write the page; returns its size in MB."""
+    """Writes the page and returns its size in MB."""
     text = render(context, data).encode()
     with store.replacing(path, "wb") as file:
         file.write(text)
@@ -48,13 +48,13 @@ def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) 
 
 
 def as_script(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a `<script>` element whatever text it holds."""
+    """Returns JSON that is safe inside a `<script>` element, whatever its texts."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, whole numbers from 1,000 on; a dash for nothing."""
+    """Returns three significant digits, whole numbers from 1,000 on, and a dash for None."""
     if value is None:
         return DASH
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -62,17 +62,17 @@ def number(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage, such as 95 %."""
+    """Returns a share as a percentage, such as 95 %."""
     return f"{100 * share:g} %"
 
 
 def p_value(value: float | None) -> str:
-    """Two digits, a dash where there was no test."""
+    """Returns two digits, and a dash where there was no test."""
     return DASH if value is None else "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Returns the lines of a Markdown table."""
     head, *lines = ("".join(f"| {cell} " if cell else "| " for cell in row) + "|"
                     for row in (headings, *rows))  # fmt: skip
     return [head, "|---" * len(headings) + "|", *lines]

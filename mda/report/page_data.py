@@ -1,4 +1,4 @@
-"""Everything the report page shows, as plain data; the page's script only draws it."""
+"""The data of the report page as plain values; the page's script only draws them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEAD_NUMBERS = 200_000  # of all heat maps together; above it, steps are thinned
 def page_data(
     measured: Measurements, rows: Sequence[Comparison], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    """Curves, effects, heat maps, scatter and dose-response; numbers with 4 digits."""
+    """Returns curves, effects, heat maps, scatter and dose-response; numbers have 4 digits."""
     arms = list(by_arm(measured.runs))
     look = styles(arms)
     bands = [row for row in rows if row.arm.edit.is_band
@@ -72,7 +72,7 @@ def page_data(
 
 
 def provenance(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
-    """For each run where it lies (from `folder`), its command, hashes and window."""
+    """Returns for each run its path relative to `folder`, its command, hashes and window."""
     return [
         {
             "arm": run.arm.name,
@@ -119,7 +119,7 @@ def _numbers(row: Comparison) -> dict[str, Any]:
 
 
 def _heads(measured: Measurements, arms: list[Arm]) -> list[dict[str, Any]]:
-    """Every arm's and seed's maps over training, replicates averaged, score bands left out."""
+    """Returns the maps of every arm and seed over training: replicates averaged, no score bands."""
     groups = [
         (arm, seed, runs)
         for arm, seeds in by_arm(measured.runs).items()
@@ -161,5 +161,5 @@ def _metrics(runs: Sequence[Run]) -> list[str]:
 
 
 def short(values: Sequence[float] | np.ndarray) -> list[float | None]:
-    """Numbers with 4 significant digits, None for NaN, as the page's data hold them."""
+    """Returns numbers with 4 significant digits, and None for NaN."""
     return [float(f"{v:.4g}") if np.isfinite(v) else None for v in values]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 
 def plot_ranked(scores: np.ndarray, title: str, ax: Axes | None = None) -> Axes:
-    """Draws scores from the highest to the lowest and says how much the top 10 % hold.
+    """Draws scores from the highest to the lowest, and states the share of the top 10 %.
 
     The share is that of the sum of the positive scores.
     """

@@ -1,4 +1,4 @@
-"""Two runs of one configuration, metric by metric: equal, or by how much they differ."""
+"""Two runs of one configuration, metric by metric: equality, or their difference."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ class Agreement:
 
 
 def read_tables(run: Path) -> Tables:
-    """Those of `TABLES` that a run has. Raises ConfigError where there is none, or one that is no
-    regular file of at most `LIMIT` bytes with as many values in every row."""
+    """Returns those of `TABLES` that a run has.
+
+    Raises ConfigError where there is none, or where one is not a regular file of at most `LIMIT`
+    bytes with as many values in every row.
+    """
     tables = {name: _columns(run / name) for name in TABLES if os.path.lexists(run / name)}
     if not tables:
         raise ConfigError(f"{run} is refused; accepted: a run with one of {', '.join(TABLES)}")
@@ -42,9 +45,9 @@ def read_tables(run: Path) -> Tables:
 
 
 def agreement(old: Tables, new: Tables) -> list[Agreement]:
-    """Every column of every table of the old run against the new run's.
+    """Compares every column of every table of the old run with the new run's.
 
-    Values are compared as they were written, which is to the last bit.
+    Values are compared as written, to the last bit.
     """
     return [
         _column(name, column, values, new.get(name, {}).get(column, []))
@@ -54,7 +57,7 @@ def agreement(old: Tables, new: Tables) -> list[Agreement]:
 
 
 def print_agreement(found: Sequence[Agreement]) -> bool:
-    """Table of the columns that differ, and a line on the whole; True where all are equal."""
+    """Prints the columns that differ, and a line on the whole. Returns True where all are equal."""
     different = [row for row in found if not row.equal]
     if different:
         table = Table("table", "metric", "rows", "largest difference", box=None)

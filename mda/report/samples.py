@@ -1,4 +1,4 @@
-"""The samples that a trace left as text, packed for the page: tokens with their own influence."""
+"""The samples of a trace as text, packed for the page: tokens with their own influence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEVELS = 100  # influence is shown in hundredths of the sample's largest
 
 @dataclass(frozen=True)
 class TracedSamples:
-    """Highest and lowest samples of one trace; `groups` is title -> records of the trace."""
+    """The highest and lowest samples of one trace; `groups` are its records by title."""
 
     unit: str
     seed: int
@@ -29,7 +29,10 @@ class TracedSamples:
 
 
 def read_samples(folder: Path) -> TracedSamples:
-    """The samples of a folder of `mda trace`. Raises ValueError where there are none."""
+    """Returns the samples of a folder of `mda trace`.
+
+    Raises ValueError where there are none. Raises ValueError where there are none.
+    """
     try:
         content = store.read_object(folder / FILE)
         summary = store.read_object(folder / "summary.json")
@@ -58,7 +61,7 @@ def _estimator(folder: Path, summary: dict[str, Any]) -> str:
 
 
 def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:
-    """Trace folders below `runs` of the scores that the arms in and below the folders used.
+    """Returns the trace folders below `runs` whose scores the arms in the folders used.
 
     One folder for each scores artifact, in the order of their names.
     """
@@ -73,7 +76,7 @@ def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:
 
 
 def _scores_of(summary: Path, key: str) -> str | None:
-    """Fingerprint of the scores that a summary with this key names; None where there is none."""
+    """Returns the fingerprint of the scores that a summary with this key names, or None."""
     try:
         content = store.read_object(summary)
         name = content["fingerprints"]["scores"] if key in content else None
@@ -85,11 +88,11 @@ def _scores_of(summary: Path, key: str) -> str | None:
 def pack_samples(
     traced: Sequence[TracedSamples], out: Path, budget: int = 350_000
 ) -> dict[str, Any] | None:
-    """Samples of all traces in a form small enough for a page in `out`; None where there are none.
+    """Returns the samples of all traces in a compact form for a page in `out`; None without any.
 
-    Tokens become indices into one list, influence hundredths of the sample's largest. If all
-    samples together have more than `budget` tokens, each is cut to the stretch that holds most of
-    its absolute influence, and the result says so.
+    Tokens are indices into one list; influence is in hundredths of the sample's largest. If all
+    samples together have more than `budget` tokens, each is cut to the stretch with most of its
+    absolute influence, and the result records this.
     """
     records = [
         (s, title, record)

@@ -1,4 +1,4 @@
-"""How an arm looks: the same in every figure of the project, whatever stands beside it."""
+"""Colours and line styles of arms, the same in every figure of the project."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ TOKEN_DASHES = {
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm looks in every figure."""
+    """The look of an arm in every figure."""
 
     colour: str
     dash: str  # matplotlib's: solid, dashed, dotted, dashdot
 
 
 def style(arm: Arm) -> Style:
-    """Colour by what chose the samples, dash by what was done to them.
+    """Returns the look of an arm: colour by the choice of samples, dash by the edit.
 
     Control is black, random edits are grey, random sets matched to a targeted one brown, score
     bands on a scale from dark (lowest) to light. The look depends on the arm alone, so it is the
-    same in every figure; `styles` tells arms apart that differ by another setting only.
+    same in every figure; `styles` distinguishes arms that differ by another setting only.
     """
     edit = arm.edit
     usual = DASHES.get(edit.intervention, "dashdot")
@@ -60,7 +60,7 @@ def style(arm: Arm) -> Style:
 
 
 def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
-    """The look of each arm; of those that would look alike the later ones are lighter."""
+    """Returns the look of each arm; of arms that would look alike, later ones are lighter."""
     alike: dict[Style, list[Arm]] = {}
     for arm in dict.fromkeys(arms):
         alike.setdefault(style(arm), []).append(arm)
@@ -72,7 +72,7 @@ def styles(arms: Iterable[Arm]) -> dict[Arm, Style]:
 
 
 def _lighter(colour: str, share: float) -> str:
-    """A colour with a share of white; as it is without."""
+    """Returns a colour mixed with a share of white; unchanged without a share."""
     if not share:
         return colour
     red, green, blue = ((1 - share) * part + share for part in to_rgb(colour))

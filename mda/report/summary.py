@@ -1,9 +1,9 @@
 """`summary.json`, which every program leaves in its folder.
 
-Keys: `program`; `seed`; `config` (the file with the resolved configuration); `fingerprints` of
-the artifacts used; `results`, what the program found; `files`, name -> what it holds; `hashes`,
-SHA-256 of the tables among them; `times` in seconds (`built` lists the stages that were computed by
-this very call); `versions` and `git` of the code.
+Keys: `program`; `seed`; `config` (the file with the resolved configuration); `fingerprints` of the
+artifacts used; `results` of the program; `files`, descriptions by name; `hashes`, SHA-256 of the
+tables among them; `times` in seconds (`built` lists the stages that were computed by this very
+call); `versions` and `git` of the code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mda import store
 
 
 class Stage(Protocol):
-    """What a summary says of an artifact that a program used."""
+    """The part of an artifact that a summary records."""
 
     @property
     def fingerprint(self) -> str: ...
@@ -30,9 +30,9 @@ class Stage(Protocol):
 
 
 def of_stages(corpus: str, stages: Mapping[str, Stage | None], began: float) -> dict[str, Any]:
-    """The keys `fingerprints` and `times` of a program that used a corpus and these stages.
+    """Returns the keys `fingerprints` and `times` of a program that used these artifacts.
 
-    `began` is when it started, by `time.perf_counter`. A stage that it did without is None.
+    `began` is when it started, by `time.perf_counter`. An unused stage is None.
     """
     used = {name: stage for name, stage in stages.items() if stage is not None}
     return {
@@ -56,7 +56,7 @@ def write_summary(
     times: Mapping[str, Any],
     **more: Any,
 ) -> dict[str, Any]:
-    """Write the summary and return it; `more` are keys of a program's own."""
+    """Writes the summary and returns it; `more` are keys of the program's own."""
     content = {
         "program": program,
         "seed": seed,

@@ -31,7 +31,7 @@ SHOWN = ("unit", "icl_score")
 
 
 def value_rows(measured: Measurements, folder: Path) -> list[dict[str, Any]]:
-    """Every metric of every run for the unit it was aimed at, with the folder it was read from."""
+    """Returns every metric of every run for its targeted unit, with the folder of the run."""
     return [
         {
             "arm": run.arm.name,
@@ -49,7 +49,7 @@ def value_rows(measured: Measurements, folder: Path) -> list[dict[str, Any]]:
 
 
 def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """One row for each arm, reference and metric; numbers are empty where there was no test."""
+    """Returns a row for each arm, reference and metric; numbers are empty without a test."""
     return [
         {
             "arm": row.arm.name,
@@ -81,7 +81,10 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _band(arm: Arm) -> dict[str, Any]:
-    """The dose-response that an arm is a point of, and its band of scores; empty for no band."""
+    """Returns the dose-response that an arm belongs to, and its score band.
+
+    Empty for other arms.
+    """
     if not arm.edit.is_band:
         return dict.fromkeys(("line", "band_low", "band_high"))
     band = band_of(arm)
@@ -89,7 +92,7 @@ def _band(arm: Arm) -> dict[str, Any]:
 
 
 def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """One row for each claim: the claim, the numbers, the verdict and its reason."""
+    """Returns a row for each claim: the claim, the numbers, the verdict and its reason."""
     return [
         {
             "claim": v.name,
@@ -123,7 +126,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def null_rows(checks: Mapping[tuple[str, str], Sequence[NullCheck]]) -> list[dict[str, Any]]:
-    """One row for each random arm, metric and replicate whose null was checked."""
+    """Returns a row for each random arm, metric and replicate whose null was checked."""
     return [
         {"arm": arm, "metric": metric, **asdict(one)}
         for (arm, metric), found in checks.items()
@@ -132,7 +135,7 @@ def null_rows(checks: Mapping[tuple[str, str], Sequence[NullCheck]]) -> list[dic
 
 
 def reference_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Every reference in words, and how many arms were compared with it: 0 where it was not run."""
+    """Returns every reference in words, and how many arms were compared with it."""
     return [
         {
             "reference": name,
@@ -144,7 +147,7 @@ def reference_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def dropped_pairs(rows: Sequence[Comparison]) -> list[str]:
-    """What was left out of the comparisons and why, one line for each reason."""
+    """Returns one line for each reason to leave pairs out of the comparisons."""
     found: dict[str, tuple[set[str], set[int]]] = {}
     for row in rows:
         for text in row.dropped:
@@ -160,7 +163,7 @@ def dropped_pairs(rows: Sequence[Comparison]) -> list[str]:
 
 
 def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dict[str, Any]:
-    """arm -> metric -> mean, sd and n over seeds, and its paired difference to each reference."""
+    """Returns mean, sd and n over seeds, and paired differences, by arm and metric."""
     found: dict[str, Any] = {}
     for arm, seeds in by_arm(measured.runs).items():
         found[arm.name] = {}
@@ -191,9 +194,9 @@ def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dic
 
 
 def spread(rows: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
-    """arm -> change of the other induction heads and of all other heads, as shares of the control.
+    """Returns each arm's change of the other induction heads and of all other heads.
 
-    The two start from very different values, so that only their shares can be compared.
+    Changes are shares of the control, because the two groups start from very different values.
     """
     found: dict[str, dict[str, float | None]] = {}
     for row in rows:
@@ -211,7 +214,7 @@ def print_comparison(
     notes: Sequence[str],
     study: str,
 ) -> None:
-    """The finding in a sentence, effects of all arms but score bands, verdicts, what to know."""
+    """Prints the finding in a sentence, effects of all arms but bands, verdicts and caveats."""
     console = Console()
     console.print(f"[bold]{shown(headline)}[/bold]\n", highlight=False)
     table = Table(title="difference at the window's end, mean over seeds", title_justify="left")

@@ -1,4 +1,4 @@
-"""Texts from data and from others' files, on their way to a terminal."""
+"""Escaping data and the text of files before they are printed to a terminal."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from mda.schema.setting import printable
 
 
 def shown(text: str) -> str:
-    """A text for rich: no markup in it is read, and no command to the terminal passed on."""
+    """Returns a text for rich without markup and without terminal control characters."""
     return escape(printable(text))

@@ -1,4 +1,4 @@
-"""What a trace leaves for people: all samples as CSV, the extremes as text, the distribution."""
+"""The output of a trace: all samples as CSV, the extremes as text, the distribution."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ TAIL = (0.01, 0.05, 0.1, 0.2, 0.5)
 
 
 def extremes(values: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the n highest scores, highest first, and of the n lowest, lowest first."""
+    """Returns positions of the n highest scores, highest first, and the n lowest, lowest first."""
     order = np.argsort(-values, kind="stable")
     return order[:n], order[::-1][:n]
 
 
 def write_scores(path: Path, scores: Scores, unit: str, labels: Sequence[str]) -> None:
-    """CSV of all samples in stream order; the loss is empty where none was computed."""
+    """Writes a CSV of all samples in stream order; the loss is empty where none was computed."""
     columns = zip(
         scores.sample_ids.tolist(),
         scores.steps.tolist(),
@@ -61,18 +61,18 @@ def write_scores(path: Path, scores: Scores, unit: str, labels: Sequence[str]) -
 
 
 def decile_enrichment(values: np.ndarray, labels: Sequence[str]) -> dict[str, list[Enrichment]]:
-    """Labels of the top and of the bottom decile against the whole window."""
+    """Compares the labels of the top and bottom decile with the whole window."""
     top, bottom = extremes(values, max(1, round(0.1 * len(values))))
     return {"top": label_enrichment(labels, top), "bottom": label_enrichment(labels, bottom)}
 
 
 def write_enrichment(path: Path, found: dict[str, list[Enrichment]]) -> None:
-    """CSV with one row for each decile and label."""
+    """Writes a CSV with a row for each decile and label."""
     store.write_csv(path, [{"decile": d, **asdict(e)} for d, rows in found.items() for e in rows])
 
 
 def plot_distribution(values: np.ndarray, unit: str, path: Path, dpi: int) -> None:
-    """Histogram of the scores, and cumulative influence of the top x %, where there is any."""
+    """Plots a histogram of the scores, and the cumulative influence of the top x %, if any."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
     left.hist(values, bins=120, color="tab:blue")
     left.set(yscale="log", xlabel=f"score for {unit}", ylabel="samples")
@@ -99,11 +99,11 @@ def sample_records(
     influence_NT: np.ndarray,
     by_loss_NT: np.ndarray | None,
 ) -> list[dict[str, Any]]:
-    """Text and token-level influence of some samples, as plain data.
+    """Returns text and token-level influence of some samples, as plain data.
 
-    `influence` belongs to the input tokens; the last token is a target only and has none.
-    `by_loss` divides the same score by the losses: its first number is that of predicting the
-    second token.
+    `influence` is that of the input tokens; the last token is only a target and has none. `by_loss`
+    attributes the same score to the losses: its first number is that of predicting the second
+    token.
     """
     ids = scores.sample_ids[positions]
     tokens = corpus.rows(ids).tolist()
@@ -126,9 +126,9 @@ def sample_records(
 def write_samples_page(
     path: Path, unit: str, records: dict[str, list[dict[str, Any]]], before: bool
 ) -> None:
-    """One HTML page without scripts: red tokens raise the unit's probe, blue ones lower it.
+    """Writes an HTML page without scripts; red tokens have positive influence, blue negative.
 
-    `before` says that the unit was there before the first step, so that nothing here made it.
+    With `before`, the unit emerged before the first step, so no sample here made it.
     """
     body = [f"<p>{html.escape(there_before(unit))}.</p>"] if before else []
     for title, samples in records.items():
@@ -178,7 +178,7 @@ def _shaded(tokens: Sequence[str], parts: Sequence[float]) -> str:
 
 
 def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
-    """Table of every label: share in the window, in the top and in the bottom decile."""
+    """Prints every label's share in the window, in the top and in the bottom decile."""
     bottom = {e.label: e for e in found["bottom"]}
     table = Table(title="labels of the top and bottom decile", title_justify="left")
     for column in ("label", "window", "top decile", "ratio", "p enriched", "bottom decile"):
@@ -196,7 +196,7 @@ def print_enrichment(found: dict[str, list[Enrichment]]) -> None:
 
 
 def print_positions(found: PositionShares) -> None:
-    """The shares of the bands in a line, and a warning where one position has too much."""
+    """Prints the shares of the bands of positions, and a warning where one has too much."""
     bands = ", ".join(f"{name}: {share:.0%}" for name, share in found.bands.items())
     print(f"absolute influence by position, mean of {found.samples} samples: {bands}")
     if found.warning is not None:
@@ -204,7 +204,7 @@ def print_positions(found: PositionShares) -> None:
 
 
 def sample_rows(folder: Path) -> list[dict[str, Any]]:
-    """The samples of `top_samples.json` as rows of a table, each with its text."""
+    """Returns the samples of `top_samples.json` as rows of a table, each with its text."""
     kept = ("id", "step", "label", "score", "loss")
     return [
         {"set": title, **{key: record[key] for key in kept}, "text": "".join(record["tokens"])}
@@ -224,10 +224,10 @@ def report_trace(
     dpi: int,
     before: bool,
 ) -> dict[str, Any]:
-    """Write `FILES` into `folder`, print the tables, return the results for the summary.
+    """Writes `FILES` into `folder`, prints the tables and returns the results for the summary.
 
     `influence` gives the influence [n, T] of the positions of some sample ids, `by_loss` that of
-    their losses, or None; `before` says that the unit was there before the first step.
+    their losses, or None; with `before`, the unit emerged before the first step.
     """
     values, labels = scores.of(unit), corpus.labels_of(scores.sample_ids)
     top, bottom = extremes(values, n)

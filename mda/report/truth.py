@@ -1,4 +1,4 @@
-"""What a run of the benchmark of estimators leaves: tables, a page, and a figure."""
+"""The output of the benchmark of estimators: tables, a page, and a figure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FILES = {
 
 
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
-    """Write all files, print the leaderboard; returns what summary.json says."""
+    """Writes all files, prints the leaderboard and returns the results for summary.json."""
     write_tables(tables, folder)
     board = leaderboard(tables, "metric", config.confidence, config.resamples)
     compared = all_comparisons(tables, config)
@@ -48,7 +48,7 @@ def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str
 
 
 def draw(tables: Tables, path: Path, dpi: int) -> None:
-    """Predicted against measured for every unit (rows) and estimator (columns)."""
+    """Plots predicted against measured values for every unit (rows) and estimator (columns)."""
     rows = tables.rows["subsets"]
     if not rows:
         return
@@ -80,7 +80,7 @@ def draw(tables: Tables, path: Path, dpi: int) -> None:
 
 
 def show(board: Sequence[Row]) -> None:
-    """Print the leaderboard."""
+    """Prints the leaderboard."""
     for unit in dict.fromkeys(row["unit"] for row in board):
         own = [row for row in board if row["unit"] == unit]
         shown = columns(own)

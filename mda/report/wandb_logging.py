@@ -1,9 +1,9 @@
-"""One W&B run per job, offline unless told otherwise, closed before the next job begins.
+"""One W&B run per job, offline by default, closed before the next job begins.
 
-A job that was killed goes on in the run that it had, when it is started again into its folder. A
-file there has the run's id and a line for every record. Online the server says how many of them it
-has, and these are not logged again. Offline, W&B can't resume: the job logs everything anew under
-the same id, and uploading the last of its offline folders replaces what was uploaded before.
+A killed job continues its W&B run when it is restarted in its folder. A file there has the run's id
+and a line for every record. Online, the server reports how many it has, and these are not logged
+again. Offline, W&B cannot resume: the job logs everything again under the same id, and uploading
+the last of its offline folders replaces earlier uploads.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ KEPT = "wandb_records.txt"
 
 
 class JobLog:
-    """Where one job's rows and figures go: a W&B run, or nowhere with `logger=csv`.
+    """The target of one job's rows and figures: a W&B run, or nothing with `logger=csv`.
 
-    `kept` is the file of its records, whose `lines` the server has already.
+    `kept` is the file of its records; the server already has `lines` of them.
     """
 
     def __init__(self, run: wandb.Run | None, kept: Path | None = None, lines: Sequence[str] = ()):
@@ -50,17 +50,17 @@ class JobLog:
 
     @property
     def upload(self) -> str:
-        """How to upload an offline run, a line for the terminal; empty where there is none."""
+        """The command that uploads an offline run, as a line for the terminal, or an empty text."""
         if self.run is None or not self.run.settings.mode.startswith("offline"):
             return ""
         return f"to upload:  wandb sync {shlex.quote(str(Path(self.run.dir).parent))}\n"
 
     def row(self, row: Mapping[str, float]) -> None:
-        """Log one row of a table; its `step` is the x-axis of all its metrics.
+        """Logs one row of a table; its `step` is the x-axis of all its metrics.
 
         Metrics are defined by their exact names, since overlapping globs resolve at random; a star
-        in the name of a class becomes another sign, as W&B takes it for a glob. What was not
-        measured (NaN) is left out, and so are single heads, which `heads` and `unit` log.
+        in the name of a class is replaced, because W&B reads it as a glob. Missing values (NaN) are
+        left out, and so are single heads, which `heads` and `unit` log.
         """
         if self.run is None:
             return
@@ -85,14 +85,14 @@ class JobLog:
         self.run.log(dict(values))
 
     def figures(self, paths: Sequence[Path]) -> None:
-        """Log pictures under `figures/<file name>`."""
+        """Logs pictures under `figures/<file name>`."""
         if self.run is not None:
             import wandb
 
             self._log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log a table whose columns are the first row's keys."""
+        """Logs a table whose columns are the first row's keys."""
         if self.run is not None and rows:
             import wandb
 
@@ -101,7 +101,7 @@ class JobLog:
             self._log({name: wandb.Table(columns=columns, data=data)})
 
     def heads(self, curve: Sequence[Mapping[str, float]]) -> None:
-        """Log the metrics of every head at every measured step as the table `heads`."""
+        """Logs the metrics of every head at every measured step as the table `heads`."""
         names = [name for name in curve[0] if HEAD.match(name)]
         metrics = list(dict.fromkeys(name.split("/")[1] for name in names))
         heads = list(dict.fromkeys(HeadId.parse(name.split("/")[2]) for name in names))
@@ -116,14 +116,14 @@ class JobLog:
     def unit(
         self, metric: str, members: Sequence[str], curve: Sequence[Mapping[str, float]]
     ) -> None:
-        """Log a unit's metric, its mean over the unit's members, as `emergence/<metric>/unit`."""
+        """Logs a unit's metric, its mean over the unit's members, as `emergence/<metric>/unit`."""
         columns = [f"emergence/{metric}/{member}" for member in members]
         for row in curve:
             value = sum(row[column] for column in columns) / len(columns)
             self.row({"step": row["step"], f"emergence/{metric}/unit": value})
 
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Log files as one artifact of the run."""
+        """Logs files as one artifact of the run."""
         if self.run is not None:
             import wandb
 
@@ -133,46 +133,46 @@ class JobLog:
             self.run.log_artifact(artifact)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set values of the run's summary."""
+        """Sets values of the run's summary."""
         if self.run is not None:
             self.run.summary.update(dict(values))
 
 
 def group_of(logger: WandbConfig, folder: Path) -> str:
-    """The group that is asked for, else W&B's own sweep, Hydra's sweep, or the run alone.
+    """Returns the configured group, else W&B's own sweep, Hydra's sweep, or the run alone.
 
-    A job of Hydra's sweep has its number for a folder's name.
+    The folder of a job in Hydra's sweep is named by its number.
     """
     alone = folder.parent.name if folder.name.isdigit() else folder.name
     return logger.group or os.environ.get("WANDB_SWEEP_ID") or alone
 
 
 def mode_of(logger: WandbConfig) -> str:
-    """The mode that is asked for, else that of WANDB_MODE, else offline."""
+    """Returns the configured mode, else that of WANDB_MODE, else offline."""
     return logger.mode or os.environ.get("WANDB_MODE") or "offline"
 
 
 def project_of(logger: WandbConfig) -> str:
-    """The project that is asked for, else that of WANDB_PROJECT, else mda."""
+    """Returns the configured project, else that of WANDB_PROJECT, else mda."""
     return logger.project or os.environ.get("WANDB_PROJECT") or "mda"
 
 
 def tags_of(config: Config, job_type: str) -> list[str]:
-    """What runs can be filtered by: the job's type, model, data and metric, and WANDB_TAGS."""
+    """Returns tags to filter runs by: the job's type, model, data and metric, and WANDB_TAGS."""
     own = (job_type, config.model.name, config.data.name, config.unit.metric)
     given = filter(None, os.environ.get("WANDB_TAGS", "").split(","))
     return list(dict.fromkeys(tag[:TAG] for tag in (*own, *given)))
 
 
 def _command(folder: Path) -> str | None:
-    """The command that repeats the job of a folder, where it is known."""
+    """Returns the command that repeats the job of a folder, if known."""
     job = folder / "job.json"
     return store.read_object(job)["command"] if job.exists() else None
 
 
 @contextmanager
 def reaching(logger: WandbConfig) -> Iterator[None]:
-    """Turn W&B's own errors of the block, as of a missing key, into a ConfigError."""
+    """Turns W&B's own errors in the block, such as a missing key, into a ConfigError."""
     from wandb.errors import Error
 
     try:
@@ -188,14 +188,17 @@ def reaching(logger: WandbConfig) -> Iterator[None]:
 def job_log(
     config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str, arm: str = ""
 ) -> Iterator[JobLog]:
-    """The log of one job. `settings` is the whole configuration as plain nested dictionaries.
+    """Yields the log of one job.
 
-    `arm` names what the job is for; over seeds it is the same, and W&B can group by it.
+    `settings` is the whole configuration as nested dictionaries. `settings` is the whole
+    configuration as plain nested dictionaries.
 
-    Every record is flushed at once, so that a killed job keeps what it logged. Nothing is put
-    into the environment, and the run is closed with the block: jobs of a sweep cannot mix.
-    It lies in `folder` unless WANDB_DIR says where; the address of one that is sent is printed.
-    Raises ConfigError where W&B cannot be reached.
+    `arm` names the job's arm, which is the same over seeds, so W&B can group by it.
+
+    Every record is flushed at once, so that a killed job keeps what it logged. The environment is
+    not changed, and the run is closed with the block, so jobs of a sweep cannot mix. Files are in
+    `folder`, or in WANDB_DIR if set; the address of an online run is printed. Raises ConfigError
+    where W&B cannot be reached.
     """
     logger = config.logger
     if not isinstance(logger, WandbConfig):
@@ -240,7 +243,7 @@ def job_log(
 
 
 def _records(kept: Path, about: str) -> tuple[str | None, list[str]]:
-    """Id and records of the run that a killed job with the same settings had; None for none."""
+    """Returns id and records of the run of a killed job with the same settings, if any."""
     if not kept.exists():
         return None, []
     head, *lines = kept.read_text("utf-8").splitlines() or [""]

@@ -24,7 +24,7 @@ def build_report(
     metrics: Sequence[str],
     summary: Mapping[str, Any],
 ) -> wr.Report:
-    """The report of the arms whose W&B runs have these ids; nothing is sent yet.
+    """Returns the report of the arms whose W&B runs have these ids, without sending it.
 
     `metrics` are the units', such as prefix_matching, and `summary` that of the comparison. With an
     `entity` W&B's server is asked for the project; leave it empty without an account.
@@ -57,12 +57,12 @@ def build_report(
 
 
 def default_entity() -> str:
-    """The user or team that the account publishes under; asks W&B's server."""
+    """Returns the user or team that the account publishes under, from W&B's server."""
     return str(wandb.Api().default_entity)
 
 
 def spec(report: wr.Report) -> dict[str, Any]:
-    """The report as W&B's server takes it, as plain data."""
+    """Returns the report as plain data, in the form that W&B's server accepts."""
     return report._to_model().model_dump(mode="json", by_alias=True)
 
 
