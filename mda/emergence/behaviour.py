@@ -1,4 +1,4 @@
-"""What a model can do, and what that owes to its strongest heads: is the unit load-bearing?
+"""The abilities of a model with and without its strongest heads: is the unit load-bearing?
 
 Names, a public interface:
 
@@ -11,10 +11,10 @@ Names, a public interface:
     behaviour/<any>/top_heads      by how much it changes when the strongest heads are mean-ablated
     behaviour/<any>/random_heads   the same for as many other heads, mean over random sets
 
-A unit is load-bearing for what changes more with `top_heads` than with `random_heads`. Where a
-corpus has nothing but generated text, that text stands for the real one; where it has no two
-classes, there is no label task. Induction heads that grow on synthetic copies need not bear
-anything (arXiv 2509.22947).
+A unit is load-bearing for a number that changes more with `top_heads` than with `random_heads`. If
+a corpus has only generated text, that text is used as the real one; if it has no two classes, there
+is no label task. Induction heads that grow on synthetic copies need not be load-bearing (arXiv
+2509.22947).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Bands = tuple[tuple[int, int], tuple[int, int]]
 
 @dataclass(frozen=True)
 class Trials:
-    """What a model is tried on: real held-out text and the two tasks made of it."""
+    """The inputs of the tests: real held-out text and the two tasks made of it."""
 
     text_MT1: Tensor
     bands: Bands  # late and early positions of the ICL score
@@ -52,7 +52,10 @@ class Trials:
 
 
 def make_trials(corpus: Corpus, settings: BehaviourConfig, bands: Bands) -> Trials:
-    """Draw them: seeded, the same for every arm. The separator is the most frequent token."""
+    """Draws the trials from a seed, the same for every arm.
+
+    The separator is the most frequent token.
+    """
     held_out = np.asarray(corpus.held_out)
     labels = np.array(corpus.labels_of(held_out))
     real = np.array([not label.startswith(GENERATED) for label in labels])
@@ -77,7 +80,7 @@ def make_trials(corpus: Corpus, settings: BehaviourConfig, bands: Bands) -> Tria
 
 @torch.no_grad()
 def try_out(model: PreTrainedModel, trials: Trials) -> dict[str, float]:
-    """The model's numbers on all trials, in evaluation mode; its mode is restored."""
+    """Returns the model's numbers on all trials, in evaluation mode, and restores its mode."""
     training = model.training
     model.eval()
     try:
@@ -97,7 +100,7 @@ def behaviour(
     strongest: Sequence[HeadId],
     settings: BehaviourConfig,
 ) -> dict[str, float]:
-    """The model's numbers, and how each changes without the strongest heads and without others.
+    """Returns the model's numbers, and their changes without the strongest or random heads.
 
     `strongest` are the model's heads, strongest first. Means for the ablation are taken on the
     trials' text.
@@ -121,7 +124,7 @@ def behaviour(
 
 
 def head_sets(strongest: Sequence[HeadId], settings: BehaviourConfig) -> list[list[HeadId]]:
-    """The strongest heads, and random sets of as many others; none for a model of one head."""
+    """Returns the strongest heads, and random sets of the same number of others."""
     k = min(settings.heads, len(strongest) // 2)
     if k == 0:
         return []

@@ -18,12 +18,12 @@ Follow = Callable[[PreTrainedModel], Mapping[str, float]]
 
 
 class EmergenceCurve(pl.Callback):
-    """Appends `measure` at the given steps to `curve.csv`, and what `follow` measures.
+    """Appends `measure`, and the measurements of `follow`, to `curve.csv` at the given steps.
 
-    `held_out` are those of the steps at which held-out text is measured too.
+    `held_out` are the steps at which held-out text is measured too.
 
-    Nothing here draws random numbers or leaves the model in another mode, so a run is the same
-    with and without it.
+    Nothing here draws random numbers or leaves the model in another mode, so a run is the same with
+    and without it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class EmergenceCurve(pl.Callback):
         self.tokens_per_step = tokens_per_step
 
     def resume(self, step: int, log: RowLog) -> None:
-        """Cut the curve back to `step` and log again what it holds."""
+        """Cuts the curve back to `step` and logs its content again."""
         self.emit = log
         done = [at for at in self.steps if at <= step] if step > min(self.steps) else []
         self.measured = replay(self.table, step, log, wanted=done)
@@ -65,10 +65,10 @@ class EmergenceCurve(pl.Callback):
 
 
 def curve_steps(start: int, end: int, every: int) -> list[int]:
-    """Steps at which a curve is measured: multiples of `every`, and both ends."""
+    """Returns the steps at which a curve is measured: multiples of `every`, and both ends."""
     return sorted({start, end, *range(-(-start // every) * every, end + 1, every)})
 
 
 def held_out_every(settings: EmergenceConfig) -> int:
-    """Steps from one measurement of held-out text to the next."""
+    """Returns the number of steps between measurements of held-out text."""
     return settings.every * settings.held_out_every

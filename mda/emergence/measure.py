@@ -12,8 +12,9 @@ Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the
     emergence/icl_olsson     nats; loss at one late position minus loss at one early one
     val/loss, val/loss/<label>                mean held-out token loss in nats
 
-The ICL score of Olsson et al. 2022 (arXiv 2209.11895) takes positions 500 and 50 of 2,048; one
-position of a few hundred sequences has an error of a tenth of a nat. Bands have a fraction of it.
+The ICL score of Olsson et al. 2022 (arXiv 2209.11895) takes positions 500 and 50 of 2,048. At a
+single position, a few hundred sequences give a standard error of about 0.1 nats; bands reduce it to
+a fraction.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ TOKENS = 2**14  # tokens that go through the model together
 
 @dataclass(frozen=True)
 class Probes:
-    """What every checkpoint of every arm is measured on."""
+    """The inputs on which every checkpoint of every arm is measured."""
 
     repeated_MT: Tensor  # int64, random tokens [M, 2 * length], the second copy = the first
     length: int
@@ -54,7 +55,7 @@ class Probes:
 
 
 def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
-    """Draw the probes: seeded, without special ids, the same for every checkpoint and arm."""
+    """Draws the probes from a seed, without special ids; the same for every checkpoint and arm."""
     probabilities = token_distribution(corpus.counts, corpus.special_ids, settings.distribution)
     generator = torch.Generator().manual_seed(settings.seed)
     held_out = np.asarray(corpus.held_out)
@@ -77,7 +78,7 @@ def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
 def icl_bands(
     seq_len: int, late: Sequence[int] | None, early: Sequence[int] | None
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The late and the early band of the ICL score.
+    """Returns the late and the early band of the ICL score.
 
     None means the second half, and the first 50 positions scaled from a context of 2,048.
     """
@@ -88,9 +89,9 @@ def icl_bands(
 
 @torch.no_grad()
 def measure(model: PreTrainedModel, probes: Probes, held_out: bool = True) -> dict[str, float]:
-    """All metrics of one model, in evaluation mode; the model's mode is restored.
+    """Returns all metrics of one model in evaluation mode, and restores the model's mode.
 
-    Without `held_out`, which costs most, the metrics of held-out text are NaN.
+    Without `held_out`, the most expensive part, the metrics of held-out text are NaN.
     """
     training = model.training
     model.eval()
@@ -128,7 +129,7 @@ def _on_repeats(model: PreTrainedModel, probes: Probes) -> dict[str, float]:
 
 
 def copy_gain(loss_MT: Tensor, length: int) -> Tensor:
-    """Per sequence, in nats: mean log p of second-copy tokens minus that of the same first ones.
+    """Returns mean log p of second-copy tokens minus that of the first copy's, [M], in nats.
 
     `loss_MT[:, t]` is that of predicting token t + 1. Tokens 1 .. length - 1 of each copy count:
     the first token of a copy has nothing to be copied from.
@@ -137,7 +138,7 @@ def copy_gain(loss_MT: Tensor, length: int) -> Tensor:
 
 
 def held_out_losses(model: PreTrainedModel, probes: Probes) -> Tensor:
-    """Loss in nats of every held-out token, float64 [M, T] on the CPU."""
+    """Returns the loss in nats of every held-out token, float64 [M, T] on the CPU."""
     parts = []
     for tokens_MT1 in in_batches(model, probes.held_out_MT1):
         hidden_MTD = model.base_model(tokens_MT1[:, :-1], use_cache=False).last_hidden_state
@@ -146,7 +147,7 @@ def held_out_losses(model: PreTrainedModel, probes: Probes) -> Tensor:
 
 
 def unmeasured(probes: Probes) -> Tensor:
-    """NaN for every held-out token, [M, T]."""
+    """Returns NaN for every held-out token, [M, T]."""
     rows, length = probes.held_out_MT1.shape
     return torch.full((rows, length - 1), torch.nan, dtype=torch.float64)
 
@@ -170,7 +171,7 @@ def _on_held_out(loss_MT: Tensor, probes: Probes) -> dict[str, float]:
 
 
 def icl_scores(loss_MT: Tensor, late: tuple[int, int], early: tuple[int, int]) -> Tensor:
-    """Mean loss over the late band minus that over the early one, of each sequence, [M].
+    """Returns mean loss over the late band minus that over the early one, by sequence, [M].
 
     In nats; lower means more learning in context.
     """
@@ -178,19 +179,19 @@ def icl_scores(loss_MT: Tensor, late: tuple[int, int], early: tuple[int, int]) -
 
 
 def icl_olsson(loss_MT: Tensor) -> float:
-    """Loss at position 500 minus loss at position 50, scaled from a context of 2,048, in nats."""
+    """Returns loss at position 500 minus loss at position 50 in nats."""
     scale = loss_MT.shape[1] / OLSSON_CONTEXT
     late, early = (round(position * scale) for position in (OLSSON_LATE, OLSSON_EARLY))
     return (loss_MT[:, late].mean() - loss_MT[:, early].mean()).item()
 
 
 def token_losses(model: PreTrainedModel, hidden_MTD: Tensor, targets_MT: Tensor) -> Tensor:
-    """Loss in nats at every position, [M, T], from the last hidden states, logits in chunks."""
+    """Returns the loss in nats at every position, [M, T], with logits formed in chunks."""
     hidden, targets = hidden_MTD.flatten(0, 1), targets_MT.flatten()
     losses = vocabulary_losses(hidden, unembedding(model), targets)
     return losses.view(targets_MT.shape)
 
 
 def in_batches(model: PreTrainedModel, tokens_MS: Tensor) -> Iterator[Tensor]:
-    """Rows on the model's device, not more than `TOKENS` tokens at a time."""
+    """Yields rows on the model's device, at most `TOKENS` tokens at a time."""
     yield from tokens_MS.to(model.device).split(max(1, TOKENS // tokens_MS.shape[1]))

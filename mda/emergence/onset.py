@@ -1,4 +1,4 @@
-"""When a head emerged: the first interpolated crossing of a threshold, with its uncertainty."""
+"""The onset of a head: the first interpolated crossing of a threshold, with its uncertainty."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Curve = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Onset:
-    """Step of the crossing and the steps at which the 95 % band's edges cross; None = never.
+    """The step of the crossing, and the steps at which the 95 % band's edges cross.
 
-    `before` says that the curve is at or above the threshold at its first step, which is `step`
-    then: the unit came earlier than anything was measured.
+    None means no crossing. With `before`, the curve is at or above the threshold at its first step,
+    which then is `step`: the unit emerged before the first measurement.
     """
 
     step: float | None
@@ -28,7 +28,7 @@ class Onset:
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float | None:
-    """First step at which the linearly interpolated curve reaches the threshold."""
+    """Returns the first step at which the linearly interpolated curve reaches the threshold."""
     above = np.flatnonzero(values >= threshold)
     if len(above) == 0:
         return None
@@ -45,10 +45,12 @@ def onset(
     errors: Sequence[float] | np.ndarray | None,
     threshold: float,
 ) -> Onset:
-    """Onset of one curve. `errors` are the standard errors of its points over probe sequences.
+    """Returns the onset of one curve.
 
-    low and high are the crossings of value + 1.96 se and value - 1.96 se: what another draw of
-    the probe could have shown. Variation over training seeds is another matter.
+    `errors` are the standard errors of its points over probe sequences.
+
+    `low` and `high` are the crossings of value + 1.96 se and value - 1.96 se: the uncertainty from
+    the draw of the probe. It does not include variation over training seeds.
     """
     x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
     band = 1.96 * (np.zeros_like(y) if errors is None else np.asarray(errors, dtype=float))
@@ -61,42 +63,45 @@ def onset(
 
 
 def there_before(unit: str) -> str:
-    """What is said of a unit whose onset lies `before` the curve."""
+    """Returns the sentence for a unit whose onset is `before` the curve."""
     return f"{unit} was there before the first step: scores say what changes it"
 
 
 def heads_of(curve: Curve, metric: str) -> list[HeadId]:
-    """The heads a curve has columns for."""
+    """Returns the heads that a curve has columns for."""
     prefix = f"emergence/{metric}/L"
     names = [key.rsplit("/", 1)[1] for key in curve[0] if key.startswith(prefix)]
     return sorted(HeadId.parse(name) for name in names)
 
 
 def head_metric(metric: str) -> str:
-    """The metric that heads are ranked by where a unit has this one: its own, or induction."""
+    """Returns the metric that heads are ranked by for a unit's metric: its own, or induction."""
     return metric if metric in HEAD_METRICS else "prefix_matching"
 
 
 def measured(curve: Curve, name: str) -> Curve:
-    """The rows of a curve that have a column. Raises KeyError with its name where none has."""
+    """Returns the rows of a curve that have a column.
+
+    Raises KeyError with its name where none has.
+    """
     if not (rows := [row for row in curve if name in row]):
         raise KeyError(name)
     return rows
 
 
 def column(curve: Curve, name: str) -> np.ndarray:
-    """One column of a curve as an array. Raises KeyError with its name."""
+    """Returns one column of a curve as an array. Raises KeyError with its name."""
     return np.array([row[name] for row in curve])
 
 
 def units_of(curve: Curve, metric: str) -> list[str]:
-    """The units a curve has a metric of."""
+    """Returns the units for which a curve has a metric."""
     prefix = f"emergence/{metric}/L"
     return [key.rpartition("/")[2] for key in curve[0] if key.startswith(prefix)]
 
 
 def unit_onset(curve: Curve, metric: str, unit: HeadId | str, threshold: float) -> Onset:
-    """Onset of one unit's metric on the rows that have it; without its errors, no band."""
+    """Returns the onset of one unit's metric on its rows; without errors, without a band."""
     values, errors = f"emergence/{metric}/{unit}", f"emergence/{metric}_se/{unit}"
     rows = measured(curve, values)
     return onset(

@@ -1,11 +1,11 @@
-"""Few-shot tasks made of held-out text: copying, and telling two classes of text apart.
+"""Few-shot tasks made of held-out text: copying, and classifying text.
 
 copy    a | a | b | b | ... q | [q]             a, b, q: spans of text; | a separator
 label   a | x  b | y  c | x ... q | [x]         a, b, c, q: snippets of two classes; x, y: one token
                                                 that stands for each class in this prompt alone
 
-What stands in brackets is asked for. The copy's last span is known from its first showing, without
-any other example; the label's token can be known from the examples only.
+The part in brackets is predicted. The copy's last span can be predicted from its first occurrence,
+without any other example; the label's token can be predicted from the examples only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LabelPrompts:
 
 
 def shots_that_fit(wanted: int, size: int, length: int) -> int:
-    """Examples of `size` tokens that fit before a question of `size`, of which one is asked.
+    """Returns how many examples of `size` tokens fit before a question of `size`, at most as asked.
 
     The model reads at most `length` tokens. Raises ValueError where not even one fits.
     """
@@ -48,7 +48,7 @@ def shots_that_fit(wanted: int, size: int, length: int) -> int:
 def copy_prompts(
     rows_NS: np.ndarray, n: int, span: int, shots: int, separator: int, seed: int
 ) -> CopyPrompts:
-    """n prompts of `shots` examples and a question; spans are cut from rows at random."""
+    """Returns n prompts of `shots` examples and a question, with spans cut from rows at random."""
     rng = np.random.default_rng([seed, 1])
     shots = shots_that_fit(shots, 2 * span + 2, rows_NS.shape[1] - 1)
     spans = _cut(rows_NS, rng.integers(len(rows_NS), size=(n, shots + 1)), span, rng)
@@ -67,11 +67,11 @@ def label_prompts(
     probabilities_V: np.ndarray,
     seed: int,
 ) -> LabelPrompts | None:
-    """n prompts of two classes each, as many examples of both.
+    """Returns n prompts of two classes each, with as many examples of both.
 
-    None without two classes, and where fewer than two examples fit in the context. A class needs
-    two rows: the question is never cut from an example's. The tokens that stand for
-    the classes are drawn for each prompt from `probabilities_V`.
+    Returns None without two classes, and where fewer than two examples fit in the context. A class
+    needs two rows: the question is never cut from an example's. The tokens that stand for the
+    classes are drawn for each prompt from `probabilities_V`.
     """
     names = np.asarray(labels)
     members = {name: np.flatnonzero(names == name) for name in sorted(set(labels))}
@@ -100,7 +100,7 @@ def label_prompts(
 
 
 def _cut(rows_NS: np.ndarray, which: np.ndarray, length: int, rng: np.random.Generator):
-    """A stretch of each named row, [*which, length], int64."""
+    """Returns a stretch of each named row, [*which, length], int64."""
     starts = rng.integers(rows_NS.shape[1] - length + 1, size=which.shape)
     places = starts[..., None] + np.arange(length)
     return rows_NS[which[..., None], places].astype(np.int64)
