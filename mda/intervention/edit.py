@@ -1,4 +1,4 @@
-"""From an EditPlan and the base run's Schedule to the schedule that the arm trains on."""
+"""Applying an EditPlan to the base run's Schedule: the schedule that the arm trains on."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from mda.types import EditPlan, Schedule
 
 
 def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) -> Schedule:
-    """The base schedule with the plan carried out; nothing else differs.
+    """Returns the base schedule with the plan applied; nothing else differs.
 
     - `none`: the base schedule itself, array for array.
     - `mask`, `upweight`: the sample keeps its place and gets the plan's weight.
-    - `replace`: the replacement stands in the sample's place, with the weight of the plan.
+    - `replace`: the replacement takes the sample's place, with the weight of the plan.
     - `drop`: later samples move forward, through the end of `base`; batch sizes stay, and the
       tail is filled from `following`, the sample ids that come next in the stream.
     - `mask_tokens`: the sample keeps its place and weight; the plan's tokens lose theirs.
-    - `spans`: the sample's rewritten row stands in its place.
+    - `spans`: the sample's rewritten row takes its place.
     - `duplicate`, `insert`: extra rows at the end of the step's batch, so that the base's rows
       keep their places. The batch grows; `batch_size`, by which the loss is divided, does not.
 
@@ -72,9 +72,9 @@ def _without_tokens(plan: EditPlan, base: Schedule) -> Schedule:
 
 
 def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
-    """Row of the schedule at which each (step, sample) of the plan stands, int64 [n].
+    """Returns the row of the schedule for each (step, sample) of the plan, int64 [n].
 
-    Each of them is named once, but where the plan edits single tokens: then each token once.
+    Each pair occurs once; where the plan edits single tokens, each token occurs once.
     """
     there = {
         pair: row

@@ -1,4 +1,4 @@
-"""From chosen samples to an EditPlan, and plans as CSV files that one can read."""
+"""Making an EditPlan from chosen samples, and plans as readable CSV files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLUMNS = ("sample_id", "step", "weight", "replacement", "position", "token")
 
 
 def control(start: int, end: int) -> EditPlan:
-    """The plan that changes nothing, for the arm that runs the unedited stream."""
+    """Returns the empty plan, for the arm that trains on the unedited stream."""
     empty = np.empty(0, dtype=np.int64)
     return _plan("none", start, end, empty, empty, 1.0, empty)
 
@@ -33,7 +33,7 @@ def remove(
     unused: np.ndarray | None = None,
     seed: int = 0,
 ) -> EditPlan:
-    """Take the chosen samples out of the window's training.
+    """Returns the plan that takes the chosen samples out of the window's training.
 
     `mask` sets their loss weight to 0 and leaves them in place; `drop` lets the stream close up;
     `replace` puts a sample drawn (seeded, without repetition) from `unused` in each one's place,
@@ -60,7 +60,7 @@ def augment(
     action: str = "duplicate",
     weight: float = 2.0,
 ) -> EditPlan:
-    """Let the chosen samples count for more.
+    """Returns the plan that gives the chosen samples more weight.
 
     `duplicate` adds one extra copy of each to the step that has it; `upweight` multiplies its
     loss by `weight`, which must be finite and positive. With weight 2 both give the same gradient.
@@ -73,7 +73,7 @@ def augment(
 
 
 def insert(sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step: int) -> EditPlan:
-    """Add the given rows, `per_step` of them to each step from `at_step` on, in their order.
+    """Returns the plan that adds rows, `per_step` to each step from `at_step` on, in their order.
 
     The last step takes what is left. Raises ValueError where the rows do not fit before `end`.
     """
@@ -95,7 +95,7 @@ def insert(sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step:
 def mask_tokens(
     sample_ids: np.ndarray, steps: np.ndarray, positions: np.ndarray, start: int, end: int
 ) -> EditPlan:
-    """Take single tokens' losses out of the window's training; all else stays as it is.
+    """Returns the plan that removes single tokens' losses from the window's training.
 
     Position t is that of predicting token t + 1. The arrays are parallel, a token each.
     """
@@ -111,7 +111,7 @@ def spans(
     end: int,
     first_id: int,
 ) -> EditPlan:
-    """Put other tokens in the place of those at `positions`, an array entry for each.
+    """Returns the plan that replaces the tokens at `positions`, one entry for each token.
 
     The samples so changed are new rows, which take the samples' places under the ids `first_id`,
     `first_id` + 1, ..., in the order in which the samples are first named; see `rewritten`.
@@ -122,7 +122,7 @@ def spans(
 
 
 def rewritten(plan: EditPlan, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The rows that a plan of spans puts into the stream, in the order of their ids, [n, T + 1].
+    """Returns the rows that a plan of spans inserts, in the order of their ids, [n, T + 1].
 
     `rows` gives the tokens of samples by their ids.
     """
@@ -134,9 +134,9 @@ def rewritten(plan: EditPlan, rows: Callable[[np.ndarray], np.ndarray]) -> np.nd
 
 
 def save_plan(plan: EditPlan, path: Path) -> None:
-    """Write a plan as CSV under one comment line with its action and window; atomic.
+    """Writes a plan as CSV under one comment line with its action and window, atomically.
 
-    Weights are written so that they read back bit for bit.
+    Weights are written without loss of precision.
     """
     weights = (repr(float(w)) for w in plan.weights)
     rest = (plan.replacements, plan.positions, plan.tokens)
@@ -148,7 +148,11 @@ def save_plan(plan: EditPlan, path: Path) -> None:
 
 
 def load_plan(path: Path) -> EditPlan:
-    """Read what `save_plan` wrote. Raises ValueError, naming the file, for anything else."""
+    """Reads a file of `save_plan`.
+
+    Raises ValueError, naming the file, for anything else. Raises ValueError, naming the file, for
+    anything else.
+    """
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     try:
         facts = dict(part.split("=") for part in head.removeprefix("# ").split())

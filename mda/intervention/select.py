@@ -1,8 +1,8 @@
-"""Which samples of a window an intervention edits: pure functions of the scores.
+"""The samples of a window that an intervention edits: pure functions of the scores.
 
 Every selection returns sample ids, int64, in stream order, so that two selections of the same
-samples are the same array. Of samples with equal scores the earlier one in the stream ranks higher:
-it is the first of the top and the last of the bottom.
+samples are the same array. Of samples with equal scores, the earlier one in the stream ranks
+higher.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SELECTIONS = ("top", "bottom", "band", "random", "ids")
 def amount(
     n: int, fraction: float | None = None, count: int | None = None, of: str = "samples"
 ) -> int:
-    """How many of `n` samples `fraction` or `count` means; exactly one of the two is given.
+    """Returns the number of samples that `fraction` or `count` means, of `n`; one is given.
 
-    `of` says in errors what is counted. A fraction is rounded to the nearest whole number, halves
-    up. Raises ValueError for an amount below one sample or above n.
+    `of` names the counted things in errors. A fraction is rounded to the nearest whole number,
+    halves up. Raises ValueError for an amount below one sample or above n.
     """
     if (fraction is None) == (count is None):
         raise ValueError(f"give a fraction or a count, not fraction={fraction} and count={count}")
@@ -49,16 +49,15 @@ def choose(
     ids: Sequence[int] = (),
     seed: int = 0,
 ) -> np.ndarray:
-    """Sample ids to edit, int64 [n], in stream order.
+    """Returns the ids of the samples to edit, int64 [n], in stream order.
 
     `select` is `top` or `bottom` (highest or lowest scores), `band` (samples whose rank, lowest
     score first, lies between the quantiles `lower` and `upper`: 0 and .1 are the bottom decile),
-    `random` (seeded, without looking at scores) or `ids` (the list as given). `fraction` or
-    `count` says how many for the first two and `random`; the other two say it themselves.
-    A `label` restricts every selection but `ids` to that class, `labels` being the class of each
-    scored sample; a fraction is then one of the class. Raises ValueError for an amount that cannot
-    be met, and for a ranking where there is none: scores that are not finite, or all the same, as
-    a unit has that no gradient reaches.
+    `random` (seeded, without looking at scores) or `ids` (the list as given). `fraction` or `count`
+    gives the number for `top`, `bottom` and `random`; the other two imply it. A `label` restricts
+    every selection but `ids` to that class, `labels` being the class of each scored sample; a
+    fraction is then one of the class. Raises ValueError for an amount that cannot be met, and for
+    scores that have no ranking: not finite, or all equal, as for a unit without gradient.
     """
     if select not in SELECTIONS:
         raise ValueError(f"select={select!r} is unknown; choose one of {', '.join(SELECTIONS)}")
@@ -88,10 +87,10 @@ def ranked(
     labels: Sequence[str] | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Places of the samples in the order in which `select` takes them, int64.
+    """Returns positions of the samples in the order in which `select` takes them, int64.
 
-    `top` and `bottom` begin with the highest and the lowest score, `random` (seeded) looks at
-    none. A `label` restricts them as in `choose`.
+    `top` and `bottom` begin with the highest and the lowest score, `random` (seeded) ignores them.
+    A `label` restricts them as in `choose`.
     """
     pool = _within(scores, label, labels)
     if select == "random":
@@ -103,7 +102,7 @@ def ranked(
 
 
 def loss_groups(losses: np.ndarray, groups: int = 10) -> np.ndarray:
-    """Loss decile (or another quantile) of each sample, int64 [N], 0 for the lowest losses.
+    """Returns the loss decile (or another quantile) of each sample, int64 [N], lowest losses 0.
 
     Groups differ in size by at most one sample; ties go by stream order.
     """
@@ -119,13 +118,13 @@ def matched_random(
     seed: int,
     exclude: bool = True,
 ) -> np.ndarray:
-    """A random set with as many samples of each group as the targeted set has.
+    """Returns a random set with as many samples of each group as the targeted set.
 
     `sample_ids` [N] are the window's samples and `groups` [N] the class label or `loss_groups` of
-    each. With `exclude` no targeted sample is drawn, so that the set is of the group's other, lower
-    scoring members; without it every member is as likely as any other, and targeted ones come in
-    by chance. Returns int64 [len(targeted)] in stream
-    order. Raises ValueError where a group is too small or a targeted sample is not of the window.
+    each. With `exclude`, no targeted sample is drawn, so the set has only the group's other, lower
+    scoring members; without it, all members are equally likely, targeted ones included. Returns
+    int64 [len(targeted)] in stream order. Raises ValueError where a group is too small or a
+    targeted sample is not in the window.
     """
     if missing := set(targeted.tolist()) - set(sample_ids.tolist()):
         raise ValueError(f"targeted sample {min(missing)} is not among the {len(sample_ids)} given")

@@ -1,8 +1,8 @@
-"""Repeated spans of a sample, and what to put in their place: pure functions of its tokens.
+"""Repeated spans of a sample and their replacements: pure functions of its tokens.
 
-A token is repeated where it is part of an n-gram that the sample holds more than once, at its
-first occurrence too; a span is a run of such tokens. Two edits of the same tokens tell "these
-samples" from "these repetitions":
+A token is repeated if it is part of an n-gram that the sample contains more than once, the first
+occurrence included; a span is a run of such tokens. Two edits of the same tokens separate the
+effect of the samples from that of their repetitions:
 
 fresh      every repeated token becomes a draw of its own: nothing repeats any more
 renamed    every repeated token becomes another one, the same wherever it stands: the sample
@@ -24,7 +24,7 @@ TRIES = 1000  # draws before a sample is given up
 
 
 def repeated(tokens_S: np.ndarray, n: int) -> np.ndarray:
-    """Which tokens of a row are part of an n-gram that it holds more than once, bool [S]."""
+    """Returns the tokens of a row that are part of an n-gram repeated in it, as a mask, bool [S]."""
     if len(tokens_S) < n:
         return np.zeros(len(tokens_S), dtype=bool)
     grams = sliding_window_view(np.asarray(tokens_S), n)
@@ -39,9 +39,9 @@ def fresh(
     n: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The row with independent draws at the marked places, [S]: no n-gram there occurs twice.
+    """Returns the row with independent draws at the marked places, [S]: no n-gram there repeats.
 
-    Draws that bring a repetition about are drawn again. Raises ValueError where that does not end.
+    Draws that create a repetition are drawn again. Raises ValueError after too many attempts.
     """
     row, again = np.array(tokens_S), np.array(replaced_S)
     for _ in range(TRIES):
@@ -59,10 +59,10 @@ def renamed(
     n: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The row with its marked tokens renamed, [S]: the same n-grams are equal as before.
+    """Returns the row with its marked tokens renamed, [S]; equal n-grams stay equal.
 
-    Different tokens get different names. Names that bring about a repetition that was not there
-    are drawn again. Raises ValueError where that does not end.
+    Different tokens get different names. Names that create a new repetition are drawn again. Raises
+    ValueError after too many attempts.
     """
     names = np.unique(tokens_S[replaced_S])
     before = repeated(tokens_S, n)
@@ -78,11 +78,11 @@ def renamed(
 def within_budget(
     samples: Iterable[np.ndarray], n: int, budget: int, kept: Iterable[int] = ()
 ) -> list[np.ndarray]:
-    """Repeated tokens of the first samples that have no more than `budget` of them together.
+    """Returns the repeated tokens of the first samples with at most `budget` of them in total.
 
-    `kept` are tokens that stay where they are, such as the ends of documents. The samples are read
-    up to the first that does not fit. Raises ValueError where none of them has a repeated token
-    within the budget, or all together have fewer than the budget.
+    `kept` are tokens that are not edited, such as the ends of documents. The samples are read up to
+    the first that does not fit. Raises ValueError where none of them has a repeated token within
+    the budget, or all together have fewer than the budget.
     """
     found, total, keep = [], 0, np.fromiter(kept, np.int64)
     for tokens_S in samples:
@@ -100,7 +100,7 @@ def within_budget(
 
 
 def _covered(starts: np.ndarray, n: int) -> np.ndarray:
-    """Which tokens the n-grams that begin at the marked places cover."""
+    """Returns the tokens that are covered by the n-grams which begin at the marked places."""
     covered = np.zeros(len(starts) + n - 1, dtype=bool)
     for shift in range(n):
         covered[shift : shift + len(starts)] |= starts

@@ -1,4 +1,4 @@
-"""Sets of samples whose removal is retrained, to compare with what scores say of them."""
+"""Sets of samples whose removal is retrained, for comparison with their summed scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AT_RANDOM = "random"
 
 @dataclass(frozen=True)
 class Subset:
-    """Some samples of the window, and how they were drawn."""
+    """Some samples of the window, and the way they were drawn."""
 
     fraction: float  # of the window
     draw: str  # `random`, or the estimator and the band of its scores: `ekfac 3/3` is the highest
@@ -29,12 +29,12 @@ def draw_subsets(
     n_bands: int,
     seed: int,
 ) -> list[Subset]:
-    """`n` sets, the fractions in turn; of each fraction every second one lies within a band.
+    """Draws `n` sets, cycling through the fractions; every second set is drawn within a band.
 
     A band is one of `n_bands` equal parts of the window by score, lowest first; `bands_of` has the
-    scores [N] of each estimator, which take turns, and of each its bands do. Without any, all sets
-    are drawn from the whole window. Uniform and without replacement. Set i depends on i and the
-    seed, so that more sets leave the first ones as they are. Raises ValueError for a fraction that
+    scores [N] of each estimator, which take turns, as do the bands of each. Without any, all sets
+    are drawn from the whole window. Draws are uniform and without replacement. Set i depends only
+    on i and the seed, so a larger `n` keeps the first sets. Raises ValueError for a fraction that
     does not fit into a band.
     """
     found = []
@@ -54,6 +54,6 @@ def draw_subsets(
 
 
 def _band_in_turn(turn: int, names: Sequence[str], n_bands: int) -> tuple[str, int]:
-    """Every name with its highest band first, then with the lowest, then those between."""
+    """Yields every name with its highest band, then with the lowest, then those between."""
     order = [n_bands - 1, *range(n_bands - 1)]
     return names[turn % len(names)], order[turn // len(names) % n_bands]

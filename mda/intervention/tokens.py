@@ -1,4 +1,4 @@
-"""Which tokens of a window an intervention masks: pure functions of the tokens' scores.
+"""The tokens of a window that an intervention masks: pure functions of the tokens' scores.
 
 A token is a pair (row, position): the row of the window's samples, and the position whose loss it
 is, that of predicting token position + 1. Every selection is two int64 arrays, sorted by row, then
@@ -18,11 +18,11 @@ Tokens = tuple[np.ndarray, np.ndarray]
 def top_tokens(
     parts: Iterable[np.ndarray], n: int, pool: np.ndarray | None = None, select: str = "top"
 ) -> Tokens:
-    """The n tokens of highest (or, for `bottom`, of lowest) score.
+    """Returns the n tokens of highest (or, for `bottom`, of lowest) score.
 
     `parts` are the scores [rows, T] of the window's samples in turn, of which no more than one is
-    held at a time, beside 2 n candidates. `pool` are the rows that may be chosen from, all of them
-    for None. Raises ValueError where there are fewer tokens, or scores that are not finite.
+    held at a time, beside 2 n candidates. `pool` are the rows to choose from, None for all. Raises
+    ValueError where there are fewer tokens, or scores that are not finite.
     """
     if select not in ("top", "bottom"):
         raise ValueError(f"select={select!r} is unknown here; choose one of top, bottom")
@@ -51,14 +51,14 @@ def top_tokens(
 
 
 def random_tokens(n_rows: int, length: int, n: int, seed: int, pool: np.ndarray | None) -> Tokens:
-    """n tokens drawn without repetition among `length` of each row of `pool` (None: all rows)."""
+    """Draws n tokens without repetition among `length` of each row of `pool` (None: all rows)."""
     rows = np.arange(n_rows) if pool is None else np.sort(pool)
     drawn = np.random.default_rng(seed).choice(len(rows) * length, n, replace=False)
     return _split(rows[drawn // length] * length + drawn % length, length)
 
 
 def matched_tokens(targeted: Tokens, length: int, seed: int, exclude: bool = True) -> Tokens:
-    """As many random tokens of each sample as are targeted there, among its `length` positions.
+    """Returns random tokens, as many of each sample as are targeted, of its `length` positions.
 
     With `exclude` no targeted token is drawn. Raises ValueError where a sample has too few others.
     """

@@ -1,4 +1,4 @@
-"""Where an arm starts and ends, by a rule that sees nothing but the base run."""
+"""The window of an arm, by a rule that depends only on the base run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ def auto_window(
     before: int,
     after: int,
 ) -> Window:
-    """The window around the base run's onset, before any arm has been trained.
+    """Returns the window around the base run's onset, before any arm has been trained.
 
-    start = the last checkpoint at or before onset - before (steps), so the unit is not there yet;
+    start = the last checkpoint at or before onset - before (steps), so the unit is still absent;
             step 0 where the unit came within `before` steps;
     end   = onset + after, rounded up to a whole step, or `last_step` where the run ends earlier.
 
-    `onset` is the base run's own, in steps, None where the unit never came. The rule takes no
-    arm's result, so it cannot be tuned to one. Raises ValueError where there is no such window.
+    `onset` is the base run's own, in steps, None where the unit never emerged. The rule does not
+    depend on any arm's result, so it cannot be tuned to one. Raises ValueError where there is no
+    such window.
     """
     if before < 0 or after < 1:
         raise ValueError(f"before={before}, after={after}: need before >= 0 and after >= 1")
