@@ -24,7 +24,7 @@ TRIES = 1000  # draws before a sample is given up
 
 
 def repeated(tokens_S: np.ndarray, n: int) -> np.ndarray:
-    """Returns the tokens of a row that are part of an n-gram repeated in it, as a mask, bool [S]."""
+    """Returns the tokens of a row that are in an n-gram repeated in it, as a mask, bool [S]."""
     if len(tokens_S) < n:
         return np.zeros(len(tokens_S), dtype=bool)
     grams = sliding_window_view(np.asarray(tokens_S), n)
