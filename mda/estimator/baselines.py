@@ -82,7 +82,7 @@ class Repetition:
         def part(ids: np.ndarray) -> SampleScores:
             found = [repetition(rows(some).numpy(), counts).sum(1) for some in batches(ids, 4096)]
             values = torch.from_numpy(np.concatenate(found)).float()
-            return SampleScores(_for_all(values, work.units), torch.full_like(values, torch.nan))
+            return SampleScores(for_all(values, work.units), torch.full_like(values, torch.nan))
 
         return work.over_samples("repetitions", part)
 
@@ -138,7 +138,7 @@ class Loss:
                 capture(model, work.corpus.rows(x), modules_of(block)).losses_B for x in passes
             ]
             found = torch.cat(losses).cpu()
-            return SampleScores(_for_all(found, work.units), found)
+            return SampleScores(for_all(found, work.units), found)
 
         return work.over_samples(f"losses at step {step}", part)
 
@@ -188,6 +188,6 @@ def gradient_norms(
     return SampleScores(torch.cat(values), torch.cat(losses))
 
 
-def _for_all(values_N: Tensor, units: Sequence[Unit]) -> Tensor:
+def for_all(values_N: Tensor, units: Sequence[Unit]) -> Tensor:
     """The same score for every unit, [N, U]."""
     return values_N[:, None].expand(-1, len(units)).contiguous()

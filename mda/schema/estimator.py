@@ -6,6 +6,7 @@ One class for each estimator. One class for each estimator.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from mda.schema.setting import Group, nearest, setting
@@ -30,6 +31,10 @@ class EstimatorConfig(Group):
     scores_found: ClassVar[bool] = False  # whether it scores the unit that was found, by its metric
 
     name: str = setting("???", "kind of estimator, set by estimator=...")
+
+    def files(self) -> list[Path]:
+        """Files whose content decides the scores."""
+        return []
 
     @property
     def by_rate(self) -> bool:
@@ -231,6 +236,37 @@ class GradientNormConfig(AtCheckpoint):
     name: str = setting("gradient_norm", "kind of estimator", one_of=("gradient_norm",))
 
 
+@dataclass
+class FileConfig(EstimatorConfig):
+    """Scores that another tool has made, read from a file."""
+
+    estimator: ClassVar[str] = "mda.estimator.from_file:FromFile"
+    cost: ClassVar[str] = "mda.cost.scoring:no_model"
+    not_inputs: ClassVar[tuple[str, ...]] = ("path",)  # what the files hold stands for it
+
+    name: str = setting("file", "kind of estimator", one_of=("file",))
+    path: str = setting(
+        "???",
+        "scores of the window's samples: .npy in stream order; .csv or .parquet with sample_id; "
+        "or a folder of bergson or dattri-llm",
+    )
+    column: str | None = setting(
+        None, "which scores, where there are several: a column, score_1 (bergson) or a question's "
+        "number (dattri-llm); null: the only ones, or the first",
+    )  # fmt: skip
+    negate: bool = setting(False, "turn the sign around: a score above 0 must strengthen the unit")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path != "???" and not Path(self.path).exists():
+            raise self._refuse("path", "a file or a folder that exists")
+
+    def files(self) -> list[Path]:
+        """Files whose content decides the scores: the file, or all of the folder's."""
+        path = Path(self.path)
+        return sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
+
+
 ESTIMATORS: dict[str, type[Group]] = {
     "ekfac": EkfacConfig,
     "tracin": TracinConfig,
@@ -240,5 +276,6 @@ ESTIMATORS: dict[str, type[Group]] = {
     "repetition": RepetitionConfig,
     "loss": LossConfig,
     "gradient_norm": GradientNormConfig,
+    "file": FileConfig,
 }
 """The options of `estimator`; plugins add theirs."""

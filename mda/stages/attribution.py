@@ -243,6 +243,8 @@ class ScoresStage(Stage[Traced]):
             "estimator": without(asdict(settings), *settings.not_inputs),
             "steps": steps,
         }
+        if files := settings.files():
+            inputs["files"] = {path.name: hash_file(path) for path in files}
         if self.steps != ():  # else no model is asked, and no measurement
             inputs["unit"] = located.inputs
         if settings.scores_found:

@@ -1,0 +1,166 @@
+"""Scores that were made elsewhere: by another tool, or by hand.
+
+A file of four kinds, or a folder as two other tools write it:
+
+.npy                 one score for each sample of the window, in stream order
+.csv, .parquet       columns `sample_id` and, by `estimator.column`, the scores
+bergson              `info.json` and `scores.bin`: items are the window's samples in stream order,
+                     or those that `candidates.npy` numbers
+dattri-llm           `metadata.json` and `scores.pt`: rows are sample ids, `row_train_ids`
+
+Sign: above 0 where training on more of the sample makes the unit stronger; `estimator.negate=true`
+turns scores around whose sign is the other way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pa_parquet
+import torch
+
+from mda import store
+from mda.estimator.baselines import for_all
+from mda.estimator.estimator import Work
+from mda.estimator.score import SampleScores
+from mda.schema import ConfigError, FileConfig, refuse
+from mda.types import Window
+
+ID = "sample_id"
+BERGSON, DATTRI = "scores.bin", "scores.pt"
+
+
+class FromFile:
+    """The estimator of `estimator=file`."""
+
+    def __init__(self, settings: FileConfig) -> None:
+        self.settings = settings
+
+    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
+        """Returns no checkpoint: no model is read."""
+        return ()
+
+    def score(self, work: Work) -> SampleScores:
+        """Returns the file's scores for every unit. Raises ConfigError where a sample has none."""
+        path, ids = Path(self.settings.path), work.sample_ids
+        scores = read_scores(path, self.settings.column, len(ids))
+        values = in_order(scores, ids, path) * (-1 if self.settings.negate else 1)
+        values_N = torch.from_numpy(values)
+        return SampleScores(for_all(values_N, work.units), torch.full_like(values_N, torch.nan))
+
+    def token_influence(self, work: Work, sample_ids: np.ndarray) -> None:
+        """Returns nothing: the file scores whole samples."""
+        return None
+
+
+def read_scores(path: Path, column: str | None, n: int) -> np.ndarray | Mapping[int, float]:
+    """Returns the scores of a file, [n] in the window's order or by sample id.
+
+    Raises ConfigError, a sentence, for a file that is none of the kinds above.
+    """
+    try:
+        if (path / BERGSON).exists():
+            return _bergson(path, column)
+        if (path / DATTRI).exists():
+            return _dattri(path, column)
+        if path.suffix == ".npy":
+            return _in_window_order(np.load(path, allow_pickle=False), n, path)
+        if path.suffix == ".csv":
+            return _table(pa_csv.read_csv(path), column, path)
+        if path.suffix == ".parquet":
+            return _table(pa_parquet.read_table(path), column, path)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, RuntimeError) as error:
+        raise ConfigError(f"estimator.path={path} cannot be read: {error}") from error
+    accepted = (
+        f".npy, .csv, .parquet, or a folder with {BERGSON} (bergson) or {DATTRI} (dattri-llm)"
+    )
+    raise refuse("estimator.path", str(path), accepted)
+
+
+def in_order(
+    scores: np.ndarray | Mapping[int, float], sample_ids: np.ndarray, path: Path
+) -> np.ndarray:
+    """Returns the scores of some samples, float64 [N]; those of other samples are left out.
+
+    Raises ConfigError where a sample has no score, or one that is not finite.
+    """
+    if isinstance(scores, np.ndarray):
+        if scores.shape != (n := len(sample_ids),):
+            raise ConfigError(
+                f"estimator.path={path} has {scores.shape} scores; expected {n}, one for each "
+                "sample of the window in stream order"
+            )
+        found = scores.astype(np.float64)
+    else:
+        missing = [int(one) for one in sample_ids if int(one) not in scores]
+        if missing:
+            raise ConfigError(
+                f"estimator.path={path} has no score for {len(missing):,} of {len(sample_ids):,} "
+                f"samples of the window, the first is {missing[0]}; expected one for each"
+            )
+        found = np.array([scores[int(one)] for one in sample_ids], dtype=np.float64)
+    if not np.isfinite(found).all():
+        bad = sample_ids[~np.isfinite(found)]
+        raise ConfigError(
+            f"estimator.path={path}: {len(bad):,} scores are not finite, the first is that of "
+            f"sample {bad[0]}; expected numbers"
+        )
+    return found
+
+
+def _in_window_order(values: np.ndarray, n: int, path: Path) -> np.ndarray:
+    if values.ndim == 2 and 1 in values.shape:
+        values = values.reshape(-1)
+    return values
+
+
+def _table(table: pa.Table, column: str | None, path: Path) -> dict[int, float]:
+    others = [name for name in table.column_names if name != ID]
+    if ID not in table.column_names:
+        raise ValueError(f"it has no column {ID}; it has {', '.join(table.column_names)}")
+    name = column or (others[0] if len(others) == 1 else "score")
+    if name not in others:
+        raise ValueError(
+            f"estimator.column={name} is not in it; expected one of {', '.join(others)}"
+        )
+    ids = table[ID].to_numpy()
+    if len(np.unique(ids)) < len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        raise ValueError(f"sample {values[counts > 1][0]} has several scores")
+    return dict(zip(ids.tolist(), table[name].to_numpy().tolist(), strict=True))
+
+
+def _bergson(folder: Path, column: str | None) -> np.ndarray | dict[int, float]:
+    """Scores of `bergson score`: records (score_i, written_i) for the i-th question."""
+    about = store.read_json(folder / "info.json")
+    if about.get("attribute_tokens"):
+        raise ValueError("it scores single tokens; expected one score for each sample")
+    kind = np.dtype({key: about["dtype"][key] for key in ("names", "formats", "offsets")}
+                    | {"itemsize": about["dtype"]["itemsize"]})  # fmt: skip
+    records = np.fromfile(folder / BERGSON, dtype=kind, count=about["num_rows"])
+    name = column or "score_0"
+    if name not in (kind.names or ()):
+        known = ", ".join(one for one in kind.names or () if one.startswith("score_"))
+        raise ValueError(f"estimator.column={name} is not in it; expected one of {known}")
+    if not records[name.replace("score_", "written_")].all():
+        raise ValueError("some of its scores were never written; expected a finished run")
+    values = records[name].astype(np.float64)
+    numbers = folder / "candidates.npy"
+    if not numbers.exists():
+        return values
+    return dict(zip(np.load(numbers, allow_pickle=False).tolist(), values.tolist(), strict=True))
+
+
+def _dattri(folder: Path, column: str | None) -> dict[int, float]:
+    """Scores of dattri-llm, [rows, questions]; a row is one training sample at one step."""
+    about = store.read_json(folder / "metadata.json")
+    scores = torch.load(folder / DATTRI, weights_only=True).double().numpy()
+    question = int(column) if column else 0
+    total: dict[int, float] = {}
+    for name, value in zip(about["row_train_ids"], scores[:, question].tolist(), strict=True):
+        total[int(name)] = total.get(int(name), 0.0) + value
+    return total
