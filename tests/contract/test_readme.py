@@ -88,6 +88,10 @@ def folder(tmp_path, monkeypatch):
     scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
+    (tmp_path / "bergson-scores").mkdir()
+    (tmp_path / "srun").write_text("")  # the pages may speak of a cluster
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     told = r"`(my_conf/\S+\.yaml)`.*?^```yaml\n(.*?)^```"
     for page in PAGES:
         text = (ROOT / page).read_text("utf-8")
