@@ -310,6 +310,7 @@ class InMemory:
         n_sequences: int | None,
         batch_size: int,
         factors: str = INDEPENDENT,
+        skip: int = 0,
     ) -> Curvature:
         ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
 
@@ -321,7 +322,7 @@ class InMemory:
             return total
 
         return fit_curvature(
-            self.only, self.corpus.rows, ids, blocks, labels, batch_size, in_pieces, factors
+            self.only, self.corpus.rows, ids, blocks, labels, batch_size, in_pieces, factors, skip
         )
 
     def learning_rate(self, step: int) -> float:

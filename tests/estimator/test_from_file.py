@@ -81,9 +81,7 @@ def test_each_sample_gets_its_own_score(tmp_path, write):
 def test_a_column_is_chosen_by_its_name(tmp_path):
     found = read_scores(bergson(tmp_path), "score_1", 4)
     np.testing.assert_array_equal(found, -SCORES)
-    with pytest.raises(
-        ConfigError, match="score_2 is not in it; .* score_0, score_1"
-    ):
+    with pytest.raises(ConfigError, match=r"score_2 is not in it; .* score_0, score_1"):
         read_scores(tmp_path, "score_2", 4)
 
 
