@@ -1,10 +1,10 @@
-"""Mean ablation: what a model does when some heads or modules always say the same.
+"""Mean ablation: running a model with the output of some heads or modules held constant.
 
-What an output map of a layer reads (of attention: the outputs z of all heads; of an MLP: the
+The input of a layer's output map (of attention: the outputs z of all heads; of an MLP: the
 activation of its neurons) is replaced at every position by its mean over the tokens of a reference
-text, for some heads or whole. The means are the whole model's. The map is linear, so that what it
-adds to the residual stream for them is then a constant, the mean of what it added, and the later
-layers see that constant.
+text, for some heads or as a whole. The means are those of the intact model. Because the map is
+linear, the contribution to the residual stream becomes its own mean, a constant, which the later
+layers read.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Place = tuple[str, slice]
 
 
 def head_place(architecture: Architecture, head: HeadId) -> Place:
-    """Where a head's output is read."""
+    """Returns the place at which a head's output is read."""
     tap = architecture.head_blocks(head.layer)["o"].input
     return tap.module, features(tap, head.head)
 
 
 def module_place(architecture: Architecture, layer: int, part: str) -> Place:
-    """Where a layer's whole `attention` or `mlp` goes through its output map."""
+    """Returns the place where a layer's whole `attention` or `mlp` enters its output map."""
     if part == "attention":
         return head_place(architecture, HeadId(layer, 0))[0], slice(None)
     return architecture.neuron_blocks(layer)["out"].input.module, slice(None)
@@ -42,9 +42,9 @@ def module_place(architecture: Architecture, layer: int, part: str) -> Place:
 def mean_inputs(
     model: PreTrainedModel, places: Iterable[Place], chunks: Iterable[Tensor]
 ) -> dict[str, Tensor]:
-    """Mean over all tokens of the whole input of each place's map, [features] by path.
+    """Returns the mean over all tokens of each map's whole input, [features] by path.
 
-    `chunks` are token rows [n, T] that go through the model together.
+    `chunks` are token rows [n, T] that are run together.
     """
     paths = list(dict.fromkeys(path for path, _ in places))
     total = dict.fromkeys(paths, torch.zeros((), dtype=torch.float64))
@@ -60,7 +60,7 @@ def mean_inputs(
 def ablated(
     model: PreTrainedModel, places: Iterable[Place], means: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Within, the maps read `means` (`mean_inputs`) at these places."""
+    """Makes the maps read `means` (`mean_inputs`) at these places inside the block."""
     of_path: dict[str, list[slice]] = defaultdict(list)
     for path, part in places:
         of_path[path].append(part)

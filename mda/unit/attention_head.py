@@ -49,18 +49,18 @@ class AttentionHeads:
             self.measured = OwnAttention(arch, tokens, metric_function(probe.target), probe.length)
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
-        """Nothing: every curve has the metrics of all heads."""
+        """Returns nothing, because every curve has the metrics of all heads."""
         return {}
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
-        """Nothing: every curve has the metrics of all heads."""
+        """Returns nothing, because every curve has the metrics of all heads."""
         return {}
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
-        """All heads, and the mechanism of `names`; that alone where heads attend, each for itself.
+        """Returns all heads and the mechanism of `names`, or the mechanism alone.
 
-        The gradient of a mechanism's attention is another one than that of any of its heads, in
-        the very blocks of theirs.
+        The mechanism is alone where each head's own attention is measured: the gradient of its
+        attention differs from that of each of its heads in the same blocks.
         """
         units = [
             Unit(str(HeadId(layer, head)), tuple(Part(b, head) for b in blocks.values()))
@@ -73,7 +73,7 @@ class AttentionHeads:
         return [mechanism] if isinstance(self.measured, OwnAttention) else [*units, mechanism]
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
-        """Gradients in the blocks that these units own."""
+        """Returns gradients in the blocks that these units own."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))
         if isinstance(self.measured, TokenObjective):
             return self.measured.gradients(model, blocks)
@@ -84,7 +84,10 @@ class AttentionHeads:
         return self.measured.own_gradients(model, own)
 
     def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """The metric of a head on the probe's random tokens, of a mechanism its heads' mean."""
+        """Returns the metric of a head on the probe's random tokens.
+
+        Of a mechanism, its heads' mean.
+        """
         names = members if name == "mechanism" else [name]
         heads, length = [HeadId.parse(one) for one in names], self.settings.probe.length
         metric, tokens_MT = metric_function(self.settings.metric), self.metric_tokens_MT
@@ -98,7 +101,7 @@ class AttentionHeads:
         return measurement
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
-        """f_probe of each unit; the mechanism's is the mean of its heads'."""
+        """Returns f_probe of each unit; the mechanism's is the mean of its heads'."""
         if isinstance(self.measured, TokenObjective):
             return torch.full((len(units),), self.measured.value(model), dtype=torch.float64)
         values_LH = self.measured.values(model)
@@ -114,7 +117,7 @@ class AttentionHeads:
 
 
 def _mechanism(units: Sequence[Unit]) -> list[HeadId]:
-    """The heads of the mechanism among the units, if there is one."""
+    """Returns the heads of the mechanism among the units, if there is one."""
     parts = [part for unit in units if unit.name == "mechanism" for part in unit.parts]
     heads = (HeadId(int(part.block.name[1:].partition(".")[0]), part.row) for part in parts)
     return list(dict.fromkeys(heads))
@@ -131,7 +134,7 @@ class OwnAttention:
 
     @torch.no_grad()
     def values(self, model: PreTrainedModel) -> Tensor:
-        """The metric of every head, its mean over sequences, float64 [L, H]."""
+        """Returns the metric of every head, its mean over sequences, float64 [L, H]."""
         total = torch.zeros(self.architecture.n_layers, self.architecture.n_heads).double()
         for tokens in self._chunks(model):
             with frozen(model), PlainAttention(keep=True) as attention:
@@ -142,10 +145,10 @@ class OwnAttention:
     def own_gradients(
         self, model: PreTrainedModel, blocks: Mapping[int, ParameterBlock]
     ) -> dict[ParameterBlock, Tensor]:
-        """Gradient of the metric of each head's OWN attention in its own W_Q and W_K, by layer.
+        """Returns the gradient of each head's OWN metric in its own W_Q and W_K, by layer.
 
-        Each head is differentiated by itself: heads of a group share their key, and norms that
-        span the projection let one head's query see the others'.
+        Each head is differentiated by itself, because heads of a group share their key, and because
+        of norms that span the projection, where one head's query depends on the others'.
         """
         found: dict[ParameterBlock, Tensor] = {}
         for tokens in self._chunks(model):
@@ -167,7 +170,7 @@ class OwnAttention:
     def joint_gradients(
         self, model: PreTrainedModel, heads: Sequence[HeadId], blocks: Sequence[ParameterBlock]
     ) -> dict[ParameterBlock, Tensor]:
-        """Gradient of the mean metric of some heads in any blocks, also of lower layers."""
+        """Returns the gradient of some heads' mean metric in any blocks, lower layers included."""
         found: dict[ParameterBlock, Tensor] = {}
         for tokens in self._chunks(model):
             tape = record(model, tokens, modules_of(blocks), patterns=True)
@@ -180,7 +183,7 @@ class OwnAttention:
         return found
 
     def _share(self, pattern_BHTT: Tensor) -> Tensor:
-        """What these sequences add to the means of a layer's heads, [H]."""
+        """Returns the contribution of these sequences to the means of a layer's heads, [H]."""
         return self.metric(pattern_BHTT, self.length).sum(0) / len(self.tokens_MT)
 
     def _chunks(self, model: PreTrainedModel):

@@ -1,4 +1,4 @@
-"""Tensors of parameter blocks: where they lie in the model, gradients, and inner products.
+"""Tensors of parameter blocks: their place in the model, gradients, and inner products.
 
 A block's tensors have a leading owner dimension, [H, I, J]: weights, gradients, curvature and
 directions of all heads or neurons of a layer lie in one tensor. Several units may share a whole
@@ -24,7 +24,7 @@ Products = Callable[[Capture, ParameterBlock, Tensor], Tensor]
 
 
 def gather(block: ParameterBlock, tensors: Mapping[str, Tensor]) -> Tensor:
-    """A block's weights [H, I, J] as a copy, from tensors named and shaped like parameters.
+    """Returns a block's weights [H, I, J], copied from tensors named and shaped like parameters.
 
     `tensors` are the parameters themselves, their gradients, or an optimizer's second moments.
     """
@@ -58,21 +58,21 @@ def add_to(
 
 
 def _weight(tap: Tap, tensors: Mapping[str, Tensor]) -> Tensor:
-    """A view of the weight of a tap's module, [outputs, inputs]."""
+    """Returns a view of the weight of a tap's module, [outputs, inputs]."""
     weight = tensors[f"{tap.module}.weight"]
     return weight.T if tap.transposed else weight
 
 
 def features(tap: Tap, owner: int) -> slice:
-    """Where one owner's features lie among those of the tap's module."""
+    """Returns the place of one owner's features among those of the tap's module."""
     start = tap.start + (owner // tap.repeat % tap.groups) * tap.stride
     return slice(start, start + tap.size)
 
 
 def shared_owners(parts: Iterable[tuple[ParameterBlock, int]]) -> tuple[int, int] | None:
-    """Two owners of a block that have some of its parameters in common, if there are such.
+    """Returns two owners of a block that share some of its parameters, or None.
 
-    Heads of a group do under grouped-query attention: the group's keys and values.
+    Under grouped-query attention, the heads of a group share its keys and values.
     """
     of_block: dict[ParameterBlock, list[int]] = {}
     for block, owner in parts:
@@ -86,12 +86,12 @@ def shared_owners(parts: Iterable[tuple[ParameterBlock, int]]) -> tuple[int, int
 
 
 def block_gradients(captured: Capture, block: ParameterBlock) -> Tensor:
-    """Gradient of the batch's objective with respect to a block, [H, I, J]: sum_bt x_bt dy_bt^T."""
+    """Returns the batch objective's gradient in a block, [H, I, J]: sum_bt x_bt dy_bt^T."""
     return outer_sum(captured.x(block), captured.dy(block))
 
 
 def outer_sum(x_BTGI: Tensor, dy_BTGJ: Tensor) -> Tensor:
-    """sum_bt x_bt dy_bt^T for each owner, [H, I, J]; G is 1 where all owners share a tensor."""
+    """Returns sum_bt x_bt dy_bt^T for each owner, [H, I, J]; G is 1 for a shared tensor."""
     x_RGI, dy_RGJ = x_BTGI.flatten(0, 1), dy_BTGJ.flatten(0, 1)
     if x_RGI.shape[1] == 1:
         return torch.einsum("ri,rhj->hij", x_RGI[:, 0], dy_RGJ)
@@ -101,11 +101,11 @@ def outer_sum(x_BTGI: Tensor, dy_BTGJ: Tensor) -> Tensor:
 
 
 def token_products(captured: Capture, block: ParameterBlock, direction_RIJ: Tensor) -> Tensor:
-    """<direction of row r, x_t dy_t^T> for every token, [B, T, R].
+    """Returns <direction of row r, x_t dy_t^T> for every token, [B, T, R].
 
     The sum over t is the inner product of the direction with the sequence's gradient, which is
-    never formed: <P, x dy^T> = (x P) . dy, the gradient applied to what the direction would add
-    to the outputs; or x . (P dy), where the outputs are shared by all owners.
+    never formed: <P, x dy^T> = (x P) . dy, the gradient applied to the change of the outputs along
+    the direction; or x . (P dy), where the outputs are shared by all owners.
     """
     direction_RIJ = direction_RIJ.to(captured.losses_B)
     x_BTGI, dy_BTGJ = captured.x(block), captured.dy(block)
@@ -121,7 +121,7 @@ def token_products(captured: Capture, block: ParameterBlock, direction_RIJ: Tens
 
 
 def sequence_products(captured: Capture, block: ParameterBlock, direction_RIJ: Tensor) -> Tensor:
-    """`token_products` summed over tokens, [B, R].
+    """Returns `token_products` summed over tokens, [B, R].
 
     Where several rows share a whole module, the sequence's gradient is formed once for all.
     """
@@ -134,17 +134,17 @@ def sequence_products(captured: Capture, block: ParameterBlock, direction_RIJ: T
 
 @dataclass(frozen=True)
 class Directions:
-    """P = M grad f for every unit, block by block: what a sample's gradient is multiplied with.
+    """P = M grad f for every unit, block by block: the factor of a sample's gradient.
 
-    Units may be of several kinds; `groups` has for each kind its units and the tensors in which
-    their `parts` point to rows.
+    Units may be of several kinds; `groups` has for each kind its units and the tensors whose rows
+    their `parts` index.
     """
 
     groups: tuple[tuple[tuple[Unit, ...], BlockTensors], ...]
 
     @classmethod
     def of(cls, units: Sequence[Unit], blocks: BlockTensors) -> Directions:
-        """Directions of units of one kind."""
+        """Returns the directions of units of one kind."""
         return cls(((tuple(units), blocks),))
 
     def __add__(self, other: Directions) -> Directions:
@@ -161,7 +161,7 @@ class Directions:
         return list(dict.fromkeys(block for _, tensors in self.groups for block in tensors))
 
     def of_unit(self, name: str) -> Directions:
-        """The direction of one unit alone."""
+        """Returns the direction of one unit alone."""
         return Directions(tuple(
             ((unit,), {block: t for block, t in tensors.items() if block in dict(unit.parts)})
             for units, tensors in self.groups
@@ -170,9 +170,9 @@ class Directions:
         ))  # fmt: skip
 
     def tangents(self, unit: Unit, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The unit's direction as a change of the model's parameters, by their names.
+        """Returns the unit's direction as a change of the model's parameters, by name.
 
-        `weights` are the parameters; those that the unit owns nothing of are left out.
+        `weights` are the parameters; those in which the unit owns nothing are left out.
         """
         found: dict[str, Tensor] = {}
         for units, tensors in self.groups:
@@ -187,11 +187,11 @@ class Directions:
         return found
 
     def sequence_influence(self, captured: Capture) -> Tensor:
-        """-<P_u, grad L(z)> for every sequence and unit, [B, U]."""
+        """Returns -<P_u, grad L(z)> for every sequence and unit, [B, U]."""
         return self._combine(captured, sequence_products)
 
     def token_influence(self, captured: Capture) -> Tensor:
-        """What each token adds to it, [B, T, U]."""
+        """Returns each token's contribution to `sequence_influence`, [B, T, U]."""
         return self._combine(captured, token_products)
 
     def _combine(self, captured: Capture, products: Products) -> Tensor:
@@ -217,7 +217,7 @@ class Directions:
 def index_of(
     units: Sequence[Unit], blocks: Iterable[ParameterBlock]
 ) -> dict[ParameterBlock, tuple[Tensor, Tensor]]:
-    """For each block the units that own a row of it, by their place, and these rows.
+    """Returns for each block the positions of the units that own a row of it, and these rows.
 
     A part in another block is left out: the unit's direction is zero there.
     """

@@ -1,12 +1,12 @@
-"""The one capture pass: a forward and a backward from which every block's gradients follow.
+"""The capture pass: one forward and one backward, from which every block's gradients follow.
 
-The gradient of a loss with respect to a linear map y = x @ W is sum_t x_t dy_t^T, where dy_t is
-the gradient with respect to the map's output at position t. So it is enough to keep input and
-output gradient of the linear maps that the wanted blocks lie in: per-sample, per-token gradients
-of every head, neuron or module are products of what is kept. All of the path from a unit to the
-loss counts, later layers included; nothing on it is detached. Parameters are frozen, so that no
-weight gradient is computed, and outputs that nothing captured lies below are leaves, so that the
-backward pass stops there.
+The gradient of a loss with respect to a linear map y = x @ W is sum_t x_t dy_t^T, where dy_t is the
+gradient with respect to the map's output at position t. So it is enough to keep the input and the
+output gradient of the linear maps that contain the wanted blocks: per-sample, per-token gradients
+of every head, neuron or module are products of these. The whole path from a unit to the loss
+counts, later layers included; nothing on it is detached. Parameters are frozen, so no weight
+gradient is computed. The outputs of the lowest captured maps are leaves, so the backward pass stops
+there.
 
 Convention: a sequence's loss is the MEAN over its tokens, and gradients are those of the SUM over
 the sequences of the batch, so that each sequence has its own gradient whatever the batch.
@@ -29,7 +29,7 @@ from mda.types import ParameterBlock, Tap
 
 @dataclass(frozen=True)
 class Capture:
-    """What one batch's linear maps saw: their inputs and the gradients of their outputs.
+    """The inputs of one batch's linear maps and the gradients of their outputs.
 
     By module path, [B, T, features]; and the mean token loss of each sequence in nats, [B].
     """
@@ -39,15 +39,15 @@ class Capture:
     losses_B: Tensor
 
     def x(self, block: ParameterBlock) -> Tensor:
-        """A block's inputs [B, T, G, I]; G is H, or 1 where all owners share them.
+        """Returns a block's inputs [B, T, G, I]; G is H, or 1 where all owners share them.
 
-        With the block's bias there is a column of ones.
+        A block with a bias has a column of ones.
         """
         x = block.input.of(self.inputs[block.input.module])
         return torch.cat((x, torch.ones_like(x[..., :1])), -1) if block.bias else x
 
     def dy(self, block: ParameterBlock) -> Tensor:
-        """Gradients of a block's outputs [B, T, G, J]; G is H, or 1 where all share them."""
+        """Returns gradients of a block's outputs [B, T, G, J]; G is H, or 1 where shared by all."""
         return joined(block.outputs, self.output_gradients)
 
 
@@ -63,7 +63,7 @@ class Tape:
     patterns: Sequence[Tensor]  # on the graph: [B, H, T, T] of every layer, where asked for
 
     def gradients(self, of: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
-        """Gradient of sum(weights * of), or of the scalar `of`, at every captured output.
+        """Returns the gradient of sum(weights * of), or of the scalar `of`, at captured outputs.
 
         An output that `of` does not depend on gets a gradient of zero.
         """
@@ -75,7 +75,7 @@ class Tape:
         }
 
     def capture(self, gradients: Mapping[str, Tensor], losses_B: Tensor | None = None) -> Capture:
-        """This pass's inputs together with gradients of its outputs."""
+        """Returns this pass's inputs together with gradients of its outputs."""
         losses = self.hidden_BTD.new_zeros(len(self.hidden_BTD)) if losses_B is None else losses_B
         return Capture(self.inputs, gradients, losses)
 
@@ -87,12 +87,12 @@ def record(
     watch: Iterable[str] = (),
     patterns: bool = False,
 ) -> Tape:
-    """Forward pass that keeps what these linear maps see, with a graph from the lowest upwards.
+    """Yields a forward pass that keeps the inputs of these maps, with a graph from the lowest up.
 
     `watch` names modules whose outputs are kept on the graph besides, such as whole layers; with
     `patterns` so are the attention patterns, from attention that is written out (`PlainAttention`).
     Parameters are frozen and dropout is off during the pass; both are restored. Raises ValueError
-    for no modules at all or a path that the model does not have.
+    for no modules or a path that the model does not have.
     """
     wanted = list(dict.fromkeys(modules))
     if not wanted:
@@ -144,7 +144,7 @@ def capture(
     uniforms_BT: Tensor | None = None,
     skip: int = 0,
 ) -> Capture:
-    """Gradients of sum_bt w_bt l_bt for a batch of token rows [B, S], S = T + 1.
+    """Returns gradients of sum_bt w_bt l_bt for a batch of token rows [B, S], S = T + 1.
 
     l_bt is the next-token loss in nats at position t. `weights_BT` defaults to 1 / T, the mean
     over tokens, summed over sequences. With `uniforms_BT` the labels are drawn from the model
@@ -174,19 +174,19 @@ def capture(
 
 
 def joined(taps: tuple[Tap, ...], tensors: Mapping[str, Tensor]) -> Tensor:
-    """The owners' features of several modules side by side, [.., G, sum of sizes]."""
+    """Returns the owners' features of several modules side by side, [.., G, sum of sizes]."""
     parts = [tap.of(tensors[tap.module]) for tap in taps]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def modules_of(blocks: Iterable[ParameterBlock]) -> list[str]:
-    """Paths of the modules that these blocks lie in, each once."""
+    """Returns the paths of the modules that contain these blocks, each once."""
     return list(dict.fromkeys(path for block in blocks for path in block.modules))
 
 
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Within, no parameter wants a gradient and dropout is off."""
+    """Turns off parameter gradients and dropout inside the block."""
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.eval().requires_grad_(False)
@@ -202,7 +202,7 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
 def module_inputs(
     model: PreTrainedModel, inputs_BT: Tensor, modules: Iterable[str]
 ) -> dict[str, Tensor]:
-    """What these modules read in a forward pass without gradients, by path."""
+    """Returns the inputs of these modules in a forward pass without gradients, by path."""
     found: dict[str, Tensor] = {}
 
     def keep(path: str):

@@ -1,4 +1,7 @@
-"""What a kind of unit is, and what it is made from. One file of this package holds one kind."""
+"""The protocol of a kind of unit, and the materials that it is built from.
+
+One file of this package holds one kind.
+"""
 
 from __future__ import annotations
 
@@ -24,69 +27,72 @@ Measurement = Callable[[PreTrainedModel], Tensor]
 
 
 class UnitKind(Protocol):
-    """Units of one kind: which there are, how far each has emerged, what is differentiated."""
+    """Units of one kind: their names, metrics, measurements and gradients."""
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
-        """The metric of every unit that could be traced, by name."""
+        """Returns the metric of every unit that can be traced, by name."""
         ...
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
-        """The metric of some units: what their curves show."""
+        """Returns the metric of some units, as in their curves."""
         ...
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
-        """Everything that is scored in one pass when these units were found, strongest first.
+        """Returns all units that are scored in one pass with the units found, strongest first.
 
         With `together` the units found count as one more, called `mechanism`.
         """
         ...
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
-        """Gradient of each unit's measurement in its own blocks, [R, I, J]; none where it is 0."""
+        """Returns each unit's gradient of the measurement in its own blocks, [R, I, J].
+
+        Blocks where the gradient is 0 are left out.
+        """
         ...
 
     def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """What `unrolled` differentiates of a unit: its metric, or else its measurement.
+        """Returns what `unrolled` differentiates for a unit: its metric, else its measurement.
 
         `members` are the units of which a mechanism is made.
         """
         ...
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
-        """f_probe of each unit, float64 [U]."""
+        """Returns f_probe of each unit, float64 [U]."""
         ...
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What kinds are made from: the corpus, the model's layout, and a sparse autoencoder."""
+    """The inputs of a kind: the corpus, the model's layout, and a sparse autoencoder."""
 
     corpus: Corpus
     architecture: Architecture
     sae: Sae | None = None  # of a kind whose settings say `reads_sae`
 
     def probabilities(self, distribution: str) -> Tensor:
-        """What random tokens are drawn from, float64 [V]."""
+        """Returns the distribution of random tokens, float64 [V]."""
         return token_distribution(self.corpus.counts, self.corpus.special_ids, distribution)
 
     def metric_ids(self) -> np.ndarray:
-        """Held-out samples on which metrics are taken: every second one."""
+        """Returns the held-out samples on which metrics are taken: every second one."""
         return _halves(self.corpus)[0]
 
     def measurement_ids(self) -> np.ndarray:
-        """Held-out samples on which measurements are taken: the others."""
+        """Returns the held-out samples on which measurements are taken: the others."""
         return _halves(self.corpus)[1]
 
     def with_label(self, ids: np.ndarray, label: str) -> np.ndarray:
-        """Which of some samples have a label, bool [n].
+        """Returns which of some samples have a label, bool [n].
 
-        Raises ValueError where none or all have it: nothing can be told apart then.
+        Raises ValueError where none or all have it, since there is no contrast.
         """
         return _with_label(self.corpus, ids, label)
 
 
 def check_label(corpus: Corpus, label: str) -> None:
-    """Raise ValueError for a label that tells no held-out samples apart."""
+    """Raises ValueError for a label that no or all held-out samples have."""
     for ids in _halves(corpus):
         _with_label(corpus, ids, label)
 
@@ -109,7 +115,7 @@ def _with_label(corpus: Corpus, ids: np.ndarray, label: str) -> np.ndarray:
 
 
 def joint(units: Sequence[Unit], names: Sequence[str]) -> Unit:
-    """Several units as one, `mechanism`: it owns all that they own."""
+    """Returns several units as one, `mechanism`, which owns all that they own."""
     chosen = {unit.name: unit for unit in units}
     parts = (part for name in names for part in chosen[name].parts)
     return Unit("mechanism", tuple(dict.fromkeys(parts)))

@@ -1,4 +1,4 @@
-"""How well an activation tells one class of held-out text from the rest: metric and measurement.
+"""Separation of one class of held-out text from the rest by an activation: metric and measurement.
 
 Metric: the area under the ROC curve (ROC AUC), the probability that the activation at a random
 token of the class is above that at a random token of the others, ties counting half; .5 is chance.
@@ -29,19 +29,23 @@ Id = TypeVar("Id")
 
 @dataclass(frozen=True)
 class LabelledText:
-    """Held-out rows [M, T + 1] and which of them have the label, [M]."""
+    """Held-out rows [M, T + 1], and the mask of those with the label, [M]."""
 
     tokens_MS: Tensor
     has_label_M: Tensor
 
     @classmethod
     def draw(cls, materials: Materials, label: str, ids: np.ndarray) -> LabelledText:
-        """These samples' text. Raises ValueError where the label tells nothing apart."""
+        """Returns these samples' text.
+
+        Raises ValueError for a label that none or all have. Raises ValueError where the label tells
+        nothing apart.
+        """
         has = materials.with_label(ids, label)
         return cls(materials.corpus.rows(ids), torch.from_numpy(has))
 
     def chunks(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Input tokens [B, T] and contrast weights [B, T], some rows at a time.
+        """Yields input tokens [B, T] and contrast weights [B, T], some rows at a time.
 
         The weights are 1 / n at the n tokens of the class and -1 / n' at the n' others.
         """
@@ -60,10 +64,11 @@ class LabelledText:
         ids: Sequence[Id],
         activations: Callable[[Tensor, Sequence[Id]], Tensor],
     ) -> np.ndarray:
-        """ROC AUC of each of `ids`, [U]; `activations` are those of some of them, [B, T, U].
+        """Returns the ROC AUC of each of `ids`, [U].
 
-        The model reads the text anew for every `KEPT` activations: those of all features of an
-        autoencoder on long sequences fit into no memory.
+        `activations` returns those of some of them, [B, T, U]. The model is run again for every
+        `KEPT` activations, because those of all features of an autoencoder on long sequences do not
+        fit into memory.
         """
         is_positive_N = self.has_label_M.repeat_interleave(self.tokens_MS.shape[1] - 1).numpy()
         found, size = np.empty(len(ids)), max(1, KEPT // len(is_positive_N))
@@ -81,7 +86,7 @@ class LabelledText:
 def contrast(
     model: PreTrainedModel, text: LabelledText, activation: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The measurement as a differentiable scalar; `activation` runs the model on [B, T] tokens."""
+    """Returns the measurement as a differentiable scalar; `activation` runs on [B, T] tokens."""
     parts = [
         (activation(inputs_BT) * weights_BT.to(model.dtype)).sum()
         for inputs_BT, weights_BT in text.chunks(model.device)
@@ -90,7 +95,10 @@ def contrast(
 
 
 def roc_auc(activations_NU: np.ndarray, is_positive_N: np.ndarray) -> np.ndarray:
-    """ROC AUC of every column, [U]: the Mann-Whitney U of the ranks over n_pos * n_neg."""
+    """Returns the ROC AUC of every column, [U].
+
+    It is the Mann-Whitney U of the ranks over n_pos * n_neg.
+    """
     n_positive = int(is_positive_N.sum())
     n_negative = len(is_positive_N) - n_positive
     found = np.empty(activations_NU.shape[1])

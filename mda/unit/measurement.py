@@ -1,4 +1,4 @@
-"""Measurements (f_probe) that are sums of weighted token losses, and the seeded tokens they ask on.
+"""Measurements (f_probe) that are sums of weighted token losses, and their seeded tokens.
 
 `copy`   log-probability of the token that followed the first time, in nats: the MEAN over all
          positions of every copy after the first, and over sequences. (The paper sums; that is
@@ -7,8 +7,8 @@
 
 Both are one number for the whole model, shared by all units. The position matters (the copy probe
 of the authors' release is off by one): with a prefix of P tokens, position t >= P holds the same
-token as t - P, the token that followed it is at t - P + 1, and the logits at t are those of token
-t + 1. The rows are therefore P * repeats tokens and the first token once more, so that the last
+token as t - P, the token that followed it is at t - P + 1, and the logits at t are those of token t
++ 1. The rows are therefore P * repeats tokens and the first token once more, so that the last
 position has its target as well.
 """
 
@@ -38,7 +38,7 @@ class TokenObjective:
     weights_MT: Tensor  # float64
 
     def chunks(self, model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
-        """Tokens and weights on the model's device, some rows at a time."""
+        """Yields tokens and weights on the model's device, some rows at a time."""
         pairs = zip(self.tokens_MS.split(CHUNK), self.weights_MT.split(CHUNK), strict=True)
         yield from (
             (tokens.to(model.device), weights.to(model.device)) for tokens, weights in pairs
@@ -46,7 +46,7 @@ class TokenObjective:
 
     @torch.no_grad()
     def value(self, model: PreTrainedModel) -> float:
-        """f at this model."""
+        """Returns f at this model."""
         total = 0.0
         with frozen(model):
             for tokens, weights in self.chunks(model):
@@ -56,7 +56,7 @@ class TokenObjective:
         return total
 
     def differentiable(self, model: PreTrainedModel) -> Tensor:
-        """f with a graph to the parameters, a second time if need be."""
+        """Returns f with a graph to the parameters that can be differentiated twice."""
         parts = []
         for tokens, weights in self.chunks(model):
             losses = plain_losses(model, tokens)
@@ -66,9 +66,9 @@ class TokenObjective:
     def gradients(
         self, model: PreTrainedModel, blocks: Sequence[ParameterBlock]
     ) -> dict[ParameterBlock, Tensor]:
-        """grad f in each block, [H, I, J]: one forward and backward serve all of them.
+        """Returns grad f in each block, [H, I, J], by one forward and backward for all of them.
 
-        A unit's gradient includes all the model has downstream of it.
+        A unit's gradient includes all paths downstream of it.
         """
         found: dict[ParameterBlock, Tensor] = {}
         for tokens, weights in self.chunks(model):
@@ -86,7 +86,7 @@ def add(total: dict[ParameterBlock, Tensor], block: ParameterBlock, part: Tensor
 def copy_objective(
     probabilities_V: Tensor, *, n: int, length: int, repeats: int = 2, seed: int
 ) -> TokenObjective:
-    """The copy measurement on `n` sequences of `length` random tokens, repeated.
+    """Returns the copy measurement on `n` sequences of `length` random tokens, repeated.
 
     Weights are -1 / (number of positions after the first copies) there and 0 in the first copy.
     Raises ValueError for no sequence, fewer than two tokens or fewer than two copies.
@@ -101,7 +101,7 @@ def copy_objective(
 
 
 def label_objective(tokens_MS: Tensor) -> TokenObjective:
-    """The label measurement: mean log-probability of these rows' tokens, in nats."""
+    """Returns the label measurement: mean log-probability of these rows' tokens, in nats."""
     n_tokens = len(tokens_MS) * (tokens_MS.shape[1] - 1)
     shape = len(tokens_MS), tokens_MS.shape[1] - 1
     return TokenObjective(tokens_MS, torch.full(shape, -1 / n_tokens, dtype=torch.float64))
@@ -110,7 +110,7 @@ def label_objective(tokens_MS: Tensor) -> TokenObjective:
 def attention_tokens(
     probabilities_V: Tensor, *, n: int, length: int, repeats: int = 1, seed: int
 ) -> Tensor:
-    """Random tokens [n, length * repeats] on which attention itself is measured."""
+    """Returns random tokens [n, length * repeats] for metrics of attention."""
     _at_least("previous_token", n=(n, 1), length=(length, 2), repeats=(repeats, 1))
     generator = torch.Generator().manual_seed(seed)
     return repeated_tokens(probabilities_V, n, length, repeats=repeats, generator=generator)

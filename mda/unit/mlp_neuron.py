@@ -1,8 +1,8 @@
-"""MLP neurons as units: those whose activation tells one class of text from the others.
+"""MLP neurons as units: those whose activation separates one class of text from the others.
 
-A neuron owns its column (and bias) of the input matrix, of the gate too where there is one, and
-its row of the output matrix. Its measurement is its own activation, which the output row does not
-enter: the gradient there is zero, and what a sample does to that row does not count.
+A neuron owns its column (and bias) of the input matrix, of the gate too where there is one, and its
+row of the output matrix. Its measurement is its own activation, which does not depend on the output
+row: the gradient there is zero, and a sample's effect on that row does not count.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class MlpNeurons:
         self.measured_text = LabelledText.draw(materials, label, materials.measurement_ids())
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
-        """ROC AUC of every neuron of the layers."""
+        """Returns ROC AUC of every neuron of the layers."""
         names = [self._name(at, n) for at in self.layers for n in range(self.architecture.d_ff)]
         return self.metrics(model, names)
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
-        """ROC AUC of some neurons."""
+        """Returns ROC AUC of some neurons."""
         wanted = [parse(name) for name in names]
 
         def activations(inputs_BT: Tensor, some: Sequence[tuple[int, int]]) -> Tensor:
@@ -52,7 +52,7 @@ class MlpNeurons:
         return dict(zip(names, auc.tolist(), strict=True))
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
-        """Every neuron of the layers."""
+        """Returns every neuron of the layers."""
         return [
             Unit(self._name(layer, n), tuple(Part(block, n) for block in blocks.values()))
             for layer, blocks in self.blocks.items()
@@ -60,7 +60,7 @@ class MlpNeurons:
         ]
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
-        """Gradient of each neuron's contrast in its own input weights, layer by layer."""
+        """Returns the gradient of each neuron's contrast in its own input weights, by layer."""
         found: dict[ParameterBlock, Tensor] = {}
         layers = sorted({parse(unit.name)[0] for unit in units})
         for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
@@ -80,7 +80,7 @@ class MlpNeurons:
         return found
 
     def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """The difference of mean activation: ROC AUC has no gradient."""
+        """Returns the difference of mean activation, as the ROC AUC has no gradient."""
         layer, neuron = parse(name)
         path = self.architecture.neuron_activation(layer)
 
@@ -101,7 +101,7 @@ class MlpNeurons:
         return measurement
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
-        """Difference of mean activation of each neuron, float64 [U]."""
+        """Returns the difference of mean activation of each neuron, float64 [U]."""
         wanted = [parse(unit.name) for unit in units]
         paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in wanted}}
         total = torch.zeros(len(units), dtype=torch.float64)
@@ -120,7 +120,10 @@ class MlpNeurons:
 
 
 def parse(name: str) -> tuple[int, int]:
-    """`L2N417` -> (2, 417). Raises ValueError for anything else."""
+    """Parses `L2N417` to (2, 417).
+
+    Raises ValueError for anything else. Raises ValueError for anything else.
+    """
     if not (match := re.fullmatch(r"L(\d+)N(\d+)", name)):
         raise ValueError(f"{name!r} names no neuron; write it like L2N417")
     return int(match[1]), int(match[2])

@@ -1,8 +1,8 @@
 """Whole modules as units: a layer's attention, its MLP, or both.
 
-Metric: what the model loses without the module, in nats of the measurement: f minus f with the
-module's output replaced by its mean over the same tokens (`mda.unit.ablation`). Measurement: `copy`
-or `label`, see `mda.unit.measurement`.
+Metric: the loss of the measurement without the module, in nats: f minus f with the module's output
+replaced by its mean over the same tokens (`mda.unit.ablation`). Measurement: `copy` or `label`, see
+`mda.unit.measurement`.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class Modules:
         return label_objective(materials.corpus.rows(rows))
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
-        """What the model loses without each module."""
+        """Returns the loss of the measurement without each module."""
         return self.metrics(model, list(self.members))
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
-        """What the model loses without some of them, in nats."""
+        """Returns the loss of the measurement without some of them, in nats."""
         places = {}
         for name in names:
             layer, parts = self.members[name]
@@ -72,7 +72,7 @@ class Modules:
         return found
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
-        """All modules of the chosen parts."""
+        """Returns all modules of the chosen parts."""
         return [
             Unit(
                 name,
@@ -86,14 +86,14 @@ class Modules:
         ]
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
-        """Gradient of the measurement in every module's blocks."""
+        """Returns the gradient of the measurement in every module's blocks."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))
         return self.measured.gradients(model, blocks)
 
     def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """The measurement, the same for all modules: what ablation costs needs two models."""
+        """Returns the measurement, the same for all modules; ablation needs two models."""
         return self.measured.differentiable
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
-        """The measurement, the same for all."""
+        """Returns the measurement, the same for all."""
         return torch.full((len(units),), self.measured.value(model), dtype=torch.float64)

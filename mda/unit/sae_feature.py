@@ -1,8 +1,8 @@
-"""Features of a sparse autoencoder as units: those that tell one class of text from the others.
+"""Features of a sparse autoencoder as units: those that separate one class of text from the others.
 
 A feature reads an activation of the model; its own parameters are those of the modules that write
 it: for the residual stream after a layer, that layer's attention and MLP, or one of the two. The
-autoencoder itself is fixed: it only says in which direction to look.
+autoencoder itself is fixed and only provides the direction.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ class SaeFeatures:
         ]
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
-        """ROC AUC of every feature."""
+        """Returns ROC AUC of every feature."""
         return self._auc(model, list(range(self.sae.n_features)))
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
-        """ROC AUC of some features."""
+        """Returns ROC AUC of some features."""
         return self._auc(model, [parse(name)[1] for name in names])
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
-        """The features found: each has a direction of its own in the same blocks."""
+        """Returns the features found; each has its own direction in the same blocks."""
         return [
             Unit(name, tuple(Part(block, row) for block in self.blocks))
             for row, name in enumerate(names)
         ]
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
-        """Gradient of each feature's contrast in the blocks, [R, I, J], a row for each unit."""
+        """Returns each feature's gradient of the contrast in the blocks, [R, I, J], a row each."""
         sae, ids = self.sae.to(model.device, model.dtype), [parse(unit.name)[1] for unit in units]
         modules, found = modules_of(self.blocks), {}
         for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
@@ -84,7 +84,7 @@ class SaeFeatures:
         return found
 
     def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """The difference of mean activation: ROC AUC has no gradient."""
+        """Returns the difference of mean activation, as the ROC AUC has no gradient."""
         number = parse(name)[1]
 
         def measurement(model: PreTrainedModel) -> Tensor:
@@ -99,7 +99,7 @@ class SaeFeatures:
         return measurement
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
-        """Difference of mean activation of each feature, float64 [U]."""
+        """Returns the difference of mean activation of each feature, float64 [U]."""
         sae, ids = self.sae.to(model.device, model.dtype), [parse(unit.name)[1] for unit in units]
         total = torch.zeros(len(units), dtype=torch.float64)
         for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
@@ -129,7 +129,7 @@ class SaeFeatures:
 
 
 def _written(hook: Hookpoint) -> Hookpoint:
-    """The hookpoint as something a layer writes: what enters layer L is what L - 1 wrote."""
+    """Returns the hookpoint as an output of a layer: the input of layer L is written by L - 1."""
     if hook.kind != "resid_pre":
         return hook
     if hook.layer == 0:
@@ -138,7 +138,7 @@ def _written(hook: Hookpoint) -> Hookpoint:
 
 
 def _writers(hook: Hookpoint, owners: Sequence[str]) -> list[str]:
-    """Modules of the hookpoint's layer whose parameters count as the feature's own."""
+    """Returns the modules of the hookpoint's layer whose parameters are the feature's own."""
     written_by = {"attn_out": ["attention"], "mlp_out": ["mlp"]}.get(hook.kind, list(owners))
     if not set(written_by) & set(owners):
         raise ValueError(f"hookpoint {hook} is written by {written_by[0]} alone")
@@ -146,7 +146,10 @@ def _writers(hook: Hookpoint, owners: Sequence[str]) -> list[str]:
 
 
 def parse(name: str) -> tuple[int, int]:
-    """`L3F120` -> (3, 120). Raises ValueError for anything else."""
+    """Parses `L3F120` to (3, 120).
+
+    Raises ValueError for anything else. Raises ValueError for anything else.
+    """
     if not (match := re.fullmatch(r"L(\d+)F(\d+)", name)):
         raise ValueError(f"{name!r} names no SAE feature; write it like L3F120")
     return int(match[1]), int(match[2])

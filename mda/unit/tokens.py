@@ -11,7 +11,7 @@ import torch
 def token_distribution(
     counts: np.ndarray, special_ids: Sequence[int], kind: str = "unigram_sqrt"
 ) -> torch.Tensor:
-    """Probability of each token id, float64 [V].
+    """Returns the probability of each token id, float64 [V].
 
     `unigram` follows the corpus' counts, `unigram_sqrt` their square roots (closer to uniform,
     still made of tokens the model knows), `uniform` every token that occurs. Special ids and ids
@@ -31,7 +31,7 @@ def token_distribution(
 def random_tokens(
     probabilities_V: torch.Tensor, n: int, length: int, *, generator: torch.Generator
 ) -> torch.Tensor:
-    """Independent draws, int64 [n, length]."""
+    """Returns independent draws, int64 [n, length]."""
     drawn = torch.multinomial(probabilities_V, n * length, replacement=True, generator=generator)
     return drawn.view(n, length)
 
@@ -44,5 +44,5 @@ def repeated_tokens(
     repeats: int = 2,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Random tokens followed by copies of themselves, int64 [n, repeats * length]."""
+    """Returns random tokens followed by copies of themselves, int64 [n, repeats * length]."""
     return random_tokens(probabilities_V, n, length, generator=generator).repeat(1, repeats)
