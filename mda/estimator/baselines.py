@@ -1,4 +1,4 @@
-"""Scores that are no influence: what an estimator must beat to be worth its cost.
+"""Baseline scores, which an estimator must beat to be worth its cost.
 
 random          independent standard normal numbers
 repetition      information in the tokens that a copy of earlier text predicts; needs no model
@@ -25,7 +25,7 @@ from mda.unit.capture import capture, modules_of
 
 
 class Random:
-    """Scores drawn from a seeded generator: edits of equal size that know nothing."""
+    """Scores drawn from a seeded generator, for edits of equal size without information."""
 
     def __init__(self, settings: RandomConfig) -> None:
         self.settings = settings
@@ -52,12 +52,12 @@ class Random:
 
 
 def mixed_seed(*seeds: int) -> int:
-    """One seed from several, so that no two combinations draw the same; 64 bits."""
+    """Returns one 64-bit seed from several; different combinations give different seeds."""
     return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
 
 
 def random_scores(sample_ids: np.ndarray, n_units: int, seed: int) -> Tensor:
-    """Independent standard normal scores, float32 [N, U]; of a sample's tokens with U = T.
+    """Returns independent standard normal scores, float32 [N, U]; of a sample's tokens with U = T.
 
     A sample's scores depend on seed and sample id only, so that they are the same in every window
     and on any number of processes.
@@ -68,7 +68,7 @@ def random_scores(sample_ids: np.ndarray, n_units: int, seed: int) -> Tensor:
 
 
 class Repetition:
-    """How much of a sample a copier of its earlier text would know."""
+    """Scores the information in a sample that copying from its earlier text predicts."""
 
     def __init__(self, settings: RepetitionConfig) -> None:
         self.settings = settings
@@ -92,17 +92,18 @@ class Repetition:
         )
 
     def target_influence(self, work: Work) -> TokenScorer:
-        """Position t counts what a copier knows of token t + 1."""
+        """Returns the scores of single losses: position t is that of predicting token t + 1."""
         rows, counts = work.corpus.rows, work.corpus.counts
         return lambda ids: torch.from_numpy(repetition(rows(ids).numpy(), counts))
 
 
 def repetition(tokens_BS: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
-    """What a copier of the last two tokens' earlier continuation predicts, in nats, [B, T].
+    """Returns the information predicted by copying what followed the last two tokens, [B, T].
 
-    At position t >= 1 let s < t be the last earlier position with (x[s-1], x[s]) = (x[t-1], x[t]).
-    If there is one and x[s+1] = x[t+1], position t counts -log p(x[t+1]), with p the corpus'
-    unigram distribution: copying a rare token is worth more. Else, and at t = 0, it counts 0.
+    In nats. At position t >= 1 let s < t be the last earlier position with (x[s-1], x[s]) =
+    (x[t-1], x[t]). If there is one and x[s+1] = x[t+1], position t counts -log p(x[t+1]), with p
+    the corpus' unigram distribution: copying a rare token is worth more. Else, and at t = 0, it
+    counts 0.
     """
     tokens = np.asarray(tokens_BS, dtype=np.int64)
     pairs = tokens[:, :-2] * len(counts_V) + tokens[:, 1:-1]  # ends at t = 1 .. T - 1
@@ -119,7 +120,7 @@ def repetition(tokens_BS: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
 
 
 class Loss:
-    """The sample's mean token loss in nats."""
+    """Scores a sample by its mean token loss in nats."""
 
     def __init__(self, settings: LossConfig) -> None:
         self.settings = settings
@@ -147,7 +148,7 @@ class Loss:
 
 
 class GradientNorm:
-    """The norm of the sample's gradient in each unit's own parameters."""
+    """Scores a sample by the norm of its gradient in each unit's own parameters."""
 
     def __init__(self, settings: GradientNormConfig) -> None:
         self.settings = settings
@@ -170,7 +171,7 @@ class GradientNorm:
 def gradient_norms(
     model: PreTrainedModel, rows: Rows, sample_ids: np.ndarray, units: Sequence[Unit], batch: int
 ) -> SampleScores:
-    """||grad L(z)|| over all of a unit's blocks, [N, U], of the mean token loss."""
+    """Returns ||grad L(z)|| over all of a unit's blocks, [N, U], of the mean token loss."""
     blocks: list[ParameterBlock] = list(dict.fromkeys(p.block for u in units for p in u.parts))
     index = index_of(units, blocks)
     values, losses = [], []
@@ -189,5 +190,5 @@ def gradient_norms(
 
 
 def for_all(values_N: Tensor, units: Sequence[Unit]) -> Tensor:
-    """The same score for every unit, [N, U]."""
+    """Returns the same score for every unit, [N, U]."""
     return values_N[:, None].expand(-1, len(units)).contiguous()

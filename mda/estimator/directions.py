@@ -1,4 +1,4 @@
-"""What estimators share whose score is minus a direction times a sample's gradient."""
+"""The base of estimators whose score is minus a direction times a sample's gradient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mda.unit.blocks import Directions
 
 
 class DirectionEstimator(ABC):
-    """An estimator that says where a unit's direction points at a step; all else follows from it.
+    """An estimator defined by a unit's direction at each step.
 
     Scores are summed over the steps, `score(z) = - sum_k <P_k, grad L(z; theta_k)>`.
     """
@@ -37,19 +37,19 @@ class DirectionEstimator(ABC):
 
     @property
     def _skip(self) -> int:
-        """First positions at which what the parameters do is left out."""
+        """The number of first positions at which the effect of the parameters is left out."""
         return getattr(self.settings, "skip_positions", 0)
 
     @abstractmethod
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
-        """The kept checkpoints that it reads."""
+        """Returns the kept checkpoints that it reads."""
 
     @abstractmethod
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """The model at a step, and for each unit what a sample's gradient is multiplied with."""
+        """Returns the model at a step, and each unit's direction P."""
 
     def score(self, work: Work) -> SampleScores:
-        """Scores of every sample; the losses are those at the last step."""
+        """Returns the scores of every sample; the losses are those at the last step."""
         total: SampleScores | None = None
         skip = self._skip
         for step in work.steps:
@@ -68,7 +68,7 @@ class DirectionEstimator(ABC):
         return total
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        """Influence of every token of some samples on the unit that was found, [n, T] float64."""
+        """Returns each token's influence on the found unit for some samples, [n, T] float64."""
         parts, skip = [], self._skip
         for step in work.steps:
             model, directions = self.directions(work, step)
@@ -81,9 +81,9 @@ class DirectionEstimator(ABC):
         return torch.stack(parts).sum(0)
 
     def target_influence(self, work: Work) -> TokenScorer:
-        """What gives the influence of every loss of some samples, [n, T] float64.
+        """Returns a function for the influence of every loss of some samples, [n, T] float64.
 
-        The steps' models are in memory together.
+        The models of all steps are in memory at the same time.
         """
         unit = next(unit for unit in work.units if unit.name == work.found)
         moves, skip = [], self._skip

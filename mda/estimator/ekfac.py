@@ -1,8 +1,8 @@
 """EK-FAC curvature of parameter blocks, in two passes over a subset of the samples.
 
-Pass 1 sums each block's two factors, see `kfac_math`; their eigenvectors are the basis. Pass 2
-sums the squared gradients of single sequences in that basis. Both are plain sums over samples: they
-may be taken in parts, in any order and on any number of processes, and merged.
+Pass 1 sums each block's two factors, see `kfac_math`; their eigenvectors are the basis. Pass 2 sums
+the squared gradients of single sequences in that basis. Both are plain sums over samples: they may
+be taken in parts, in any order and on any number of processes, and merged.
 
 Labels are the model's own (`sampled`: the true Fisher, which for this loss is the Gauss-Newton
 matrix) or the data's (`empirical`). A sampled label depends on seed, sample id and position only,
@@ -10,7 +10,7 @@ so that both passes see the same labels without keeping them.
 
 Gradients are those of a sequence's MEAN token loss l = (1/T) sum_t l_t. With sampled labels the
 tokens' gradients are uncorrelated, so Lambda approximates the Gauss-Newton matrix of l divided by
-T. The damping being relative, this is a factor common to all scores.
+T. As the damping is relative, this is a factor common to all scores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Shards = Callable[[str, PartialSums], Sums]
 
 @dataclass(frozen=True)
 class Labels:
-    """Where the labels of the Fisher come from: `sampled` or `empirical`, and the seed."""
+    """The source of the Fisher's labels, `sampled` or `empirical`, and the seed."""
 
     kind: str = "sampled"
     seed: int = 0
@@ -50,23 +50,23 @@ class Labels:
             raise ValueError(f"labels={self.kind!r}; accepted: sampled, empirical")
 
     def uniforms(self, sample_ids: np.ndarray, length: int) -> Tensor | None:
-        """Uniform numbers for the draw, [B, T]; None where the data's labels are taken."""
+        """Returns uniform numbers for the draw, [B, T], or None for the data's own labels."""
         if self.kind == "empirical":
             return None
         return label_uniforms(self.seed, sample_ids, length)
 
 
 def input_site(block: ParameterBlock, factors: str = INDEPENDENT) -> str:
-    """Name of what A is a moment of: what the block reads, and with it its gradients if they count.
+    """Returns the name of the tensor whose moment A is: the block's input, or with gradients.
 
-    Blocks that read the same have it in common where A is a moment of the inputs alone.
+    Blocks with the same input share it where A is a moment of the inputs alone.
     """
     site = f"in {_text(block.input)}{' +1' if block.bias else ''}"
     return site if factors == INDEPENDENT else f"{site} of {block.name}"
 
 
 def output_site(block: ParameterBlock, factors: str = INDEPENDENT) -> str:
-    """Name of what S is a moment of: what the block writes, and where they count its inputs."""
+    """Returns the name of the tensor whose moment S is: the block's output, or with inputs."""
     site = f"out {' '.join(map(_text, block.outputs))}"
     return site if factors == INDEPENDENT else f"{site} of {block.name}"
 
@@ -85,19 +85,19 @@ class Curvature:
     factors: str = INDEPENDENT  # whose eigenvectors they are, see `kfac_math`
 
     def basis(self, block: ParameterBlock) -> tuple[Tensor, Tensor]:
-        """Q_A and Q_S of a block, [G, I, I] and [G', J, J]."""
+        """Returns Q_A and Q_S of a block, [G, I, I] and [G', J, J]."""
         sites = input_site(block, self.factors), output_site(block, self.factors)
         return self.eigenvectors[sites[0]], self.eigenvectors[sites[1]]
 
     def inverse_times(
         self, blocks: BlockTensors, damping: float, metric: BlockTensors | None = None
     ) -> dict[ParameterBlock, Tensor]:
-        """(H + c mean(Lambda) D / mean(D))^-1 V for each block and owner, float64; c = `damping`.
+        """Returns (H + c mean(Lambda) D / mean(D))^-1 V for each block and owner, float64.
 
-        D is the identity, or the diagonal in the eigenbasis of a diagonal `metric` [H, I, J], such
-        as what Adam divides a gradient by. A block with one owner may have any number of rows
-        [R, I, J]. Raises ValueError for a block that was not fitted, or fitted with other biases,
-        and for rows of some owners only.
+        c is `damping`. D is the identity, or the diagonal in the eigenbasis of a diagonal `metric`
+        [H, I, J], such as the denominators of Adam. A block with one owner may have any number of
+        rows [R, I, J]. Raises ValueError for a block that was not fitted, or fitted with other
+        biases, and for rows of some owners only.
         """
         result = {}
         for block, v_RIJ in blocks.items():
@@ -120,7 +120,7 @@ class Curvature:
 
     @classmethod
     def load(cls, path: Path, factors: str = INDEPENDENT) -> Curvature:
-        """Reads what `save` wrote of a curvature with these factors."""
+        """Reads a file of `save`, of a curvature with these factors."""
         tensors = store.read_safetensors(path)
         parts: dict[str, dict[str, Tensor]] = {"eigenvectors": {}, "eigenvalues": {}}
         for name, tensor in tensors.items():
@@ -130,7 +130,7 @@ class Curvature:
 
 
 def fit_subset(sample_ids: np.ndarray, n: int | None, seed: int) -> np.ndarray:
-    """`n` of the ids, drawn without replacement, in their order; all of them if n is None."""
+    """Returns `n` of the ids, drawn without replacement, in their order; all if n is None."""
     ids = np.asarray(sample_ids)
     if n is None or n >= len(ids):
         return ids
@@ -148,9 +148,9 @@ def fit_curvature(
     factors: str = INDEPENDENT,
     skip: int = 0,
 ) -> Curvature:
-    """Both passes over these samples: at once, or in the parts that `shards` makes of them.
+    """Runs both passes over these samples, at once or in the parts that `shards` makes.
 
-    What the parameters do at the first `skip` positions is left out.
+    The effect of the parameters at the first `skip` positions is left out.
     """
     all_at_once: Shards = lambda _name, sums: sums(np.asarray(sample_ids))  # noqa: E731
     over = shards or all_at_once
@@ -176,9 +176,9 @@ def sum_moments(
     factors: str = INDEPENDENT,
     skip: int = 0,
 ) -> Sums:
-    """Pass 1: sum over samples of A and S at every site, [G, I, I] float64.
+    """Runs pass 1: sums A and S over samples at every site, [G, I, I] float64.
 
-    A site that several blocks use, such as the input of qk and v, is there once.
+    A site that several blocks use, such as the input of qk and v, is stored once.
     """
     sums: Sums = {}
     for ids in batches(sample_ids, batch_size):
@@ -189,7 +189,7 @@ def sum_moments(
 
 
 def _moments(captured: Capture, blocks: Sequence[ParameterBlock], factors: str) -> Sums:
-    """A and S of one batch at every site."""
+    """Returns A and S of one batch at every site."""
     if factors == INDEPENDENT:
         sites = {input_site(block): (Capture.x, block) for block in blocks}
         sites |= {output_site(block): (Capture.dy, block) for block in blocks}
@@ -204,7 +204,10 @@ def _moments(captured: Capture, blocks: Sequence[ParameterBlock], factors: str) 
 
 
 def eigenbasis(moments: Mapping[str, Tensor]) -> Sums:
-    """Eigenvectors of every site, float64. Sums do as well as means: they have the same."""
+    """Returns the eigenvectors of every site, float64; sums have the same ones as means.
+
+    Sums do as well as means: they have the same.
+    """
     return {site: kfac_math.eigenvectors(moment) for site, moment in moments.items()}
 
 
@@ -219,7 +222,7 @@ def sum_squares(
     factors: str = INDEPENDENT,
     skip: int = 0,
 ) -> Sums:
-    """Pass 2: sum over samples of the squared gradient in the basis, [H, I, J] float64."""
+    """Runs pass 2: sums the squared gradients of samples in the basis, [H, I, J] float64."""
     basis = {site: q.to(model.device, model.dtype) for site, q in basis.items()}
     sums: Sums = {}
     for ids in batches(sample_ids, batch_size):

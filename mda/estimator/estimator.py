@@ -1,4 +1,7 @@
-"""What an estimator is, and what a stage lends it. One file or class holds one estimator."""
+"""The protocols of an estimator, and of the work that a stage hands to it.
+
+One file or class holds one estimator.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ TokenScorer = Callable[[np.ndarray], Tensor]
 
 
 class Work(Protocol):
-    """What there is to score, and the means: models of checkpoints, curvature, resumable passes."""
+    """The samples and units to score, with models, curvature and resumable passes."""
 
     @property
     def sample_ids(self) -> np.ndarray: ...  # int64 [N], the window's samples in stream order
@@ -43,11 +46,11 @@ class Work(Protocol):
     def adam_eps(self) -> float: ...  # what the run's Adam adds to the root of a second moment
 
     def model(self, step: int) -> PreTrainedModel:
-        """The model at a kept checkpoint, on the device of training."""
+        """Returns the model at a kept checkpoint, on the device of training."""
         ...
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        """Gradient of each unit's measurement in its own blocks."""
+        """Returns the gradient of each unit's measurement in its own blocks."""
         ...
 
     def curvature(
@@ -60,74 +63,77 @@ class Work(Protocol):
         factors: str = INDEPENDENT,
         skip: int = 0,
     ) -> Curvature:
-        """EK-FAC curvature of blocks at a checkpoint, fitted on a seeded subset of the samples."""
+        """Returns the EK-FAC curvature of blocks at a checkpoint, fitted on a seeded subset."""
         ...
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of the update after a step."""
+        """Returns the learning rate of the update after a step."""
         ...
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
-        """Adam's bias-corrected second moments by parameter name."""
+        """Returns Adam's bias-corrected second moments by parameter name."""
         ...
 
     def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
-        """The window as it was trained, and its states at the estimator's steps."""
+        """Returns the window as it was trained, and its states at the estimator's steps."""
         ...
 
     def metric(self, unit: str) -> Measurement:
-        """A unit's metric as a differentiable function of the model."""
+        """Returns a unit's metric as a differentiable function of the model."""
         ...
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Write down how far a computation is, to go on from after a kill."""
+        """Saves the progress of a computation, for resuming after a kill."""
         ...
 
     def kept(self, name: str) -> dict[str, Tensor] | None:
-        """What was written down last; None at the start."""
+        """Returns the progress that was saved last; None at the start."""
         ...
 
     def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
-        """Go through items that may take a while, with progress."""
+        """Yields items with a progress bar."""
         ...
 
     def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:
-        """A pass over all samples in parts that a kill leaves standing, shared by processes."""
+        """Runs a pass over all samples in resumable parts, which processes may share."""
         ...
 
 
 class Estimator(Protocol):
-    """Influence, or what stands in for it, of every sample on every unit."""
+    """Influence, or a proxy for it, of every sample on every unit."""
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
-        """Steps whose state it reads: kept checkpoints, and of `unrolled` the window's start too.
+        """Returns the steps whose state it reads: kept checkpoints, or also the window's start.
 
-        Raises ConfigError where one it was told is not kept.
+        Raises ConfigError where a configured step is not kept.
         """
         ...
 
     def score(self, work: Work) -> SampleScores:
-        """Scores [N, U] and losses [N] in nats, NaN where it computes none."""
+        """Returns scores [N, U] and losses [N] in nats, NaN where it computes none."""
         ...
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor | None:
-        """What each token adds to some samples' scores of the unit that was found, [n, T].
+        """Returns each token's part of some samples' scores for the found unit, [n, T].
 
-        None of an estimator that can't tell.
+        Returns None if the estimator does not score tokens.
         """
         ...
 
 
 class TokenEstimator(Estimator, Protocol):
-    """An estimator whose settings say `tells_tokens`: it scores the loss of single tokens, too."""
+    """An estimator that also scores the losses of single tokens."""
 
     def target_influence(self, work: Work) -> TokenScorer:
-        """What gives the scores of single losses for the unit that was found."""
+        """Returns the function that scores single losses for the found unit."""
         ...
 
 
 def kept_step(kept: Sequence[int], step: int, key: str) -> int:
-    """`step`, if the run kept its checkpoint. Raises ConfigError with the steps there are."""
+    """Returns `step` if the run kept its checkpoint.
+
+    Raises ConfigError with the kept steps. Raises ConfigError with the steps there are.
+    """
     if step not in kept:
         there = ", ".join(map(str, kept))
         raise ConfigError(f"{key}={step}: the base run kept no such checkpoint; accepted: {there}")
@@ -135,7 +141,7 @@ def kept_step(kept: Sequence[int], step: int, key: str) -> int:
 
 
 def step_of(checkpoint: int | str, kept: Sequence[int], window: Window) -> int:
-    """The kept checkpoint that `estimator.checkpoint` means.
+    """Returns the kept checkpoint that `estimator.checkpoint` means.
 
     `onset`, `window_middle` and `window_end` mean the one nearest to that step, the earlier of two.
     """

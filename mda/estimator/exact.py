@@ -26,12 +26,12 @@ from torch import Tensor
 def inverse_times(
     gradients_NP: Tensor, v_RP: Tensor, damping: float, metric_P: Tensor | None = None
 ) -> Tensor:
-    """(F + c mean(diag F) D / mean(D))^-1 v for each row of v, [R, P] float64; c = `damping`.
+    """Returns (F + c mean(diag F) D / mean(D))^-1 v for each row of v, [R, P] float64.
 
-    `gradients_NP` are the gradients of the N fitted sequences. D is the identity, or diagonal with
-    `metric_P`, which is above 0: what Adam divides a gradient by. Takes the smaller of the two
-    forms, and min(N, P)^2 + N P numbers of memory. Raises ValueError where c mean(diag F) is not
-    above 0.
+    c is `damping`, and `gradients_NP` are the gradients of the N fitted sequences. D is the
+    identity, or diagonal with `metric_P` > 0, such as the denominators of Adam. Takes the smaller
+    of the two forms, and min(N, P)^2 + N P numbers of memory. Raises ValueError where c mean(diag
+    F) is not above 0.
     """
     gradients, v = gradients_NP.double(), v_RP.double()
     n, p = gradients.shape
@@ -46,12 +46,15 @@ def inverse_times(
 
 
 def solve(fisher_PP: Tensor, v_RP: Tensor, added: float) -> Tensor:
-    """(F + d I)^-1 v for each row, by Cholesky; d = `added` is above 0. F is overwritten."""
+    """Returns (F + d I)^-1 v for each row, by Cholesky; d = `added` is above 0.
+
+    F is overwritten.
+    """
     return torch.cholesky_solve(v_RP.T, _factor(fisher_PP, added)).T
 
 
 def solve_dual(gradients_NP: Tensor, v_RP: Tensor, added: float) -> Tensor:
-    """The same from the gradients themselves, without F."""
+    """Returns the same as `solve` from the gradients themselves, without F."""
     n = len(gradients_NP)
     factor = _factor(gradients_NP @ gradients_NP.T, n * added)
     inside_NR = torch.cholesky_solve(gradients_NP @ v_RP.T, factor)
@@ -69,6 +72,6 @@ def _damping(mean_diagonal: Tensor, relative: float) -> float:
 
 
 def _factor(matrix: Tensor, added: float) -> Tensor:
-    """Cholesky factor of the matrix with `added` on its diagonal; the matrix is overwritten."""
+    """Returns the Cholesky factor of the matrix with `added` on its diagonal, overwriting it."""
     matrix.diagonal().add_(added)
     return torch.linalg.cholesky(matrix)

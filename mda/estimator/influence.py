@@ -8,7 +8,7 @@ TracIn     score(z) = - sum_k eta_k <M_k grad f(theta_k), grad L(z; theta_k)>
 the learning rate eta_k or 1, and M_k the identity or Adam's step sizes. With one checkpoint and
 eta = 1 it is the plain gradient dot product.
 
-The damping D is the identity, or with `adam_damping` what Adam divides by, sqrt(v) + eps. Training
+The damping D is the identity, or with `adam_damping` Adam's denominator sqrt(v) + eps. Training
 with the steps eta D^-1 for a while answers a gradient g by -(H + D / tau)^-1 g up to the shape of
 the cut-off: directions that are flat in Adam's own metric have not moved yet (for plain gradient
 descent, Bae et al. 2024, arXiv 2405.12186). For large c only D^-1 is left, TracIn's M.
@@ -45,7 +45,7 @@ class Ekfac(DirectionEstimator):
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """(H + c D)^-1 grad f."""
+        """Returns (H + c D)^-1 grad f."""
         wanted, model = self.settings, work.model(step)
         gradients = work.gradients(model)
         curvature = work.curvature(
@@ -84,7 +84,7 @@ class Tracin(DirectionEstimator):
         return spread(inside, self.settings.n_checkpoints)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """eta grad f, with Adam's step sizes where asked for."""
+        """Returns eta grad f, with Adam's step sizes if configured."""
         model = work.model(step)
         gradients = work.gradients(model)
         eta = work.learning_rate(step) if self.settings.lr_weights else 1.0
@@ -104,7 +104,7 @@ class Exact(DirectionEstimator):
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """(F + c D)^-1 grad f, owner by owner; 0 for one without a gradient."""
+        """Returns (F + c D)^-1 grad f by owner; 0 for an owner without a gradient."""
         wanted, model = self.settings, work.model(step)
         gradients = work.gradients(model)
         metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
@@ -142,7 +142,7 @@ def sequence_gradients_of(
     batch_size: int,
     skip: int = 0,
 ) -> Tensor:
-    """Gradient of each sample's mean token loss in one block, [N, H, I, J] on the CPU."""
+    """Returns the gradient of samples' mean token loss in a block, [N, H, I, J], on the CPU."""
     parts = []
     for ids in batches(sample_ids, batch_size):
         tokens_BS = rows(ids)
@@ -153,14 +153,14 @@ def sequence_gradients_of(
 
 
 def with_moments(steps: Sequence[int]) -> list[int]:
-    """The steps whose checkpoint has Adam's moments: not the one before the first update."""
+    """Returns the steps whose checkpoint has Adam's moments: those after the first update."""
     return [step for step in steps if step > 0]
 
 
 def adam_step_sizes(
     second_moments: Mapping[str, Tensor], blocks: Iterable[ParameterBlock], eps: float
 ) -> dict[ParameterBlock, Tensor]:
-    """1 / (sqrt(v) + eps) of every block, [H, I, J]: what Adam multiplies a gradient with.
+    """Returns 1 / (sqrt(v) + eps) of every block, [H, I, J]: the factors of Adam's update.
 
     `second_moments` is the bias-corrected v = exp_avg_sq / (1 - beta2^step) by parameter name.
     Raises KeyError naming a parameter that is missing.
@@ -171,7 +171,7 @@ def adam_step_sizes(
 def adam_denominators(
     work: Work, step: int, blocks: Iterable[ParameterBlock]
 ) -> dict[ParameterBlock, Tensor]:
-    """D = sqrt(v) + eps of every block, [H, I, J]: what Adam divides a gradient by at a step."""
+    """Returns D = sqrt(v) + eps of every block at a step, [H, I, J]."""
     sizes = adam_step_sizes(work.second_moments(step), blocks, work.adam_eps)
     return {block: 1 / size for block, size in sizes.items()}
 
@@ -179,16 +179,16 @@ def adam_denominators(
 def preconditioned(
     gradients: BlockTensors, weight: float = 1.0, step_sizes: BlockTensors | None = None
 ) -> dict[ParameterBlock, Tensor]:
-    """P = eta M grad f block by block; without `step_sizes`, M is the identity."""
+    """Returns P = eta M grad f by block; without `step_sizes`, M is the identity."""
     if step_sizes is None:
         return {at: weight * gradient for at, gradient in gradients.items()}
     return {at: weight * step_sizes[at].to(g) * g for at, g in gradients.items()}
 
 
 def spread(steps: Sequence[int], n: int | None) -> tuple[int, ...]:
-    """The n of some rising steps that lie nearest to an even grid from the first to the last.
+    """Returns n of some rising steps, those nearest to an even grid from first to last.
 
-    One alone is the middle; all of them for None, and where there are no more than n.
+    n = 1 gives the middle one; None, or an n that is not below their number, gives all.
     """
     if n is None or len(steps) <= n:
         return tuple(steps)

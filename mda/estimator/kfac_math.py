@@ -1,14 +1,14 @@
 """The mathematics of EK-FAC: pure functions of tensors, for all owners of a block at once.
 
-A linear map y_t = x_t W with weight W [I, J] has, for one sequence, the gradient
-G = sum_t x_t dy_t^T, where dy_t is the gradient of the sequence's loss with respect to y_t.
+A linear map y_t = x_t W with weight W [I, J] has, for one sequence, the gradient G = sum_t x_t
+dy_t^T, where dy_t is the gradient of the sequence's loss with respect to y_t.
 
-Convention: inputs x are [B, T, G, I] and output gradients dy are [B, T, G', J] with B sequences,
-T positions and G owners (heads, neurons). G or G' is 1 where they share the tensor. What belongs
-to the map itself is [H, I, J], with H the larger of the two.
+Convention: inputs x are [B, T, G, I] and output gradients dy are [B, T, G', J] with B sequences, T
+positions and G owners (heads, neurons). G or G' is 1 where they share the tensor. Tensors of the
+map itself are [H, I, J], with H the larger of the two.
 
-EK-FAC (George et al. 2018, arXiv 1806.03884; for language models Grosse et al. 2023,
-arXiv 2308.03296, section 2.3) approximates the second moment of vec(G) by
+EK-FAC (George et al. 2018, arXiv 1806.03884; for language models Grosse et al. 2023, arXiv
+2308.03296, section 2.3) approximates the second moment of vec(G) by
 
     H = (Q_A x Q_S) diag(Lambda) (Q_A x Q_S)^T,   Lambda_ij = mean_b [(Q_A^T G_b Q_S)_ij]^2
 
@@ -25,9 +25,9 @@ Three choices of A and S (`estimator.factors`):
 `sequence` are the marginal second moments of the gradient itself, as in Shampoo (Gupta et al. 2018,
 arXiv 1802.09568) with eigenvalue correction. `weighted` is the same without the products of
 different positions, since G G^T = sum_ts (dy_t . dy_s) x_t x_s^T. `independent` are K-FAC's, which
-follow from `weighted` where the size of dy says nothing about x, nor x about dy. An attention sink
-breaks that: the first position gathers most of the squared dy while its x is small, so the leading
-columns of Q_S are the sink's, and Q_A hardly knows the direction of its input.
+follow from `weighted` where the size of dy and x are independent, and likewise x and dy. An
+attention sink breaks that: the first position gathers most of the squared dy while its x is small,
+so the leading columns of Q_S are the sink's, and Q_A hardly knows the direction of its input.
 
 Where owners share an input, their gradients are summed: A is then one matrix for all of them. The
 same holds for S of a shared output.
@@ -40,9 +40,9 @@ from torch import Tensor
 
 
 def factor_sums(x_BTGI: Tensor, dy_BTGJ: Tensor, factors: str) -> tuple[Tensor, Tensor]:
-    """Sums of A [G, I, I] and S [G', J, J] over these sequences, in the inputs' precision.
+    """Returns the sums of A [G, I, I] and S [G', J, J] over sequences, in the inputs' precision.
 
-    They are those of the means up to a factor, which leaves the eigenvectors as they are.
+    They equal the means up to a factor, which does not change the eigenvectors.
     """
     if factors == "sequence":
         return _gradient_moments(x_BTGI, dy_BTGJ)
@@ -57,7 +57,7 @@ def factor_sums(x_BTGI: Tensor, dy_BTGJ: Tensor, factors: str) -> tuple[Tensor, 
 
 
 def _gradient_moments(x_BTGI: Tensor, dy_BTGJ: Tensor) -> tuple[Tensor, Tensor]:
-    """sum_b G G^T and sum_b G^T G, [G, I, I] and [G', J, J]."""
+    """Returns sum_b G G^T and sum_b G^T G, [G, I, I] and [G', J, J]."""
     g_BHIJ = sequence_gradients(x_BTGI, dy_BTGJ)
     columns_HIR = g_BHIJ.permute(1, 2, 0, 3).flatten(2)  # of all sequences side by side
     rows_HJR = g_BHIJ.permute(1, 3, 0, 2).flatten(2)
@@ -69,19 +69,19 @@ def _gradient_moments(x_BTGI: Tensor, dy_BTGJ: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def second_moment_sum(x_BTGI: Tensor) -> Tensor:
-    """sum_bt x x^T of each owner, [G, I, I], uncentred, in the input's precision."""
+    """Returns sum_bt x x^T of each owner, [G, I, I], uncentred, in the input's precision."""
     x_GRI = x_BTGI.flatten(0, 1).transpose(0, 1)
     return x_GRI.transpose(1, 2) @ x_GRI
 
 
 def eigenvectors(moment_GII: Tensor) -> Tensor:
-    """Eigenvectors of symmetric matrices, as columns, [G, I, I]; float64 whatever comes in."""
+    """Returns the eigenvectors of symmetric matrices as columns, [G, I, I], always in float64."""
     moment = moment_GII.double()
     return torch.linalg.eigh((moment + moment.transpose(1, 2)) / 2).eigenvectors
 
 
 def sequence_gradients(x_BTGI: Tensor, dy_BTGJ: Tensor) -> Tensor:
-    """G_b = sum_t x_t dy_t^T of every sequence and owner, [B, H, I, J]."""
+    """Returns G_b = sum_t x_t dy_t^T of every sequence and owner, [B, H, I, J]."""
     n_in, n_out = x_BTGI.shape[2:], dy_BTGJ.shape[2:]
     if n_in[0] > 1 and n_out[0] > 1:
         return torch.einsum("bthi,bthj->bhij", x_BTGI, dy_BTGJ)
@@ -92,7 +92,7 @@ def sequence_gradients(x_BTGI: Tensor, dy_BTGJ: Tensor) -> Tensor:
 
 
 def rotated(g_BHIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor) -> Tensor:
-    """Q_A^T G Q_S of every sequence and owner, [B, H, I, J].
+    """Returns Q_A^T G Q_S of every sequence and owner, [B, H, I, J].
 
     A basis that all owners share is applied to all of them in one matrix product.
     """
@@ -106,7 +106,7 @@ def rotated(g_BHIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor) -> Tensor:
 def squared_projection_sum(
     x_BTGI: Tensor, dy_BTGJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor
 ) -> Tensor:
-    """sum_b (Q_A^T G_b Q_S)^2, elementwise square, [H, I, J].
+    """Returns sum_b (Q_A^T G_b Q_S)^2, elementwise square, [H, I, J].
 
     Divided by the number of sequences this is Lambda.
     """
@@ -114,11 +114,11 @@ def squared_projection_sum(
 
 
 def damping(lambda_HIJ: Tensor, relative: float) -> Tensor:
-    """c times the mean of each owner's Lambda, [H, 1, 1].
+    """Returns c times the mean of each owner's Lambda, [H, 1, 1].
 
-    Relative, so that a loss in other units leaves the ranking of samples as it is. An owner without
-    any gradient (a dead neuron) gets infinity, and so a direction and scores of zero: nothing can
-    be said of it. Raises ValueError for c that is not above 0.
+    The damping is relative, so the ranking of samples does not depend on the units of the loss. An
+    owner without any gradient (a dead neuron) gets infinity, and so a direction and scores of zero.
+    Raises ValueError for c that is not above 0.
     """
     if not relative > 0:
         raise ValueError(f"damping={relative}; accepted: above 0")
@@ -127,10 +127,10 @@ def damping(lambda_HIJ: Tensor, relative: float) -> Tensor:
 
 
 def in_basis(metric_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor) -> Tensor:
-    """The diagonal of a diagonal matrix in the eigenbasis, relative to its mean, [H, I, J].
+    """Returns the diagonal of a diagonal matrix in the eigenbasis over its mean, [H, I, J].
 
-    sum_ab Q_A[a, i]^2 D_ab Q_S[b, j]^2 / mean(D): what EK-FAC's Lambda is of the curvature, the
-    best diagonal in this basis, this is of D. Its mean over i and j is 1.
+    sum_ab Q_A[a, i]^2 D_ab Q_S[b, j]^2 / mean(D): like EK-FAC's Lambda for the curvature, this is
+    the best diagonal approximation of D in this basis. Its mean over i and j is 1.
     """
     metric = metric_HIJ / metric_HIJ.mean((1, 2), keepdim=True)
     return q_a_GII.square().transpose(1, 2) @ metric @ q_s_GJJ.square()
@@ -139,9 +139,9 @@ def in_basis(metric_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor) -> Tensor:
 def apply_inverse(
     v_HIJ: Tensor, q_a_GII: Tensor, q_s_GJJ: Tensor, eigenvalues_HIJ: Tensor
 ) -> Tensor:
-    """H^-1 V = Q_A [(Q_A^T V Q_S) / eigenvalues] Q_S^T, the eigenvalues already damped.
+    """Returns H^-1 V = Q_A [(Q_A^T V Q_S) / eigenvalues] Q_S^T, for damped eigenvalues.
 
-    Of a block with one owner, V may have any number of rows [R, I, J].
+    For a block with one owner, V may have any number of rows [R, I, J].
     """
     inside = rotated(v_HIJ[None], q_a_GII, q_s_GJJ) / eigenvalues_HIJ
     return rotated(inside, q_a_GII.transpose(1, 2), q_s_GJJ.transpose(1, 2))[0]

@@ -1,4 +1,4 @@
-"""A window of training, repeated: its states, as often as they are needed, without storing them.
+"""Repeating a window of training: its states, as often as needed, without storing them.
 
 Shapes: P parameters, all of the model's in one vector.
 """
@@ -26,9 +26,9 @@ from mda.types import Schedule
 
 @dataclass(frozen=True)
 class TrainingWindow:
-    """A piece of training that can be repeated; the model lends its shape, not its weights.
+    """A part of training that can be repeated; the model gives its shape, not its weights.
 
-    Raises ValueError for what can't be repeated in float32: dropout and mixed precision.
+    Raises ValueError for dropout and mixed precision, which cannot be repeated in float32.
     """
 
     model: PreTrainedModel
@@ -50,31 +50,31 @@ class TrainingWindow:
 
     @cached_property
     def decay_P(self) -> Tensor:
-        """Weight decay of every parameter, as the optimizer has it."""
+        """The weight decay of every parameter, as in the optimizer."""
         groups = adamw(self.model, self.settings).param_groups
         decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
         return flat(torch.full_like(p, decay[p], requires_grad=False) for p in self.parameters)
 
     def split(self, vector_P: Tensor) -> list[Tensor]:
-        """One vector as views in the shapes of the parameters."""
+        """Returns one vector as views in the shapes of the parameters."""
         parts = vector_P.split([parameter.numel() for parameter in self.parameters])
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Tokens [B, T + 1] and loss weights [B] of one step."""
+        """Returns tokens [B, T + 1] and loss weights [B] of one step."""
         sample_ids, weights = self.schedule.at(step)
         weights_B = torch.from_numpy(weights).to(self.model.device, self.model.dtype)
         return self.rows(sample_ids).to(self.model.device), weights_B
 
     def rows_of(self, steps: range) -> slice:
-        """Where the schedule's arrays hold consecutive steps."""
+        """Returns the slice of the schedule's arrays that holds consecutive steps."""
         first, last = (
             self.schedule.offsets[at - self.schedule.start] for at in (steps.start, steps.stop)
         )
         return slice(first, last)
 
     def load(self, weights_P: Tensor) -> None:
-        """Give the model these weights."""
+        """Copies these weights into the model."""
         with torch.no_grad():
             for parameter, part in zip(self.parameters, self.split(weights_P), strict=True):
                 parameter.copy_(part)
@@ -91,7 +91,7 @@ class TrainingState:
 
 
 def load_state(folder: Path, model: PreTrainedModel, settings: TrainingConfig) -> TrainingState:
-    """The state of a checkpoint folder, without moments where it has none; `model` gets it."""
+    """Returns the state of a checkpoint folder, which is loaded into `model`."""
     optimizer = adamw(model, settings)
     checkpoint.load(folder, model, optimizer)
     for p in model.parameters():
@@ -104,7 +104,7 @@ def load_state(folder: Path, model: PreTrainedModel, settings: TrainingConfig) -
 def replay(
     window: TrainingWindow, state: TrainingState, steps: range, keep: Collection[int] | None = None
 ) -> dict[int, TrainingState]:
-    """Train on `steps` from `state`; the states before the steps in `keep`, by step.
+    """Trains on `steps` from `state` and returns the states before the steps in `keep`.
 
     `steps.stop` may be among them; None keeps all. The operations are those of `mda.training`, so
     that on a CPU the states are the same bit for bit.
@@ -136,9 +136,10 @@ def replay(
 def perturbed(
     window: TrainingWindow, state: TrainingState, size: float, seed: int, run: int
 ) -> TrainingState:
-    """`state` with normal noise in the weights, `size` times each parameter's standard deviation.
+    """Returns `state` with normal noise in the weights, `size` times each parameter's spread.
 
-    A pure function of seed and run. A parameter whose entries are all the same stays as it is.
+    A pure function of seed and run. The spread is the standard deviation; a parameter with equal
+    entries is unchanged.
     """
     generator = np.random.default_rng([seed, run])
     noise_P = torch.from_numpy(generator.standard_normal(len(state.weights_P)))
@@ -149,12 +150,12 @@ def perturbed(
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """Tensors as one vector."""
+    """Returns tensors as one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _state(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> TrainingState:
-    """A copy of weights and moments as they are."""
+    """Returns a copy of weights and moments."""
     moments = [optimizer.state[parameter] for parameter in parameters]
     return TrainingState(
         updates=int(moments[0]["step"]),

@@ -38,7 +38,7 @@ class SampleScores(NamedTuple):
 
 
 def batches(sample_ids: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """The ids in order, `batch_size` at a time; the last batch may be shorter."""
+    """Yields the ids in order, `batch_size` at a time; the last batch may be shorter."""
     for start in range(0, len(sample_ids), batch_size):
         yield sample_ids[start : start + batch_size]
 
@@ -51,11 +51,11 @@ def score_samples(
     batch_size: int = 32,
     skip: int = 0,
 ) -> SampleScores:
-    """Score of every sample for every unit, [N, U], and its loss, [N].
+    """Returns the score of every sample for every unit, [N, U], and its loss, [N].
 
-    One forward and backward pass for each batch, whatever the number and kinds of units. Memory
-    does not grow with N but for the result. What the parameters do at the first `skip` positions is
-    left out. Runs on the model's device in the model's precision.
+    One forward and backward pass for each batch, whatever the number and kinds of units. Only the
+    result grows with N. The effect of the parameters at the first `skip` positions is left out.
+    Runs on the model's device in the model's precision.
     """
     values = torch.empty(len(sample_ids), len(directions.units), dtype=model.dtype)
     losses = torch.empty(len(sample_ids), dtype=model.dtype)
@@ -72,7 +72,7 @@ def score_samples(
 def token_influence(
     model: PreTrainedModel, tokens_BS: Tensor, directions: Directions, skip: int = 0
 ) -> Tensor:
-    """Influence of every token, [B, T, U]; its sum over T is the samples' score.
+    """Returns the influence of every token, [B, T, U]; its sum over T is the samples' score.
 
     Position t gathers what the weights see at t: the query that asks there, the key and value that
     are read there, and the output that is written there; 0 at the first `skip` positions.
@@ -85,16 +85,16 @@ def token_influence(
 def target_influence(
     model: PreTrainedModel, tokens_BS: Tensor, tangents: Mapping[str, Tensor], skip: int = 0
 ) -> Tensor:
-    """What the loss of every token adds to the score of one unit, [B, T]; its sum is the score.
+    """Returns the part of each token's loss in one unit's score, [B, T], which sum to the score.
 
     With l_t the loss at position t, that of predicting token t + 1, it is -<P, grad l_t> / T, where
-    `tangents` are the direction P by parameter (`Directions.tangents`): what is lost, to first
-    order, when this token's loss is masked. `token_influence` divides the same sum by where the
-    unit acts, which may lie long before the loss that it acts on.
+    `tangents` are the direction P by parameter (`Directions.tangents`): the first-order effect of
+    masking this token's loss. `token_influence` splits the same sum by the position at which the
+    unit acts, which may be long before the affected loss.
 
     All tokens' derivatives along P come out of one forward pass that carries the change of every
-    activation (forward-mode differentiation). It ends at the last hidden state h_t, since
-    <P, grad l_t> = <dh_t / dP, grad_h l_t>.
+    activation (forward-mode differentiation). It ends at the last hidden state h_t, since <P, grad
+    l_t> = <dh_t / dP, grad_h l_t>.
     """
     tokens_BS = tokens_BS.to(model.device)
     with (
@@ -117,10 +117,10 @@ def target_influence(
 
 @contextmanager
 def _still(model: PreTrainedModel, tangents: Mapping[str, Tensor], skip: int) -> Iterator[None]:
-    """Within, moved parameters stay where they are at the first `skip` positions.
+    """Keeps moved parameters unchanged at the first `skip` positions inside the block.
 
-    An output's change is that of the input and that of the parameters; the latter, which is the
-    map with the tangents for parameters, is taken off there.
+    An output's change has a part from the input and one from the parameters; the latter, which is
+    the map with the tangents for parameters, is subtracted there.
     """
 
     def still(bare: nn.Module, own: dict[str, Tensor]):

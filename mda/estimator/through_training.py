@@ -1,4 +1,4 @@
-"""The estimator that differentiates the training itself, for the unit that was found.
+"""The estimator that differentiates the training itself, for the found unit.
 
 score(z) = d mu(theta_end) / d w_z: the derivative of a unit's metric at the window's end by the
 sample's loss weight, through every update in between; see `unrolled`.
@@ -27,11 +27,11 @@ class Unrolled:
         self.settings = settings
 
     def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
-        """The window's start, and every kept checkpoint inside: known states save training."""
+        """Returns the window's start and the kept checkpoints inside, which save training."""
         return (window.start, *(step for step in kept if window.start < step < window.end))
 
     def score(self, work: Work) -> SampleScores:
-        """Scores of the unit that was found; NaN for the others of the pass, and for losses."""
+        """Returns scores of the found unit; NaN for the other units of the pass, and for losses."""
         window, states = work.training()
         kept = work.kept(PROGRESS)
         wanted, n_steps = self.settings, window.schedule.end - window.schedule.start

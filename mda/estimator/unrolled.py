@@ -1,7 +1,7 @@
-"""Influence through the training itself: the exact derivative of what a window of training ends in.
+"""Influence through the training itself: the exact derivative of a measurement at a window's end.
 
-A window is a function of its samples' loss weights w. Step t takes the gradient
-g = sum_j w_j grad l_j / batch_size, clips it and updates (arXiv 1711.05101):
+A window is a function of its samples' loss weights w. Step t takes the gradient g = sum_j w_j grad
+l_j / batch_size, clips it and updates (arXiv 1711.05101):
 
     h  = g min(1, clip / (|g| + 1e-6))
     m' = beta1 m + (1 - beta1) h                    v' = beta2 v + (1 - beta2) h^2
@@ -10,8 +10,8 @@ g = sum_j w_j grad l_j / batch_size, clips it and updates (arXiv 1711.05101):
 with c = 1 - beta^k after k updates, the rate of the step, and decay on matrices only. For a
 measurement f of the weights at the end, the score of a sample is df/dw_j: score > 0 means that
 up-weighting the sample raises f. The adjoints df/dtheta, df/dm, df/dv go backwards through the
-updates (Maclaurin et al. 2015, arXiv 1502.03492; Engstrom et al. 2025, arXiv 2504.16430). Given
-a = df/dg, one double backward of <a, g(theta, w)> gives both what a step needs: the Hessian-vector
+updates (Maclaurin et al. 2015, arXiv 1502.03492; Engstrom et al. 2025, arXiv 2504.16430). Given a =
+df/dg, one double backward of <a, g(theta, w)> gives both what a step needs: the Hessian-vector
 product for df/dtheta, and <a, grad l_j> / batch_size, which is df/dw_j.
 
 The states that this needs come from training again, with the training's own kernels and optimizer:
@@ -54,10 +54,10 @@ class Adjoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the differentiation is: everything it needs to go on, and the scores so far.
+    """The state of an unfinished differentiation, with the scores so far.
 
-    Of run `run` (0 but for perturbed ones) all steps from `step` on are done. `values_NU` holds
-    the mean over all runs, those to come counted as 0.
+    Of run `run` (0 but for perturbed ones) all steps from `step` on are done. `values_NU` holds the
+    mean over all runs, where runs to come count as 0.
     """
 
     run: int
@@ -66,7 +66,7 @@ class Progress:
     values_NU: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it as named tensors, for a safetensors file."""
+        """Returns the state as named tensors, for a safetensors file."""
         return {
             "run": torch.tensor(self.run),
             "step": torch.tensor(self.step),
@@ -78,7 +78,7 @@ class Progress:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Progress:
-        """What `tensors` gave."""
+        """Returns the state from the tensors of `tensors`."""
         adjoint = Adjoint(tensors["weights"], tensors["exp_avg"], tensors["exp_avg_sq"])
         return cls(int(tensors["run"]), int(tensors["step"]), adjoint, tensors["values"])
 
@@ -95,7 +95,7 @@ def unrolled_influence(
     seed: int = 0,
     resume: Progress | None = None,
 ) -> Iterator[Progress]:
-    """df/dw of every row of the schedule and every measurement, the last segment first.
+    """Yields df/dw of every row of the schedule and every measurement, last segment first.
 
     The `values_NU` of the last item are the scores, in the schedule's order. `states` are known
     ones by step: that before the schedule's first step, and any others (a run's checkpoints).
@@ -106,12 +106,12 @@ def unrolled_influence(
     last segment are trained once more.
 
     `last_steps` differentiates only the end of the window; rows of earlier steps get 0. With
-    `n_perturbed` the scores are the mean over as many windows, each started from weights with
-    noise added (`perturbed`), in place of the window as it was trained.
+    `n_perturbed` the scores are the mean over as many windows, each started from weights with noise
+    added (`perturbed`), in place of the window as it was trained.
 
-    An item that was kept and is given as `resume` goes on bit for bit where it was left, at the
-    cost of training there from a known state. The model's weights are overwritten. Raises
-    ValueError for a `segment` or `last_steps` that does not fit the window.
+    With a saved item as `resume`, the computation continues bit for bit, at the cost of training
+    there from a known state. The model's weights are overwritten. Raises ValueError for a `segment`
+    or `last_steps` that does not fit the window.
     """
     schedule, n_runs = window.schedule, max(1, n_perturbed)
     n_steps = schedule.end - schedule.start
@@ -147,9 +147,9 @@ def _segments_back(
     measurements: Sequence[Measurement],
     adjoint: Adjoint | None,
 ) -> Iterator[tuple[range, Adjoint, Tensor]]:
-    """Steps of each segment, last one first, the adjoint before it, and df/dw of its rows.
+    """Yields each segment's steps, last one first, the adjoint before it, and df/dw of its rows.
 
-    `adjoint` is that after `steps`; None measures there.
+    `adjoint` is the adjoint after `steps`; None starts from the measurements there.
     """
     end = steps.stop
     for origin in sorted(known, reverse=True):
@@ -174,10 +174,10 @@ def _segments_back(
 def step_back(
     window: TrainingWindow, step: int, before: TrainingState, after: TrainingState, adjoint: Adjoint
 ) -> tuple[Adjoint, Tensor]:
-    """The adjoint before update `step` from that after it, and df/dw of its samples, [B, U].
+    """Returns the adjoint before update `step` from that after it, and df/dw of its samples.
 
-    A batch that was trained on in micro-batches is differentiated in them as well: its gradient
-    is taken first, and then each micro-batch's once more.
+    df/dw is [B, U]. A batch trained in micro-batches is differentiated in micro-batches too: first
+    the gradient of the batch, then that of each micro-batch again.
     """
     window.load(before.weights_P)
     tokens_BS, weights_B = window.batch(step)
@@ -197,14 +197,17 @@ def step_back(
 
 
 class _Gradient(NamedTuple):
-    """Gradient of a micro-batch's loss, ready to be differentiated by what it depends on."""
+    """The gradient of a micro-batch's loss, ready to be differentiated."""
 
     by_parameter: tuple[Tensor, ...]
     weights_B: Tensor
 
 
 def _gradient(window: TrainingWindow, tokens_BS: Tensor, weights_B: Tensor) -> _Gradient:
-    """The gradient of training. Loss and attention are written out, to have a second derivative."""
+    """Returns the gradient of training.
+
+    Loss and attention are written out, to have a second derivative.
+    """
     weights_B = weights_B.clone().requires_grad_()
     with PlainAttention():
         losses_B = plain_losses(window.model, tokens_BS).mean(1)
@@ -218,7 +221,7 @@ def _gradient(window: TrainingWindow, tokens_BS: Tensor, weights_B: Tensor) -> _
 def _through(
     window: TrainingWindow, gradient: _Gradient, through_UP: Tensor, weights_UP: Tensor
 ) -> Tensor:
-    """df/dw of a micro-batch, [B, U]; its Hessian-vector products are added to `weights_UP`."""
+    """Returns df/dw of a micro-batch, [B, U], and adds Hessian-vector products to `weights_UP`."""
     values_BU = []
     for u, through_P in enumerate(through_UP):
         *products, value_B = torch.autograd.grad(
@@ -236,9 +239,10 @@ def _through(
 def adamw_adjoint(
     window: TrainingWindow, step: int, gradient_P: Tensor, after: TrainingState, adjoint: Adjoint
 ) -> tuple[Adjoint, Tensor]:
-    """One update backwards: the adjoint before it with the gradient held fixed, and df/dg, [U, P].
+    """Takes one update backwards, with the gradient held fixed.
 
-    `gradient_P` is g, before clipping; `after` is the state that the update left.
+    Returns the adjoint before it, and df/dg, [U, P]. `gradient_P` is g, before clipping; `after` is
+    the state that the update left.
     """
     settings, k = window.settings, after.updates
     rate, beta1, beta2 = learning_rate(step, settings), settings.beta1, settings.beta2
@@ -266,7 +270,7 @@ def adamw_adjoint(
 def _measured(
     window: TrainingWindow, state: TrainingState, measurements: Sequence[Measurement]
 ) -> Adjoint:
-    """The adjoint at the end: the measurements' gradients; the moments no longer matter."""
+    """Returns the adjoint at the end: the measurements' gradients, and 0 for the moments."""
     window.load(state.weights_P)
     weights_UP = torch.stack(
         [
