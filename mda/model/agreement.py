@@ -1,8 +1,8 @@
-"""Does what this project reads of a model agree with what the model says itself?
+"""A check that losses and patterns of this project agree with the model's own.
 
 Losses are taken from the last hidden state and the unembedding, patterns from attention that is
 written out, sizes from the family's adapter. All three are assumptions about a family; one forward
-pass holds them against transformers' own loss and eager attention, before anything is scored.
+pass compares them with transformers' own loss and eager attention, before anything is scored.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Float32 rounding in different orders stays a hundred times below both.
 
 @torch.no_grad()
 def check_agreement(model: PreTrainedModel, key: str) -> None:
-    """Raise ConfigError, with both numbers, for a model that its adapter does not describe.
+    """Raises ConfigError, with both numbers, for a model that its adapter does not describe.
 
-    `key` names the model in it. The model's mode is restored.
+    `key` names the model in the error. The model's mode is restored.
     """
     training = model.training
     model.eval()
@@ -70,7 +70,7 @@ def _compare(model: PreTrainedModel, key: str) -> None:
 
 
 def _ours(model: PreTrainedModel, tokens_BT: Tensor) -> tuple[float, list[Tensor]]:
-    """Mean next-token loss in nats and the patterns of all layers, as capture takes them."""
+    """Returns mean next-token loss in nats and the patterns of all layers, as capture has them."""
     with PlainAttention(keep=True) as attention:
         hidden_BTD = model.base_model(tokens_BT, use_cache=False).last_hidden_state
     losses_BT = cross_entropy(hidden_BTD[:, :-1], unembedding(model), tokens_BT[:, 1:])

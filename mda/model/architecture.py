@@ -1,7 +1,7 @@
-"""What attribution must know of a model family: one adapter each, and nothing else knows more.
+"""The layout of model families for attribution, one adapter each, and nowhere else.
 
-An adapter says where the family keeps its layers and how it packs heads and neurons into linear
-maps; the rest of the project speaks of `ParameterBlock`s and units. The blocks of a head are
+An adapter gives the path of the family's layers, and the packing of heads and neurons into linear
+maps; the rest of the project uses `ParameterBlock`s and units. The blocks of a head are
 
     block   input I        output J                parameters
     qk      D              2K (query, key)         W_Q and W_K of the head, one joint block
@@ -15,7 +15,7 @@ those of an MLP neuron
 
 and those of a whole attention (qkv, o) or MLP (in, out) are the same maps with one owner. Under
 grouped-query attention the query heads of a group share W_K and W_V: these parameters count as
-every such head's own, so an edit that concerns them concerns the whole group.
+every such head's own, so they stand for the whole group.
 
 Biases of maps that write into the residual stream are added once for all owners and belong to none.
 """
@@ -46,36 +46,39 @@ class Architecture(Protocol):
     mlp_name: str
 
     def head_blocks(self, layer: int, bias: bool = False) -> dict[str, ParameterBlock]:
-        """Blocks qk, v and o of all heads of a layer."""
+        """Returns blocks qk, v and o of all heads of a layer."""
         ...
 
     def neuron_blocks(self, layer: int, bias: bool = False) -> dict[str, ParameterBlock]:
-        """Blocks `in` and `out` of all MLP neurons of a layer."""
+        """Returns blocks `in` and `out` of all MLP neurons of a layer."""
         ...
 
     def module_blocks(self, layer: int, part: str, bias: bool = False) -> list[ParameterBlock]:
-        """Every linear map of a layer's `attention` or `mlp`, a block with one owner each."""
+        """Returns every linear map of a layer's `attention` or `mlp`, as a block with one owner."""
         ...
 
     def neuron_activation(self, layer: int) -> str:
-        """Path of the module whose input [B, T, d_ff] is the layer's neurons' activation."""
+        """Returns the path of the module whose input [B, T, d_ff] is the neurons' activation."""
         ...
 
 
 class Family(Protocol):
-    """What an adapter's class offers besides its instances."""
+    """The class methods of an adapter."""
 
     def __call__(self, model: PreTrainedModel) -> Architecture: ...
 
     residual_writers: Sequence[str]  # endings of the weights that write into the residual stream
 
     def scratch(self, sizes: ScratchConfig) -> Any:
-        """transformers' configuration of a model with these sizes."""
+        """Returns transformers' configuration of a model with these sizes."""
         ...
 
 
 def family(model_type: str) -> Family:
-    """The adapter's class of a model type. Raises ConfigError with the types there are."""
+    """Returns the adapter's class of a model type.
+
+    Raises ConfigError, with the supported types, for any other.
+    """
     if model_type not in FAMILIES:
         accepted = ", ".join(sorted(FAMILIES))
         raise ConfigError(f"model_type={model_type} is not supported; accepted: {accepted}")
@@ -84,7 +87,7 @@ def family(model_type: str) -> Family:
 
 
 def architecture(model: PreTrainedModel) -> Architecture:
-    """The adapter of a model. Raises ConfigError for a family without one."""
+    """Returns the adapter of a model. Raises ConfigError for a family without one."""
     return family(model.config.model_type)(model)
 
 

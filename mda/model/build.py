@@ -1,8 +1,8 @@
-"""Models from nothing and from files. A model's function is decided by its config.json alone.
+"""Building models from scratch and from files. The config.json alone decides a model's function.
 
 Weights from scratch are drawn as GPT-NeoX draws Pythia's: every matrix N(0, 2 / (5 d)) ("small
-init", Nguyen & Salazar 2019, arXiv 1910.05895), those that write into the residual stream
-N(0, (2 / (L sqrt d))^2) ("wang init"), biases 0, norms 1; for other families the same rule.
+init", Nguyen & Salazar 2019, arXiv 1910.05895), matrices that write into the residual stream N(0,
+(2 / (L sqrt d))^2) ("wang init"), biases 0, norms 1; for other families the same rule.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NOT_THE_FUNCTION = (  # keys of a config.json that do not change what the model 
 
 
 def initial_model(settings: ModelConfig, seed: int) -> PreTrainedModel:
-    """The model a run starts from: a checkpoint's, or drawn from the seed alone."""
+    """Returns the model a run starts from: a checkpoint's, or drawn from the seed alone."""
     if isinstance(settings, CheckpointConfig):
         return from_folder(Path(settings.source), f"model.source={settings.source}")
     assert isinstance(settings, ScratchConfig)
@@ -54,7 +54,7 @@ def initial_model(settings: ModelConfig, seed: int) -> PreTrainedModel:
 
 
 def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
-    """A freshly initialised float32 model; the seed alone decides its weights."""
+    """Returns a freshly initialised float32 model; the seed alone decides its weights."""
     check_memory(sizes)
     adapter = family(sizes.family)
     model = _empty(adapter.scratch(sizes))
@@ -71,12 +71,12 @@ def scratch(sizes: ScratchConfig, seed: int) -> PreTrainedModel:
 
 
 def from_folder(folder: Path, key: str) -> PreTrainedModel:
-    """A local checkpoint folder as a float32 model, built from its own config.json.
+    """Returns the model of a local checkpoint folder in float32, built from its own config.json.
 
-    Dropout is off, whatever the file says, and said; so is the tie to an output embedding that has
-    weights of its own. Raises ConfigError, before anything is allocated, where the folder's family
-    or one of its features is not supported, and afterwards for weights that are missing, unknown or
-    of another shape; `key` names the folder in it.
+    Dropout is off, whatever the file says, and so is the tie to an output embedding that has its
+    own weights; both are reported. Raises ConfigError, before anything is allocated, where the
+    folder's family or one of its features is not supported, and afterwards for weights that are
+    missing, unknown or of another shape; `key` names the folder in it.
     """
     config = _config_in(folder, key)
     for name in DROPOUTS:
@@ -93,8 +93,10 @@ def from_folder(folder: Path, key: str) -> PreTrainedModel:
 
 
 def check_weights(folder: Path, key: str) -> None:
-    """Refuse a folder of safetensors for the names and shapes of its weights, as `from_folder`
-    would do after they are read."""
+    """Raises ConfigError for names and shapes of weights that `from_folder` does not accept.
+
+    Reads the headers of a folder of safetensors, not the weights.
+    """
     config = _config_in(folder, key)
     shapes: dict[str, list[int]] = {}
     try:
@@ -127,7 +129,7 @@ def _config_in(folder: Path, key: str) -> PretrainedConfig:
 def _loaded(
     key: str, config: PretrainedConfig, folder: Path | None, **source: Any
 ) -> PreTrainedModel:
-    """A model with weights from a folder, or from a `state_dict`: all that it asks for, no more."""
+    """Returns a model with weights from a folder or a `state_dict`, exactly all that it needs."""
     try:
         model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(  # type: ignore
             folder,
@@ -150,7 +152,7 @@ def _loaded(
 
 
 def check_memory(sizes: ScratchConfig) -> None:
-    """Raise ConfigError for a model whose weights alone are more than this machine's memory."""
+    """Raises ConfigError for a model whose weights alone exceed this machine's memory."""
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -168,9 +170,9 @@ def _one_line(error: Exception) -> str:
 
 
 def from_config(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A float32 model from a saved configuration and all of its weights, by their names.
+    """Returns a float32 model from a saved configuration and all of its weights by name.
 
-    Raises ValueError for weights that are missing or unknown; tied ones stand there once.
+    Raises ValueError for weights that are missing or unknown; tied ones are given once.
     """
     content = dict(content)
     config = AutoConfig.for_model(content.pop("model_type"), **content)
@@ -180,7 +182,11 @@ def from_config(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Pr
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Put every weight in its place. Raises ValueError for one that is missing or unknown."""
+    """Copies every weight into the model.
+
+    Raises ValueError for a missing or unknown one. Raises ValueError for one that is missing or
+    unknown.
+    """
     own = dict(model.named_parameters())
     if different := own.keys() ^ weights.keys():
         name = min(different)
@@ -190,30 +196,30 @@ def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_model(config_file: Path, weights_file: Path) -> PreTrainedModel:
-    """The model of a run's configuration with the weights of one of its checkpoints."""
+    """Returns the model of a run's configuration with the weights of one of its checkpoints."""
     return from_config(json.loads(config_file.read_text("utf-8")), load_file(weights_file))
 
 
 def layout(config: Mapping[str, Any]) -> PreTrainedModel:
-    """The model of a configuration without weights: its sizes and names, at no cost."""
+    """Returns the model of a configuration without weights: its sizes and names, at no cost."""
     content = {**config, "pad_token_id": None}  # no part of the layout, and defaults lie outside
     with torch.device("meta"):
         return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
 
 
 def layout_of(settings: ModelConfig) -> PreTrainedModel:
-    """The model that these settings mean without weights."""
+    """Returns the model of these settings without weights."""
     return layout(function_of(settings))
 
 
 def saved_config(model: PreTrainedModel) -> dict[str, Any]:
-    """What `from_config` needs to build this model again, as plain JSON."""
+    """Returns the plain JSON from which `from_config` builds this model again."""
     unwanted = ("architectures", "_name_or_path")  # the latter is a folder of this machine
     return {key: value for key, value in model.config.to_dict().items() if key not in unwanted}
 
 
 def function_of(settings: ModelConfig) -> dict[str, Any]:
-    """Everything but the weights that decides what the model computes, to enter a key."""
+    """Returns everything but the weights that decides the model's function, for a key."""
     if isinstance(settings, CheckpointConfig):
         content = settings.checked()
     else:
@@ -229,6 +235,6 @@ def _empty(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def attention_of(config: PretrainedConfig) -> str:
-    """The implementation of attention a model runs with: fused, where the family can be."""
+    """Returns a model's implementation of attention: fused, where the family supports it."""
     fused = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa  # type: ignore[attr-defined]
     return "sdpa" if fused else CAPPED

@@ -3,7 +3,7 @@
 `query_key_value` is head-major: its 3D output features are H groups of 3K, and a group holds that
 head's query, key and value, K features each. `dense` reads the H concatenated head outputs z, so
 that head h owns its input columns h*K .. (h+1)*K. Residuals are parallel or sequential, any share
-of a head's dimensions rotates, embeddings are tied or not: none of it changes where a block lies.
+of a head's dimensions rotates, embeddings are tied or not: none of it changes the place of a block.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GptNeox:
 
     @staticmethod
     def scratch(sizes: ScratchConfig) -> GPTNeoXConfig:
-        """Parallel residual, untied, no dropout, as Pythia."""
+        """Returns the configuration of Pythia: parallel residual, untied, no dropout."""
         return GPTNeoXConfig(
             vocab_size=sizes.vocab_size,
             hidden_size=sizes.d_model,

@@ -1,11 +1,11 @@
-"""Llama and the families laid out like it: grouped-query attention and a gated MLP.
+"""Llama and families with its layout: grouped-query attention and a gated MLP.
 
 The query has H groups of K output features, key and value one group for each key-value head; H / G
 query heads in turn share one. A neuron is a column of the gate and of the up-projection and a row
-of the down-projection; its activation is act(gate) * up. What else a family does (norms of queries
-and keys, sliding windows, soft caps, layers without positions) changes no block. Where the norms of
-q and k span the whole projection, as in OLMo-2, a head's attention depends a little on the other
-heads' W_Q and W_K; these are not among its own blocks.
+of the down-projection; its activation is act(gate) * up. Other features of a family (norms of
+queries and keys, sliding windows, soft caps, layers without positions) change no block. Where the
+norms of q and k span the whole projection, as in OLMo-2, a head's attention depends a little on the
+other heads' W_Q and W_K; these are not among its own blocks.
 """
 
 from __future__ import annotations
@@ -50,12 +50,15 @@ class Llama:
 
     @staticmethod
     def mlp_width(config: PretrainedConfig) -> int:
-        """Neurons of a layer."""
+        """Returns the number of neurons of a layer."""
         return config.intermediate_size
 
     @classmethod
     def scratch(cls, sizes: ScratchConfig) -> PretrainedConfig:
-        """RMSNorm, gated MLP, tied embeddings, as SmolLM2; the rest as the family has it."""
+        """Returns the configuration of SmolLM2 (RMSNorm, gated MLP, tied embeddings).
+
+        All else is as the family has it.
+        """
         rope = {"rope_type": "default", "rope_theta": float(sizes.rotary_base)}
         return AutoConfig.for_model(
             sizes.family,
@@ -75,7 +78,7 @@ class Llama:
         )
 
     def _tap(self, layer: int, name: str, **layout: int) -> Tap:
-        """Outputs of a map: all of them, or laid out evenly among owners."""
+        """Returns the outputs of a map: all of them, or laid out evenly among owners."""
         check_layer(layer, self.n_layers)
         home = self.linears[name]
         beside = [n for n, linear in self.linears.items() if linear == home]
@@ -91,7 +94,7 @@ class Llama:
         return bias and all(f"{self.linears[name]}.bias" in self.biased for name in names)
 
     def _of_mlp(self) -> tuple[str, ...]:
-        """The maps into the neurons: gate and up, or one alone."""
+        """Returns the maps into the neurons: gate and up, or one alone."""
         return tuple(name for name in ("gate", "up") if name in self.linears)
 
     def head_blocks(self, layer: int, bias: bool = False) -> dict[str, ParameterBlock]:
@@ -140,7 +143,7 @@ class Llama:
 
 
 def _constants(sizes: ScratchConfig, rope: dict[str, Any]) -> dict[str, Any]:
-    """What transformers sets to the published model's number, whatever the sizes are."""
+    """Returns values that transformers fixes to those of the published model, for any size."""
     d_head = sizes.d_model // sizes.n_heads
     gemma = {"head_dim": d_head, "query_pre_attn_scalar": d_head}
     by_layer = {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), rope)}
@@ -190,7 +193,7 @@ class Gpt2(Llama):
 
     @classmethod
     def scratch(cls, sizes: ScratchConfig) -> PretrainedConfig:
-        """Tied embeddings, no dropout."""
+        """Returns the configuration of GPT-2: tied embeddings, no dropout."""
         return AutoConfig.for_model(
             "gpt2",
             vocab_size=sizes.vocab_size,

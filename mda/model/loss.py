@@ -1,13 +1,13 @@
-"""The next-token loss, from the model's own logits or without ever holding them.
+"""The next-token loss, from the model's own logits or without forming them.
 
 The cross-entropy of a hidden state h with label y is logZ(h) - z_y(h), where z_v(h) is the logit of
 token v, h . w_v up to a scale and a soft cap (`Unembedding`), and logZ(h) = log sum_v exp z_v(h) is
-the log-partition function. Only logZ needs the whole vocabulary, and its gradient is the mean
-gradient of the logits under the model's own distribution p:  grad logZ = sum_v p_v grad z_v.
-Both come out of one sweep over tiles of the vocabulary with a running maximum (the online softmax
-of Milakov & Gimelshein 2018, arXiv 1805.02867): two matrix products a tile, and the tile stays in
-cache. A backward pass through stored logits takes three products, and writes and reads the logits
-several times.
+the log-partition function. Only logZ needs the whole vocabulary; its gradient is the mean gradient
+of the logits under the model's own distribution p:  grad logZ = sum_v p_v grad z_v. Both come out
+of one sweep over tiles of the vocabulary with a running maximum (the online softmax of Milakov &
+Gimelshein 2018, arXiv 1805.02867): two matrix products a tile, and the tile stays in cache. A
+backward pass through stored logits needs three products, and several reads and writes of the
+logits.
 
 On request the sweep also draws a label from p at every position, by inverse CDF: it keeps the
 probability mass of each run of 16 tokens, finds the run, and looks inside that run only.
@@ -35,7 +35,7 @@ LOG2E = math.log2(math.e)
 
 @dataclass(frozen=True)
 class Unembedding:
-    """How a family makes logits of its last hidden state h.
+    """The output of a family: logits as a function of the last hidden state h.
 
     z_v = scale h . w_v, and with a soft cap c instead c tanh(scale h . w_v / c).
     """
@@ -45,20 +45,20 @@ class Unembedding:
     cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [.., V] of last hidden states [.., D]."""
+        """Returns logits [.., V] of last hidden states [.., D]."""
         return self.capped(F.linear(self.scaled(hidden), self.weight_VD))
 
     def scaled(self, hidden: Tensor) -> Tensor:
-        """Hidden states whose products with the weight are the logits before the cap."""
+        """Returns hidden states whose products with the weight are the logits before the cap."""
         return hidden if self.scale == 1 else hidden * self.scale
 
     def capped(self, logits: Tensor) -> Tensor:
-        """Logits with the soft cap, from scale h . w_v."""
+        """Returns logits with the soft cap, from scale h . w_v."""
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
 
 def unembedding(model: PreTrainedModel) -> Unembedding:
-    """The model's output embedding, scale and soft cap, as its configuration names them.
+    """Returns the model's output embedding, scale and soft cap, from its configuration.
 
     Raises ValueError for an output embedding with a bias, which no supported family has.
     """
@@ -71,9 +71,9 @@ def unembedding(model: PreTrainedModel) -> Unembedding:
 
 
 def plain_losses(model: PreTrainedModel, tokens_BT1: Tensor) -> Tensor:
-    """Next-token loss at every position in nats, [B, T], from the model's own logits.
+    """Returns next-token losses at every position in nats, [B, T], from the model's own logits.
 
-    Differentiable in the parameters any number of times, as far as the model's attention is.
+    Differentiable in the parameters any number of times, if the model's attention is.
     """
     logits_BTV = model(input_ids=tokens_BT1[:, :-1], use_cache=False).logits
     losses = logits_cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
@@ -81,13 +81,13 @@ def plain_losses(model: PreTrainedModel, tokens_BT1: Tensor) -> Tensor:
 
 
 def logits_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each target in nats, [positions], in float32 at least."""
+    """Returns each target's cross-entropy in nats, [positions], in float32 or better."""
     at_least_single = torch.promote_types(logits.dtype, torch.float32)
     return F.cross_entropy(logits.to(at_least_single), targets, reduction="none")
 
 
 def cross_entropy(hidden_BTD: Tensor, unembed: Unembedding, labels_BT: Tensor) -> Tensor:
-    """-log p(label) in nats at every position, [B, T]; differentiable once in `hidden_BTD`.
+    """Returns -log p(label) in nats at every position, [B, T], differentiable once in `hidden_BTD`.
 
     Equals `plain_losses` of a model with these last hidden states. Means over tokens, sums over
     sequences and loss weights are the caller's to take.
@@ -98,7 +98,7 @@ def cross_entropy(hidden_BTD: Tensor, unembed: Unembedding, labels_BT: Tensor) -
 def sampled_cross_entropy(
     hidden_BTD: Tensor, unembed: Unembedding, uniforms_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` with labels drawn from the model: losses [B, T] and labels [B, T].
+    """Returns losses [B, T] with labels drawn from the model, and the labels [B, T].
 
     The label for the uniform number u in [0, 1) is the first v with p_0 + .. + p_v > u. The draw
     itself is not differentiated.
@@ -120,7 +120,7 @@ def _losses(
 
 
 def label_uniforms(seed: int, sample_ids: Sequence[int] | np.ndarray, length: int) -> Tensor:
-    """Uniform numbers [B, T], float64: a pure function of seed, sample id and position.
+    """Returns uniform numbers [B, T], float64: a function of seed, sample id and position alone.
 
     Every sample has a counter-based generator of its own, keyed by (seed, id), so that neither
     the batch size nor the division among processes changes what is drawn.
@@ -130,14 +130,14 @@ def label_uniforms(seed: int, sample_ids: Sequence[int] | np.ndarray, length: in
 
 
 def chunk_at_once(device: torch.device) -> int:
-    """Logits that are formed together; see `CHUNK` and `GPU_CHUNK`."""
+    """Returns how many logits are formed together; see `CHUNK` and `GPU_CHUNK`."""
     return GPU_CHUNK if device.type == "cuda" else CHUNK
 
 
 class _LogPartition(torch.autograd.Function):
-    """logZ [R] of hidden states [R, D] that have the unembedding's scale in them already.
+    """logZ [R] of hidden states [R, D] that are already multiplied by the unembedding's scale.
 
-    And labels [R] if uniform numbers [R] are given.
+    Returns labels [R] too if uniform numbers [R] are given.
 
     The gradient of logZ is formed in the forward pass; the backward pass only scales it.
     """
@@ -175,7 +175,7 @@ class _Sweep(NamedTuple):
 
 
 def _sweep(hidden_RD: Tensor, weight_VD: Tensor, cap: float | None, keep_mass: bool) -> _Sweep:
-    """Log-partition function and its gradient; exp2 throughout, in half the time of exp."""
+    """Returns the log-partition function and its gradient; exp2 takes half the time of exp."""
     scaled = hidden_RD * (LOG2E if cap is None else 1 / cap)
     peak = hidden_RD.new_full((len(scaled), 1), -torch.inf)
     total, mean = torch.zeros_like(peak), torch.zeros_like(hidden_RD)
@@ -205,7 +205,7 @@ def _sweep(hidden_RD: Tensor, weight_VD: Tensor, cap: float | None, keep_mass: b
 
 
 def _invert_cdf(uniforms_R: Tensor, mass_RM: Tensor, hidden_RD: Tensor, unembed: Unembedding):
-    """Labels [R]: the run that holds u by the masses, then the entry of the run by its logits."""
+    """Returns labels [R]: finds the run that holds u by its mass, then the entry by its logits."""
     mass, weight_VD = mass_RM.double(), unembed.weight_VD
     n_vocab = len(weight_VD)
     cdf = mass.cumsum(1)

@@ -2,8 +2,8 @@
 
 `scaled_dot_product_attention` runs as one fused kernel, which returns no attention patterns and has
 no second derivative on a CPU; transformers' `eager` attention takes its softmax in float32 whatever
-the model is in. What follows does neither, for every family that attends through that function, and
-for those that attend through `capped_attention`, since the fused kernel has no soft cap.
+the model is in. The functions here do neither, for every family that attends through that function,
+and for those that attend through `capped_attention`, since the fused kernel has no soft cap.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ CAPPED = "capped"
 
 
 class PlainAttention(TorchFunctionMode):
-    """Within, `scaled_dot_product_attention` is softmax(scale q k^T + mask) v, written out.
+    """Computes `scaled_dot_product_attention` as softmax(scale q k^T + mask) v inside the block.
 
-    Equal to the fused kernel up to rounding. With `keep`, `patterns` gets the probabilities
-    [B, H, T, T] of every call, queries first: those of the layers in order, for one forward pass.
-    Raises ValueError under attention dropout, whose draw can't be repeated.
+    Equal to the fused kernel up to rounding. With `keep`, `patterns` gets the probabilities [B, H,
+    T, T] of every call, queries first: those of the layers in order, for one forward pass. Raises
+    ValueError under attention dropout, whose draw cannot be repeated.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -46,7 +46,7 @@ class PlainAttention(TorchFunctionMode):
 
 
 def capped_attention(query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-    """`scaled_dot_product_attention` with a `softcap` c on its logits: c tanh(logit / c)."""
+    """Returns `scaled_dot_product_attention` with a `softcap` c: c tanh(logit / c)."""
     if has_torch_function((query,)):  # PlainAttention is on
         return handle_torch_function(capped_attention, (query,), query, key, value, **settings)
     return _attend(query, key, value, **settings)[0]
@@ -63,7 +63,7 @@ def _capped_forward(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """`capped_attention` as transformers calls it."""
+    """Computes `capped_attention` with the signature that transformers calls."""
     output = capped_attention(
         query_BHTK,
         key_BHTK,
@@ -92,7 +92,7 @@ def _attend(
     enable_gqa: bool = False,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What the heads put out, [B, H, T, K], and their patterns, [B, H, T, T]."""
+    """Returns the heads' outputs, [B, H, T, K], and their patterns, [B, H, T, T]."""
     if dropout_p:
         raise ValueError(f"attention dropout is {dropout_p}; accepted: 0")
     if enable_gqa:  # query heads in turn share a key head
@@ -115,7 +115,7 @@ def _attend(
 def _additive_mask(
     shape: tuple[int, ...], attn_mask: Tensor | None, is_causal: bool, like: Tensor
 ) -> Tensor:
-    """What is added to the logits: -inf where a query may not look."""
+    """Returns the mask that is added to the logits: -inf where a query may not look."""
     if is_causal:
         return torch.full(shape[2:], -torch.inf, dtype=like.dtype, device=like.device).triu(1)
     if attn_mask is None:
@@ -127,7 +127,7 @@ def _additive_mask(
 
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model can return attention patterns, which sdpa never forms."""
+    """Lets the model return attention patterns inside the block, which sdpa never forms."""
     before = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     try:
