@@ -117,7 +117,7 @@ class Checked:
 def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> Checked:
     """Composes and checks the jobs of a parsed command line.
 
-    Raises ConfigError. Raises ConfigError.
+    Raises ConfigError.
 
     In a long sweep each value is checked once, not each combination, unless `every` is True.
     """

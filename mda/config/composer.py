@@ -86,7 +86,7 @@ def with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]
 def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
     """Returns the schema's objects, checked.
 
-    Raises ConfigError, or an error of OmegaConf. Raises ConfigError, or what OmegaConf finds.
+    Raises ConfigError, or an error of OmegaConf.
     """
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):

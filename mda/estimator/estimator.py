@@ -132,7 +132,7 @@ class TokenEstimator(Estimator, Protocol):
 def kept_step(kept: Sequence[int], step: int, key: str) -> int:
     """Returns `step` if the run kept its checkpoint.
 
-    Raises ConfigError with the kept steps. Raises ConfigError with the steps there are.
+    Raises ConfigError with the kept steps.
     """
     if step not in kept:
         there = ", ".join(map(str, kept))

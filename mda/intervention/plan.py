@@ -148,11 +148,7 @@ def save_plan(plan: EditPlan, path: Path) -> None:
 
 
 def load_plan(path: Path) -> EditPlan:
-    """Reads a file of `save_plan`.
-
-    Raises ValueError, naming the file, for anything else. Raises ValueError, naming the file, for
-    anything else.
-    """
+    """Reads a file of `save_plan`. Raises ValueError, naming the file, for anything else."""
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     try:
         facts = dict(part.split("=") for part in head.removeprefix("# ").split())

@@ -31,7 +31,7 @@ class TracedSamples:
 def read_samples(folder: Path) -> TracedSamples:
     """Returns the samples of a folder of `mda trace`.
 
-    Raises ValueError where there are none. Raises ValueError where there are none.
+    Raises ValueError where there are none.
     """
     try:
         content = store.read_object(folder / FILE)

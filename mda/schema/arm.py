@@ -59,7 +59,7 @@ def read_arm(words: Mapping[str, Any]) -> StudyArm:
 def _made(group: str, name: Any, settings: Mapping[str, Any]) -> Any:
     """Returns the settings of an option of a group, checked.
 
-    Raises ConfigError. Raises ConfigError.
+    Raises ConfigError.
     """
     options = OPTIONS[group]
     if name not in options:

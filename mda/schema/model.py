@@ -220,10 +220,7 @@ def _sizes_of_gpt2(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a config.json as a mapping.
-
-    Raises ConfigError for anything else. Raises ConfigError for anything else.
-    """
+    """Returns a config.json as a mapping. Raises ConfigError for anything else."""
     return _read(path, path.stat().st_mtime_ns)
 
 

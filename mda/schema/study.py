@@ -110,11 +110,7 @@ class StudyConfig(Group):
             )
 
     def arm(self, name: str) -> StudyArm:
-        """Returns an arm by its name.
-
-        Raises ConfigError for settings that no run can have. Raises ConfigError for settings that
-        no run can have.
-        """
+        """Returns an arm by its name. Raises ConfigError for settings that no run can have."""
         words = self.arms[name]
         try:
             return read_arm(words)

@@ -27,10 +27,8 @@ class CsvTable:
     def append(self, row: Mapping[str, float]) -> None:
         """Adds one row.
 
-        Raises ValueError when its columns are not the table's. Raises ValueError when its columns
-        are not the table's.
-
-        After an OSError, such as a full disk, the table is unchanged.
+        Raises ValueError when its columns are not the table's. After an OSError, such as a full
+        disk, the table is unchanged.
         """
         size = self.path.stat().st_size if self.path.exists() else 0
         if not self.columns or not size:

@@ -38,8 +38,7 @@ class LabelledText:
     def draw(cls, materials: Materials, label: str, ids: np.ndarray) -> LabelledText:
         """Returns these samples' text.
 
-        Raises ValueError for a label that none or all have. Raises ValueError where the label tells
-        nothing apart.
+        Raises ValueError for a label that none or all have.
         """
         has = materials.with_label(ids, label)
         return cls(materials.corpus.rows(ids), torch.from_numpy(has))

@@ -120,10 +120,7 @@ class MlpNeurons:
 
 
 def parse(name: str) -> tuple[int, int]:
-    """Parses `L2N417` to (2, 417).
-
-    Raises ValueError for anything else. Raises ValueError for anything else.
-    """
+    """Parses `L2N417` to (2, 417). Raises ValueError for anything else."""
     if not (match := re.fullmatch(r"L(\d+)N(\d+)", name)):
         raise ValueError(f"{name!r} names no neuron; write it like L2N417")
     return int(match[1]), int(match[2])

@@ -146,10 +146,7 @@ def _writers(hook: Hookpoint, owners: Sequence[str]) -> list[str]:
 
 
 def parse(name: str) -> tuple[int, int]:
-    """Parses `L3F120` to (3, 120).
-
-    Raises ValueError for anything else. Raises ValueError for anything else.
-    """
+    """Parses `L3F120` to (3, 120). Raises ValueError for anything else."""
     if not (match := re.fullmatch(r"L(\d+)F(\d+)", name)):
         raise ValueError(f"{name!r} names no SAE feature; write it like L3F120")
     return int(match[1]), int(match[2])
