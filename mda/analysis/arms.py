@@ -1,7 +1,7 @@
-"""Arms and runs: frozen records of what was edited and of what came out.
+"""Arms and runs: frozen records of edits and of their results.
 
-An arm is an edit as an experiment names it (remove, the top 10 % by EK-FAC); a run is one
-training of it with one seed. The unedited stream is the arm `control`.
+An arm is an edit of an experiment (remove, the top 10 % by EK-FAC); a run is one training of it
+with one seed. The unedited stream is the arm `control`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mda.types import HeadId
 
 @dataclass(frozen=True)
 class Arm:
-    """An edit as an experiment has it, over all seeds."""
+    """An edit of an experiment, over all seeds."""
 
     edit: Edit
     extra: tuple[str, ...] = ()  # settings that differ between otherwise equal arms, as words
@@ -35,11 +35,11 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """What tables and figures call the arm."""
+        """The arm's name in tables and figures."""
         return " ".join([*words_of(self.edit), *self.extra])
 
     def fits(self, wanted: Arm) -> bool:
-        """Whether the arm is the one that a study means, whatever else its settings are."""
+        """Returns whether the arm is the one that a study means, whatever its other settings."""
         mine, other = self.edit, wanted.edit
         if other.amount is None and isinstance(other.by, Rows):  # a study need not count the rows
             mine = replace(mine, amount=None)
@@ -49,7 +49,10 @@ class Arm:
 
 
 def words_of(edit: Edit) -> list[str]:
-    """The words of an arm's name. Nothing is ever read out of them."""
+    """Returns the words of an arm's name, which are never parsed.
+
+    Nothing is ever read out of them.
+    """
     words = [edit.intervention, edit.mode, edit.spans]
     words += ["random, as"] if edit.match else []
     words += [chooser(edit), _choice(edit), edit.label or ""]
@@ -62,12 +65,12 @@ def words_of(edit: Edit) -> list[str]:
 
 
 def chooser(edit: Edit) -> str:
-    """Who chose what is edited: an estimator, `random`, or the name of inserted rows."""
+    """Returns the chooser of the edited samples: an estimator, `random`, or inserted rows' name."""
     return edit.by.name if isinstance(edit.by, Rows) else edit.source
 
 
 def amount(size: Share | Count | None, whose: str = "") -> str:
-    """How much is edited, in words: "10 %", "500 samples", or "1 % of tokens"."""
+    """Returns the amount that is edited: "10 %", "500 samples", or "1 % of tokens"."""
     if size is None:
         return ""
     if isinstance(size, Count):
@@ -92,7 +95,7 @@ def _choice(edit: Edit) -> str:
 
 
 def short(text: str) -> str:
-    """A text of at most 40 characters, else its beginning and what tells it from others."""
+    """Returns a text of at most 40 characters, else its beginning and an identifying suffix."""
     if len(text) <= 40:
         return text
     return f"{text[:24]}... ({sha256(text.encode()).hexdigest()[:6]})"
@@ -100,7 +103,7 @@ def short(text: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training: where it lies, what it was, its emergence curve."""
+    """One finished training: its folder, its settings, its emergence curve."""
 
     folder: Path
     arm: Arm
@@ -122,13 +125,13 @@ class Run:
     summary: dict[str, Any] = field(repr=False)
 
     def at_end(self, column: str) -> float | None:
-        """Value of a column at the window's end; None where the curve has no such column."""
+        """Returns the value of a column at the window's end; None for a missing column."""
         if column not in self.curve:
             return None
         return float(self.curve[column][self.end_row])
 
     def of_unit(self, heads: Sequence[str], metric: str) -> np.ndarray | None:
-        """Curve of a unit's metric, its mean over the unit's heads; None where not measured."""
+        """Returns the curve of a unit's metric, its mean over the unit's heads, or None."""
         columns = [f"emergence/{metric}/{head}" for head in heads]
         if not columns or any(column not in self.curve for column in columns):
             return None
@@ -140,18 +143,21 @@ class Run:
 
     @property
     def of_heads(self) -> bool:
-        """Whether its unit is an attention head, or several."""
+        """True if its unit is an attention head, or several."""
         return all(HeadId.names(name) for name in self.heads)
 
     def heads_of(self, metric: str) -> list[HeadId]:
-        """The heads that the curve has this metric of."""
+        """Returns the heads for which the curve has this metric."""
         prefix = f"emergence/{metric}/L"
         names = [column.rsplit("/", 1)[1] for column in self.curve if column.startswith(prefix)]
         return sorted(HeadId.parse(name) for name in names)
 
 
 def read_run(folder: Path) -> Run:
-    """One arm's folder. Raises ValueError, naming the folder, for one that is no finished arm."""
+    """Returns the run in an arm's folder.
+
+    Raises ValueError, naming the folder, for one that is not a finished arm.
+    """
     try:
         summary = store.read_object(folder / "summary.json")
         job = store.read_object(folder / "job.json") if (folder / "job.json").exists() else {}
@@ -169,7 +175,10 @@ def run_of(
     curve: dict[str, np.ndarray],
     overrides: Sequence[str] = (),
 ) -> Run:
-    """A run from its summary and curve. Raises ValueError, KeyError or TypeError for bad ones."""
+    """Returns a run from its summary and curve.
+
+    Raises ValueError, KeyError or TypeError for invalid ones.
+    """
     settings, estimator = dict(summary["intervention"]), dict(summary.get("estimator") or {})
     window, prints, results = summary["window"], summary["fingerprints"], summary.get("results", {})
     known = "edit" in summary
@@ -201,7 +210,7 @@ def run_of(
 
 
 def read_curve(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-    """Column -> values of a curve's CSV, NaN where a cell is empty. Raises ValueError."""
+    """Returns a curve's CSV by column, NaN for an empty cell. Raises ValueError."""
     if not rows or "step" not in rows[0]:
         raise ValueError("its curve has no rows with a step")
     curve = {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0]}
@@ -214,18 +223,18 @@ def read_curve(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
 
 
 def arm_as(wanted: StudyArm) -> Arm:
-    """The arm that a study names."""
+    """Returns the arm that a study names."""
     return Arm(wanted.edit, settings=wanted.settings)
 
 
 def arm_order(arm: Arm) -> tuple:
-    """Control first, then by intervention, with random edits after the targeted ones."""
+    """Returns the sort key of arms: control, then by intervention, random edits last."""
     edit = arm.edit
     return (not edit.is_control, edit.intervention, edit.is_random, arm.name)
 
 
 def by_arm(runs: Sequence[Run]) -> dict[Arm, dict[int, list[Run]]]:
-    """arm -> seed -> its runs; a random arm may have several in one seed."""
+    """Returns runs by arm and seed; a random arm may have several in one seed."""
     groups: dict[Arm, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         groups[run.arm][run.seed].append(run)
@@ -233,24 +242,24 @@ def by_arm(runs: Sequence[Run]) -> dict[Arm, dict[int, list[Run]]]:
 
 
 def band_of(arm: Arm) -> Band:
-    """The band of scores that an arm edits. Raises TypeError for an arm of no band."""
+    """Returns the band of scores that an arm edits. Raises TypeError for any other arm."""
     if not isinstance(arm.edit.choose, Band):
         raise TypeError(f"{arm.name} edits no band of scores")
     return arm.edit.choose
 
 
 def without_band(arm: Arm) -> Arm:
-    """What the bands of one dose-response share."""
+    """Returns the part of an arm that the bands of one dose-response share."""
     return replace(arm, edit=replace(arm.edit, choose=None))
 
 
 def band_middle(arm: Arm) -> float:
-    """Percentile in the middle of a score band."""
+    """Returns the percentile in the middle of a score band."""
     return 50 * (band_of(arm).low + band_of(arm).high)
 
 
 def relative(path: Path, folder: Path) -> str:
-    """A path as seen from a folder, with forward slashes, on any system."""
+    """Returns a path relative to a folder, with forward slashes on any system."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
@@ -261,7 +270,7 @@ def _by_key(**groups: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_changed(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Raise ValueError where a table that a comparison rests on is not what the run has left."""
+    """Raises ValueError for a table that has changed since its run wrote it."""
     if "curve.csv" not in hashes:
         raise ValueError("its summary has no hash of curve.csv")
     for name in ("curve.csv", "plan.csv"):

@@ -1,4 +1,4 @@
-"""Whether the unit is load-bearing, in sentences: what the model can do with and without it."""
+"""Sentences on whether the unit is load-bearing: abilities with and without it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ABLE = {
 
 
 def bearing(measured: Measurements, study: StudyConfig) -> list[str]:
-    """What ablation of the strongest heads costs the control, and what targeted edits do.
+    """Returns what ablation of the strongest heads costs the control, and what edits change.
 
-    One sentence for the control, and one for the removal and the augmentation by the estimator of
-    the study's main arm. None where no run says what its model can do.
+    There is one sentence for the control, and one for the removal and the augmentation by the
+    estimator of the study's main arm. Returns None where no run has measured its model's behaviour.
     """
     groups = by_arm(measured.runs)
     runs = {arm: [run for found in seeds.values() for run in found]

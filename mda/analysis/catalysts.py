@@ -1,7 +1,7 @@
-"""How much of the influence repetition, loss and label explain, together and each for itself.
+"""The share of influence that repetition, loss and label explain, together and by itself.
 
-All of it is on ranks: y is the rank of a sample's score, x_1 that of its repetition (nats that a
-copier of its earlier text predicts, see `mda.estimator.baselines`), x_2 that of its loss, and the
+All of it is on ranks: y is the rank of a sample's score, x_1 that of its repetition (nats that
+copying its earlier text predicts, see `mda.estimator.baselines`), x_2 that of its loss, and the
 label is a set of indicators. Least squares with a constant gives R^2 of any of these together.
 
     together            R^2 of y on all of them
@@ -27,7 +27,7 @@ SAMPLES = 20_000  # of a larger window a random part, which says R^2 to within a
 
 @dataclass(frozen=True)
 class Cause:
-    """One thing that may explain influence."""
+    """One property that may explain influence."""
 
     name: str  # repetition, loss or label
     alone: float  # R^2
@@ -48,7 +48,7 @@ class Decile:
 
 @dataclass(frozen=True)
 class Catalysts:
-    """What explains the scores of a trace."""
+    """The properties that explain the scores of a trace."""
 
     samples: int
     together: float
@@ -59,7 +59,10 @@ class Catalysts:
 def catalysts(
     scores: np.ndarray, repetition: np.ndarray, losses: np.ndarray, labels: list[str]
 ) -> Catalysts:
-    """Explain the scores [N] of some samples. What is the same for all, or not known, is left out.
+    """Explains the scores [N] of some samples.
+
+    Constant or unknown properties are left out. What is the same for all, or not known, is left
+    out.
 
     Raises ValueError below ten samples.
     """
@@ -88,13 +91,13 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _ones(labels: Sequence[str]) -> np.ndarray:
-    """Indicators of all labels but the first, float64 [N, labels - 1]; of one label a constant."""
+    """Returns indicators of all labels but the first, float64 [N, labels - 1], or a constant."""
     names, which = np.unique(np.asarray(labels), return_inverse=True)
     return np.eye(len(names))[which][:, 1:] if len(names) > 1 else np.zeros((len(which), 1))
 
 
 def _residual(y: np.ndarray, columns: Sequence[np.ndarray]) -> np.ndarray:
-    """What least squares on the columns and a constant leave of y."""
+    """Returns the residual of y after least squares on the columns and a constant."""
     design = np.concatenate([np.ones((len(y), 1)), *columns], 1)
     design[:, 1:] -= design[:, 1:].mean(0)
     return y - design @ np.linalg.lstsq(design, y, rcond=None)[0]

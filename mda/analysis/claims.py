@@ -1,10 +1,10 @@
 """Verdicts on the claims of a study, by one rule.
 
-A claim is data (`conf/study/`): which arm of the study is compared with what, on which metric, in
-which direction. Evidence is a p-value and nothing else: that of permuting the label "arm" within
-each seed (`label_p`), corrected by Holm over all claims of the claim's family, whether or not they
-could be tested. Let e be the mean paired difference arm - reference, turned so that the claimed
-direction is positive:
+A claim is data (`conf/study/`): an arm of the study, a reference, a metric and a direction.
+Evidence is a p-value and nothing else: that of permuting the label "arm" within each seed
+(`label_p`), corrected by Holm over all claims of the claim's family, whether or not they could be
+tested. Let e be the mean paired difference arm - reference, turned so that the claimed direction is
+positive:
 
     claim             evidence for it           evidence against it
     less, greater     H0: e <= margin           H0: e >= max(margin, expected)
@@ -15,7 +15,7 @@ direction is positive:
     undecided         neither; no such arm; fewer than `min_seeds` pairs
 
 The onset of a run that does not reach the threshold in its window counts as the window's end. That
-is a bound and no value: evidence that would need the value is not taken (`allowed`).
+is a bound and not a value: evidence that would need the value is not used (`allowed`).
 
 The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
 family. So the probability that any false claim of a family is called replicated is at most alpha,
@@ -52,7 +52,7 @@ from mda.schema.setting import nearest
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of one claim, and on which numbers."""
+    """The verdict of the rule on one claim, and its numbers."""
 
     name: str
     claim: ClaimConfig
@@ -88,7 +88,7 @@ def judge(
     resamples: int = 9999,
     seed: int = 0,
 ) -> list[Verdict]:
-    """A verdict for each claim of the study, by the rule of this module.
+    """Returns a verdict for each claim of the study, by the rule of this module.
 
     Runs of seeds that the study does not list are left out. Raises ConfigError for a claim on a
     metric that no run has, and for a reference that is neither one of `REFERENCES` nor an arm of
@@ -158,12 +158,12 @@ def judge(
 
 
 def family_size(study: StudyConfig, family: str) -> int:
-    """Claims of a family: those of the study, whatever was run."""
+    """Returns the number of claims of a family: those of the study, whatever was run."""
     return sum(claim.family == family for claim in study.claims.values())
 
 
 def evidence(claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0) -> float:
-    """p-value for a claim, uncorrected: of the H0 that the claim is false."""
+    """Returns the uncorrected p-value for a claim: of the H0 that the claim is false."""
     if claim.direction == "none":
         return equivalence_p(seeds, claim.margin, draws, seed)
     if claim.direction == "greater":
@@ -174,7 +174,7 @@ def evidence(claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed
 def counter_evidence(
     claim: ClaimConfig, seeds: Sequence[Seed], draws: int = DRAWS, seed: int = 0
 ) -> float:
-    """p-value against a claim, uncorrected: of the H0 that the effect has the claimed size."""
+    """Returns the uncorrected p-value against a claim: of the H0 of the claimed effect size."""
     if claim.direction == "none":
         above = label_p(seeds, claim.margin, draws, seed)[1]
         below = label_p(seeds, -claim.margin, draws, seed)[0]
@@ -186,7 +186,7 @@ def counter_evidence(
 
 
 def allowed(claim: ClaimConfig, arm_censored: bool, reference_censored: bool) -> tuple[bool, bool]:
-    """Whether there can be evidence for and against a claim where some onsets are mere bounds.
+    """Returns whether evidence for and against a claim is possible where some onsets are bounds.
 
     With such onsets in the arm alone the difference is a lower bound, which can show that it is
     greater and not that it is less; in the reference alone it is an upper one; in both, or for a
@@ -211,7 +211,7 @@ def decide(
     against: float | None,
     alpha: float,
 ) -> tuple[str, str]:
-    """The verdict of one claim from its corrected p-values, and its reason in a sentence."""
+    """Returns the verdict of one claim from its corrected p-values, and its reason in a sentence."""
     if effect.n == 0:
         return "undecided", "there are no runs of this arm with its reference"
     if effect.n < claim.min_seeds:
@@ -236,12 +236,12 @@ def decide(
 
 
 def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) -> tuple[str, str]:
-    """Whether a claim was there before the first run of its arm: (status, why).
+    """Returns whether a claim was registered before the first run of its arm: (status, why).
 
     `registered` needs a study with a hash and a date, for which every run of the arm in the study's
     seeds was started: each keeps the hash that the study had then. Everything else is
-    `exploratory`. Where runs were started from a changed checkout, or outside of one, the status
-    says so.
+    `exploratory`. The status names runs that were started from a changed checkout, or outside of
+    one.
     """
     if study.exploratory:
         return "exploratory", "the claims were formed on runs of these seeds"
@@ -268,7 +268,7 @@ def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) ->
 def _registered_by_date(
     study: StudyConfig, written: datetime, own: Sequence[Run]
 ) -> tuple[str, str]:
-    """The rule of the studies of `DATED`, whose runs were not told what they were started for."""
+    """Applies the rule for studies of `DATED`, whose runs do not record their study."""
     if any(run.started is None for run in own):
         return "exploratory", "it is not known when the arm was run"
     first = min(run.started for run in own if run.started is not None)
@@ -278,7 +278,7 @@ def _registered_by_date(
 
 
 def _unknown_code(runs: Sequence[Run]) -> str:
-    """What a status says of runs whose code is in no commit; nothing where it is."""
+    """Returns the note on runs whose code is in no commit, or an empty text."""
     states = [(run.summary.get("begun") or run.summary).get("git") or {} for run in runs]
     no_git = any(state.get("sha") is None for state in states)
     changed = any(state.get("dirty") for state in states)
@@ -325,7 +325,7 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
 
 
 def _reference(study: StudyConfig, claim: ClaimConfig, arm: Arm) -> str | Arm:
-    """What a claim compares its arm with; of inserted rows an arm of the study comes first.
+    """Returns the runs that a claim compares its arm with.
 
     Rows are not chosen among samples, so there is no random or repetitive choice beside them.
     """

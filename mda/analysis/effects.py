@@ -41,12 +41,12 @@ class Comparison:
 
     @property
     def differences(self) -> tuple[float, ...]:
-        """Mean of the arm's runs - mean of the reference's, for each seed."""
+        """The mean of the arm's runs minus the mean of the reference's, for each seed."""
         return tuple(one.difference for one in self.labelled)
 
     @property
     def at_least_p(self) -> bool:
-        """Whether p is the smallest that so many runs allow, whatever they show."""
+        """True if p is the smallest that so many runs allow, whatever they show."""
         p = self.effect.p
         return p is not None and p <= min(1.0, 2 * least_p(self.labelled)) * (1 + 1e-9)
 
@@ -58,7 +58,7 @@ def compare_arms(
     resamples: int = 9999,
     seed: int = 0,
 ) -> list[Comparison]:
-    """Every arm but control against each of `REFERENCES` that was run with it.
+    """Compares every arm but control with each of `REFERENCES` that was run with it.
 
     Random arms are compared with control only. p_holm corrects the two-sided p within a family:
     the arms that the study lists for one reference on one metric, score bands (the dose-response)
@@ -85,7 +85,7 @@ def compare_arms(
 
 
 def applies(arm: Arm, reference: str) -> bool:
-    """Whether comparing the arm with the reference asks something."""
+    """Returns whether the comparison of the arm with the reference is meaningful."""
     if arm.edit.is_control:
         return False
     return reference == "control" or not (arm.edit.is_random or arm.edit.source == reference)
@@ -98,7 +98,7 @@ def pair(
     reference: str | Arm,
     metric: str,
 ) -> Comparison:
-    """The values of one arm and its reference in each seed, before any test."""
+    """Returns the values of one arm and its reference in each seed, before any test."""
     named = reference.name if isinstance(reference, Arm) else reference
     kind = "" if isinstance(reference, Arm) else " of this kind and size"
     used: dict[int, Seed] = {}
@@ -138,7 +138,7 @@ def pair(
 
 
 def family_of(study: StudyConfig, reference: str, band: bool) -> list[Arm]:
-    """The arms of a study that are corrected together against one reference."""
+    """Returns the arms of a study that are corrected together against one reference."""
     arms = [arm_as(study.arm(name)) for name in study.arms]
     matched = {  # sets that some matched arm of the study was matched to
         replace(edit, match=None)
@@ -155,7 +155,7 @@ def family_of(study: StudyConfig, reference: str, band: bool) -> list[Arm]:
 
 
 def told(dropped: Sequence[str]) -> str:
-    """What was left out, reason by reason: "icl_score is missing in the arm (seeds 1, 4)"."""
+    """Returns what was left out, by reason: "icl_score is missing in the arm (seeds 1, 4)"."""
     reasons: dict[str, list[str]] = {}
     for text in dropped:
         seed, _, why = text.partition(": ")

@@ -1,4 +1,4 @@
-"""Which labels stand in a chosen set, and how much influence the top samples carry."""
+"""Labels in a chosen set of samples, and the influence of the top samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Enrichment:
-    """How often one label stands in a chosen set, against the whole window."""
+    """The frequency of one label in a chosen set, against the whole window."""
 
     label: str
     chosen: int
@@ -23,7 +23,7 @@ class Enrichment:
 
 
 def label_enrichment(labels: Sequence[str], chosen: np.ndarray) -> list[Enrichment]:
-    """Each label's share among the chosen samples, most enriched first.
+    """Returns each label's share among the chosen samples, most enriched first.
 
     `labels` are those of all N samples and `chosen` [n] the positions of the set. The p-values
     are those of permuting the labels over the samples, all N! of them at once: the label's count
@@ -51,7 +51,7 @@ def label_enrichment(labels: Sequence[str], chosen: np.ndarray) -> list[Enrichme
 
 
 def heavy_tail(scores: np.ndarray, shares: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Share of the cumulative positive influence carried by the top samples, for each share.
+    """Returns the cumulative share of positive influence of the top samples, for each share.
 
     F(x) = sum of the top x N positive scores / sum of all positive scores; samples with scores
     below 0 carry none. Between whole samples it is linear. Raises ValueError where no score is

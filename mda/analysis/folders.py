@@ -1,4 +1,4 @@
-"""The arms of a comparison, read from the folders of a sweep, and told apart by their settings."""
+"""The arms of a comparison, read from the folders of a sweep and named by their settings."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WHICH_UNIT = {"unit.name", "unit.metric", "unit.locate", "unit.only"}
 
 
 def read_runs(folders: Iterable[Path], left_out: Callable[[str], None] | None = None) -> list[Run]:
-    """All finished arms in and below the folders, each retrain once, by arm name and seed.
+    """Returns all finished arms in and below the folders, each retrain once, by arm name and seed.
 
     Runs of an arm that are the same training share a fingerprint and are taken once; a training
     that two arms mean (the top tenth, the band from .9 to 1) counts for both, and one that edits
-    the same samples for two units counts for each of them. Settings that tell
-    otherwise equal arms of one seed apart become part of their names. Raises ValueError where
-    there is no arm, no control, two base runs under one seed, or one under two seeds, and for a
-    folder that cannot be read: or, if given, `left_out` is told why that one is not among the runs.
+    the same samples for two units counts for each of them. Settings that distinguish otherwise
+    equal arms of one seed become part of their names. Raises ValueError where there is no arm, no
+    control, two base runs under one seed, or one under two seeds, and for a folder that cannot be
+    read: with `left_out`, that is called with the reason instead.
     """
     folders = list(folders)
     found = [run for folder in folders for run in _runs_in(folder, left_out or _refuse)]
@@ -54,7 +54,7 @@ def read_runs(folders: Iterable[Path], left_out: Callable[[str], None] | None = 
 
 
 def _serves(run: Run) -> tuple[object, ...]:
-    """What its edit was made for: of a control nothing, of a free random edit any unit."""
+    """Returns the target of a run's edit: nothing for a control, the metric for a free random edit."""
     if run.arm.edit.is_control:
         return ()
     if run.arm.edit.is_random and not run.arm.edit.match:
@@ -63,7 +63,7 @@ def _serves(run: Run) -> tuple[object, ...]:
 
 
 def _refuse_copies(runs: Iterable[Run]) -> None:
-    """Seeds that start from the same weights and see the same samples in turn are one seed."""
+    """Raises ValueError for two seeds with the same weights and samples, which are one."""
     first: dict[str, int] = {}
     for run in runs:
         origin = run.summary["fingerprints"].get("origin")
@@ -88,7 +88,7 @@ def _runs_in(folder: Path, left_out: Callable[[str], None]) -> list[Run]:
 
 
 def _arm_in(path: Path) -> list[Run]:
-    """The run of a summary; none where another program left it. Raises ValueError."""
+    """Returns the run of a summary, or None for one of another program. Raises ValueError."""
     try:
         content = store.read_object(path)
     except ValueError as error:
@@ -103,7 +103,7 @@ def _refuse(reason: str) -> None:
 
 
 def _told_apart(runs: list[Run]) -> list[Run]:
-    """Names settings that differ between runs of one arm: windows, units, estimator settings."""
+    """Adds to names the settings that differ between runs of one arm, such as windows or units."""
     groups: dict[Arm, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.arm].append(run)
@@ -144,7 +144,7 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def _unit_settings(settings: Mapping[str, Any], group: str = "unit") -> dict[str, Any]:
-    """Settings of the unit by their keys, but for those that say which one it is."""
+    """Returns the settings of the unit by key, without those that select the unit."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         key = f"{group}.{name}"
@@ -161,7 +161,7 @@ def _varying(settings: list[dict[str, str]]) -> set[str]:
 
 
 def _told(settings: Mapping[str, str], key: str) -> bool:
-    """Whether a setting is known, be it as none: tables kept before lack the unit's."""
+    """Returns whether a setting is recorded, be it as none: older tables lack the unit's."""
     return key in settings or not key.startswith("unit.")
 
 

@@ -1,4 +1,4 @@
-"""What a comparison found, in one sentence with its numbers."""
+"""The finding of a comparison, in one sentence with its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MODES_DONE = {
 
 
 def main_arm(measured: Measurements, study: StudyConfig) -> Arm | None:
-    """The arm that the sentence is about: of the study's first claim that was run with it.
+    """Returns the arm of the sentence: of the study's first claim that was run with it.
 
     Else the first targeted edit, the trivial baseline last; None where there is no targeted edit.
     """
@@ -40,10 +40,11 @@ def main_arm(measured: Measurements, study: StudyConfig) -> Arm | None:
 
 
 def headline(measured: Measurements, study: StudyConfig) -> str:
-    """One sentence: the unit's crossing and end with and without the main arm's edit.
+    """Returns one sentence: the unit's crossing and end with and without the main arm's edit.
 
-    Then where random edits of the same size and those of the trivial baseline end. Several seeds
-    are averaged; a seed that never crosses counts with the window's end, and "or later" says so.
+    It adds the ends under random edits of the same size and those of the trivial baseline. Several
+    seeds are averaged; a seed that never crosses counts with the window's end, and "or later" says
+    so.
     """
     arm = main_arm(measured, study)
     if arm is None:
@@ -75,7 +76,7 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
 
 
 def _edited(edit: Edit, n: int | None) -> str:
-    """What was edited; the samples are counted where their number is known."""
+    """Returns what was edited, with the number of samples if known."""
     if isinstance(edit.by, Rows):
         return f"{amount(edit.amount)} of {edit.by.name} inserted"
     size = edit.size
@@ -131,6 +132,6 @@ def _reference(measured: Measurements, runs: Sequence[Run], reference: str) -> s
 
 
 def short(value: float) -> str:
-    """Three decimals without a zero before the point: .240."""
+    """Returns three decimals without a zero before the point: .240."""
     text = f"{value:.3f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text

@@ -1,4 +1,4 @@
-"""The benchmark's tables, read back from files, and the leaderboard that follows from them.
+"""The benchmark's tables, read back from files, and the leaderboard made from them.
 
 A folder of tables is one run of the benchmark: a seed, its window and units. The leaderboard is
 made of any number of them, so that seeds measured on other days or machines count together.
@@ -40,7 +40,7 @@ class Tables:
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
-    """Write the tables of one run, CSV each, and what they are about."""
+    """Writes the tables of one run, CSV each, and their description."""
     (about,) = tables.about
     for name, rows in tables.rows.items():
         (folder / f"{name}.csv").unlink(missing_ok=True)  # one of an earlier time
@@ -51,7 +51,7 @@ def write_tables(tables: Tables, folder: Path) -> None:
 
 
 def read_tables(folders: Iterable[Path]) -> Tables:
-    """The tables of some folders as one."""
+    """Returns the tables of some folders as one."""
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     about = []
     for folder in folders:
@@ -68,7 +68,7 @@ def read_tables(folders: Iterable[Path]) -> Tables:
 def leaderboard(
     tables: Tables, outcome: str = "metric", confidence: float = 0.95, resamples: int = 9999
 ) -> list[Row]:
-    """A row for each unit and estimator, and one for a rerun of the sets of each unit.
+    """Returns a row for each unit and estimator, and one for a rerun of each unit's sets.
 
     `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone,
     `lds_at_random` that of the sets which no scores had a part in drawing. Effects are the unit's
@@ -105,11 +105,11 @@ def leaderboard(
 def groups_of(
     rows: Sequence[Row], unit: str, name: str, shares: Sequence[float], outcome: str = "metric"
 ) -> dict[tuple[int, float], Group]:
-    """Predictions and measured values: a group for each run, by its seed, and share of the window.
+    """Returns predictions and measured values: a group for each run, by its seed, and share.
 
-    The prediction of an estimator is minus the scores that were removed; that of a rerun
-    is what was measured from a perturbed start. Sets whose outcome or prediction is missing or not
-    finite are left out and counted.
+    The prediction of an estimator is minus the scores that were removed; that of a rerun is the
+    measurement from a perturbed start. Sets whose outcome or prediction is missing or not finite
+    are left out and counted.
     """
 
     def predicted(row: Row) -> float | None:
@@ -133,7 +133,7 @@ def groups_of(
 
 
 def _bands(rows: Sequence[Row]) -> np.ndarray:
-    """A number for each band of scores; a set that was drawn at random has one of its own."""
+    """Returns a number for each band of scores; each set drawn at random has its own."""
     names = [row["draw"] if row["draw"] != AT_RANDOM else f"{row['subset']}" for row in rows]
     return np.unique(names, return_inverse=True)[1]
 
@@ -141,8 +141,11 @@ def _bands(rows: Sequence[Row]) -> np.ndarray:
 def effects_of(
     rows: Sequence[Row], unit: str, name: str, outcome: str = "metric"
 ) -> dict[str, dict[tuple[int, int], float]]:
-    """`remove/0.1`, `augment/0.1`, `transfer/0.1` -> (seed, seed of the run that was edited) ->
-    the unit after the edit minus after none."""
+    """Returns the unit after an edit minus after none, by outcome and pair of seeds.
+
+    Outcomes are `remove/0.1`, `augment/0.1`, `transfer/0.1`; a pair is the seed of the scores and
+    that of the edited run.
+    """
     found: dict[str, dict[tuple[int, int], float]] = {}
     for row in rows:
         if (row["unit"], row["estimator"]) == (unit, name):
@@ -157,16 +160,15 @@ def effects_of(
 def comparisons(
     tables: Tables, outcome: str = "metric", confidence: float = 0.95, resamples: int = 9999
 ) -> list[Row]:
-    """Does `unrolled` beat EK-FAC and repetition? A row for each unit, rival and question.
+    """Compares `unrolled` with EK-FAC and repetition: a row for each unit, rival and question.
 
-    Asked of `unrolled` with every choice of settings that was measured, by one `outcome`.
-    `lds`: its rank correlation minus theirs over the same sets of the same runs, with a bootstrap
-    over the sets: it speaks of these runs; `lds_at_random` is that over the sets drawn without
-    scores. `remove/0.1`, `augment/0.1`, `transfer/0.1`: its effect minus theirs in the same runs,
-    with Student's interval over the seeds whose scores chose the samples, None for fewer than
-    three: an edit of two other runs counts once. More of `lds` is better, less after a removal,
-    more after doubling; `better` is yes or no where the interval leaves out 0, else open. Every
-    interval stands alone: many are looked at.
+    All measured settings of `unrolled` are compared, by one `outcome`. `lds`: its rank correlation
+    minus theirs over the same sets of the same runs, with a bootstrap over the sets, for these runs
+    only; `lds_at_random` is that over the sets drawn without scores. `remove/0.1`, `augment/0.1`,
+    `transfer/0.1`: its effect minus theirs in the same runs, with Student's interval over the seeds
+    whose scores chose the samples, None for fewer than three: an edit of two other runs counts
+    once. More of `lds` is better, less after a removal, more after doubling; `better` is yes or no
+    where the interval leaves out 0, else open. Intervals are not corrected for their number.
     """
     found = []
     asked = [(unit, name) for unit, name in _pairs(tables) if name.partition(" ")[0] == TOP]
@@ -201,13 +203,13 @@ def _differences(
 
 
 def _sets(tables: Tables) -> dict[str, list[Row]]:
-    """All sets that were removed, and those that no scores had a part in drawing."""
+    """Returns all sets that were removed, and those drawn without scores."""
     rows = tables.rows["subsets"]
     return {"lds": rows, "lds_at_random": [row for row in rows if row["draw"] == AT_RANDOM]}
 
 
 def _over_seeds(values: Sequence[float], confidence: float) -> Correlation:
-    """Mean over seeds, and Student's interval."""
+    """Returns the mean over seeds, and Student's interval."""
     n, mean = len(values), float(np.mean(values))
     if n < 3:
         return Correlation(n, mean, None, None)
@@ -221,7 +223,7 @@ def _better(said: Correlation, sign: int) -> str:
 
 
 def _pairs(tables: Tables) -> list[tuple[str, str]]:
-    """Units and estimators in the order of the runs' settings, the ceiling of a unit first."""
+    """Returns units and estimators in the order of the runs' settings, a unit's ceiling first."""
     found: dict[tuple[str, str], None] = {}
     for about in tables.about:
         for unit in about["units"]:

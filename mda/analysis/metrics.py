@@ -1,4 +1,4 @@
-"""What is measured of a run: `METRICS`, all read from its curve.csv.
+"""The metrics of a run, `METRICS`, all read from its curve.csv.
 
 A curve that never crosses is censored: its onset counts as the window's end, so a delay is a
 lower bound, and the number of such runs is kept beside the effect.
@@ -85,12 +85,15 @@ class Measurements:
     table: Mapping[tuple[Path, Aim], Measured] = field(repr=False)
 
     def of(self, run: Run, target: Run) -> Measured:
-        """Metrics of `run` for the unit of `target`."""
+        """Returns the metrics of `run` for the unit of `target`."""
         return self.table[run.folder, _aim(target)]
 
 
 def measure(runs: Sequence[Run]) -> Measurements:
-    """Metrics of every run. Raises ValueError where a run has no control of its seed and window."""
+    """Returns the metrics of every run.
+
+    Raises ValueError where a run has no control of its seed and window.
+    """
     table = {}
     for run in runs:
         control = control_of(run, runs)  # refuses a run without one
@@ -102,9 +105,9 @@ def measure(runs: Sequence[Run]) -> Measurements:
 
 
 def control_of(run: Run, runs: Sequence[Run]) -> Run:
-    """The unedited run of the same seed and window: one that has the run's unit in its curve.
+    """Returns the unedited run of the same seed and window, with the unit in its curve.
 
-    Neurons, modules and features stand in the curves of the arms that were aimed at them alone.
+    The curves of neurons, modules and features are only in runs of arms that target them.
     """
     found = [r for r in runs if r.arm.edit.is_control and _pairs(r, run)]
     for other in found:
@@ -119,10 +122,10 @@ def control_of(run: Run, runs: Sequence[Run]) -> Run:
 
 
 def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[Run]:
-    """Runs of the same seed and window that an arm's run is compared with.
+    """Returns the runs of the same seed and window that an arm's run is compared with.
 
     A reference that is an arm means its runs, whatever they have edited and how much. Else
-    `reference` is one of `REFERENCES` or any estimator's name. But for control they are edits of
+    `reference` is one of `REFERENCES` or any estimator's name. Except for control they are edits of
     the same kind, size and strength (and label, where the arm is restricted to one): drawn freely,
     matched to the very set that the arm edits, or selected in the same way from another estimator's
     scores. Each draw counts once, though it may have been trained for several units.
@@ -148,7 +151,7 @@ def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[R
 
 
 def _draw(run: Run) -> object:
-    """What tells the trainings of a reference apart: of a free draw which it is, else the run."""
+    """Returns the identity of a reference's training: of a free draw which it is, else the run."""
     if not run.arm.edit.is_random or run.arm.edit.match:
         return run.fingerprint
     extra = tuple(one for one in run.arm.extra if not one.startswith("metric="))
@@ -173,14 +176,14 @@ def _is_reference(other: Arm, mine: Arm, reference: str) -> bool:
 
 
 def metrics_of(measured: Measurements) -> list[str]:
-    """Names of all metrics that any run has, in the order of their definition."""
+    """Returns the names of all metrics that any run has, in the order of their definition."""
     return list(dict.fromkeys(name for one in measured.table.values() for name in one.values))
 
 
 def random_values(
     measured: Measurements, metric: str
 ) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
-    """Arm name -> its replicates and [S, R] of a metric over them, for `null_check`.
+    """Returns the replicates of each random arm, and [S, R] of a metric, for `null_check`.
 
     A column is one replicate, told by the seed of its draw. Seeds that lack one of the replicates
     that most seeds have are left out; arms with fewer than two seeds or replicates are too.
@@ -240,7 +243,7 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
 
 
 def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
-    """Names of behaviour that was tried out otherwise in the two, or without other heads."""
+    """Returns the behaviour metrics that were measured differently in the two runs."""
     alike = run.summary.get("behaviour") == target.summary.get("behaviour")
     same_heads = head_metric(run.metric) == head_metric(target.metric)
     ablation = ("/top_heads", "/random_heads")
@@ -249,7 +252,10 @@ def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
 
 
 def _over_window(run: Run, curve: np.ndarray | None) -> float | None:
-    """Mean of a curve over the window's steps, by trapezoids; None where it was not measured."""
+    """Returns the mean of a curve over the window's steps, by trapezoids.
+
+    None where it was not measured.
+    """
     if curve is None:
         return None
     inside = np.isfinite(curve) & (run.curve["step"] >= run.start) & (run.curve["step"] <= run.end)
@@ -260,7 +266,7 @@ def _over_window(run: Run, curve: np.ndarray | None) -> float | None:
 
 
 def _other_heads(run: Run, target: Run) -> dict[str, list[str]]:
-    """`induction` and `rest`: heads beside the unit by their value in the base run."""
+    """Returns `induction` and `rest`: heads beside the unit by their value in the base run."""
     base = (target.base_heads if _pairs(target, run) else None) or {}
     prefix = f"emergence/{target.metric}/"
     chosen = {name.removeprefix(prefix): v for name, v in base.items() if name.startswith(prefix)}
@@ -272,7 +278,10 @@ def _other_heads(run: Run, target: Run) -> dict[str, list[str]]:
 
 
 def _log_ratio(run: Run, target: Run, control: Run) -> float | None:
-    """See `heads/log_ratio`. None where the base run's heads are known by one metric alone."""
+    """Returns see `heads/log_ratio`.
+
+    None where the base run's heads are known by one metric alone.
+    """
     kept = {}
     for group, members in _other_heads(run, target).items():
         columns = [f"emergence/{target.metric}/{name}" for name in members]
@@ -287,7 +296,10 @@ def _log_ratio(run: Run, target: Run, control: Run) -> float | None:
 
 
 def _own_metric(base: Mapping[str, float], head: str) -> str | None:
-    """The column of the metric on which a head is highest; None where one alone is known."""
+    """Returns the column of the metric on which a head is highest.
+
+    None where one alone is known.
+    """
     own = {column: value for column, value in base.items() if column.endswith(f"/{head}")}
     return max(own, key=lambda column: own[column]) if len(own) > 1 else None
 

@@ -1,9 +1,9 @@
-"""Motifs: what samples repeat, found from their text alone.
+"""Motifs: records that samples repeat, found from their text alone.
 
-A sample is cut into words (letters, digits, underscores), blanks, and single signs. With every
-word replaced by one symbol this is its shape, and a record is the shortest piece of the shape that
-follows itself for the longest stretch (`tandem`). Samples with the same record share a motif; what
-their words have in common decides what is skeleton and what is a slot:
+A sample is cut into words (letters, digits, underscores), blanks, and single signs. With every word
+replaced by one symbol this is its shape, and a record is the shortest piece of the shape that
+follows itself for the longest stretch (`tandem`). Samples with the same record share a motif; words
+that they share are skeleton, others are slots:
 
     skeleton    one word in 90 % of the records
     repeat      in 90 % of the records the same as an earlier slot
@@ -50,7 +50,7 @@ SPAN = (_WORD,)  # the shape of a plain repeat
 
 @dataclass(frozen=True)
 class Found:
-    """The words of one sample, and the record that it repeats, where there is one."""
+    """The words of one sample, and the record that it repeats, if there is one."""
 
     words: frozenset[str]
     shape: tuple[str, ...] = ()  # of the record; empty where there is none
@@ -60,7 +60,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Mined:
-    """Motifs, and of how many samples; `covered` is the share of these that has one of them."""
+    """Motifs, and the number of samples; `covered` is the share of these that has a motif."""
 
     motifs: tuple[Motif, ...]
     samples: int
@@ -75,7 +75,7 @@ def mine(
     settings: MotifsConfig,
     bar: Callable[[Iterable[Found], int], Iterable[Found]] = lambda found, n: found,
 ) -> Mined:
-    """Motifs of the samples that the settings choose by the unit's scores.
+    """Returns the motifs of the samples that the settings choose by the unit's scores.
 
     Of a window of more than `WINDOW` samples a random part stands for the whole.
     """
@@ -95,7 +95,7 @@ def mine(
 
 
 def _chosen(values: np.ndarray, settings: MotifsConfig) -> np.ndarray:
-    """Positions of the chosen samples."""
+    """Returns the positions of the chosen samples."""
     n = min(settings.samples, len(values))
     if settings.select == "random":
         return np.random.default_rng(settings.seed).choice(len(values), n, replace=False)
@@ -104,7 +104,7 @@ def _chosen(values: np.ndarray, settings: MotifsConfig) -> np.ndarray:
 
 
 def tandem(symbols_NL: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row the longest stretch that repeats itself: start, period and length, int64 [N].
+    """Returns each row's longest repeating stretch: start, period and length, int64 [N].
 
     A stretch has period p where each symbol equals the one p before it, and counts if it holds p
     at least `copies` times and p is at most `LONGEST`. Of equally long ones it is that of the
@@ -126,7 +126,10 @@ def tandem(symbols_NL: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def records(corpus: Corpus, sample_ids: np.ndarray) -> Iterator[Found]:
-    """The record that each sample repeats. Needs a corpus with a tokenizer."""
+    """Returns the record that each sample repeats.
+
+    Needs a corpus with a tokenizer. Needs a corpus with a tokenizer.
+    """
     for first in range(0, len(sample_ids), BATCH):
         tokens = corpus.rows(sample_ids[first : first + BATCH]).numpy()
         lexemes = [_lexemes(corpus, row) for row in tokens]
@@ -147,7 +150,7 @@ def records(corpus: Corpus, sample_ids: np.ndarray) -> Iterator[Found]:
 def motifs_of(
     found: Sequence[Found], sample_ids: np.ndarray, window: Sequence[Found], least: int
 ) -> tuple[Motif, ...]:
-    """The motifs that at least `least` of the samples share, the most frequent first.
+    """Returns the motifs that at least `least` of the samples share, most frequent first.
 
     `found` belongs to the chosen samples and `window` to the window's, or to a random part of them.
     """
@@ -198,7 +201,7 @@ def _text(corpus: Corpus, tokens: np.ndarray) -> str:
 
 
 def _symbols(lexemes: Sequence[Sequence[str]]) -> np.ndarray:
-    """Shapes as int64 [N, L]: equal numbers are equal symbols, and no gap equals anything."""
+    """Returns shapes as int64 [N, L]: equal numbers are equal symbols, and gaps equal nothing."""
     numbers: dict[str, int] = {}
     length = max(map(len, lexemes))
     out = np.broadcast_to(-1 - np.arange(length), (len(lexemes), length)).copy()
@@ -213,9 +216,9 @@ def _symbols(lexemes: Sequence[Sequence[str]]) -> np.ndarray:
 def _record(
     words: Sequence[str], start: int, period: int, length: int
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...], str]:
-    """Shape, copies and text of a record, from where one begins: after a line's end if it can be.
+    """Returns shape, copies and text of a record, starting after a line's end if possible.
 
-    Nothing for words and blanks alone, which is prose.
+    Returns None for words and blanks alone, which are prose.
     """
     shape = [_WORD if _is_word(word) else word for word in words[start : start + length]]
     if not any("\n" in symbol or not (symbol == _WORD or symbol.isspace()) for symbol in shape):
@@ -235,7 +238,7 @@ def _is_word(lexeme: str) -> bool:
 def _generalise(
     shape: tuple[str, ...], samples: Sequence[Sequence[tuple[str, ...]]], common: set[str]
 ) -> tuple[tuple[str | int, ...], tuple[Slot, ...], tuple[int, int]]:
-    """Skeleton, slots and cast of the records of all samples with this shape."""
+    """Returns skeleton, slots and cast of the records of all samples with this shape."""
     columns = [[[copy[j] for copy in one] for one in samples] for j in range(shape.count(_WORD))]
     filled: list[str | int] = []  # what stands in each place: its one word, or the slot's number
     slots: list[Slot] = []
@@ -281,9 +284,9 @@ def _kept(flat: Sequence[str]) -> dict[str, int]:
 
 
 def _kept_blocks(column: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Each sample's block once, however often the sample repeats it: short ones repeat more often.
+    """Returns each sample's block once, because short blocks repeat more often.
 
-    Of too many those at even distances by length, so that their lengths are those of all.
+    Too many are thinned out evenly by length, which keeps the distribution of lengths.
     """
     blocks = sorted({words[0] for words in column}, key=lambda block: (len(block), block))
     places = np.linspace(0, len(blocks) - 1, min(VALUES, len(blocks))).round().astype(int)
@@ -300,6 +303,6 @@ def _agree(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> bool:
 
 
 def _middle(counts: Sequence[int]) -> tuple[int, int]:
-    """The range that holds the middle 80 %."""
+    """Returns the range of the middle 80 %."""
     low, high = np.quantile(counts, [0.1, 0.9])
     return max(1, round(float(low))), max(1, round(float(high)))

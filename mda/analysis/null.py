@@ -1,4 +1,4 @@
-"""Do arms that should not differ differ? Each random edit against the others of its seed."""
+"""A check that arms without a real difference do not differ: random edits within a seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def null_check(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> list[NullCheck]:
-    """Each of R >= 2 replicates in turn against the mean of the others, in S >= 2 seeds.
+    """Compares each of R >= 2 replicates with the mean of the others, in S >= 2 seeds.
 
     `values_SR` [S, R] is a metric of R random edits of equal size; a column is one replicate, the
     same draw in each seed. Nothing is drawn in a random order: d_s = x_sr - mean of the others,

@@ -1,4 +1,4 @@
-"""Where in a sequence influence lies: an attention sink, or curvature that misses one, shows."""
+"""The distribution of influence over positions, which shows attention sinks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PositionShares:
 
     @property
     def warning(self) -> str | None:
-        """A sentence where one position has more than a third."""
+        """A sentence if one position has more than a third of the influence."""
         if self.share <= TOO_MUCH:
             return None
         return (
@@ -32,7 +32,10 @@ class PositionShares:
 
 
 def position_shares(influence_NT: np.ndarray) -> PositionShares | None:
-    """Shares of positions in |influence|; samples without any are left out, None if all are."""
+    """Returns shares of positions in |influence|, without samples that have none.
+
+    None without any.
+    """
     size_NT = np.abs(influence_NT)
     size_NT = size_NT[size_NT.sum(1) > 0]
     if not len(size_NT):

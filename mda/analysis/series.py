@@ -1,4 +1,4 @@
-"""Curves averaged over seeds, and layer x head differences: what figures and the page draw."""
+"""Curves averaged over seeds, and layer x head differences, for figures and the page."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ArmCurve:
 
 
 def titles(runs: Sequence[Run]) -> dict[str, str]:
-    """Axis titles of `CURVES`, with the name of the score that these runs' units have.
+    """Returns axis titles of `CURVES`, with the name of the score that these runs' units have.
 
-    Without `strongest` where no run has it: it is of heads alone.
+    `strongest` is left out where no run has it, as only heads do.
     """
     metrics = {run.metric for run in runs}
     unit = ", fixed head" if all(run.of_heads for run in runs) else " of the unit"
@@ -51,14 +51,14 @@ def titles(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def score_title(metric: str) -> str:
-    """What axes call a metric; its own name where no table has it."""
+    """Returns the axis title of a metric; its own name where no table has it."""
     if metric in HEAD_METRICS:
         return HEAD_METRICS[metric].title
     return OTHER_SCORES.get(metric, metric)
 
 
 def points(measured: Measurements) -> list[tuple[Run, float, float]]:
-    """Every edited run minus its control: the strongest head, else the unit, and the ICL score."""
+    """Yields every edited run minus its control: strongest head, else unit, and ICL score."""
     name = "strongest" if "strongest" in titles(measured.runs) else "unit"
     found = []
     for run in measured.runs:
@@ -73,12 +73,12 @@ def points(measured: Measurements) -> list[tuple[Run, float, float]]:
 
 
 def same_window(runs: Sequence[Run]) -> bool:
-    """Whether all runs share one window, so that curves can be drawn over absolute steps."""
+    """Returns whether all runs share one window, so that absolute steps can be the x-axis."""
     return len({(run.start, run.end) for run in runs}) == 1
 
 
 def arm_curves(measured: Measurements, name: str) -> list[ArmCurve]:
-    """A curve of `CURVES` for each arm; replicates of a seed are averaged first.
+    """Returns a curve of `CURVES` for each arm; replicates of a seed are averaged first.
 
     x is the training step where all windows are one, else the step counted from the window's
     start, up to the shortest window. Curves measured at other steps are interpolated linearly.
@@ -103,7 +103,7 @@ def arm_curves(measured: Measurements, name: str) -> list[ArmCurve]:
 
 
 def head_matrix(run: Run, metric: str, row: int) -> np.ndarray:
-    """A metric of every head at one row of the curve, [L, H]; NaN where it was not measured."""
+    """Returns a metric of every head at one row of the curve, [L, H]; NaN if not measured."""
     heads = run.heads_of(metric)
     shape = (1 + max(h.layer for h in heads), 1 + max(h.head for h in heads))
     values = np.full(shape, np.nan)
@@ -113,7 +113,7 @@ def head_matrix(run: Run, metric: str, row: int) -> np.ndarray:
 
 
 def head_difference(measured: Measurements, runs: Sequence[Run]) -> np.ndarray:
-    """Runs of one arm and seed minus their control at the window's end, averaged, [L, H]."""
+    """Returns runs of an arm and seed minus their control at the window's end, averaged, [L, H]."""
     differences = []
     for run in runs:
         control = control_of(run, measured.runs)

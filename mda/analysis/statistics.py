@@ -35,11 +35,11 @@ class Seed:
 
     @property
     def difference(self) -> float:
-        """Mean of the arm's runs - mean of the reference's."""
+        """The mean of the arm's runs minus the mean of the reference's."""
         return float(np.mean(self.arm) - np.mean(self.reference))
 
     def relabelled(self, shift: float = 0.0) -> np.ndarray:
-        """Differences under every choice of the arm's runs, the true one first.
+        """Returns the differences under every choice of the arm's runs, the true one first.
 
         Of A + B runs any A may be the arm: C(A + B, A) differences. With one run each these are
         d and -d, the sign flip. `shift` is taken from the arm's runs first: the labels are
@@ -51,7 +51,10 @@ class Seed:
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean paired difference. None where n seeds do not allow the number."""
+    """A mean paired difference.
+
+    None for a number that n seeds do not allow. None where n seeds do not allow the number.
+    """
 
     n: int
     mean: float | None
@@ -67,7 +70,7 @@ class Effect:
 def paired_effect(
     seeds: Sequence[Seed], confidence: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> Effect:
-    """Mean of the seeds' differences with bootstrap interval and label-permutation p-values.
+    """Returns the mean of the seeds' differences with interval and label-permutation p-values.
 
     The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), in the units of
     the differences; with few seeds it is too narrow (for normal differences a 95 % interval covers
@@ -92,7 +95,7 @@ def paired_effect(
 def label_p(
     seeds: Sequence[Seed], shift: float = 0.0, draws: int = DRAWS, seed: int = 0
 ) -> tuple[float, float]:
-    """One-sided p-values (less, greater) of the summed differences under permuted labels.
+    """Returns one-sided p-values (less, greater) of the summed differences under permuted labels.
 
     The label "arm" is permuted among the runs of each seed, and seeds independently:
         p_greater = share of labellings whose sum of differences is at least the true one's
@@ -125,16 +128,16 @@ def label_p(
 
 
 def least_p(seeds: Sequence[Seed]) -> float:
-    """The smallest p-value that `label_p` can give for so many seeds and runs."""
+    """Returns the smallest p-value that `label_p` can give for so many seeds and runs."""
     ways = math.prod(math.comb(len(s.arm) + len(s.reference), len(s.arm)) for s in seeds)
     return 1 / (ways if ways <= DRAWS else DRAWS + 1)
 
 
 def equivalence_p(seeds: Sequence[Seed], margin: float, draws: int = DRAWS, seed: int = 0) -> float:
-    """p-value of two one-sided tests that the effect lies within +-margin (Schuirmann 1987).
+    """Returns the p-value of two one-sided tests that the effect is within +-margin.
 
-    H0: |effect| >= margin. The larger of the p-values against effect <= -margin and against
-    effect >= margin, each by `label_p` with the margin as shift.
+    H0: |effect| >= margin (Schuirmann 1987). The larger of the p-values against effect <= -margin
+    and against effect >= margin, each by `label_p` with the margin as shift.
     """
     above = label_p(seeds, -margin, draws, seed)[1]
     below = label_p(seeds, margin, draws, seed)[0]
@@ -147,7 +150,7 @@ def bootstrap_interval(
     resamples: int = 9999,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """BCa bootstrap interval of the mean; equal values give an interval of length 0."""
+    """Returns the BCa bootstrap interval of the mean; equal values give length 0."""
     x = _finite(values)
     if np.ptp(x) <= 1e-12 * np.abs(x).max():
         return float(x.mean()), float(x.mean())
@@ -161,7 +164,10 @@ def bootstrap_interval(
 def student_interval(
     values: Sequence[float] | np.ndarray, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Student's interval of the mean of n >= 2 values: mean +- t sd / sqrt(n), n - 1 degrees."""
+    """Returns Student's interval of the mean of n >= 2 values.
+
+    It is mean +- t sd / sqrt(n), with t of n - 1 degrees of freedom.
+    """
     x = _finite(values)
     tail = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1))
     half = tail * float(x.std(ddof=1)) / math.sqrt(len(x))
@@ -169,11 +175,11 @@ def student_interval(
 
 
 def holm(p_values: Sequence[float | None], size: int | None = None) -> list[float | None]:
-    """Holm's step-down correction (Holm 1979) over a family of `size` tests, None = no test.
+    """Applies Holm's step-down correction (Holm 1979) over a family of `size` tests.
 
-    Adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), in increasing order of p. m is
-    the family's size where it is given, tests that were planned and could not be made included,
-    else the number of p-values.
+    None means no test. Adjusted p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), in increasing
+    order of p. m is the family's size where it is given, tests that were planned and could not be
+    made included, else the number of p-values.
     """
     tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     m = len(tested) if size is None else size
@@ -189,7 +195,7 @@ def holm(p_values: Sequence[float | None], size: int | None = None) -> list[floa
 
 @cache
 def _labellings(a: int, b: int) -> np.ndarray:
-    """Weights of a + b runs in mean(arm) - mean(reference), a row for each choice of the arm's."""
+    """Returns weights of a + b runs in mean(arm) - mean(reference), a row for each labelling."""
     rows = np.full((math.comb(a + b, a), a + b), -1 / b)
     for row, members in zip(rows, combinations(range(a + b), a), strict=True):
         row[list(members)] = 1 / a

@@ -1,4 +1,4 @@
-"""Many runs as one table of curves and one of runs, to be kept and read back as runs."""
+"""Many runs as one table of curves and one of runs, to keep and to read back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT = (
 
 
 def write_table(runs: Sequence[Run], folder: Path) -> None:
-    """Write `CURVES` and `RUNS`: the same runs give the same bytes.
+    """Writes `CURVES` and `RUNS`: the same runs give the same bytes.
 
     A row of `CURVES` is one measured step of one run, named in the column `run` as in `RUNS`, with
     every digit that the run's own curve has. A training that two arms mean is one curve, two runs.
@@ -49,7 +49,7 @@ def write_table(runs: Sequence[Run], folder: Path) -> None:
 
 
 def read_table(folder: Path) -> list[Run]:
-    """The runs of a table. Raises ValueError, naming the folder, for a damaged one."""
+    """Returns the runs of a table. Raises ValueError, naming the folder, for a damaged one."""
     try:
         with gzip.open(folder / CURVES, "rt", encoding="utf-8", newline="") as file:
             rows: dict[str, list[dict[str, str]]] = {}

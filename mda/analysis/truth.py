@@ -1,4 +1,4 @@
-"""How well scores predict what retraining does: numbers of the benchmark, from plain arrays.
+"""Agreement of scores with retraining: numbers of the benchmark, from plain arrays.
 
 Linear datamodeling score (Park et al. 2023, arXiv 2303.14186), of a unit: sets of samples are
 removed and the window is trained again without each. The prediction for a set is minus its
@@ -41,12 +41,12 @@ class Group(NamedTuple):
 def rank_correlation(
     groups: Sequence[Group], confidence: float = 0.95, resamples: int = 9999, seed: int = 0
 ) -> Correlation:
-    """Mean of the groups' Spearman correlations, each over its own sets.
+    """Returns the mean of the groups' Spearman correlations, each over its own sets.
 
     The interval is the percentile bootstrap's: the bands of each group are drawn anew, all sets of
-    a band together, since they are much alike. It speaks of other sets in these runs, not of other
-    runs. Groups of fewer than `FEWEST` bands are left out; where there are no others they have a
-    mean, and no interval. None where predictions or values of a group are all the same.
+    a band together, since they are much alike. It covers other sets in these runs, not other runs.
+    Groups of fewer than `FEWEST` bands are left out; where there are no others they have a mean,
+    and no interval. None where predictions or values of a group are all the same.
     """
     return _bootstrapped(groups, spearman, confidence, resamples, seed)
 
@@ -55,7 +55,7 @@ def rank_correlation_gain(
     one: Sequence[Group], other: Sequence[Group], confidence: float = 0.95,
     resamples: int = 9999, seed: int = 0,
 ) -> Correlation:  # fmt: skip
-    """Mean correlation of one estimator minus that of another over the very same sets."""
+    """Returns one estimator's mean correlation minus another's over the same sets."""
     groups = [
         a._replace(predicted=np.stack([a.predicted, b.predicted]))
         for a, b in zip(one, other, strict=True)
@@ -98,7 +98,7 @@ def _bootstrapped(
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-    """Spearman's correlation, of a sample that holds pair i counts[..., i] times.
+    """Returns Spearman's correlation of a sample that holds pair i counts[..., i] times.
 
     NaN where one side is constant.
     """
@@ -115,20 +115,23 @@ def spearman(x_N: np.ndarray, y_N: np.ndarray, counts: np.ndarray | None = None)
 
 
 def _ranks(values_N: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Rank of each value in a sample that holds it `counts` times; ties share their mean."""
+    """Returns the rank of each value in a sample that holds it `counts` times.
+
+    Ties share a mean.
+    """
     below = values_N[:, None] < values_N
     return counts @ (below + (values_N[:, None] == values_N) / 2) + 0.5
 
 
 def roc_area(scores_N: np.ndarray, is_cause_N: np.ndarray) -> float | None:
-    """Probability that a cause scores above another sample, ties counting half; None without."""
+    """Returns the probability that a cause scores above another sample, ties counting half."""
     if not is_cause_N.any() or is_cause_N.all():
         return None
     return float(roc_auc(scores_N[:, None].astype(np.float64), is_cause_N)[0])
 
 
 def recall_at(scores_N: np.ndarray, is_cause_N: np.ndarray, k: int) -> float | None:
-    """Share of the causes among the k highest scores; ties go to the earlier sample."""
+    """Returns the share of causes among the k highest scores; ties go to the earlier sample."""
     if not is_cause_N.any():
         return None
     top = np.argsort(-scores_N, kind="stable")[:k]
