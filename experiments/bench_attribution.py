@@ -218,6 +218,7 @@ def print_result(shape: str, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Measures the configured shapes and prints their figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

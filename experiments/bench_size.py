@@ -139,6 +139,7 @@ def peak_bytes(device: str) -> float:
 
 
 def main() -> None:
+    """Measures the lines of the table, each in its own process on a CPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -110,6 +110,7 @@ def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
+    """Runs the benchmark and prints its figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -266,6 +266,7 @@ def base_run(args: argparse.Namespace) -> list[dict]:
 
 
 def main() -> None:
+    """Compares the factors for the model or run of the command line."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("what", choices=("smollm2", "run"))

@@ -91,6 +91,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def plans(config: Config, folder: Path) -> None:
+    """Writes the page of plans."""
     PAGE.write_text(page(), "utf-8")
     print(PAGE)
 

@@ -18,6 +18,7 @@ RESULTS = HOME / "sweeps" / "results"
 
 
 def results(config: Config, folder: Path) -> None:
+    """Regenerates the tables, figures and pages of sweeps/results."""
     from leaderboard_page import leaderboard_page
     from study_pages import KEPT, results_page, study_of
 

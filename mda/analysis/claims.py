@@ -211,7 +211,7 @@ def decide(
     against: float | None,
     alpha: float,
 ) -> tuple[str, str]:
-    """Returns the verdict of one claim from its corrected p-values, and its reason in a sentence."""
+    """Returns the verdict of one claim from its corrected p-values, with its reason."""
     if effect.n == 0:
         return "undecided", "there are no runs of this arm with its reference"
     if effect.n < claim.min_seeds:

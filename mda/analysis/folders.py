@@ -54,7 +54,7 @@ def read_runs(folders: Iterable[Path], left_out: Callable[[str], None] | None = 
 
 
 def _serves(run: Run) -> tuple[object, ...]:
-    """Returns the target of a run's edit: nothing for a control, the metric for a free random edit."""
+    """Returns the target of a run's edit: nothing for a control, the metric for a random edit."""
     if run.arm.edit.is_control:
         return ()
     if run.arm.edit.is_random and not run.arm.edit.match:

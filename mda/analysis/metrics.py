@@ -278,10 +278,7 @@ def _other_heads(run: Run, target: Run) -> dict[str, list[str]]:
 
 
 def _log_ratio(run: Run, target: Run, control: Run) -> float | None:
-    """Returns see `heads/log_ratio`.
-
-    None where the base run's heads are known by one metric alone.
-    """
+    """Returns `heads/log_ratio`; None where the base run's heads are known by one metric alone."""
     kept = {}
     for group, members in _other_heads(run, target).items():
         columns = [f"emergence/{target.metric}/{name}" for name in members]

@@ -1,9 +1,9 @@
-"""Compare arms: what did the edits do to the unit, and more than random edits did?
+"""Compare arms: the effects of the edits on the unit, beside those of random edits.
 
 Reads finished arms of mda run (report.runs: folders of arms or of whole sweeps) and writes the
 effects with intervals and permutation tests, a verdict for every claim of the study (study=...,
-conf/study), figures, and one self-contained page that opens without a network. `report.pack`
-keeps the runs as one table, which is read as their folders are.
+conf/study), figures, and one self-contained page that opens without a network. `report.pack` keeps
+the runs as one table, which can be read in place of their folders.
 """
 
 from pathlib import Path
@@ -16,13 +16,14 @@ NEEDS = ("study", "report")
 
 
 def compare(config: Config, folder: Path) -> None:
+    """Compares the arms of `report.runs` and writes tables, figures and the page into `folder`."""
     compared(config, folder, next_command("compare", folder))
     print(f"page: {folder / 'report.html'}")
     print(folder)
 
 
 def compared(config: Config, folder: Path, command: str) -> dict[str, Any]:
-    """Compare the arms of report.runs, print the tables, and return what summary.json holds."""
+    """Compares the arms of report.runs, prints the tables and returns the results."""
     from mda.report.compare import compare as compare_arms
     from mda.report.samples import traces_of
 
@@ -38,5 +39,5 @@ def compared(config: Config, folder: Path, command: str) -> dict[str, Any]:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(compare, NEEDS)

@@ -1,9 +1,9 @@
-"""Find what the samples of highest influence have in common: motifs, in a file that can be edited.
+"""Find motifs: records that samples of highest influence share, in a file that can be edited.
 
 Traces the unit (or finds the trace in the store) and writes motifs.json: records that samples
 repeat, as fixed text with slots, each with its share of the chosen samples and of the whole window.
-The same scores and tokens give the same file, byte by byte. `mda synthesize`
-makes new rows of it.
+The same scores and tokens give the same file, byte by byte. `mda synthesize` makes new rows from
+it.
 """
 
 import time
@@ -18,6 +18,7 @@ NEEDS = (*needs(SCORES), "motifs")
 
 
 def motifs(config: Config, folder: Path) -> None:
+    """Finds the motifs of the unit's highest samples and writes them into `folder`."""
     from mda import pipeline
     from mda.analysis.motifs import mine
     from mda.data.motif_file import write_motifs
@@ -55,5 +56,5 @@ def motifs(config: Config, folder: Path) -> None:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(motifs, NEEDS)

@@ -1,10 +1,10 @@
 """The whole causal result in one command: trace a head, edit its data, see whether it moved.
 
 Trains the base run, traces its induction head with EK-FAC, and retrains the critical window with
-samples removed or doubled: those of highest influence, those that repeat most, and random ones,
-always as many. Then it compares: a table, verdicts, and one page. Two jobs run at a time where
-there are two cores. Everything is found again in the store, so a second call takes a minute and a
-killed one goes on. One seed shows the effect; it takes sweeps/causal_grid.yaml to test it.
+samples removed or doubled: those of highest influence, those that repeat most, and the same number
+of random ones. Then it compares: a table, verdicts, and one page. Two jobs run at a time where
+there are two cores. Results are kept in the store, so a second call takes a minute and an
+interrupted one resumes. One seed shows the effect; sweeps/causal_grid.yaml tests it.
 """
 
 import multiprocessing
@@ -39,7 +39,7 @@ AT_ONCE = min(2, cores())
 
 
 def job(folder: Path, name: str, overrides: list[str]) -> str:
-    """Run one job in a worker process, its output in a file; returns its name."""
+    """Runs one job in a worker process, with its output in a file, and returns its name."""
     place = folder / name if name == "trace" else folder / "arms" / name
     place.mkdir(parents=True, exist_ok=True)
     with (place / "output.log").open("w", buffering=1) as log:
@@ -52,6 +52,7 @@ def job(folder: Path, name: str, overrides: list[str]) -> str:
 
 
 def quickstart(config: Config, folder: Path) -> None:
+    """Trains, traces, edits and compares, and writes the comparison into `folder`."""
     from mda.data.embedded import end_with_parent
     from mda.programs.compare import compared
     from mda.programs.train import train
@@ -86,7 +87,7 @@ def quickstart(config: Config, folder: Path) -> None:
 
 
 def followed(waiting: Sequence[Future[str]], config: Config) -> Iterator[Future[str]]:
-    """The jobs as they end, and meanwhile a bar that moves while the arms train."""
+    """Yields the jobs as they end, with a progress bar while the arms train."""
     from rich.progress import Progress
 
     left = set(waiting)
@@ -100,7 +101,7 @@ def followed(waiting: Sequence[Future[str]], config: Config) -> Iterator[Future[
 
 
 def under_way(config: Config) -> float:
-    """How many arms' worth of steps the arms that are training have behind them."""
+    """Returns the steps done by the arms in training, in units of one arm."""
     edit = config.intervention
     start, end = edit.steps or (0, edit.before_onset + edit.after_onset)
     tables = (Path(config.output_dir) / "store" / "arm").glob("*.part/train.csv")
@@ -108,7 +109,7 @@ def under_way(config: Config) -> float:
 
 
 def steps_of(table: Path) -> int:
-    """Steps in a loss table that is being written; 0 where it has just been moved away."""
+    """Returns the number of steps in a loss table that is being written; 0 if it is missing."""
     try:
         return max(0, table.read_bytes().count(b"\n") - 1)
     except OSError:
@@ -116,5 +117,5 @@ def steps_of(table: Path) -> int:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(quickstart, NEEDS)

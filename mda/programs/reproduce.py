@@ -2,12 +2,12 @@
 
     mda reproduce outputs/runs/run/<name>
 
-Reads the run's configuration back through the schema, refuses where it, an input's hash or a
-package's version is no longer what the run had, then repeats the program into a new folder under
---outputs with a store of its own: the run's last stage is computed again out of inputs that the
-store under --outputs still has (--from-scratch: all of them again). The run may be anybody's:
-nothing is written into it, nor where its configuration says.
-Exit code 0: all equal; 1: something differs; 2: refused.
+Reads the run's configuration back through the schema, and stops if the configuration, an input's
+hash or a package's version has changed. Then it repeats the program into a new folder under
+--outputs with its own store: the run's last stage is computed again from inputs in the store under
+--outputs (--from-scratch: all stages). The run may belong to another user: nothing is written into
+it, nor where its configuration points. Exit code 0: all equal; 1: something differs; 2: not
+reproducible.
 """
 
 import argparse
@@ -26,7 +26,7 @@ OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"ar
 
 
 def changes(saved: Saved) -> Iterator[str]:
-    """Everything that is not as it was in the run, a sentence each."""
+    """Returns everything that has changed since the run, a sentence each."""
     from mda import pipeline, store
     from mda.stages.preview import fingerprints
 
@@ -42,7 +42,7 @@ def changes(saved: Saved) -> Iterator[str]:
 
 
 def note_on_code(saved: Saved) -> None:
-    """Say where the code differs from the run's: results may, and no hash can tell."""
+    """Prints how the code differs from the run's, as results may differ without a changed hash."""
     from mda import store
 
     now, then = store.git_state(), saved.git
@@ -54,7 +54,7 @@ def note_on_code(saved: Saved) -> None:
 
 
 def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> bool:
-    """Repeat a run and print the comparison; True where every value is equal.
+    """Repeats a run and prints the comparison. Returns True where every value is equal.
 
     Inputs are found in the store under `outputs`, and everything is written there, whatever the
     run's own configuration says.
@@ -91,7 +91,7 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     parser = argparse.ArgumentParser(
         prog="mda reproduce",
         description=__doc__,

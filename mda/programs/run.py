@@ -1,12 +1,12 @@
-"""Run one arm of the experiment: edit the stream, retrain the window, watch the unit.
+"""Run one arm of the experiment: edit the stream, retrain the window, measure the unit.
 
-Builds what is missing of corpus, base run, scores and plan, or finds it in the store. The arm
-starts from the base run's weights and optimizer at the window's start; everything but the edit is
-unchanged. `intervention=control` retrains the unedited stream and repeats the base run. A run that
-is started with `study=` keeps the hash of that study (conf/study), whose claims are registered by
-it: one that is written or changed later can't be. A published
-base run has no optimizer's state: its arms, and their control, start with a fresh AdamW, unless
-`base.state` gives one, and the control says how far that leads away from the published run.
+Corpus, base run, scores and plan come from the store, or are built first. The arm starts from the
+base run's weights and optimizer at the window's start; everything but the edit is unchanged.
+`intervention=control` retrains the unedited stream and repeats the base run. A run that is started
+with `study=` keeps the hash of that study (conf/study), which registers its claims: claims written
+or changed later are exploratory. A published base run has no optimizer state: its arms and their
+control start with a fresh AdamW, unless `base.state` gives one, and the control measures the
+distance from the published run.
 """
 
 import time
@@ -24,6 +24,7 @@ NEEDS = (*needs(BEHAVIOUR), "study", "plan", "report", "logger")
 
 
 def run(config: Config, folder: Path) -> None:
+    """Retrains the configured arm and writes its curve, plan and summary into `folder`."""
     from mda import pipeline
     from mda.report.arm import FILES, arm_name, report_arm
     from mda.report.summary import of_stages, write_summary
@@ -90,7 +91,7 @@ def run(config: Config, folder: Path) -> None:
 
 
 def following(config: Config, folder: Path, base: str) -> str:
-    """The command that compares the arms beside this one, or runs the control that they lack.
+    """Returns the command that compares the arms beside this one, or runs their missing control.
 
     A sweep's jobs are compared together, whichever of them comes first.
     """
@@ -108,7 +109,7 @@ def following(config: Config, folder: Path, base: str) -> str:
 
 
 def _is_control(summary: Path, base: str) -> bool:
-    """Whether a summary is that of a finished control of this base run."""
+    """Returns whether a summary is that of a finished control of this base run."""
     from mda import store
 
     try:
@@ -120,6 +121,7 @@ def _is_control(summary: Path, base: str) -> bool:
 
 
 def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    """Prints what would be built, and its cost."""
     from mda import pipeline
     from mda.stages.preview import print_preview
 
@@ -127,5 +129,5 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(run, NEEDS, preview)

@@ -1,4 +1,4 @@
-"""`mda store`: look after what the programs leave in the outputs folder."""
+"""`mda store`: list, verify and clean the store in the outputs folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATES = {".part": "unfinished", ".broken": "set aside", ".trash": "half deleted
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Parse the command line and run the command; returns the exit code."""
+    """Parses the command line, runs the command and returns the exit code."""
     args = _parser().parse_args(arguments)
     outputs = Path(args.outputs)
     if not outputs.is_dir():
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def list_store(store: Store, runs: Path, kinds: Sequence[str] | None) -> None:
-    """Print a table of artifacts, below them unfinished builds and what was set aside."""
+    """Prints a table of artifacts, then unfinished builds and broken artifacts."""
     artifacts = store.artifacts()
     used = made_from(artifacts, references(runs).names)
     table = Table("kind", "fingerprint", "size", "built in", "created", "used", box=None)
@@ -96,7 +96,7 @@ def list_store(store: Store, runs: Path, kinds: Sequence[str] | None) -> None:
 
 
 def verify_store(store: Store, kinds: Sequence[str] | None) -> int:
-    """Compare every artifact with its manifest, byte by byte; 1 where one is not as it was."""
+    """Compares every artifact with its manifest, byte by byte. Returns 1 if any differs."""
     whole = broken = 0
     for folder, reason in store.verify(kinds):
         whole, broken = whole + (reason is None), broken + (reason is not None)
@@ -108,7 +108,7 @@ def verify_store(store: Store, kinds: Sequence[str] | None) -> int:
 
 
 def clean_store(store: Store, runs: Path, args: argparse.Namespace) -> int:
-    """Delete what `args` asks for; 1 if something was kept that may be in use."""
+    """Deletes what `args` names. Returns 1 if something was kept because it may be in use."""
     doomed = [part for part in store.parts() if _idle_s(part) > args.days * DAY_S]
     artifacts, kept = store.artifacts(), 0
     if args.kind or args.unreferenced:
@@ -144,7 +144,7 @@ def clean_store(store: Store, runs: Path, args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class References:
-    """What the folders of runs refer to: all of them, jobs that are not done, and torn files."""
+    """The references in run folders: all of them, those of unfinished jobs, and torn files."""
 
     names: set[str]
     working: set[str]
@@ -152,7 +152,7 @@ class References:
 
 
 def references(runs: Path) -> References:
-    """Every string in the runs' summary.json, and what they and jobs that are not done used."""
+    """Returns every string in the runs' summary.json, and the artifacts of unfinished jobs."""
     names: set[str] = set()
     working: set[str] = set()
     unreadable = []
@@ -171,7 +171,7 @@ def references(runs: Path) -> References:
 
 
 def made_from(artifacts: Iterable[Artifact], names: Iterable[str]) -> set[str]:
-    """The fingerprints among some names, and those of all that these were made from."""
+    """Returns the fingerprints among some names, and those of all their inputs."""
     by_name = {artifact.fingerprint: artifact for artifact in artifacts}
     waiting = list(names)
     found: set[str] = set()

@@ -1,9 +1,9 @@
-"""Make token rows from motifs, or rows to compare them with, for `intervention.mode=insert`.
+"""Make token rows from motifs, or rows for comparison, for `intervention.mode=insert`.
 
-kind=motif writes records of the motifs of a file with names that no sample has. The other kinds
-give as many rows and tokens: the same tokens without repetition (shuffled), rows of the corpus
-(random), repeated blocks of random tokens (repetition). Rows of motifs that are near-copies of
-held-out text are drawn again. The same settings give the same files, byte by byte.
+kind=motif writes records of a file's motifs with names that occur in no sample. The other kinds
+give the same number of rows and tokens: the same tokens without repetition (shuffled), rows of the
+corpus (random), repeated blocks of random tokens (repetition). Rows of motifs that are near-copies
+of held-out text are drawn again. The same settings give the same files, byte by byte.
 """
 
 import time
@@ -18,6 +18,7 @@ NEEDS = (*needs(CORPUS), "synthesis")
 
 
 def synthesize(config: Config, folder: Path) -> None:
+    """Writes the token rows and their table into `folder`."""
     from mda import pipeline, store
     from mda.data.motif_file import read_motifs
     from mda.data.synthesis import GRAM
@@ -78,5 +79,5 @@ def _without_synthesis(folder: Path) -> list[str]:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(synthesize, NEEDS)

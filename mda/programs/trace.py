@@ -1,9 +1,9 @@
 """Trace a unit of a base run back to the training samples that made it.
 
 Finds the unit, scores every sample of the critical window for every head in one pass, and writes
-the scores, the extreme samples with token-level influence, the distribution and the labels that
-are enriched. Stages that are in the store are not done again; a killed pass goes on where it
-stopped. Under `torchrun --nproc-per-node N` the processes share the work.
+the scores, the extreme samples with token-level influence, the distribution and the labels that are
+enriched. Finished stages are reused; an interrupted pass resumes. Under `torchrun --nproc-per-node
+N` the processes share the work.
 """
 
 import os
@@ -22,6 +22,7 @@ NEEDS = (*needs(SCORES), "plan", "report", "logger")
 
 
 def trace(config: Config, folder: Path) -> None:
+    """Scores the window's samples and writes scores, tables and the page into `folder`."""
     from mda import pipeline
     from mda.report.summary import of_stages, write_summary
     from mda.report.trace import FILES, report_trace, sample_rows
@@ -80,6 +81,7 @@ def trace(config: Config, folder: Path) -> None:
 
 
 def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    """Prints what would be built, and its cost."""
     from mda import pipeline
     from mda.stages.preview import print_preview
 
@@ -87,5 +89,5 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(trace, NEEDS, preview, shared=True)

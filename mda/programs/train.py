@@ -1,8 +1,8 @@
 """Train a base run and watch its attention heads emerge.
 
-Builds the corpus (or finds it in the store), trains the model with checkpoints and an emergence
-curve, and writes tables, figures and a W&B run. Killed at any moment, the same command goes on
-where it stopped and ends in the same result, bit for bit on a CPU.
+Builds the corpus (or takes it from the store), trains the model with checkpoints and an emergence
+curve, and writes tables, figures and a W&B run. If interrupted, the same command resumes and gives
+the same result, bit for bit on a CPU.
 """
 
 import time
@@ -18,6 +18,7 @@ NEEDS = (*needs(BASE), "plan", "report", "logger")
 
 
 def train(config: Config, folder: Path) -> None:
+    """Trains the base run and writes its tables and figures into `folder`."""
     from mda import pipeline
     from mda.report.base import files_of, report_base
     from mda.report.summary import of_stages, write_summary
@@ -48,6 +49,7 @@ def train(config: Config, folder: Path) -> None:
 
 
 def preview(configs: Sequence[Config], side_by_side: int) -> None:
+    """Prints what would be built, and its cost."""
     from mda import pipeline
     from mda.stages.preview import print_preview
 
@@ -55,5 +57,5 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(train, NEEDS, preview)

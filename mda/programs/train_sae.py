@@ -1,8 +1,8 @@
 """Train a sparse autoencoder on the activations of a base run.
 
-Trains the base run (or finds it in the store), then a top-k autoencoder on what one layer of its
-last model writes, and says how well it does on held-out text. The autoencoder lies in the store in
-the layout of sparsify; `unit=sae_feature` finds it there.
+Trains the base run (or takes it from the store), then a top-k autoencoder on the output of one
+layer of its last model, and reports its quality on held-out text. The autoencoder is kept in the
+store in the layout of sparsify; `unit=sae_feature` finds it there.
 """
 
 import shutil
@@ -19,6 +19,7 @@ FILES = {"history.csv": "explained variance and share of dead features in the co
 
 
 def train_sae(config: Config, folder: Path) -> None:
+    """Trains the sparse autoencoder and writes its quality into `folder`."""
     from mda import pipeline
     from mda.report.summary import of_stages, write_summary
     from mda.report.wandb_logging import job_log
@@ -55,5 +56,5 @@ def train_sae(config: Config, folder: Path) -> None:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(train_sae, NEEDS)

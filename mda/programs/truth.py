@@ -1,14 +1,14 @@
-"""How well do estimators predict what retraining does to a unit? Measured, as a leaderboard.
+"""Measure how well estimators predict the effect of retraining on a unit, as a leaderboard.
 
 Scores the samples of one window for several units by several estimators, then trains that window
-again and again: without sets of samples (do summed scores rank what happened to the unit?), without
-the samples of highest score or with each of them twice, and the same from other initial weights. In
-a stream with planted causes it counts how many are found. The cost of every estimator stands
-beside, in trainings of the window. All units share the first one's window, so that a retraining
-serves every unit and estimator.
+again and again: without sets of samples (do summed scores rank the unit's metric?), without the
+samples of highest score or with each of them twice, and the same from other initial weights. In a
+stream with planted causes it counts how many are found. The cost of every estimator is given in
+trainings of the window. All units share the first one's window, so that a retraining serves every
+unit and estimator.
 
-Everything is found again in the store: killed, the same command goes on. With
-truth.finished_only=true nothing is built, and the tables are of what is there.
+Results are kept in the store: if interrupted, the same command resumes. With
+truth.finished_only=true nothing is built, and the tables show what the store has.
 """
 
 import time
@@ -27,7 +27,7 @@ OWN = ("unit", "estimator")  # groups that truth.units and truth.estimators choo
 
 
 def refuse_transfer(config: Config) -> None:
-    """Raise ConfigError where another seed means no other initial weights."""
+    """Raises ConfigError where another seed does not change the initial weights."""
     transfer = config.truth.transfer
     if config.seed in transfer:
         raise ConfigError(f"truth.transfer={config.seed} is the seed itself; accepted: other seeds")
@@ -36,6 +36,7 @@ def refuse_transfer(config: Config) -> None:
 
 
 def truth(config: Config, folder: Path) -> None:
+    """Retrains the configured sets and writes the leaderboard into `folder`."""
     from mda.analysis.leaderboard import write_tables
     from mda.report.summary import write_summary
     from mda.report.truth import FILES, report_truth
@@ -72,7 +73,7 @@ def truth(config: Config, folder: Path) -> None:
 
 
 def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[str, Config]) -> Any:
-    """All tables of one seed; each configuration of `units` has that unit's settings."""
+    """Returns all tables of one seed; each configuration of `units` has that unit's settings."""
     from mda import pipeline
     from mda.analysis.leaderboard import Tables
     from mda.stages import truth_tables as make
@@ -133,7 +134,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
 def about(
     bench: Any, config: Config, located: Mapping[str, str], rows: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-    """What stands behind the tables of one seed: settings, versions, and how much was done."""
+    """Returns the basis of one seed's tables: settings, versions, and how much was done."""
     from mda import store
 
     settings, n_units = config.truth, len(located)
@@ -174,7 +175,7 @@ def about(
 
 
 def preview(configs: Sequence[Config], side_by_side: int) -> None:
-    """What all of it takes, as if nothing of it were in the store."""
+    """Prints the whole cost, as if nothing were in the store."""
     from mda.stages.preview import Estimates, print_costs
 
     print("as if nothing of it were in the store:")
@@ -184,7 +185,7 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
 
 
 def builds(config: Config) -> list[tuple[Config, str]]:
-    """What one seed builds beside the corpus: base runs, scores of every unit, retrainings."""
+    """Returns what one seed builds besides the corpus: base runs, scores of units, retrainings."""
     settings = config.truth
     units = [compose(_words("unit", words), ("unit",)).unit for words in settings.units]
     estimators = [
@@ -203,14 +204,17 @@ def builds(config: Config) -> list[tuple[Config, str]]:
 
 
 def retrainings(settings: TruthConfig) -> int:
-    """Arms and controls that the settings ask for; sets that are the same are trained once."""
+    """Returns the arms and controls of the settings; equal sets are trained once."""
     edits = len(settings.edited) * len(settings.estimators) * len(settings.edits)
     elsewhere = len(settings.transfer) * (1 + edits)
     return settings.retrains + settings.subsets * (1 + settings.reruns) + 2 * edits + elsewhere
 
 
 def fixed_words(words: Sequence[str]) -> list[str]:
-    """The command's words that hold for every unit and estimator. Raises ConfigError for others."""
+    """Returns the command's words that hold for every unit and estimator.
+
+    Raises ConfigError for others.
+    """
     for word in words:
         key = word.partition("=")[0].lstrip("+")
         if key.partition(".")[0] in OWN:
@@ -220,7 +224,7 @@ def fixed_words(words: Sequence[str]) -> list[str]:
 
 
 def chosen(fixed: Sequence[str], group: str, words: str) -> Config:
-    """The configuration with an option of a group and settings of its own, from one text."""
+    """Returns the configuration with an option of a group and its settings, from one text."""
     try:
         return compose([*fixed, *_words(group, words)], NEEDS)
     except ConfigError as error:
@@ -228,17 +232,17 @@ def chosen(fixed: Sequence[str], group: str, words: str) -> Config:
 
 
 def _words(group: str, words: str) -> list[str]:
-    """The command line's words for an option of a group and settings of its own."""
+    """Returns the command line's words for an option of a group and its settings."""
     option, *settings = words.split()
     return [f"{group}={option}", *(f"{group}.{setting}" for setting in settings)]
 
 
 def _with_units(bench: Any) -> Any:
-    """A bench whose units have been found."""
+    """Returns a benchmark whose units have been found."""
     assert bench.located
     return bench
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(truth, NEEDS, preview)

@@ -14,6 +14,7 @@ NEEDS = ("study", "report", "logger")
 
 
 def wandb_report(config: Config, folder: Path) -> None:
+    """Compares the arms and writes or publishes their W&B report."""
     from mda import store
     from mda.analysis.folders import read_runs
     from mda.programs.compare import compared
@@ -46,5 +47,5 @@ def wandb_report(config: Config, folder: Path) -> None:
 
 
 def start() -> None:
-    """Run as the command line says."""
+    """Runs the program from the command line."""
     main(wandb_report, NEEDS)

@@ -159,7 +159,7 @@ class Store:
         return [folder for folder in self._finished() if folder not in readable]
 
     def entering(self, parts: Iterable[Path]) -> Iterator[str]:
-        """Yields every string among the inputs of unfinished builds of the given artifacts."""
+        """Yields every string among the inputs of some unfinished builds."""
         for part in parts:
             with suppress(OSError, ValueError, AttributeError):
                 yield from texts(read_json(part / MANIFEST).get("inputs"))
