@@ -28,6 +28,7 @@ from mda.data.packers import Document, across
 from mda.data.stream import Corpus
 from mda.emergence.measure import make_probes, measure
 from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels, fit_curvature, fit_subset
+from mda.estimator.estimator import lend
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.model.architecture import architecture
@@ -252,7 +253,7 @@ def influence(
     if not own:
         raise ConfigError(f"unit={unit.name} does not exist in this model")
     made = estimator_of(chosen)
-    work = InMemory(model, corpus, unit.kind, own, unit.name, progress)
+    work = InMemory(model, corpus, unit.kind, own, unit.name, chosen, progress)
     work = work.reading(made.steps([STEP], Window(STEP, STEP + 1, STEP, "the model in memory")))
     found = made.score(work)
     return Influence(
@@ -283,6 +284,7 @@ class InMemory:
     kind: UnitKind
     units: Sequence[Unit]
     found: str
+    settings: EstimatorConfig
     progress: bool
     steps: Sequence[int] = ()
     seed: int = 0
@@ -299,7 +301,13 @@ class InMemory:
     def model(self, step: int) -> PreTrainedModel:
         return self.only
 
+    @property
+    def query(self) -> Tensor:
+        lend("a query", self.settings.requires.query)
+        return self.kind.query()
+
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
+        lend("a measurement", self.settings.requires.target == "measurement")
         return self.kind.gradients(model, self.units)
 
     def curvature(
@@ -338,6 +346,7 @@ class InMemory:
         )
 
     def metric(self, unit: str) -> Measurement:
+        lend("a metric", self.settings.requires.target == "metric")
         return self.kind.differentiable(unit, [unit])
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:

@@ -175,7 +175,7 @@ def _read_checkpoints(job: Job) -> int:
     if not hasattr(settings, "n_checkpoints"):
         return 1
     inside = [step for step in job.checkpoints if start <= step <= end]
-    if settings.by_rate:
+    if settings.requires.moving:
         inside = [step for step in inside if learning_rate(step, job.config.training) > 0]
     return len(settings.checkpoints or inside[: settings.n_checkpoints])  # type: ignore[attr-defined]
 

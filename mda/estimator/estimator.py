@@ -28,7 +28,11 @@ TokenScorer = Callable[[np.ndarray], Tensor]
 
 
 class Work(Protocol):
-    """The samples and units to score, with models, curvature and resumable passes."""
+    """The samples and units to score, with models, curvature and resumable passes.
+
+    What an estimator's settings do not say it `requires` is not lent: `query`, `gradients`,
+    `metric`, `second_moments` and `training` raise ValueError then.
+    """
 
     @property
     def sample_ids(self) -> np.ndarray: ...  # int64 [N], the window's samples in stream order
@@ -47,6 +51,11 @@ class Work(Protocol):
 
     def model(self, step: int) -> PreTrainedModel:
         """Returns the model at a kept checkpoint, on the device of training."""
+        ...
+
+    @property
+    def query(self) -> Tensor:
+        """Tokens that the measurement asks on, int64 [M, S]; `corpus.decode` gives their text."""
         ...
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
@@ -122,11 +131,17 @@ class Estimator(Protocol):
 
 
 class TokenEstimator(Estimator, Protocol):
-    """An estimator that also scores the losses of single tokens."""
+    """An estimator that also scores the losses of single tokens: its settings give `tokens`."""
 
     def target_influence(self, work: Work) -> TokenScorer:
         """Returns the function that scores single losses for the found unit."""
         ...
+
+
+def lend(what: str, required: bool) -> None:
+    """Raise ValueError where an estimator asks for what its settings do not say it requires."""
+    if not required:
+        raise ValueError(f"the estimator asks for {what}; its settings' `requires` does not say so")
 
 
 def kept_step(kept: Sequence[int], step: int, key: str) -> int:

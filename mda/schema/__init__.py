@@ -29,6 +29,7 @@ from mda.schema.data import (
 )
 from mda.schema.estimator import (
     AtCheckpoint,
+    Bm25Config,
     EkfacConfig,
     EstimatorConfig,
     ExactConfig,
@@ -37,6 +38,7 @@ from mda.schema.estimator import (
     LossConfig,
     RandomConfig,
     RepetitionConfig,
+    Requires,
     TracinConfig,
     UnrolledConfig,
 )
@@ -70,6 +72,7 @@ __all__ = [
     "AugmentConfig",
     "BaseConfig",
     "BehaviourConfig",
+    "Bm25Config",
     "CheckpointConfig",
     "ClaimConfig",
     "Config",
@@ -102,6 +105,7 @@ __all__ = [
     "RemoveConfig",
     "RepetitionConfig",
     "ReportConfig",
+    "Requires",
     "SaeConfig",
     "SaeFeatureConfig",
     "ScratchConfig",

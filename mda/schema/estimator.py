@@ -1,20 +1,33 @@
-"""The estimator group: the scores of samples.
-
-One class for each estimator. One class for each estimator.
-"""
+"""The estimator group: the scores of samples. One class for each estimator."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from mda.schema.setting import Group, nearest, setting
+from mda.schema.setting import Group, entering, nearest, setting
 
 MOMENTS = ("onset", "window_middle", "window_end")
 FACTORS = ("independent", "weighted", "sequence")
 SKIP = "first positions at which what the unit's parameters do is left out of fit and scores"
+BATCH = "sequences in a pass; no effect on the result"
 SEED = {"low": 0, "high": 2**32 - 1}
+
+
+@dataclass(frozen=True)
+class Requires:
+    """What an estimator reads beside the window's samples and the models of its own steps.
+
+    The key of scores holds what is read, a base run that lacks it is refused, and nothing else is
+    lent.
+    """
+
+    target: str = ""  # what is differentiated: each unit's `measurement`, the found one's `metric`
+    query: bool = False  # the tokens that the measurement asks on
+    moments: str = ""  # Adam's second moments: the setting that asks for them
+    trajectory: bool = False  # the window's training, which is repeated in float32
+    moving: bool = False  # the kept checkpoints whose learning rate is not 0, and no others
 
 
 @dataclass
@@ -24,11 +37,7 @@ class EstimatorConfig(Group):
     key: ClassVar[str] = "estimator"
     estimator: ClassVar[str] = ""  # `module:class` that carries it out
     cost: ClassVar[str] = ""  # `module:function` of what scores take, see mda/cost/scoring.py
-    not_inputs: ClassVar[tuple[str, ...]] = ("batch_size",)  # what no score depends on
-    tells_tokens: ClassVar[bool] = False  # whether it scores the loss of single tokens
-    repeats_training: ClassVar[bool] = False  # which it can in float32 alone
-    tells_losses: ClassVar[bool] = False  # whether it computes the samples' losses on the way
-    scores_found: ClassVar[bool] = False  # whether it scores the unit that was found, by its metric
+    gives: ClassVar[tuple[str, ...]] = ()  # beside scores: `tokens`, of single losses; `losses`
 
     name: str = setting("???", "kind of estimator, set by estimator=...")
 
@@ -37,29 +46,29 @@ class EstimatorConfig(Group):
         return []
 
     @property
-    def by_rate(self) -> bool:
-        """True if it chooses checkpoints itself and weights them by their learning rates."""
-        return False
+    def requires(self) -> Requires:
+        """What it reads with these settings."""
+        return Requires()
 
     @property
-    def needs_state(self) -> tuple[str, object] | None:
-        """The setting, with its value, that needs an optimizer's state, or None."""
-        return None
+    def inputs(self) -> dict[str, Any]:
+        """The settings that its scores depend on."""
+        return entering(self)
 
 
 @dataclass
 class AtCheckpoint(EstimatorConfig):
     """An estimator that reads one checkpoint."""
 
-    not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoint")  # the step stands for it
-    tells_losses: ClassVar[bool] = True
+    gives: ClassVar[tuple[str, ...]] = ("losses",)
 
     checkpoint: int | str = setting(
         "window_middle",
         f"which is scored: {', '.join(MOMENTS)}, or a step",
         accepts=f"{', '.join(MOMENTS)}, or a step that has a checkpoint",
+        enters=False,  # the step stands for it
     )
-    batch_size: int = setting(32, "sequences in a pass; no effect on the result", low=1)
+    batch_size: int = setting(32, BATCH, low=1, enters=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +83,7 @@ class AtCheckpoint(EstimatorConfig):
 class WithCurvature(AtCheckpoint):
     """An estimator that fits the curvature of the loss on samples of the window."""
 
-    tells_tokens: ClassVar[bool] = True
+    gives: ClassVar[tuple[str, ...]] = ("losses", "tokens")
 
     skip_positions: int = setting(0, SKIP, low=0)
     damping: float = setting(0.1, "added to the curvature, as a share of its mean", above=0)
@@ -95,8 +104,8 @@ class WithCurvature(AtCheckpoint):
             raise self._refuse("checkpoint", f"{accepted}: Adam has no moments at step 0")
 
     @property
-    def needs_state(self) -> tuple[str, object] | None:
-        return ("estimator.adam_damping", True) if self.adam_damping else None
+    def requires(self) -> Requires:
+        return Requires("measurement", moments="adam_damping" if self.adam_damping else "")
 
 
 @dataclass
@@ -121,23 +130,25 @@ class TracinConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.influence:Tracin"
     cost: ClassVar[str] = "mda.cost.scoring:tracin"
-    tells_tokens: ClassVar[bool] = True
-    tells_losses: ClassVar[bool] = True
-    not_inputs: ClassVar[tuple[str, ...]] = ("batch_size", "checkpoints", "n_checkpoints")
+    gives: ClassVar[tuple[str, ...]] = ("losses", "tokens")
 
     name: str = setting("tracin", "kind of estimator", one_of=("tracin",))
     checkpoints: list[int] | None = setting(
-        None, "steps that are summed over, null: estimator.n_checkpoints of the window", low=0
+        None,
+        "steps that are summed over, null: estimator.n_checkpoints of the window",
+        low=0,
+        enters=False,  # the steps stand for it
     )
     n_checkpoints: int | None = setting(
         3,
         "spread over the window's steps; each is a pass, none at rate 0; null: all there are",
         low=1,
+        enters=False,
     )
     skip_positions: int = setting(0, SKIP, low=0)
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
     adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")
-    batch_size: int = setting(32, "sequences in a pass; no effect on the result", low=1)
+    batch_size: int = setting(32, BATCH, low=1, enters=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,13 +159,10 @@ class TracinConfig(EstimatorConfig):
             raise self._refuse("checkpoints", f"{accepted}: Adam has no moments at step 0")
 
     @property
-    def by_rate(self) -> bool:
-        return self.lr_weights and self.checkpoints is None
-
-    @property
-    def needs_state(self) -> tuple[str, object] | None:
-        used = self.adam_preconditioning
-        return ("estimator.adam_preconditioning", True) if used else None
+    def requires(self) -> Requires:
+        moments = "adam_preconditioning" if self.adam_preconditioning else ""
+        moving = self.lr_weights and self.checkpoints is None  # at rate 0 a pass is wasted
+        return Requires("measurement", moments=moments, moving=moving)
 
 
 @dataclass
@@ -173,13 +181,13 @@ class UnrolledConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.through_training:Unrolled"
     cost: ClassVar[str] = "mda.cost.scoring:unrolled"
-    not_inputs: ClassVar[tuple[str, ...]] = ("segment",)
-    scores_found: ClassVar[bool] = True
-    repeats_training: ClassVar[bool] = True
 
     name: str = setting("unrolled", "kind of estimator", one_of=("unrolled",))
     segment: int | None = setting(
-        50, "steps whose states are in memory at a time, null: from checkpoint to checkpoint", low=1
+        50,
+        "steps whose states are in memory at a time, null: from checkpoint to checkpoint",
+        low=1,
+        enters=False,
     )
     last_steps: int | None = setting(None, "steps that are differentiated, null: all", low=1)
     n_perturbed: int = setting(0, "average over so many perturbed starts, 0: as trained", low=0)
@@ -189,8 +197,8 @@ class UnrolledConfig(EstimatorConfig):
     seed: int = setting(0, "seed of the perturbations", **SEED)
 
     @property
-    def needs_state(self) -> tuple[str, object]:
-        return "estimator", self.name
+    def requires(self) -> Requires:
+        return Requires("metric", trajectory=True)
 
 
 @dataclass
@@ -199,7 +207,7 @@ class RandomConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Random"
     cost: ClassVar[str] = "mda.cost.scoring:no_model"
-    tells_tokens: ClassVar[bool] = True
+    gives: ClassVar[tuple[str, ...]] = ("tokens",)
 
     name: str = setting("random", "kind of estimator", one_of=("random",))
     seed: int = setting(0, "seed of the scores, beside the run's own", **SEED)
@@ -211,9 +219,26 @@ class RepetitionConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.baselines:Repetition"
     cost: ClassVar[str] = "mda.cost.scoring:no_model"
-    tells_tokens: ClassVar[bool] = True
+    gives: ClassVar[tuple[str, ...]] = ("tokens",)
 
     name: str = setting("repetition", "kind of estimator", one_of=("repetition",))
+
+
+@dataclass
+class Bm25Config(EstimatorConfig):
+    """BM25 of the probe's tokens in each sample: the lexical baseline."""
+
+    estimator: ClassVar[str] = "mda.estimator.bm25:Bm25"
+    cost: ClassVar[str] = "mda.cost.scoring:no_model"
+    gives: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    name: str = setting("bm25", "kind of estimator", one_of=("bm25",))
+    k1: float = setting(1.2, "how fast a token's repetitions count for less, 0: at once", low=0)
+    b: float = setting(0.75, "how much a sample's length counts", low=0, high=1)
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(query=True)
 
 
 @dataclass
@@ -242,13 +267,13 @@ class FileConfig(EstimatorConfig):
 
     estimator: ClassVar[str] = "mda.estimator.from_file:FromFile"
     cost: ClassVar[str] = "mda.cost.scoring:no_model"
-    not_inputs: ClassVar[tuple[str, ...]] = ("path",)  # what the files hold stands for it
 
     name: str = setting("file", "kind of estimator", one_of=("file",))
     path: str = setting(
         "???",
         "scores of the window's samples: .npy in stream order; .csv or .parquet with sample_id; "
         "or a folder of bergson or dattri-llm",
+        enters=False,  # what the files hold stands for it
     )
     column: str | None = setting(
         None, "which scores, where there are several: a column, score_1 (bergson) or a question's "
@@ -274,6 +299,7 @@ ESTIMATORS: dict[str, type[Group]] = {
     "unrolled": UnrolledConfig,
     "random": RandomConfig,
     "repetition": RepetitionConfig,
+    "bm25": Bm25Config,
     "loss": LossConfig,
     "gradient_norm": GradientNormConfig,
     "file": FileConfig,

@@ -187,17 +187,18 @@ def _tasks_fit_context(c: Config) -> None:
 
 def _tokens_are_scored(c: Config) -> None:
     if c.intervention.scores_tokens:
-        _able(c, "tells_tokens", "intervention.mode=mask_tokens")
+        _able(c, "tokens", "intervention.mode=mask_tokens")
 
 
 def _losses_are_known(c: Config) -> None:
     if c.intervention.chooses and getattr(c.intervention, "match", None) == "loss":
-        _able(c, "tells_losses", "intervention.match=loss")
+        _able(c, "losses", "intervention.match=loss")
 
 
 def _able(c: Config, what: str, needed_by: str) -> None:
-    if not getattr(c.estimator, what):
-        able = sorted(name for name, cls in OPTIONS["estimator"].items() if getattr(cls, what))
+    if what not in c.estimator.gives:
+        options = OPTIONS["estimator"].items()
+        able = sorted(name for name, cls in options if what in getattr(cls, "gives", ()))
         raise refuse("estimator", c.estimator.name, f"{', '.join(able)} with {needed_by}")
 
 
@@ -235,13 +236,16 @@ def _trained_as_pythia(c: Config) -> None:
 
 
 def _state_is_published(c: Config) -> None:
-    if isinstance(c.base, PublishedConfig) and c.estimator.needs_state is not None:
-        name, value = c.estimator.needs_state
-        raise refuse(name, value, "what needs no optimizer state, which base=published lacks")
+    required = c.estimator.requires
+    if not isinstance(c.base, PublishedConfig) or not (required.moments or required.trajectory):
+        return
+    setting = (f"estimator.{required.moments}", True) if required.moments else None
+    key, value = setting or ("estimator", c.estimator.name)
+    raise refuse(key, value, "what needs no optimizer state, which base=published lacks")
 
 
 def _unrolled_in_float32(c: Config) -> None:
-    if c.estimator.repeats_training and c.training.precision != "32-true":
+    if c.estimator.requires.trajectory and c.training.precision != "32-true":
         known = f"32-true with estimator={c.estimator.name}, which repeats the training"
         raise refuse("training.precision", c.training.precision, known)
 

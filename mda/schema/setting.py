@@ -53,16 +53,21 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """Returns a field of a group.
 
-    `limits`: low, high (inclusive), above, below, one_of, accepts. `limits`: low, high (inclusive),
-    above, below, one_of, accepts.
+    `limits`: low, high (inclusive), above, below, one_of, accepts, enters.
 
     A list is copied for each object, and limits hold for its items. `accepts` states in words what
-    type and limits cannot express.
+    type and limits cannot express. With `enters=False` the field is left out of `entering`.
     """
     metadata = {"meaning": meaning, **limits}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def entering(group: Group) -> dict[str, Any]:
+    """Returns the settings of a group that its results, and so their key, depend on."""
+    used = (item.name for item in fields(group) if item.metadata.get("enters", True))
+    return {name: getattr(group, name) for name in used}
 
 
 def default_of(item: Field[Any]) -> Any:

@@ -18,7 +18,7 @@ from mda import store
 from mda.cost import scoring
 from mda.data.stream import Corpus
 from mda.estimator import ekfac
-from mda.estimator.estimator import Item, TokenEstimator
+from mda.estimator.estimator import Item, TokenEstimator, lend
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
 from mda.schema import EstimatorConfig, TrainingConfig, refuse
@@ -107,7 +107,13 @@ class ScoringWork:
     def model(self, step: int) -> PreTrainedModel:
         return self.base.model(self._scored(step))
 
+    @property
+    def query(self) -> Tensor:
+        lend("a query", self.settings.requires.query)
+        return self.located.kind.query()
+
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
+        lend("a measurement", self.settings.requires.target == "measurement")
         return self.located.kind.gradients(model, self.units)
 
     def curvature(
@@ -128,11 +134,13 @@ class ScoringWork:
         return learning_rate(step, self._training)
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
+        lend("Adam's moments", bool(self.settings.requires.moments))
         self._refuse_published()
         beta2 = self._training.beta2
         return checkpoint.second_moments(self.base.checkpoint(step), beta2)
 
     def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
+        lend("the training", self.settings.requires.trajectory)
         self._refuse_published()
         settings, start = self._training, self.schedule.start
         model = self.base.model(self.base.checkpoints[-1])
@@ -155,6 +163,7 @@ class ScoringWork:
             raise refuse("estimator", self.settings.name, accepted)
 
     def metric(self, unit: str) -> Measurement:
+        lend("a metric", self.settings.requires.target == "metric")
         return self.located.kind.differentiable(unit, self.located.members)
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
@@ -219,7 +228,7 @@ class ScoresStage(Stage[Traced]):
         """The checkpoints that are read; None where they depend on a run that is not there."""
         located, settings = self.located, self.settings
         kept, training = list(located.base.checkpoints), located.base.recipe.training
-        if settings.by_rate:  # a pass over the window, only to be multiplied by 0
+        if settings.requires.moving:
             kept = [step for step in kept if learning_rate(step, training) > 0]
         try:
             window = located.window
@@ -240,14 +249,15 @@ class ScoresStage(Stage[Traced]):
             "base": base.key_at(*self.steps or ()),
             "window": located.window_key,
             "units": located.units_key,
-            "estimator": without(asdict(settings), *settings.not_inputs),
+            "estimator": settings.inputs,
             "steps": steps,
         }
         if files := settings.files():
             inputs["files"] = {path.name: hash_file(path) for path in files}
-        if self.steps != ():  # else no model is asked, and no measurement
+        required = settings.requires
+        if required.target or required.query:
             inputs["unit"] = located.inputs
-        if settings.scores_found:
+        if required.target == "metric":
             inputs["found"] = [located.members_key, located.together, located.settings.metric]
         if base.published is not None:  # what the key of a trained run has already
             training = without(asdict(base.recipe.training), *NOT_SCORED)
@@ -258,7 +268,9 @@ class ScoresStage(Stage[Traced]):
     def code(self) -> tuple[str, ...]:
         reads = (*self.located.settings.modules, *self.located.base.code)
         own = ("mda.stages.attribution", module_of(self.settings.estimator))
-        return own if self.steps == () else (*own, *reads)
+        required = self.settings.requires
+        reads_kind = self.steps != () or required.target or required.query
+        return (*own, *reads) if reads_kind else own
 
     def device(self) -> torch.device:
         return self.located.base.device
@@ -296,7 +308,7 @@ class ScoresStage(Stage[Traced]):
 
 def score(located: Located, settings: EstimatorConfig, at: Runtime) -> Traced:
     """Scores of the window, and before them the state that an estimator trains on from."""
-    if settings.repeats_training and located.steps:
+    if settings.requires.trajectory and located.steps:
         state_at(located.base, located.steps[0], at)
     return make(ScoresStage(located, settings), at)
 
@@ -320,7 +332,7 @@ def loss_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.nd
     Position t is that of the loss, whose target is token t + 1. None where the estimator can't
     tell.
     """
-    if not traced.settings.tells_tokens:
+    if "tokens" not in traced.settings.gives:
         return None
     estimator = cast(TokenEstimator, estimator_of(traced.settings))
     return estimator.target_influence(_work(traced, at))(sample_ids).double().numpy()

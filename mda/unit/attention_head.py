@@ -72,6 +72,11 @@ class AttentionHeads:
         mechanism = joint(units, names)
         return [mechanism] if isinstance(self.measured, OwnAttention) else [*units, mechanism]
 
+    def query(self) -> Tensor:
+        """The measurement's tokens, [M, S]."""
+        asked = self.measured
+        return asked.tokens_MS if isinstance(asked, TokenObjective) else asked.tokens_MT
+
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Returns gradients in the blocks that these units own."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))

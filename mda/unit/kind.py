@@ -44,6 +44,10 @@ class UnitKind(Protocol):
         """
         ...
 
+    def query(self) -> Tensor:
+        """Tokens that the measurement asks on, int64 [M, S]; of a label those of its class."""
+        ...
+
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Returns each unit's gradient of the measurement in its own blocks, [R, I, J].
 

@@ -59,6 +59,10 @@ class MlpNeurons:
             for n in range(self.architecture.d_ff)
         ]
 
+    def query(self) -> Tensor:
+        """The held-out text of the label's class, [M, T + 1]."""
+        return self.measured_text.tokens_MS[self.measured_text.has_label_M]
+
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Returns the gradient of each neuron's contrast in its own input weights, by layer."""
         found: dict[ParameterBlock, Tensor] = {}

@@ -85,6 +85,10 @@ class Modules:
             for name, (layer, parts) in self.members.items()
         ]
 
+    def query(self) -> Tensor:
+        """The measurement's tokens, [M, S]."""
+        return self.measured.tokens_MS
+
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Returns the gradient of the measurement in every module's blocks."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))

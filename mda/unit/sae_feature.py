@@ -61,6 +61,10 @@ class SaeFeatures:
             for row, name in enumerate(names)
         ]
 
+    def query(self) -> Tensor:
+        """The held-out text of the label's class, [M, T + 1]."""
+        return self.measured_text.tokens_MS[self.measured_text.has_label_M]
+
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
         """Returns each feature's gradient of the contrast in the blocks, [R, I, J], a row each."""
         sae, ids = self.sae.to(model.device, model.dtype), [parse(unit.name)[1] for unit in units]

@@ -17,18 +17,22 @@ from typing import ClassVar
 import torch
 
 from mda.estimator.score import SampleScores
-from mda.schema import EstimatorConfig
+from mda.schema import EstimatorConfig, Requires
 from mda.schema.plugins import add_option
 from mda.schema.setting import setting
 
 
 @dataclass
 class RareConfig(EstimatorConfig):
-    """Counts tokens above an id."""
+    """Counts tokens of the probe that are above an id."""
 
     estimator: ClassVar[str] = "rare_tokens:Rare"
     name: str = setting("rare", "kind of estimator", one_of=("rare",))
     above: int = setting(100, "ids from which a token counts as rare", low=0)
+
+    @property
+    def requires(self):
+        return Requires(query=True)
 
 
 class Rare:
@@ -40,7 +44,7 @@ class Rare:
 
     def score(self, work):
         rows = work.corpus.rows(work.sample_ids)
-        counts = (rows > self.settings.above).sum(1).float()
+        counts = ((rows > self.settings.above) & torch.isin(rows, work.query)).sum(1).float()
         return SampleScores(counts[:, None].expand(-1, len(work.units)), counts * torch.nan)
 
     def token_influence(self, work, sample_ids):
@@ -95,6 +99,9 @@ class ValueLayers:
             Unit(f"L{i}V", tuple(Part(block, head) for head in range(block.owners)))
             for i, block in enumerate(self.blocks)
         ]
+
+    def query(self):
+        return self.measured.tokens_MS
 
     def gradients(self, model, units):
         return self.measured.gradients(model, self.blocks)
@@ -212,6 +219,7 @@ def test_one_file_and_one_yaml_add_an_estimator_a_unit_and_a_family(folder):
     assert summary["unit"] in ("L0V", "L1V")
     (manifest,) = (folder / "outputs" / "store" / "scores").glob("*/manifest.json")
     text = manifest.read_text()
+    assert "value_layers" in text  # whose probe it reads
     assert "rare_tokens" in text and '"above": 250' in text
     (base,) = (folder / "outputs" / "store" / "base").glob("*/manifest.json")
     assert "own_family" in base.read_text()

@@ -97,6 +97,10 @@ class InMemoryWork:
     moments: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     found: str = ""
 
+    @property
+    def query(self) -> Tensor:
+        return self.kind.query()
+
     def model(self, step: int) -> PreTrainedModel:
         return self.models[step]
 

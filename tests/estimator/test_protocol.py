@@ -33,9 +33,10 @@ from mda.unit.module import Modules
 
 PROBE = ProbeConfig(n_sequences=2, length=4, distribution="uniform")
 KEPT, WINDOW = [0, 3, 8], Window(2, 9, 4, "")
-SUMS = {"ekfac", "exact", "tracin", "repetition"}  # what tokens add to the score is known
+SUMS = {"ekfac", "exact", "tracin", "repetition", "bm25"}  # what tokens add to the score is known
 LOSSES = {"ekfac", "exact", "tracin", "loss", "gradient_norm"}
-AT_CHECKPOINTS = [name for name in OPTIONS["estimator"] if name != "unrolled"]  # see test_unrolled
+ELSEWHERE = ("unrolled", "file")  # see test_unrolled and test_from_file
+AT_CHECKPOINTS = [name for name in OPTIONS["estimator"] if name not in ELSEWHERE]
 KINDS = {
     "heads": (AttentionHeads, HeadConfig(biases=True, probe=PROBE)),
     "previous token": (
@@ -52,9 +53,7 @@ def work(request, llama, table):
     """Units of a kind, two of them together where heads can be."""
     make, settings = KINDS[request.param]
     kind = make(settings, materials(table.corpus, llama))
-    units = kind.units(["L0H1", "L1H2"], together=make is AttentionHeads)
-    if request.param == "previous token":  # each head's own attention
-        units = units[:-1]
+    units = kind.units(["L0H1", "L1H2"], together=request.param == "heads")
     rates, moments = {3: 0.3, 8: 0.1}, {name: p**2 for name, p in llama.named_parameters()}
     return InMemoryWork(
         table.corpus, table.ids, kind, units, {3: llama, 8: llama}, [], rates=rates,
@@ -69,10 +68,10 @@ def answers(method: str) -> list[str]:
 @pytest.mark.parametrize("name", OPTIONS["estimator"])
 def test_every_estimator_of_the_schema_can_be_loaded(name):
     settings = OPTIONS["estimator"][name]()
-    assert settings.name == name and settings.tells_losses == (name in LOSSES)
+    assert settings.name == name and ("losses" in settings.gives) == (name in LOSSES)
     estimator = estimator_of(settings)
     asked_of_all = ("steps", "score", "token_influence")
-    for method in (*asked_of_all, *(["target_influence"] if settings.tells_tokens else [])):
+    for method in (*asked_of_all, *(["target_influence"] if "tokens" in settings.gives else [])):
         asked = list(inspect.signature(getattr(type(estimator), method)).parameters)
         assert asked == answers(method)
     steps = estimator.steps(KEPT, WINDOW)

@@ -158,8 +158,8 @@ def test_random_token_scores_belong_to_the_sample_and_are_not_its_own(work):
 
 @pytest.mark.parametrize("name", OPTIONS["estimator"])
 def test_settings_say_which_estimators_tell_tokens_apart(name):
-    known = {"ekfac", "exact", "tracin", "repetition", "random"}
-    assert OPTIONS["estimator"][name].tells_tokens == (name in known)
+    known = {"ekfac", "exact", "tracin", "repetition", "bm25", "random"}
+    assert ("tokens" in OPTIONS["estimator"][name].gives) == (name in known)
 
 
 def test_a_unit_without_a_gradient_has_no_tangents(toy, table):

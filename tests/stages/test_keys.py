@@ -5,6 +5,7 @@ computes again what is there. So both sides are written down here, for every set
 """
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from mda.config import compose
 from mda.estimator.ekfac import Labels
 from mda.model.build import saved_config, scratch
 from mda.programs import run
-from mda.schema import OPTIONS, ConfigError
+from mda.schema import OPTIONS, ConfigError, TracinConfig, UnrolledConfig
 from mda.schema.keys import settings
+from mda.schema.metrics import HEAD_METRICS, HeadMetric
 from mda.stages.attribution import ScoringWork
 from mda.stages.preview import fingerprints, preview_job
 from mda.stages.runs import Recipe, model_inputs
@@ -197,6 +199,29 @@ def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, 
     if setting == "training.accelerator" and torch.cuda.is_available():
         stage = "base"
     assert first_difference(baseline[0], after) == stage
+
+
+@pytest.mark.parametrize(
+    ("estimator", "reads"), [("bm25", True), ("gradient_norm", False), ("repetition", False)]
+)
+def test_scores_are_of_one_probe_where_their_estimator_reads_it(
+    context_of, baseline, estimator, reads
+):
+    words = (f"estimator={estimator}", "unit.locate=L1H0")
+    before, after = (
+        fingerprints(context_of(*words, *changed).config, pipeline.trace)
+        for changed in ((), ("unit.probe.seed=9",))
+    )
+    assert first_difference(before, after) == ("scores" if reads else NOTHING)
+
+
+def test_a_metric_of_heads_that_is_added_is_in_the_key_of_what_measures_it(
+    context_of, baseline, monkeypatch
+):
+    added = HeadMetric("added", "mda.unit.metrics:previous_token", "added", 0.5)
+    monkeypatch.setitem(HEAD_METRICS, "added", added)
+    after = fingerprints(context_of().config, pipeline.arm)
+    assert first_difference(baseline[0], after) == "base"
 
 
 def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch):
@@ -435,8 +460,14 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
     schedule, settings = trace.base.stream.schedule(20, 40), context.config.estimator
     work = ScoringWork(context.at, trace.unit, settings, schedule, trace.traced.steps)
     work.model(20)
-    for asked in (lambda: work.second_moments(20), work.training):
-        with pytest.raises(ConfigError, match=r"estimator=tracin .* what needs no optimizer state"):
+    adam = replace(work, settings=TracinConfig(adam_preconditioning=True))
+    unrolled = replace(work, settings=UnrolledConfig())
+    for asked in (lambda: adam.second_moments(20), unrolled.training):
+        with pytest.raises(ConfigError, match=r"estimator=\w+ .* what needs no optimizer state"):
+            asked()
+    others = (lambda: work.query, lambda: work.metric("L1H0"), lambda: work.second_moments(20))
+    for asked in (*others, work.training):
+        with pytest.raises(ValueError, match="`requires` does not say so"):
             asked()
     for asked in (lambda: work.model(40), lambda: work.curvature(40, [], Labels(), 8, 8)):
         with pytest.raises(ValueError, match=r"step 40 is read; accepted: .* own steps, 20"):
