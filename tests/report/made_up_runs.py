@@ -160,8 +160,12 @@ def _base_heads(seed: int) -> dict[str, float]:
     unit = _unit(seed)
     high = {unit: 0.15, (unit[0], (unit[1] + 1) % HEADS): 0.11}
     return {
-        f"emergence/prefix_matching/L{place[0]}H{place[1]}": high.get(place, 0.012)
-        for place in np.ndindex(LAYERS, HEADS)
+        f"emergence/{metric}/L{layer}H{head}": value
+        for layer, head in np.ndindex(LAYERS, HEADS)
+        for metric, value in (
+            ("prefix_matching", high.get((layer, head), 0.012)),
+            ("previous_token", 0.15 if layer == 1 else 0.1),
+        )
     }
 
 
