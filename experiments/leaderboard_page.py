@@ -27,7 +27,7 @@ def leaderboard_page(results: Path, config: ReportConfig) -> str:
             continue
         tables = read_tables(places)
         refuse_mixed(preset, tables)
-        board = leaderboard(tables, "metric", config.confidence, config.resamples)
+        board = leaderboard(tables, config.confidence, config.resamples)
         lines += [f"## `truth={preset}`", "", *page(tables, board, all_comparisons(tables, config))]
     return "\n".join([*lines, ""])
 

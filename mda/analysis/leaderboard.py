@@ -15,7 +15,14 @@ import numpy as np
 
 from mda import store
 from mda.analysis.statistics import student_interval
-from mda.analysis.truth import Correlation, Group, rank_correlation, rank_correlation_gain
+from mda.analysis.truth import (
+    Correlation,
+    Group,
+    fit,
+    rank_correlation,
+    rank_correlation_gain,
+    rerun_ceiling,
+)
 from mda.intervention.subsets import AT_RANDOM
 
 Row = dict[str, Any]
@@ -24,7 +31,9 @@ TEXTS = {"unit", "located", "estimator", "draw", "edit", "label", "text"}
 """Columns that are words; the others are numbers."""
 ABOUT = "about.json"
 RERUN = "rerun"
-"""The row of an estimator that knows what a training of the same set from a perturbed start did."""
+"""The row of the ceiling: what trainings of the same sets from perturbed starts say of noise."""
+OUTCOMES = ("metric", "measurement")
+"""What is predicted: what is plotted of a unit, and what influence differentiates."""
 TOP, OTHERS, EXACT = "unrolled", ("ekfac", "repetition"), "exact"
 LOWERING = ("remove", "transfer")
 SIDE_BY_SIDE = (TOP, "ekfac")
@@ -65,41 +74,73 @@ def read_tables(folders: Iterable[Path]) -> Tables:
     return Tables(rows, about)
 
 
-def leaderboard(
-    tables: Tables, outcome: str = "metric", confidence: float = 0.95, resamples: int = 9999
-) -> list[Row]:
-    """Returns a row for each unit and estimator, and one for a rerun of each unit's sets.
+def leaderboard(tables: Tables, confidence: float = 0.95, resamples: int = 9999) -> list[Row]:
+    """Returns a row for each unit and estimator, and one for each unit's ceiling, `RERUN`.
 
-    `lds` is the mean over runs and shares of the rank correlation, `lds/<share>` over runs alone,
-    `lds_at_random` that of the sets which no scores had a part in drawing. Effects are the unit's
-    `outcome` after the edit minus that of the control, in its own units, mean over runs;
-    `transfer/` is a removal in runs from other initial weights; `with_exact` is the rank
-    correlation of the scores with those of `exact`, and `cost` is in trainings of the window, both
-    means over runs. None for what was not measured; sets whose outcome is missing or not finite are
-    counted by `lds/left_out`, where there are any.
+    `metric_lds` is the mean over runs and shares of the rank correlation with the unit's metric,
+    `metric_lds/<share>` over runs alone, `metric_lds_at_random` that of the sets which no scores
+    had a part in drawing; `measurement_lds` and so on are those with the measurement. The row of
+    the ceiling has in their place what a perfect score would reach (`truth.rerun_ceiling`),
+    and `/of_ceiling` of every other row is its share of that. `metric_fit/slope`, `/intercept`,
+    `/r2`, `/sign` are of the random sets. Effects are the unit's metric after the edit minus that
+    of the control, in its own units, mean over runs; `transfer/` is a removal in runs from other
+    initial weights; `with_exact` is the rank correlation of the scores with those of `exact`, and
+    `cost` is in trainings of the window, both means over runs. None for what was not measured; sets
+    whose outcome is missing or not finite are counted by `/left_out`, where there are any.
     """
     rows, found = tables.rows, []
     shares = sorted({row["fraction"] for row in rows["subsets"]})
-    asked = {what: (sets, shares) for what, sets in _sets(tables).items()}
-    asked |= {f"lds/{share}": (rows["subsets"], [share]) for share in shares}
     for unit, name in _pairs(tables):
         one: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
-        for key, (sets, wanted) in asked.items():
-            groups = groups_of(sets, unit, name, wanted, outcome)
-            said = rank_correlation(list(groups.values()), confidence, resamples)
-            one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
-                    f"{key}/n": said.n}  # fmt: skip
-            if left_out := sum(group.left_out for group in groups.values()):
-                one[f"{key}/left_out"] = left_out
-        for key, values in effects_of(rows["edits"], unit, name, outcome).items():
+        for outcome in OUTCOMES:
+            one |= _predicted(tables, unit, name, outcome, confidence, resamples)
+        for key, values in effects_of(rows["edits"], unit, name).items():
             one |= {key: float(np.mean(list(values.values()))), f"{key}/n": len(values)}
         for column in ("roc_auc", "recall_at_k"):
             one[column] = _mean(rows["planted"], unit, name, column)
         one["with_exact"] = _mean(rows["estimators"], unit, name, f"spearman/{EXACT}")
         one["cost"] = _mean(rows["estimators"], unit, name, "cost")
         found.append(one)
+    ceilings = {row["unit"]: row for row in found if row["estimator"] == RERUN}
+    for row in found:
+        highest = ceilings.get(row["unit"], {})
+        for key in [f"{outcome}_{what}" for outcome in OUTCOMES for what in _asked(tables, shares)]:
+            if row["estimator"] != RERUN and row.get(key) is not None and highest.get(key):
+                row[f"{key}/of_ceiling"] = row[key] / highest[key]
     columns = list(dict.fromkeys(key for row in found for key in row))
     return [{key: row.get(key) for key in columns} for row in found]
+
+
+def _predicted(
+    tables: Tables, unit: str, name: str, outcome: str, confidence: float, resamples: int
+) -> Row:
+    """Returns rank correlations with an outcome by choice of sets, and the fit of random sets."""
+    one: Row = {}
+    shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
+    for what, (sets, wanted) in _asked(tables, shares).items():
+        groups = list(groups_of(sets, unit, name, wanted, outcome).values())
+        if name == RERUN:
+            own = [row["reruns"] for row in sets if row["unit"] == unit and row["reruns"]]
+            k = float(np.mean(own)) if own else 1.0
+            said = rerun_ceiling(groups, k, confidence, resamples)
+        else:
+            said = rank_correlation(groups, confidence, resamples)
+        key = f"{outcome}_{what}"
+        one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
+                f"{key}/n": said.n}  # fmt: skip
+        if left_out := sum(group.left_out for group in groups):
+            one[f"{key}/left_out"] = left_out
+        if what == "lds_at_random" and name != RERUN:
+            line = fit(groups)._asdict()
+            one |= {f"{outcome}_fit/{part}": value for part, value in line.items()}
+    return one
+
+
+def _asked(tables: Tables, shares: Sequence[float]) -> dict[str, tuple[list[Row], Sequence[float]]]:
+    """Returns the sets and shares of each rank correlation, by its name."""
+    asked: dict[str, tuple[list[Row], Sequence[float]]]
+    asked = {what: (sets, shares) for what, sets in _sets(tables).items()}
+    return asked | {f"lds/{share}": (tables.rows["subsets"], [share]) for share in shares}
 
 
 def groups_of(
@@ -128,7 +169,8 @@ def groups_of(
             finite = np.asarray(np.isfinite(pairs.reshape(-1, 2)).all(1))
             if own := [row for row, good in zip(asked, finite, strict=True) if good]:
                 x, y = pairs[finite].T
-                groups[seed, share] = Group(x, y, _bands(own), len(asked) - len(own))
+                before = own[0].get(f"control_{outcome}") or 0.0
+                groups[seed, share] = Group(x, y, _bands(own), len(asked) - len(own), before)
     return groups
 
 
@@ -227,7 +269,7 @@ def _pairs(tables: Tables) -> list[tuple[str, str]]:
     found: dict[tuple[str, str], None] = {}
     for about in tables.about:
         for unit in about["units"]:
-            if any(row.get("rerun_metric") is not None for row in tables.rows["subsets"]):
+            if any(row["unit"] == unit for row in tables.rows["subsets"]):
                 found[unit, RERUN] = None
             found |= {(unit, name): None for name in about["estimators"]}
     return list(found)

@@ -36,6 +36,16 @@ class Group(NamedTuple):
     measured: np.ndarray  # [N]
     band: np.ndarray  # int [N]: sets of one band of scores share most of their samples
     left_out: int = 0  # sets without a finite outcome or prediction, which have no rank
+    control: float = 0.0  # what is measured without an edit
+
+
+class Fit(NamedTuple):
+    """The change that was measured on the change that was predicted, mean over groups of sets."""
+
+    slope: float | None = None
+    intercept: float | None = None
+    r2: float | None = None
+    sign: float | None = None  # share of the sets that changed in the predicted direction
 
 
 def rank_correlation(
@@ -65,6 +75,50 @@ def rank_correlation_gain(
         return spearman(both[0], measured, counts) - spearman(both[1], measured, counts)
 
     return _bootstrapped(groups, gain, confidence, resamples, seed)
+
+
+def fit(groups: Sequence[Group]) -> Fit:
+    """Returns the least-squares fit of the change on the prediction, its mean over the groups.
+
+    Within each group measured - control = intercept + slope * predicted. Scores in the outcome's
+    own units have slope 1 and intercept 0 if they are right; those of other units have a slope
+    that tells the units. None without a group of two sets that differ in both.
+    """
+    found = []
+    for group in groups:
+        x, y = group.predicted, group.measured - group.control
+        if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0:
+            slope, intercept = np.polyfit(x, y, 1)
+            r2, sign = np.corrcoef(x, y)[0, 1] ** 2, np.mean(np.sign(x) == np.sign(y))
+            found.append((slope, intercept, r2, sign))
+    return Fit(*np.mean(found, axis=0).tolist()) if found else Fit()
+
+
+def rerun_ceiling(
+    groups: Sequence[Group], reruns: float = 1.0, confidence: float = 0.95, resamples: int = 9999,
+    seed: int = 0,
+) -> Correlation:  # fmt: skip
+    """The rank correlation that the expected outcome of each set would reach, as that of scores is.
+
+    `predicted` of the groups is the mean outcome of so many `reruns` of each set.
+    """
+
+    def highest(again: np.ndarray, measured: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        return ceiling(spearman(again, measured, counts), reruns)
+
+    return _bootstrapped(groups, highest, confidence, resamples, seed)
+
+
+def ceiling(r: np.ndarray, reruns: float = 1.0) -> np.ndarray:
+    """The correlation of one training with what is expected of it, from that with its reruns.
+
+    r is the correlation of one training of each set with the mean of k = `reruns` others. Let R be
+    the reliability, the share of the variance of one training that the set decides, and the noise
+    independent. Then r^2 = R^2 k / (1 + (k - 1) R), and the ceiling is sqrt(R); for k = 1 it is
+    sqrt(r). 0 where r is below 0. Exact for Pearson's r.
+    """
+    r, k = np.maximum(r, 0.0), reruns
+    return np.sqrt(((k - 1) * r**2 + np.sqrt((k - 1) ** 2 * r**4 + 4 * k * r**2)) / (2 * k))
 
 
 def _bootstrapped(

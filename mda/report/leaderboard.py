@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mda.analysis.leaderboard import (
+    OUTCOMES,
     RERUN,
     SIDE_BY_SIDE,
     Row,
@@ -17,9 +18,9 @@ from mda.analysis.leaderboard import (
 from mda.report.page import DASH, markdown, number, percent
 from mda.schema import ReportConfig
 
-NAMES = {RERUN: "*rerun of the same sets*"}
+NAMES = {RERUN: "*ceiling, by reruns*"}
 VERDICTS = {"yes": ": **better**", "no": ": **worse**", "open": ""}
-OUTCOMES, PAIR = ("metric", "measurement"), ("outcome", "one", "other")
+PAIR = ("outcome", "one", "other")
 QUESTIONS = {  # heading without a share, what was counted
     "lds_at_random": ("LDS, random sets", "sets"),
     "lds": ("LDS, all sets", "sets"),
@@ -27,29 +28,32 @@ QUESTIONS = {  # heading without a share, what was counted
     "augment": ("doubling", "seeds"),
     "transfer": ("transfer", "seeds"),
 }
+FIT = {"slope": "slope", "intercept": "intercept", "r2": "R²", "sign": "sign"}
 COMPARED = """\
 Differences, with an interval and over how many sets or seeds. **Better** or **worse** stands where
 the interval leaves out 0; all others are not shown to differ."""
 MEANINGS = """\
-LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit's metric
-after training without it (arXiv 2303.14186), mean over shares of the window and runs, with a \
-{percent}
-percentile bootstrap over the sets. Random sets differ little from each other. Half of the sets are
-therefore drawn within a third of the window by the scores of unrolled, EK-FAC or repetition: that
-spreads these estimators' predictions, so that over all sets the rows also say which estimators are
-like those three. Sets of one band share up to nine tenths of their samples and are resampled
-together. Effects: the metric at the window's end after an edit minus that of the control. Transfer:
-the set removed in a run from other initial weights that sees the same order, where the unit is that
-run's own. Rerun: the rank correlation of two trainings without the same set, one from a start with
-a little noise; under independent noise, scores that know the expected effect would reach its square
-root. For heads, unrolled is the derivative of the metric itself, the other influences are those of
-the measurement, so that both are compared below. Comparisons by LDS have a bootstrap over the sets
-and speak of these runs alone; those by effects have Student's interval over seeds, from three seeds
-on. Each stands alone, uncorrected for their number. With exact: Spearman's correlation of the
-scores with those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor
-time where training is on a CPU (other work on the machine raises it too, though less than time by
-the clock), a fitted curvature included whoever fitted it; a dash where scores were computed in
-pieces."""
+LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit after
+training without it (arXiv 2303.14186), mean over shares of the window and runs, with a {percent}
+percentile bootstrap over the sets. It is told by two outcomes: the metric, which is plotted and
+which, for heads, unrolled differentiates, and the measurement, which the other influences
+differentiate. Random sets differ little from each other. Half of the sets are therefore drawn
+within a third of the window by the scores of unrolled, EK-FAC or repetition: that spreads these
+estimators' predictions, so that over all sets the rows also say which estimators are like those
+three. Sets of one band share up to nine tenths of their samples and are resampled together.
+Effects: the metric at the window's end after an edit minus that of the control. Transfer: the set
+removed in a run from other initial weights that sees the same order, where the unit is that run's
+own. Ceiling: the LDS that the expected outcome itself would reach, by further trainings of the same
+sets from starts with a little noise: of one rerun the square root of the rank correlation with it,
+if noise is independent. Slope, intercept, R² and sign: the change that a random set makes on minus
+its summed scores, by least squares within each run and share; sign is the share of sets that change
+as predicted. A slope has the units of the outcome by those of the scores, so only scores in units
+of the outcome can have slope 1. Comparisons by LDS have a bootstrap over the sets and speak of
+these runs alone; those by effects have Student's interval over seeds, from three seeds on. Each
+stands alone, uncorrected for their number. With exact: Spearman's correlation of the scores with
+those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor time where
+training is on a CPU (other work on the machine raises it too, though less than time by the clock),
+a fitted curvature included whoever fitted it; a dash where scores were computed in pieces."""
 
 
 def meanings(config: ReportConfig) -> str:
@@ -72,7 +76,7 @@ def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[
         rows = [row for row in board if row["unit"] == unit]
         if not columns(rows):  # nothing of it has been measured yet
             continue
-        lines += [f"### {unit}", "", *table(rows), ""]
+        lines += [f"### {unit}", "", *table(rows), "", *fit_table(rows)]
         lines += comparison_table([row for row in compared if row["unit"] == unit])
         lines += side_by_side(tables, unit, samples=unit == board[0]["unit"])
     return lines
@@ -102,7 +106,10 @@ def counted(about: Mapping[str, Any]) -> str:
 
 def columns(board: Sequence[Row]) -> dict[str, str]:
     """Returns the headings of the rows' columns by key, in order."""
-    keys = dict.fromkeys(("lds_at_random", "lds"))
+    told = ("lds_at_random", "lds")
+    keys = dict.fromkeys(
+        f"{by}{what}" for what in told for by in ("", *map("{}_".format, OUTCOMES))
+    )
     keys |= {key: None for row in board for key in row if _is_question(key)}
     headings = {key: _heading(key) for key in keys}
     headings |= {"roc_auc": "AUC", "recall_at_k": "recall at k"}
@@ -112,20 +119,29 @@ def columns(board: Sequence[Row]) -> dict[str, str]:
 
 def _is_question(key: str) -> bool:
     """Returns whether a key is one of `QUESTIONS`, not a part of an answer such as its n."""
-    kind, _, share = key.partition("/")
+    _, kind, share = _parts(key)
     return kind in QUESTIONS and (not share or share.replace(".", "").isdigit())
 
 
-def _heading(key: str) -> str:
+def _parts(key: str) -> tuple[str, str, str]:
+    """Returns a key's outcome, its kind of `QUESTIONS` and its share; empty where it has none."""
     kind, _, share = key.partition("/")
-    heading, _ = QUESTIONS[kind]
-    return f"{heading.split(',')[0]} {percent(float(share))}" if share else heading
+    outcome, _, rest = kind.partition("_")
+    return (outcome, rest, share) if outcome in OUTCOMES else ("", kind, share)
+
+
+def _heading(key: str) -> str:
+    outcome, kind, share = _parts(key)
+    heading, comma, sets = QUESTIONS[kind][0].partition(",")
+    heading += f" {outcome}" if outcome else ""
+    return f"{heading} {percent(float(share))}" if share else heading + comma + sets
 
 
 def table(board: Sequence[Row]) -> list[str]:
     """Returns a Markdown table of one unit's rows, leaving out rows without a number."""
     shown = columns(board)
-    board = [row for row in board if any(row.get(key) is not None for key in shown)]
+    board = [row for row in board if row["estimator"] == RERUN
+             or any(row.get(key) is not None for key in shown)]  # fmt: skip
     rows = []
     for row in board:
         name: str = row["estimator"]
@@ -135,17 +151,36 @@ def table(board: Sequence[Row]) -> list[str]:
 
 def cell(row: Row, key: str, board: Sequence[Row]) -> str:
     """Returns a number with its interval, if any, and its count where other rows have more."""
-    if (value := row.get(key)) is None:
-        return DASH
     n, most = row.get(f"{key}/n"), max(other.get(f"{key}/n") or 0 for other in board)
-    counted = "sets" if key.startswith("lds") else "runs"
+    is_lds = _parts(key)[1].startswith("lds")
+    if (value := row.get(key)) is None:
+        unknown = row["estimator"] == RERUN and is_lds
+        return f"not known: {n or 0} of {most} sets rerun" if unknown else DASH
+    counted = "sets" if is_lds else "runs"
     fewer = f" ({n} of {most} {counted})" if n and n < most else ""
     if left_out := row.get(f"{key}/left_out"):
         fewer += f" ({left_out} without an outcome left out)"
     low, high = row.get(f"{key}/low"), row.get(f"{key}/high")
     interval = f" [{_two(low)}, {_two(high)}]" if low is not None and high is not None else ""
-    text = _two(value) if key.startswith(("lds", "roc", "recall", "with")) else number(value)
+    text = _two(value) if is_lds or key.startswith(("roc", "recall", "with")) else number(value)
     return text + interval + fewer
+
+
+def fit_table(board: Sequence[Row]) -> list[str]:
+    """Returns a table of each estimator's fit to both outcomes, over the random sets."""
+    if not any(row.get(f"{outcome}_lds_at_random") for row in board for outcome in OUTCOMES):
+        return []
+    rows = []
+    for row, outcome in ((row, outcome) for row in board for outcome in OUTCOMES):
+        key = f"{outcome}_lds_at_random"
+        if row["estimator"] == RERUN or row.get(key) is None:
+            continue
+        share = row.get(f"{key}/of_ceiling")
+        slope, intercept, r2, sign = (row[f"{outcome}_fit/{part}"] for part in FIT)
+        parts = (_of(share), number(slope), number(intercept), _of(r2), _of(sign))
+        rows.append((row["estimator"], outcome, cell(row, key, board), *parts))
+    heads = ("estimator", "by the", "LDS, random sets", "of the ceiling", *FIT.values())
+    return [*markdown(heads, rows), ""]
 
 
 def comparison_table(compared: Sequence[Row]) -> list[str]:
@@ -211,6 +246,10 @@ def _sample(row: Row) -> str:
 def _percent(shares: Iterable[float]) -> str:
     found = list(shares)
     return f"{100 * np.mean(found):.1f} %" if found else DASH
+
+
+def _of(share: float | None) -> str:
+    return DASH if share is None else _two(share)
 
 
 def _two(value: float) -> str:

@@ -34,7 +34,7 @@ FILES = {
 def report_truth(tables: Tables, folder: Path, config: ReportConfig) -> dict[str, Any]:
     """Writes all files, prints the leaderboard and returns the results for summary.json."""
     write_tables(tables, folder)
-    board = leaderboard(tables, "metric", config.confidence, config.resamples)
+    board = leaderboard(tables, config.confidence, config.resamples)
     compared = all_comparisons(tables, config)
     for name, rows in (("leaderboard", board), ("comparisons", compared)):
         if rows:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from leaderboard_page import PLACE, leaderboard_pages
+from leaderboard_page import leaderboard_page
 from scipy import stats
 
 from mda.analysis import leaderboard as board
 from mda.analysis.leaderboard import Tables, comparisons, groups_of, read_tables, write_tables
 from mda.analysis.truth import (
     Group,
+    ceiling,
     rank_correlation,
     rank_correlation_gain,
     recall_at,
@@ -44,7 +45,7 @@ def world(noise=0.0, sets=24, seeds=(0, 1), lacking=(), preset="default"):
                 {"seed": seed, "unit": UNIT, "subset": i, "fraction": share, "draw": "random",
                  "metric": metric, "measurement": -metric, "control_metric": 10.0,
                  "control_measurement": -10.0, "rerun_metric": rerun,
-                 "rerun_measurement": -rerun, **removed}
+                 "rerun_measurement": -rerun, "reruns": 1, **removed}
             )  # fmt: skip
         for name, values in scores.items():
             lost = float(np.sort(values)[-40:].sum() if name == "unrolled" else 1.0)
@@ -132,11 +133,11 @@ def test_few_sets_have_no_interval_and_one_or_constant_ones_no_correlation():
 
 def test_an_estimator_that_knows_the_truth_has_1_the_opposite_minus_1_and_chance_0():
     rows = board.leaderboard(world(), resamples=200)
-    assert of(rows, "unrolled")["lds"] == pytest.approx(1)
-    assert of(rows, "repetition")["lds"] == pytest.approx(-1)
-    assert 0.2 < of(rows, "ekfac")["lds"] < 0.8
+    assert of(rows, "unrolled")["metric_lds"] == pytest.approx(1)
+    assert of(rows, "repetition")["metric_lds"] == pytest.approx(-1)
+    assert 0.2 < of(rows, "ekfac")["metric_lds"] < 0.8
     chance = of(rows, "random")
-    assert chance["lds/low"] < 0 < chance["lds/high"] and chance["lds/n"] == 48
+    assert chance["metric_lds/low"] < 0 < chance["metric_lds/high"] and chance["metric_lds/n"] == 48
 
 
 def test_sets_that_scores_had_a_part_in_drawing_can_be_left_out():
@@ -144,8 +145,8 @@ def test_sets_that_scores_had_a_part_in_drawing_can_be_left_out():
     for i, row in enumerate(tables.rows["subsets"][::2]):
         row["draw"], row["removed/unrolled"] = f"unrolled {i}/24", -row["removed/unrolled"]
     row = of(board.leaderboard(tables, resamples=99), "unrolled")
-    assert row["lds_at_random"] == pytest.approx(1) and row["lds_at_random/n"] == 24
-    assert row["lds"] == pytest.approx(0)
+    assert row["metric_lds_at_random"] == pytest.approx(1) and row["metric_lds_at_random/n"] == 24
+    assert row["metric_lds"] == pytest.approx(0)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf")])
@@ -153,21 +154,25 @@ def test_a_set_without_an_outcome_is_left_out_and_counted_not_ranked_lowest(miss
     """The sets that should have the highest outcome: as the lowest they would spoil the order."""
     tables = world(seeds=(0,))
     whole = of(board.leaderboard(tables), "ekfac")
-    assert "lds/left_out" not in whole
+    assert "metric_lds/left_out" not in whole
     for share in (0.05, 0.3):
         own = [row for row in tables.rows["subsets"] if row["fraction"] == share]
         max(own, key=lambda row: row["metric"])["metric"] = missing
     gone = of(rows := board.leaderboard(tables), "unrolled")
-    assert (gone["lds"], gone["lds/n"], gone["lds/left_out"]) == (pytest.approx(1), 22, 2)
+    assert (gone["metric_lds"], gone["metric_lds/n"], gone["metric_lds/left_out"]) == (
+        pytest.approx(1),
+        22,
+        2,
+    )
     kept = [row for row in tables.rows["subsets"] if np.isfinite(row["metric"] or np.nan)]
     assert (
-        of(rows, "ekfac")["lds"]
+        of(rows, "ekfac")["metric_lds"]
         == of(board.leaderboard(Tables(tables.rows | {"subsets": kept}, tables.about)), "ekfac")[
-            "lds"
+            "metric_lds"
         ]
     )
-    assert "1.00" in cell(gone, "lds", rows) and "(2 without an outcome left out)" in cell(
-        gone, "lds", rows
+    assert "1.00" in cell(gone, "metric_lds", rows) and "(2 without an outcome left out)" in cell(
+        gone, "metric_lds", rows
     )
     assert comparisons(tables)[0]["n"] == 22
     report_truth(tables, tmp_path, ReportConfig(resamples=99))
@@ -190,19 +195,65 @@ def test_sets_of_different_sizes_are_never_ranked_together():
     tables = world()
     for row in tables.rows["subsets"]:
         row["removed/random"] = 400 * row["fraction"]
-    assert of(board.leaderboard(tables, resamples=99), "random")["lds"] is None
+    assert of(board.leaderboard(tables, resamples=99), "random")["metric_lds"] is None
 
 
 def test_the_ceiling_is_what_a_rerun_predicts_and_noise_lowers_it():
     quiet, loud = (board.leaderboard(world(noise), resamples=99) for noise in (0.0, 10.0))
-    assert of(quiet, board.RERUN)["lds"] == pytest.approx(1)
-    assert 0.2 < of(loud, board.RERUN)["lds"] < 0.8
-    assert of(loud, "unrolled")["lds"] < of(quiet, "unrolled")["lds"]
+    assert of(quiet, board.RERUN)["metric_lds"] == pytest.approx(1)
+    assert 0.2 < of(loud, board.RERUN)["metric_lds"] < 0.8
+    assert of(loud, "unrolled")["metric_lds"] < of(quiet, "unrolled")["metric_lds"]
 
 
-def test_the_measurement_has_a_board_of_its_own():
-    rows = board.leaderboard(world(), "measurement", resamples=99)
-    assert of(rows, "unrolled")["lds"] == pytest.approx(-1)
+def test_every_estimator_is_told_by_the_metric_and_by_the_measurement():
+    row = of(board.leaderboard(world(), resamples=99), "unrolled")
+    assert row["metric_lds"] == pytest.approx(1) == -row["measurement_lds"]
+    assert row["measurement_lds_at_random/n"] == row["metric_lds_at_random/n"] == 48
+
+
+def test_the_line_of_a_score_in_units_of_the_metric_has_slope_one():
+    """`unrolled` is the true effect; the measurement is minus the metric; sizes have one line."""
+    row = of(board.leaderboard(tables := world(), resamples=99), "unrolled")
+    assert [row[f"metric_fit/{part}"] for part in ("slope", "r2", "sign")] == pytest.approx([1] * 3)
+    assert row["metric_fit/intercept"] == pytest.approx(0, abs=1e-9)
+    line = [row[f"measurement_fit/{part}"] for part in ("slope", "r2", "sign")]
+    assert line == pytest.approx([-1, 1, 0])
+    for one in tables.rows["subsets"]:
+        one["removed/unrolled"] *= 4
+        one["metric"] += 3 * (one["seed"] + 1)
+    row = of(board.leaderboard(tables, resamples=99), "unrolled")
+    assert row["metric_fit/slope"] == pytest.approx(0.25)
+    assert row["metric_fit/intercept"] == pytest.approx(4.5)  # mean over the two runs
+
+
+@pytest.mark.parametrize("reruns", [1, 3])
+def test_the_ceiling_is_the_correlation_that_the_expected_outcome_reaches(reruns):
+    """Known truth and noise: the correlation with it is what reruns alone say."""
+    rng, n = np.random.default_rng(reruns), 200_000
+    true = rng.normal(size=n)
+    first, again = true + rng.normal(size=n), true + rng.normal(size=(reruns, n)).mean(0)
+    rerun = np.corrcoef(first, again)[0, 1]
+    assert ceiling(rerun, reruns) == pytest.approx(np.corrcoef(first, true)[0, 1], abs=0.005)
+    assert ceiling(np.array(-0.1)) == 0
+
+
+def test_a_share_of_the_ceiling_stands_beside_every_lds():
+    rows = board.leaderboard(world(10.0, sets=160, seeds=range(8)), resamples=9)
+    top, one = of(rows, board.RERUN), of(rows, "unrolled")
+    for key in ("metric_lds", "measurement_lds", "metric_lds_at_random", "metric_lds/0.05"):
+        assert one[f"{key}/of_ceiling"] == pytest.approx(one[key] / top[key])
+    assert one["metric_lds"] < 0.85
+    assert one["metric_lds/of_ceiling"] == pytest.approx(1, abs=0.1)  # it is the true effect
+
+
+def test_a_page_without_reruns_says_that_no_ceiling_is_known(tmp_path):
+    tables = world(seeds=(0,))
+    for row in tables.rows["subsets"]:
+        row |= {"rerun_metric": None, "rerun_measurement": None, "reruns": 0}
+    (row,) = [x for x in page_of(tmp_path, tables).splitlines() if x.startswith("| *ceiling, by")]
+    assert row.count("not known: 0 of 24 sets rerun") == 4  # by two outcomes, random and all
+    assert row.count("not known: 0 of 12 sets rerun") == 4  # by share
+    assert of(board.leaderboard(tables, resamples=99), "unrolled")["metric_lds"] == pytest.approx(1)
 
 
 def test_effects_are_differences_to_the_control_and_other_weights_are_kept_apart():
@@ -349,43 +400,25 @@ def test_tables_that_were_written_and_read_make_the_same_board(tmp_path):
     assert board.leaderboard(read, resamples=99) == board.leaderboard(world(3.0), resamples=99)
 
 
-START, END = f"<!-- {PLACE} -->", f"<!-- end of {PLACE} -->"
-
-
-def pages(tmp_path, *runs):
-    results, readme = tmp_path / "truth", tmp_path / "README.md"
-    results.mkdir(parents=True)
+def page_of(tmp_path, *runs):
     for i, tables in enumerate(runs):
-        write_tables(tables, results / f"seed{i}")
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n", "utf-8")
-    found = leaderboard_pages(results, readme, ReportConfig(resamples=99))
-    return found[results / "README.md"], found[readme]
-
-
-def test_the_readme_has_the_table_of_the_first_unit_in_its_place(tmp_path):
-    page, readme = pages(tmp_path, world(3.0, seeds=(0,)), world(3.0, seeds=(1,)))
-    assert readme.startswith(f"before\n{START}\n") and readme.endswith(f"{END}\nafter\n")
-    assert "old" not in readme and f"{UNIT}, seeds 0, 1." in readme and "exploratory" not in readme
-    lds = of(board.leaderboard(world(3.0), resamples=99), "ekfac")["lds"]
-    (row,) = [line for line in readme.splitlines() if line.startswith("| ekfac |")]
-    assert row.split("|")[2].split()[0] == f"{lds:.2f}"
-    (whole,) = [line for line in page.splitlines() if line.startswith("| ekfac |")]
-    assert set(row.split("|")) < set(whole.split("|")), "without the columns of single shares"
-    assert "| metric | unrolled minus ekfac |" in page and "], 48 sets" in page
+        (tmp_path / f"seed{i}").mkdir(parents=True)
+        write_tables(tables, tmp_path / f"seed{i}")
+    return leaderboard_page(tmp_path, ReportConfig(resamples=99))
 
 
 def test_a_seed_that_was_measured_twice_and_runs_of_two_corpora_are_refused(tmp_path):
     with pytest.raises(ValueError, match="truth=default: seed 1 has two folders"):
-        pages(tmp_path / "twice", world(seeds=(1,)), world(seeds=(1,)))
+        page_of(tmp_path / "twice", world(seeds=(1,)), world(seeds=(1,)))
     one, two = world(seeds=(0,)), world(seeds=(1,))
     for tables in (one, two):
         tables.about[0]["fingerprints"] = tables.about[0]["fingerprints"] | {"origin": "same"}
     with pytest.raises(ValueError, match="two seeds are copies of each other"):
-        pages(tmp_path / "copies", one, two)
+        page_of(tmp_path / "copies", one, two)
     other = world(seeds=(1,))
     other.about[0]["fingerprints"] = {"corpus": "another"}
     with pytest.raises(ValueError, match="runs of different corpora"):
-        pages(tmp_path / "corpora", world(seeds=(0,)), other)
+        page_of(tmp_path / "corpora", world(seeds=(0,)), other)
 
 
 def test_tables_of_an_earlier_time_are_gone(tmp_path):
@@ -397,7 +430,7 @@ def test_tables_of_an_earlier_time_are_gone(tmp_path):
 
 
 def test_the_two_outcomes_are_compared_apart(tmp_path):
-    lines = pages(tmp_path, world(seeds=(0,)))[0].splitlines()
+    lines = page_of(tmp_path, world(seeds=(0,))).splitlines()
     (names,) = [line.split(" | ") for line in lines if line.startswith("| by the | ")]
     for outcome, said in (("metric", "2 [2, 2], 24 sets: **better**"),
                           ("measurement", "-2 [-2, -2], 24 sets: **worse**")):  # fmt: skip
@@ -412,19 +445,10 @@ def test_presets_are_never_mixed(tmp_path):
     other = world(seeds=(1,), preset="planted")
     for row in other.rows["subsets"]:
         row["removed/unrolled"] *= -1
-    page, readme = pages(tmp_path, world(seeds=(0,)), other)
-    ours, theirs = page.split("## `truth=planted`")
+    ours, theirs = page_of(tmp_path, world(seeds=(0,)), other).split("## `truth=planted`")
     rows = [next(line for line in part.splitlines() if line.startswith("| unrolled |"))
             for part in (ours, theirs)]  # fmt: skip
     assert [row.split("|")[2].split()[0] for row in rows] == ["1.00", "\N{MINUS SIGN}1.00"]
-    (own,) = [line for line in readme.splitlines() if line.startswith("| unrolled |")]
-    assert own.split("|")[2] == rows[0].split("|")[2] and f"{UNIT}, seed 0." in readme
-
-
-def test_a_readme_without_a_place_for_the_table_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(ValueError, match=r"no place .* has to have <!-- leaderboard -->"):
-        leaderboard_pages(tmp_path, tmp_path / "README.md", ReportConfig())
 
 
 def test_the_page_of_a_run_says_the_level_of_its_intervals(tmp_path):
