@@ -1,17 +1,17 @@
-"""Measure what attribution costs, in plain training passes over the same sequences.
+"""Measure the cost of attribution, in plain training passes over the same sequences.
 
 A training pass is forward, `F.cross_entropy` on the logits of transformers' model (sdpa) and
 backward, without optimizer step. Against it, for random weights and tokens: scoring all heads, one
 head of the middle layer, all MLP neurons, heads with neurons and whole modules in one pass, and
 both EK-FAC passes for all heads. `heads / lowest layer` divides the time for all heads by that for
-the lowest layer's, whose gradients come all the way down as well; `heads / middle layer` by the
-middle layer's, a shorter way.
+the lowest layer's, which also need the full backward pass; `heads / middle layer` by the middle
+layer's, which need half of it.
 
 All sides run in this process under the default allocator and take turns, a batch each; each side
 has its own best batch size. A ratio is the median over the rounds, with the least and the most; the
-second one is of the process's own CPU seconds, which other work on the cores disturbs less. With
-more than a tenth of the cores taken by others the figures are called not reliable. Peak memory is
-that of a process of its own that scores N sequences, and of one that scores 2N.
+second one is of the process's own CPU seconds, which other work on the cores disturbs less. If
+others take more than 10 % of the cores, the figures are marked as unreliable. Peak memory is that
+of a separate process that scores N sequences, and of one that scores 2N.
 
     python experiments/bench_attribution.py [--shapes nano,pythia-14m] [--rounds 7] [--json FILE]
 """
@@ -67,7 +67,7 @@ Side = Callable[[np.ndarray, int], object]
 
 
 class Bench:
-    """A model with random weights, random tokens, and the sides that are compared."""
+    """A model with random weights, random tokens, and the compared sides."""
 
     def __init__(self, shape: str) -> None:
         sizes: Any = SMOLLM2 if shape == SMOLLM2.name else compose([f"model={shape}"]).model
@@ -89,7 +89,7 @@ class Bench:
         self.blocks = heads.blocks
 
     def heads(self, layers, only: int | None = None) -> Directions:
-        """A random direction for every head of some layers, or for one head of each."""
+        """Returns a random direction for every head of some layers, or for one head of each."""
         numbers = range(self.architecture.n_heads) if only is None else [only]
         blocks = {layer: self.architecture.head_blocks(layer) for layer in layers}
         units = [
@@ -100,7 +100,7 @@ class Bench:
         return self._random(units, [b for own in blocks.values() for b in own.values()])
 
     def neurons(self, layers) -> Directions:
-        """A random direction for every neuron of some layers, its output row included."""
+        """Returns a random direction for every neuron of some layers, its output row included."""
         blocks = {layer: self.architecture.neuron_blocks(layer) for layer in layers}
         units = [
             Unit(f"L{at}N{n}", tuple(Part(block, n) for block in own.values()))
@@ -110,7 +110,7 @@ class Bench:
         return self._random(units, [b for own in blocks.values() for b in own.values()])
 
     def modules(self, layers) -> Directions:
-        """A random direction for every attention and every MLP as a whole."""
+        """Returns a random direction for every attention and every MLP as a whole."""
         owned = {
             f"L{at}.{part}": self.architecture.module_blocks(at, part)
             for at in layers
@@ -142,13 +142,13 @@ class Bench:
         fit_curvature(self.model, self.rows, sample_ids, self.blocks, Labels(), batch_size)
 
     def sides(self) -> dict[str, Side]:
-        """Every side by name; `train` is the one that others are divided by."""
+        """Returns every side by name; the others are divided by `train`."""
         scores = {name: partial(self.score, name) for name in self.units}
         return {"train": self.train, **scores, "fit": self.fit}
 
 
 def measure(shape: str, rounds: int) -> dict[str, Any]:
-    """Ratios by wall and by CPU seconds, and how busy the machine was."""
+    """Returns ratios by wall and by CPU seconds, and the load of the machine."""
     bench, (_, n, batch_sizes) = Bench(shape), SHAPES[shape]
     sides, ids = bench.sides(), np.arange(n)
     best = {name: fastest(side, ids, batch_sizes) for name, side in sides.items()}
@@ -172,7 +172,7 @@ def measure(shape: str, rounds: int) -> dict[str, Any]:
 
 
 def fastest(side: Side, ids: np.ndarray, batch_sizes: tuple[int, ...]) -> int:
-    """The batch size with the least CPU time of two tries each."""
+    """Returns the batch size with the least CPU time of two tries each."""
     tried = {}
     for size in batch_sizes:
         clocks = [Clock(), Clock()]
@@ -184,13 +184,13 @@ def fastest(side: Side, ids: np.ndarray, batch_sizes: tuple[int, ...]) -> int:
 
 
 def peak_memory(shape: str, n: int) -> float:
-    """Peak resident memory in MB of a fresh process that scores `n` sequences, all heads."""
+    """Returns the peak resident memory in MB of a fresh process that scores `n` sequences."""
     command = [sys.executable, __file__, "--shapes", shape, "--only-memory", str(n)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def print_peak_memory(shape: str, n: int) -> None:
-    """The child of `peak_memory`."""
+    """Prints its own peak memory, as the child process of `peak_memory`."""
     bench = Bench(shape)
     bench.score("heads", np.arange(n), SHAPES[shape][2][-1])
     # not getrusage: its maximum includes the parent, whose memory a child shares before exec
@@ -199,14 +199,14 @@ def print_peak_memory(shape: str, n: int) -> None:
 
 
 def allocator() -> str:
-    """The C library, whose allocator torch uses on the CPU, and what may have changed it."""
+    """Returns the C library, whose allocator torch uses on the CPU, and possible replacements."""
     settings = ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_")
     changed = [f"{name}={os.environ[name]}" for name in settings if os.environ.get(name)]
     return f"allocator of {' '.join(platform.libc_ver())}, {' '.join(changed) or 'default'}"
 
 
 def print_result(shape: str, result: dict[str, Any]) -> None:
-    """The figures of one shape as a table."""
+    """Prints the figures of one shape as a table."""
     print(f"{shape}: {result['train_s_per_sequence']:.4f} s of training a sequence")
     print(f"  {'ratio':32}{'wall: median [least, most]':30}own CPU seconds")
     for name, kinds in result["ratios"].items():

@@ -1,12 +1,12 @@
-"""Measure what models of published sizes need: peak memory and time of updates and of scoring.
+"""Measure peak memory and time of updates and of scoring, for models of published sizes.
 
 Weights and tokens are random; on a CPU each figure comes from a process of its own. `update` is one
 update of 64 sequences in micro-batches, forward, backward, clipping and AdamW, in the middle of a
 training; `gradient` is the largest difference between the gradients of two sizes of micro-batches,
 over the largest entry; `score` is the score of 64 sequences for all heads, `fit` an EK-FAC fit on
-as many. Of the largest model it is two sequences on a CPU. Beside each peak stands what the
-formulas of `mda plan` say. On a CPU both hold the process itself; on a GPU they are what tensors
-take, and a rate is also said as a share of what the card's data sheet promises.
+as many. For the largest model it is two sequences on a CPU. Each peak is compared with the formulas
+of `mda plan`. On a CPU both include the process itself; on a GPU they count tensors only, and a
+rate is also given as a share of the card's data sheet.
 
     python experiments/bench_size.py [--device cpu] [--sequences 64] [--only NAME] [--json FILE]
 """
@@ -36,7 +36,7 @@ LENGTH = 2048
 
 @dataclass(frozen=True)
 class Figure:
-    """What is measured: so many sequences, some at a time."""
+    """One measurement: so many sequences, some at a time."""
 
     model: str
     sequences: int
@@ -68,7 +68,7 @@ FIGURES = {"cpu": ON_CPU, "gpu": ON_GPU}
 
 
 def measured(figure: Figure, device: str, threads: int, most: int) -> dict[str, float]:
-    """The figures of one line, in this process, on `most` sequences or fewer."""
+    """Returns the figures of one line, in this process, on at most `most` sequences."""
     n, at_once, what = min(figure.sequences, most), figure.at_once, figure.what
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def measured(figure: Figure, device: str, threads: int, most: int) -> dict[str, 
 
 
 def gradient_difference(job, n: int, one: int, other: int, length: int) -> float:
-    """Largest difference between the gradients of two micro-batch sizes, over the largest entry."""
+    """Returns the largest gradient difference of two micro-batch sizes, over the largest entry."""
     tokens = torch.randint(job.config.data.vocab_size, (n, length + 1))
     model = initial_model(job.config.model, 0).train()
     found = []
@@ -131,7 +131,7 @@ def gradient_difference(job, n: int, one: int, other: int, length: int) -> float
 
 
 def peak_bytes(device: str) -> float:
-    """Peak resident memory of this process, or on a GPU the most that its tensors took at once."""
+    """Returns this process's peak resident memory, or on a GPU the peak of its tensors."""
     if device == "gpu":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()

@@ -1,11 +1,11 @@
-"""Measure what the training loop costs over a bare one: tokens per second, and their ratio.
+"""Measure the overhead of the training loop over a bare one: tokens per second, and their ratio.
 
 Both sides train the same model on the same batches in the same process. They take turns every 20
 updates, whenever the loop has logged a row, so that a busy spell of the machine meets both. The
 loop is the whole of what `train.py` does while it trains: Lightning, loss table, emergence curve,
 checkpoints, and its start-up. The bare loop is forward, loss, backward, clipping and optimizer
 step, in the same micro-batches. Each figure is the median over the rounds, with the least and the
-most; the ratio of CPU times stands beside that of wall times.
+most; the ratio of CPU times is given beside that of wall times.
 
     python experiments/bench_training.py [--steps 1000] [--rounds 5] [--json FILE] [overrides]
 """
@@ -36,7 +36,7 @@ from mda.types import Schedule
 
 
 def bare_updates(config: Config, rows: Corpus, schedule: Schedule) -> Iterator[int]:
-    """The same updates in a plain PyTorch loop, one each time it is asked; yields the step."""
+    """Runs the same updates in a plain PyTorch loop, one for each item, and yields the step."""
     settings = config.training
     model = initial_model(config.model, config.seed).train()
     optimizer = adamw(model, settings)
@@ -55,7 +55,7 @@ def bare_updates(config: Config, rows: Corpus, schedule: Schedule) -> Iterator[i
 
 
 def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, Clock]:
-    """The time of the framework's training of `schedule`, and of the bare loop's."""
+    """Returns the time of the framework's training of `schedule`, and of the bare loop's."""
     model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, schedule)
     keep = replace(config.training, stop_step=schedule.end).checkpoints
     both, bare, done = Clock(), Clock(), 0
@@ -90,7 +90,7 @@ def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, 
 
 
 def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, object]:
-    """The figures of one benchmark."""
+    """Returns the figures of one benchmark."""
     config = compose([f"training.stop_step={steps}", *overrides])
     stream = pipeline.stream_of(Context.of(config))
     rows, schedule = stream.corpus, stream.schedule(0, config.training.last_step)

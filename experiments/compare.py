@@ -1,4 +1,4 @@
-"""`mda compare` for those who clone: what the edits did, and more than random ones?"""
+"""`mda compare` for those who clone: the effects of edits, beside those of random edits."""
 
 from mda.programs.compare import start
 

@@ -1,4 +1,4 @@
-"""Which factors EK-FAC's basis should have: each choice against exact curvature, on unfitted rows.
+"""Compare the choices of factors for EK-FAC's basis with exact curvature, on unfitted rows.
 
     python experiments/factors.py smollm2 --fit 1024 --score 512
     python experiments/factors.py run seed=0 unit=induction_head --fit 4096 --score 2048
@@ -14,7 +14,8 @@ and other rows are scored. A row of the table is one direction of a unit in one 
     share_0            median over rows of the share of position 0 in the absolute influence
     largest_0          share of the rows in which the largest is at position 0
 
-What a model's layers saw is kept in `--cache`, so that a killed run goes on where it was.
+The inputs and gradients of a model's layers are kept in `--cache`, so that an interrupted run
+resumes.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ SCORED, ENOUGH = 1024, 6000  # of the rows of text, those that may be scored; ho
 
 
 def shards(model, rows, ids: np.ndarray, blocks, labels: Labels, folder: Path) -> list[Path]:
-    """Files with what these blocks saw, `SHARD` rows in each; made where they are missing."""
+    """Returns the files with the inputs and gradients of these blocks, `SHARD` rows in each."""
     inputs = list(dict.fromkeys(block.input.module for block in blocks))
     outputs = list(dict.fromkeys(tap.module for block in blocks for tap in block.outputs))
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def shards(model, rows, ids: np.ndarray, blocks, labels: Labels, folder: Path) -
 
 
 def captured(paths: Sequence[Path], block: ParameterBlock) -> Iterator[Capture]:
-    """What a block saw, a shard at a time."""
+    """Yields a block's inputs and gradients, a shard at a time."""
     for path in paths:
         kept = torch.load(path, mmap=True)
         x = kept[f"in {block.input.module}"]
@@ -84,12 +85,12 @@ def captured(paths: Sequence[Path], block: ParameterBlock) -> Iterator[Capture]:
 
 
 def own(tensor: Tensor, owner: int) -> Tensor:
-    """One owner's part of [B, T, G, I], as [B, T, 1, I]."""
+    """Returns one owner's part of [B, T, G, I], as [B, T, 1, I]."""
     return tensor[:, :, [owner if tensor.shape[2] > 1 else 0]]
 
 
 def basis_of(paths, block: ParameterBlock, owner: int, factors: str) -> tuple[Tensor, Tensor]:
-    """Q_A and Q_S of one owner, by `kfac_math.factor_sums` of all owners."""
+    """Returns Q_A and Q_S of one owner, by `kfac_math.factor_sums` of all owners."""
     total: list[Tensor] = []
     for seen in captured(paths, block):
         sums = kfac_math.factor_sums(seen.x(block), seen.dy(block), factors)
@@ -99,7 +100,7 @@ def basis_of(paths, block: ParameterBlock, owner: int, factors: str) -> tuple[Te
 
 
 def gradients_of(paths, part: Part) -> Tensor:
-    """Gradients of single sequences in one owner's parameters, [N, 1, I, J]."""
+    """Returns the gradients of single sequences in one owner's parameters, [N, 1, I, J]."""
     found = []
     for seen in captured(paths, part.block):
         x, dy = own(seen.x(part.block), part.row), own(seen.dy(part.block), part.row)
@@ -108,7 +109,7 @@ def gradients_of(paths, part: Part) -> Tensor:
 
 
 def directions(paths, part: Part, v_IJ: Tensor, damping: float) -> dict[str, Tensor]:
-    """The gradient of the measurement itself, and (H + c D)^-1 of it with every curvature."""
+    """Returns the measurement's gradient, and (H + c D)^-1 of it with every curvature."""
     gradients, v = gradients_of(paths, part), v_IJ.double()[None]
     found = {"plain product": v[0]}
     for factors in FACTORS:
@@ -131,7 +132,7 @@ def directions(paths, part: Part, v_IJ: Tensor, damping: float) -> dict[str, Ten
 
 
 def influence_of(paths, part: Part, direction_IJ: Tensor) -> Tensor:
-    """Influence of every position of the scored rows, [M, T]."""
+    """Returns the influence of every position of the scored rows, [M, T]."""
     found = []
     for seen in captured(paths, part.block):
         x, dy = own(seen.x(part.block), part.row), own(seen.dy(part.block), part.row)
@@ -140,7 +141,7 @@ def influence_of(paths, part: Part, direction_IJ: Tensor) -> Tensor:
 
 
 def compare(about: dict, fitted, scored, parts: dict[Part, Tensor], damping: float) -> list[dict]:
-    """The table of one unit; `parts` has the gradient of its measurement in each part."""
+    """Returns the table of one unit; `parts` has its measurement's gradient in each part."""
     found: dict[str, dict[str, Tensor]] = {}
     for part, v_IJ in parts.items():
         name = part.block.name.partition(".")[2]
@@ -182,7 +183,7 @@ def compare(about: dict, fitted, scored, parts: dict[Part, Tensor], damping: flo
 
 
 def text_rows(tokenizer) -> np.ndarray:
-    """Rows of `LENGTH` + 1 tokens of the embedded corpus's packages, from within documents."""
+    """Returns rows of `LENGTH` + 1 tokens of the embedded corpus's packages, within documents."""
     from mda.data.documents import documents_of, source_files
     from mda.data.embedded import PACKAGES
 
@@ -202,7 +203,7 @@ def text_rows(tokenizer) -> np.ndarray:
 
 
 def smollm2(args: argparse.Namespace) -> list[dict]:
-    """SmolLM2's heads `HEADS`, by the copy measurement or by their own attention."""
+    """Returns SmolLM2's heads `HEADS`, measured by copying or by their own attention."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import smollm2 as package
 
@@ -241,7 +242,7 @@ def smollm2(args: argparse.Namespace) -> list[dict]:
 
 
 def base_run(args: argparse.Namespace) -> list[dict]:
-    """The unit that a base run of the store is traced for, at its window's middle."""
+    """Returns the unit that a base run of the store is traced for, at its window's middle."""
     context = Context.of(compose(args.overrides))
     corpus, base = pipeline.train(context, needs(SCORES))
     unit = pipeline.unit_of(context, base)

@@ -13,7 +13,7 @@ FIRST = "default"  # the preset that comes first
 
 
 def leaderboard_page(results: Path, config: ReportConfig) -> str:
-    """The page of the committed tables in the folders of `results`, a leaderboard for each preset.
+    """Returns the page of the committed tables in `results`, a leaderboard for each preset.
 
     Raises ValueError where runs of one preset do not belong together.
     """
@@ -33,9 +33,9 @@ def leaderboard_page(results: Path, config: ReportConfig) -> str:
 
 
 def refuse_mixed(preset: str, tables: Tables) -> None:
-    """Raise ValueError where a seed was measured twice, or runs saw different corpora.
+    """Raises ValueError where a seed was measured twice, or runs have different corpora.
 
-    Two seeds that start from the same weights and see the same samples in turn are one seed.
+    Two seeds with the same initial weights and the same order of samples are one seed.
     """
     seeds = [about["seed"] for about in tables.about]
     if twice := [seed for seed in sorted(set(seeds)) if seeds.count(seed) > 1]:

@@ -1,4 +1,4 @@
-"""`mda motifs` for those who clone: what the samples of highest influence have in common."""
+"""`mda motifs` for those who clone: the motifs of the samples of highest influence."""
 
 from mda.programs.motifs import start
 

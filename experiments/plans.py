@@ -1,8 +1,8 @@
-"""Write sweeps/results/plans.md: what the paper's experiments take, by the formulas of `mda plan`.
+"""Write sweeps/results/plans.md: the cost of the paper's experiments, as `mda plan` estimates it.
 
 Nothing is measured and nothing is fetched: times are a card's by its data sheet, with the share of
-its rate that `plan.share` assumes. Below stands what was measured on a card with
-`python experiments/bench_size.py --device gpu --json sweeps/results/h200.json`.
+its rate that `plan.share` assumes. The end of the page has measurements of a card with `python
+experiments/bench_size.py --device gpu --json sweeps/results/h200.json`.
 """
 
 import json
@@ -35,7 +35,7 @@ The planned peaks are those that the formulas gave then. The fit of 160m was not
 
 
 def page(hardware: str = "h100") -> str:
-    """The page, for one card."""
+    """Returns the page, for one card."""
     from mda.report.costs import HEADERS, cells, duration
     from mda.stages.preview import Estimates
 
@@ -62,13 +62,13 @@ def page(hardware: str = "h100") -> str:
 
 
 def stages_of(config: Config) -> list[str]:
-    """What one arm builds, from nothing: a walk would ask the hub for the data set's files."""
+    """Returns the builds of one arm from nothing, without asking the hub for its files."""
     weights = ["weights"] * len(getattr(config.base, "steps", []))
     return ["corpus", *weights, "curve", "scores", "arm", "behaviour"]
 
 
 def measured() -> list[str]:
-    """The table of what was measured, and what scoring costs in updates."""
+    """Returns the table of measurements, and the cost of scoring in updates."""
     found = json.loads(MEASURED.read_text("utf-8"))
     heads = ("model and work", "tokens a second", "share", "peak", "planned peak")
     rows = []
@@ -85,7 +85,7 @@ def measured() -> list[str]:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, all columns but the first aligned to the right."""
+    """Returns the lines of a Markdown table, all columns but the first aligned to the right."""
     rule = ("---", *("---:",) * (len(headings) - 1))
     return [f"| {' | '.join(row)} |" for row in (headings, rule, *rows)]
 

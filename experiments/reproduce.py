@@ -1,4 +1,4 @@
-"""`mda reproduce` for those who clone: a finished run again, every value compared."""
+"""`mda reproduce` for those who clone: repeat a finished run and compare every value."""
 
 from mda.programs.reproduce import start
 

@@ -1,8 +1,8 @@
-"""Regenerate sweeps/results: tables, figures and README.md, out of what lies there.
+"""Regenerate sweeps/results: tables, figures and README.md, from its own tables.
 
-A folder of sweeps/results is a study's: it has the name of a file of conf/study, with `-` and the
-model where several sizes were run, and the runs as one table of curves and one of runs. In
-sweeps/results/truth each folder has the tables of one run of the benchmark of estimators, from
+A folder of sweeps/results belongs to a study: it is named like a file of conf/study, with `-` and
+the model where several sizes were run, and holds the runs as one table of curves and one of runs.
+In sweeps/results/truth each folder has the tables of one run of the benchmark of estimators, from
 which its page is made. Nothing is trained.
 """
 

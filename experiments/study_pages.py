@@ -1,6 +1,6 @@
-"""The page sweeps/results/README.md, out of the tables of the studies alone.
+"""The page sweeps/results/README.md, made from the tables of the studies alone.
 
-`experiments/results.py` writes it. It begins with what the main README says was found.
+`experiments/results.py` writes it. It begins with the findings of the main README.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ OLD_BAND = re.compile(r" band ([\d.]+)-([\d.]+)")
 
 
 def effects_of(folder: Path) -> list[dict[str, str]]:
-    """The rows of a folder's effects.csv, in today's words.
+    """Returns the rows of a folder's effects.csv, in today's words.
 
-    A table that was kept before calls the largest value over all heads `mechanism`, and has the
-    band of scores in the arm's name alone.
+    Older tables call the largest value over all heads `mechanism`, and have the band of scores in
+    the arm's name alone.
     """
     rows = store.read_csv(folder / "effects.csv")
     for row in rows:
@@ -111,7 +111,7 @@ def effects_of(folder: Path) -> list[dict[str, str]]:
 
 
 def findings(readme: str) -> list[str]:
-    """What the main README says was found, with links as seen from sweeps/results."""
+    """Returns the findings of the main README, with links relative to sweeps/results."""
     text = readme.partition(FINDINGS[0])[2].partition(FINDINGS[1])[0]
     if not text:
         raise ValueError("README.md has no section 'What we found'")
@@ -123,7 +123,7 @@ def findings(readme: str) -> list[str]:
 def results_page(
     studies: Mapping[Path, tuple[StudyConfig, str]], confidence: float, readme: str
 ) -> str:
-    """The page of all studies: folder -> its study and the sentence of its comparison.
+    """Returns the page of all studies, from each folder's study and headline.
 
     `confidence` is the level of the intervals in their tables, `readme` the main README's text.
     """
@@ -157,14 +157,14 @@ def results_page(
 
 
 def study_of(folder: Path) -> str:
-    """Name of the study that a kept folder is of: of `scales-nano`, one size's, it is `scales`."""
+    """Returns the study of a kept folder: of `scales-nano`, one size's, it is `scales`."""
     return folder.name.partition("-")[0]
 
 
 def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
-    """The score of the unit without and with each edit, for each size's folder of kept tables.
+    """Returns the unit's score without and with each edit, for each size's folder of kept tables.
 
-    Last stands by how many steps the edit delays the onset.
+    The last column is the edit's delay of the onset in steps.
     """
     heads = ("arm", "model", "seeds", "without", "with", "difference", "corrected p",
              "delay, steps")  # fmt: skip
@@ -256,7 +256,7 @@ def _verdict_table(rows: Sequence[Row], effects: Sequence[Row]) -> list[str]:
 
 
 def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> list[str]:
-    """What edits and ablation change of what the model can do; none where it was not measured.
+    """Returns the changes of a model's behaviour by edits and ablation; [] if not measured.
 
     `chosen` are the arms to show, or all.
     """
@@ -329,12 +329,12 @@ def _float(text: str) -> float | None:
 
 
 def p_of(text: str) -> str:
-    """A p-value of a table; a dash where there is none."""
+    """Returns a p-value of a table; a dash where there is none."""
     return p_value(_float(text))
 
 
 def interval(row: Row | None, *names: str) -> str:
-    """A number of a table with its interval: the three columns of these names."""
+    """Returns a number of a table with its interval: the three columns of these names."""
     if row is None:
         return DASH
     mean, low, high = (number(_float(row[name])) for name in names)
@@ -342,12 +342,12 @@ def interval(row: Row | None, *names: str) -> str:
 
 
 def change(row: Row | None) -> str:
-    """The difference that an edit makes, with its interval; a dash for no row of effects."""
+    """Returns the difference of an edit with its interval; a dash for no row of effects."""
     return interval(row, "difference", "ci_low", "ci_high")
 
 
 def claims_by_size(sizes: Mapping[str, Path]) -> list[str]:
-    """What became of every claim of a study at each size, with the p-value that decided it."""
+    """Returns the verdict on every claim of a study at each size, with the deciding p-value."""
     found = {(row["text"], size): row for size, folder in sizes.items()
              for row in store.read_csv(folder / "verdicts.csv")}  # fmt: skip
     lines = [

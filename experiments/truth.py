@@ -1,4 +1,4 @@
-"""`mda truth` for those who clone: how well estimators predict what retraining does to a unit."""
+"""`mda truth` for those who clone: how well estimators predict the effect of retraining."""
 
 from mda.programs.truth import start
 
