@@ -21,12 +21,12 @@ resumes.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import smollm2 as pretrained
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
@@ -44,6 +44,7 @@ from mda.types import HeadId, ParameterBlock, Part
 from mda.unit.attention_head import OwnAttention
 from mda.unit.capture import Capture, capture, modules_of
 from mda.unit.measurement import attention_tokens, copy_objective
+from mda.unit.metrics import previous_token
 from mda.unit.tokens import token_distribution
 
 SHARD, BATCH, LENGTH = 64, 16, 64
@@ -115,11 +116,11 @@ def directions(paths, part: Part, v_IJ: Tensor, damping: float) -> dict[str, Ten
     for factors in FACTORS:
         basis = basis_of(paths, part.block, part.row, factors)
         q_a, q_s = (q.to(gradients) for q in basis)
-        total = sum(
+        sums = [
             kfac_math.rotated(some, q_a, q_s).double().square().sum(0)
             for some in gradients.split(SHARD)
-        )
-        values = total / len(gradients)
+        ]
+        values = torch.stack(sums).sum(0) / len(gradients)
         damped = values + kfac_math.damping(values, damping)
         found[factors] = kfac_math.apply_inverse(v, *basis, damped)[0]
     half = len(gradients) // 2
@@ -204,10 +205,7 @@ def text_rows(tokenizer) -> np.ndarray:
 
 def smollm2(args: argparse.Namespace) -> list[dict]:
     """Returns SmolLM2's heads `HEADS`, measured by copying or by their own attention."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    import smollm2 as package
-
-    model, tokenizer = package.load()
+    model, tokenizer = pretrained.load()
     arch, file = architecture(model), args.cache / "rows.npy"
     if not file.exists():
         store.write_npy(file, text_rows(tokenizer))
@@ -230,7 +228,7 @@ def smollm2(args: argparse.Namespace) -> list[dict]:
     for head in heads:
         own_blocks = arch.head_blocks(head.layer)
         if head.layer == PREVIOUS:
-            own_attention = OwnAttention(arch, random_MT)
+            own_attention = OwnAttention(arch, random_MT, previous_token, LENGTH // 2)
             gradients = own_attention.own_gradients(model, {head.layer: own_blocks["qk"]})
         else:
             gradients = copied.gradients(model, list(own_blocks.values()))
@@ -269,7 +267,7 @@ def base_run(args: argparse.Namespace) -> list[dict]:
 def main() -> None:
     """Compares the factors for the model or run of the command line."""
     torch.set_num_threads(1)
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=("smollm2", "run"))
     parser.add_argument("overrides", nargs="*", help="settings of the base run and the unit")
     parser.add_argument("--fit", type=int, default=1024, help="rows that curvature is fitted on")

@@ -80,13 +80,13 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) 
     texts that do not fill a row.
     """
     end = tokenizer.eos_token_id
-    if end is None:
+    if not isinstance(end, int):
         raise ValueError("the tokenizer has no eos_token; expected one, to end each text with")
     documents = (
         Document(np.asarray(tokenizer(text, add_special_tokens=False)["input_ids"], np.int64), 0)
         for text in texts
     )
-    parts = [packed.rows for packed in across(documents, length + 1, int(end))]
+    parts = [packed.rows for packed in across(documents, length + 1, end)]
     if not parts:
         raise ValueError(f"the texts have fewer than {length + 1} tokens; expected at least a row")
     return torch.from_numpy(np.concatenate(parts))
@@ -176,7 +176,9 @@ def emergence_curve(
 
     pairs = models.items() if isinstance(models, Mapping) else models
     table = {step: dict(units.measure(_checked(model))) for step, model in pairs}
-    return DataFrame.from_dict(table, orient="index").rename_axis("step")[list(units.scores)]
+    found = DataFrame.from_dict(table, orient="index", columns=list(units.scores))
+    found.index.name = "step"
+    return found
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,7 @@ class InMemory:
     steps: Sequence[int] = ()
     seed: int = 0
     adam_eps: float = 1e-8
+    fitted: dict[object, Curvature] = field(default_factory=dict, repr=False)
 
     def reading(self, steps: Sequence[int]) -> InMemory:
         """The same with the steps that an estimator reads."""
@@ -320,6 +323,9 @@ class InMemory:
         factors: str = INDEPENDENT,
         skip: int = 0,
     ) -> Curvature:
+        key = (tuple(block.name for block in blocks), labels, n_sequences, factors, skip)
+        if key in self.fitted:  # scores of tokens come after those of rows
+            return self.fitted[key]
         ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
 
         def in_pieces(name: str, sums: Callable[[np.ndarray], dict[str, Tensor]]):
@@ -329,9 +335,11 @@ class InMemory:
                     total[key] = total[key] + value if key in total else value
             return total
 
-        return fit_curvature(
+        found = fit_curvature(
             self.only, self.corpus.rows, ids, blocks, labels, batch_size, in_pieces, factors, skip
         )
+        self.fitted[key] = found
+        return found
 
     def learning_rate(self, step: int) -> float:
         return 1.0

@@ -90,6 +90,12 @@ def test_a_rows_tokens_add_up_to_its_score(model, rows, estimator):
         np.testing.assert_allclose(found.tokens([3, 5]).sum(1), found.scores[[3, 5]], rtol=1e-4)
 
 
+def test_scores_of_tokens_need_no_second_fit(model, rows, monkeypatch):
+    found = mda.influence(model, rows, "L1H0", progress=False)
+    monkeypatch.setattr("mda.library.fit_curvature", None)
+    assert found.tokens([0]).sum() == pytest.approx(found.scores[0], rel=1e-4)
+
+
 def test_a_step_on_the_top_row_raises_the_measurement_and_one_on_the_bottom_row_lowers_it(rows):
     torch.manual_seed(3)
     model = GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES, bos_token_id=0, eos_token_id=0)).double()

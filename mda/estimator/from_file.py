@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ class FromFile:
     def score(self, work: Work) -> SampleScores:
         """Returns the file's scores for every unit. Raises ConfigError where a sample has none."""
         path, ids = Path(self.settings.path), work.sample_ids
-        scores = read_scores(path, self.settings.column, len(ids))
+        scores = read_scores(path, self.settings.column)
         values = in_order(scores, ids, path) * (-1 if self.settings.negate else 1)
         values_N = torch.from_numpy(values)
         return SampleScores(for_all(values_N, work.units), torch.full_like(values_N, torch.nan))
@@ -57,8 +58,8 @@ class FromFile:
         return None
 
 
-def read_scores(path: Path, column: str | None, n: int) -> np.ndarray | Mapping[int, float]:
-    """Returns the scores of a file, [n] in the window's order or by sample id.
+def read_scores(path: Path, column: str | None) -> np.ndarray | Mapping[int, float]:
+    """Returns the scores of a file, [N] in the window's order or by sample id.
 
     Raises ConfigError, a sentence, for a file that is none of the kinds above.
     """
@@ -68,7 +69,7 @@ def read_scores(path: Path, column: str | None, n: int) -> np.ndarray | Mapping[
         if (path / DATTRI).exists():
             return _dattri(path, column)
         if path.suffix == ".npy":
-            return _in_window_order(np.load(path, allow_pickle=False), n, path)
+            return _flat(np.load(path, allow_pickle=False))
         if path.suffix == ".csv":
             return _table(pa_csv.read_csv(path), column, path)
         if path.suffix == ".parquet":
@@ -112,10 +113,8 @@ def in_order(
     return found
 
 
-def _in_window_order(values: np.ndarray, n: int, path: Path) -> np.ndarray:
-    if values.ndim == 2 and 1 in values.shape:
-        values = values.reshape(-1)
-    return values
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1) if values.ndim == 2 and 1 in values.shape else values
 
 
 def _table(table: pa.Table, column: str | None, path: Path) -> dict[int, float]:
@@ -139,8 +138,8 @@ def _bergson(folder: Path, column: str | None) -> np.ndarray | dict[int, float]:
     about = store.read_json(folder / "info.json")
     if about.get("attribute_tokens"):
         raise ValueError("it scores single tokens; expected one score for each sample")
-    kind = np.dtype({key: about["dtype"][key] for key in ("names", "formats", "offsets")}
-                    | {"itemsize": about["dtype"]["itemsize"]})  # fmt: skip
+    fields: Any = {key: about["dtype"][key] for key in ("names", "formats", "offsets", "itemsize")}
+    kind = np.dtype(fields)
     records = np.fromfile(folder / BERGSON, dtype=kind, count=about["num_rows"])
     name = column or "score_0"
     if name not in (kind.names or ()):

