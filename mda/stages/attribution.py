@@ -1,4 +1,4 @@
-"""From a located unit to scores: what each sample of the window did for it."""
+"""Scores of the window's samples for a located unit."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ device and, on a CPU, the number of threads are in the key as they are."""
 
 @dataclass(frozen=True)
 class Traced(Made):
-    """Scores of the window, with what is needed to go on from them."""
+    """Scores of the window, with the handles that later stages need."""
 
     steps: tuple[int, ...]  # the checkpoints that were read
     located: Located
@@ -57,13 +57,13 @@ class Traced(Made):
 
     @cached_property
     def scores(self) -> Scores:
-        """The values are read from the folder as they are used."""
+        """The scores; values are read from the folder on use."""
         return load_scores(self.folder)
 
 
 @dataclass(frozen=True)
 class ScoringWork:
-    """What a stage lends to an estimator, see `mda.estimator.estimator.Work`."""
+    """The implementation of `mda.estimator.estimator.Work` that a stage hands to an estimator."""
 
     at: Runtime
     located: Located
@@ -150,14 +150,14 @@ class ScoringWork:
         return TrainingWindow(model, self.schedule, self.corpus.rows, settings), states
 
     def _scored(self, step: int) -> int:
-        """A step that is in the scores' key. Raises ValueError for another."""
+        """Returns a step that is in the scores' key. Raises ValueError for another."""
         if step not in self.steps:
             there = ", ".join(map(str, self.steps)) or "none"
             raise ValueError(f"step {step} is read; accepted: the estimator's own steps, {there}")
         return step
 
     def _refuse_published(self) -> None:
-        """Refuse what the key of a published run's scores does not hold."""
+        """Raises ConfigError for a published base run, which lacks the optimizer's state."""
         if self.base.published is not None:
             accepted = "what needs no optimizer state, which base=published lacks"
             raise refuse("estimator", self.settings.name, accepted)
@@ -201,10 +201,10 @@ class ScoringWork:
 
 
 def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
-    """Zeros in float64 in a file without a name, which ends with the tensor.
+    """Returns zeros in float64 in an unnamed file, which is deleted with the tensor.
 
-    A million samples of 144 heads are more than a gigabyte; here they are pages that the system
-    writes out and forgets as it needs the memory.
+    A million samples of 144 heads are more than a gigabyte; here they are pages that the system can
+    write out when it needs the memory.
     """
     if not np.prod(shape):
         return torch.zeros(shape, dtype=torch.float64)
@@ -214,7 +214,7 @@ def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoresStage(Stage[Traced]):
-    """Influence of every sample of the window on every unit of the kind."""
+    """The influence of every sample of the window on every unit of the kind."""
 
     declared = SCORES
     costs = staticmethod(scoring.scores)
@@ -225,7 +225,7 @@ class ScoresStage(Stage[Traced]):
 
     @cached_property
     def steps(self) -> tuple[int, ...] | None:
-        """The checkpoints that are read; None where they depend on a run that is not there."""
+        """The checkpoints that are read; None where they depend on a run that is not built."""
         located, settings = self.located, self.settings
         kept, training = list(located.base.checkpoints), located.base.recipe.training
         if settings.requires.moving:
@@ -293,7 +293,7 @@ class ScoresStage(Stage[Traced]):
         return Traced(artifact, self.steps or (), self.located, self.settings)
 
     def _outside(self) -> str | None:
-        """The sentence where the checkpoint that a word names lies outside the window."""
+        """Returns the warning for a named checkpoint outside the window, or an empty text."""
         wanted = getattr(self.settings, "checkpoint", None)
         if not (isinstance(wanted, str) and self.steps and self.located.steps):
             return None
@@ -307,14 +307,14 @@ class ScoresStage(Stage[Traced]):
 
 
 def score(located: Located, settings: EstimatorConfig, at: Runtime) -> Traced:
-    """Scores of the window, and before them the state that an estimator trains on from."""
+    """Returns the scores of the window; builds first any state that the estimator trains from."""
     if settings.requires.trajectory and located.steps:
         state_at(located.base, located.steps[0], at)
     return make(ScoresStage(located, settings), at)
 
 
 def token_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.ndarray:
-    """Influence of every token of some samples on the unit, [n, T]; 0 where none is known.
+    """Returns each token's influence on the unit for some samples, [n, T]; 0 if unknown.
 
     Position t is that of the input token at which the unit's parameters act; a row's sum is the
     sample's score.
@@ -327,10 +327,10 @@ def token_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.n
 
 
 def loss_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.ndarray | None:
-    """What the loss of every token of some samples adds to their scores of the unit, [n, T].
+    """Returns each loss's part of some samples' scores of the unit, [n, T].
 
-    Position t is that of the loss, whose target is token t + 1. None where the estimator can't
-    tell.
+    Position t is that of the loss, whose target is token t + 1. Returns None if the estimator does
+    not score losses.
     """
     if "tokens" not in traced.settings.gives:
         return None
@@ -356,7 +356,7 @@ def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleSc
 
 
 def load_scores(folder: Path) -> Scores:
-    """The scores of an artifact's folder; the values are read from it as they are used."""
+    """Returns the scores in an artifact's folder; values are read on use."""
     names = ("sample_ids", "steps", "values", "losses")
     arrays = {name: store.read_npy(folder / f"{name}.npy", name == "values") for name in names}
     return Scores(units=tuple(store.read_json(folder / "units.json")), **arrays)

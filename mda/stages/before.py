@@ -1,4 +1,4 @@
-"""What would be refused after hours of work, looked at before any of it: weights and revisions."""
+"""Early checks of weights and revisions, which would otherwise fail after hours of work."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mda.store import say
 
 
 def check_model(model: ModelConfig, base: BaseConfig, check: Check, at: Runtime) -> None:
-    """Look at what the base run starts from, before a corpus is built for it.
+    """Checks the start of the base run before a corpus is built for it.
 
     Raises ConfigError for weights that do not fit their config.json, for a model that does not fit
-    into memory, and for a published revision that is not there. `check` sees the config.json of
+    into memory, and for a published revision that does not exist. `check` sees the config.json of
     local revisions.
     """
     if isinstance(base, PublishedConfig):
@@ -38,7 +38,7 @@ def check_model(model: ModelConfig, base: BaseConfig, check: Check, at: Runtime)
 
 
 def _check_revisions(base: PublishedConfig, check: Check, at: Runtime) -> None:
-    """Ask for every revision that is not in the store; one process asks for all."""
+    """Checks every revision that is not in the store; one process asks for all."""
     for step in base.steps:
         stage = WeightsStage(base, step, check)
         inputs = stage.inputs(at.store.hash_file)

@@ -1,4 +1,4 @@
-"""What a finished run can do at its end: a stage of its own, so that no training depends on it."""
+"""Behaviour at a run's end: its own stage, so that no training depends on it."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Behaviour(Made):
 
     @cached_property
     def values(self) -> dict[str, float]:
-        """Name -> number."""
+        """The numbers by name."""
         return store.read_json(self.folder / "behaviour.json")
 
 
 @dataclass(frozen=True)
 class BehaviourStage(Stage[Behaviour]):
-    """What the model of a run's last checkpoint can do, with and without its strongest heads."""
+    """Tests of the model of a run's last checkpoint, with and without its strongest heads."""
 
     declared = BEHAVIOUR
     costs = staticmethod(cost.behaviour)
@@ -78,7 +78,7 @@ class BehaviourStage(Stage[Behaviour]):
 
 
 def strongest_heads(unit: UnitConfig, run: Run) -> list[HeadId]:
-    """All heads by the unit's metric at the run's end, or else by their induction score."""
+    """Returns all heads by the unit's metric at the run's end, or by their induction score."""
     metric = head_metric(unit.metric)
     last = run.curve[-1]
     return sorted(

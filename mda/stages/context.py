@@ -1,4 +1,4 @@
-"""What every stage needs, and how several processes share one build."""
+"""The runtime of all stages, and sharing one build among several processes."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where stages work: the store, where rows of training go, and whether to draw bars."""
+    """The store, the target of logged rows, and whether to draw progress bars."""
 
     store: Store
     log: RowLog = lambda row: None
     progress: bool = True
 
     def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
-        """Iterate with a progress bar and the time left, on the first process only.
+        """Yields items with a progress bar and the time left, on the first process only.
 
-        Where no terminal shows the bar, as in a job of a cluster, a line says so every few minutes.
+        Without a terminal, as in a job of a cluster, it prints a line every few minutes.
         """
         if not self.progress or rank() > 0:
             yield from items
@@ -58,7 +58,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Context:
-    """What a program gives to the pipeline: the configuration, and where to work."""
+    """The input of the pipeline: the configuration, and the runtime."""
 
     config: Config
     store: Store
@@ -67,9 +67,9 @@ class Context:
 
     @classmethod
     def of(cls, config: Config, log: RowLog = lambda row: None) -> Context:
-        """The context of a program: store under `output_dir`, threads as configured.
+        """Returns the context of a program: store under `output_dir`, threads as configured.
 
-        Raises ConfigError for a GPU that is not there.
+        Raises ConfigError for a GPU that the machine does not have.
         """
         if config.training.accelerator == "gpu" and not torch.cuda.is_available():
             raise refuse("training.accelerator", "gpu", "cpu, or auto: there is no CUDA here")
@@ -79,12 +79,15 @@ class Context:
 
     @property
     def at(self) -> Runtime:
-        """Where to work: all that a stage sees of it."""
+        """The runtime, which is all that a stage sees of the context."""
         return Runtime(self.store, self.log, self.progress)
 
 
 def _spoken(items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
-    """Iterate, and say now and then how far it is; the time left is as of the items since then."""
+    """Yields items and prints the progress now and then.
+
+    The time left is from the items since then.
+    """
     since, before = time.monotonic(), 0
     for n, item in enumerate(items):
         if n > before and (spent := time.monotonic() - since) >= SPOKEN_S:
@@ -95,37 +98,37 @@ def _spoken(items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
 
 
 def without(values: Mapping[str, object], *names: str) -> dict[str, object]:
-    """A mapping without some of its keys: what does not enter a fingerprint."""
+    """Returns a mapping without the keys that do not enter a fingerprint."""
     return {key: value for key, value in values.items() if key not in names}
 
 
 def rank() -> int:
-    """Number of this process among those that `torchrun` started; 0 for a single one."""
+    """Returns the number of this process among those of `torchrun`; 0 for a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """How many processes `torchrun` started; 1 for a single one."""
+    """Returns the number of processes that `torchrun` started; 1 for a single one."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def mine(items: list[Item]) -> list[Item]:
-    """The items of this process: every world-th, none twice, none left out."""
+    """Returns the items of this process: every world-th."""
     return items[rank() :: world()]
 
 
 def barrier() -> None:
-    """Wait for the other processes, if there are any."""
+    """Waits for the other processes, if there are any."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
 def process_group(config: Config) -> Iterator[None]:
-    """Join the processes of `torchrun`, each with a GPU of its own where there are several.
+    """Joins the processes of `torchrun`, each with its own GPU where there are several.
 
-    They tell each other no more than whether there is work, which takes no GPU; one may be at it
-    for long before the next has a word.
+    They only tell each other whether there is work, which needs no GPU. The timeout is long,
+    because one process may work for hours before the next exchange.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -150,7 +153,7 @@ def build_together(
     code: Sequence[str] = (),
     device: torch.device | str | None = None,
 ) -> Artifact:
-    """`store.get_or_build`, with all processes working in one `.part` folder.
+    """Runs `store.get_or_build` with all processes working in one `.part` folder.
 
     The first process holds the lock. It tells the others whether there is anything to build, so
     that they neither wait for a lock it holds nor work on what another job has just finished. It
@@ -180,7 +183,7 @@ def build_together(
 
 
 def _announce(needed: bool) -> bool:
-    """The first process's answer, on every process."""
+    """Returns the first process's answer on every process."""
     flag = torch.tensor([int(needed)])
     dist.broadcast(flag, 0)
     return bool(flag.item())

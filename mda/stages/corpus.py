@@ -1,9 +1,9 @@
-"""The corpus: rows of tokens, built or found, and fetched where they lie elsewhere.
+"""The corpus: rows of tokens, which are built or found, and fetched where they are remote.
 
 A source of data is a class of settings (mda/schema/data.py) whose `module` has three functions:
 `inputs(config, hash_file)`, what enters the corpus besides its settings; `build_from_config(out,
-config, downloads)`, which writes its folder; and, where the rows are not the folder's
-`tokens.npy`, `open_rows(folder, config, downloads)`. In `downloads` lies what has been fetched.
+config, downloads)`, which writes its folder; and, where the rows are not the folder's `tokens.npy`,
+`open_rows(folder, config, downloads)`. Fetched data are kept in `downloads`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ SHARE = 0.05  # of all rows, from which a class should have held-out ones
 
 @dataclass(frozen=True)
 class CorpusStage(Stage[Corpus]):
-    """The token stream's rows. What the settings name is looked at even where it is in the store:
-    a missing file is a DataError."""
+    """The token stream's rows.
+
+    The sources are checked even where the corpus is in the store: a missing file is a DataError.
+    """
 
     declared = CORPUS
     costs = staticmethod(cost.corpus)
@@ -70,7 +72,7 @@ class CorpusStage(Stage[Corpus]):
 
 
 def _not_held_out(corpus: Corpus) -> str | None:
-    """The sentence where a class of a twentieth of the rows or more has no held-out one."""
+    """Returns a warning for a class of 5 % or more of the rows without a held-out one."""
     n, kinds = len(corpus.labels), len(corpus.label_names)
     rows = np.bincount(corpus.labels, minlength=kinds)
     held_out = np.bincount(corpus.labels[corpus.held_out], minlength=kinds)
@@ -86,7 +88,7 @@ def _not_held_out(corpus: Corpus) -> str | None:
 
 
 def trained_on_held_out(base: PublishedConfig, data: DataConfig, batch_size: int) -> str | None:
-    """The sentence where published checkpoints have seen the rows that are held out here."""
+    """Returns a warning where published checkpoints were trained on the held-out rows."""
     if not isinstance(data, PileConfig) or data.shuffle:
         return None
     first = data.n_sequences - data.held_out
@@ -102,16 +104,19 @@ def trained_on_held_out(base: PublishedConfig, data: DataConfig, batch_size: int
 
 
 def tokenizer_of(corpus: Corpus) -> Path:
-    """The corpus' tokenizer. Raises ConfigError where it has none, and so no text."""
+    """Returns the corpus' tokenizer.
+
+    Raises ConfigError where it has none. Raises ConfigError where it has none, and so no text.
+    """
     if corpus.tokenizer is None:
         raise refuse("data.tokenizer", None, "a tokenizer: motifs are found in text")
     return corpus.tokenizer
 
 
 def fetch(at: Runtime, corpus: Corpus, sample_ids: np.ndarray, together: bool = False) -> None:
-    """Bring samples that lie elsewhere to this machine, with progress; nothing for local ones.
+    """Brings remote samples to this machine, with progress; does nothing for local ones.
 
-    `together`: all processes call it, and each brings its share before any goes on.
+    With `together`, all processes call it, and each brings its share before any continues.
     """
     if isinstance(corpus.tokens, ShardRows):
         ids = np.asarray(sample_ids)

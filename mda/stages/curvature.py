@@ -1,4 +1,4 @@
-"""The curvature of a checkpoint, fitted in shards that a kill leaves standing."""
+"""The curvature of a checkpoint, fitted in shards that survive a kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = 16  # samples, of which every shard but the last is a multiple
 
 @dataclass(frozen=True)
 class CurvatureStage(Stage[ekfac.Curvature]):
-    """EK-FAC curvature at a checkpoint: an artifact of its own, whatever is measured or damped."""
+    """EK-FAC curvature at a checkpoint, independent of measurement and damping."""
 
     declared = CURVATURE
     together = True
@@ -80,17 +80,17 @@ class CurvatureStage(Stage[ekfac.Curvature]):
 
 
 def sharded(sample_ids: np.ndarray, n: int, most: int) -> list[np.ndarray]:
-    """Sample ids in some `n` shards of at most `most`, between which a kill loses nothing.
+    """Returns sample ids in some `n` shards of at most `most`; each finished shard is kept.
 
-    Neither the number of processes nor the batch size enters: what several processes share is what
-    one does alone, to the last bit, and any number of them goes on with it.
+    The shards do not depend on the number of processes or the batch size, so several processes give
+    the result of one to the last bit, and any number of them can resume it.
     """
     size = min(most, max(1, -(-len(sample_ids) // (n * FEW))) * FEW)
     return [sample_ids[i : i + size] for i in range(0, len(sample_ids), size)]
 
 
 def _merged(paths: list[Path]) -> ekfac.Sums:
-    """Sums over shards, added in the shards' order whoever computed them."""
+    """Returns sums over shards, added in the shards' order whoever computed them."""
     total: ekfac.Sums = {}
     for path in paths:
         for name, part in store.read_safetensors(path).items():

@@ -1,4 +1,4 @@
-"""Which stages there are: what stands before each, and which groups of settings it reads.
+"""The declarations of stages: the stages before each, and the groups of settings it reads.
 
 Nothing heavy is imported, so that a program knows the groups it needs before torch is loaded. A
 stage itself (`mda.stages.stage.Stage`) has one of these as its `declared`, and a test compares the
@@ -22,7 +22,7 @@ class Declared:
     reads: tuple[str, ...] = ()
 
     def groups(self) -> Iterator[str]:
-        """Every group that it depends on: its own, and those of all before it."""
+        """Returns every group that it depends on: its own, and those of all stages before it."""
         yield from self.reads
         for one in self.after:
             yield from one.groups()
@@ -47,6 +47,6 @@ BEHAVIOUR = Declared("behaviour", (ARM,), ("unit", "behaviour"))
 
 
 def needs(*stages: Declared) -> tuple[str, ...]:
-    """The groups that some stages and all before them read, in the order of the configuration."""
+    """Returns the groups that some stages and all before them read, in order."""
     found = {group for stage in stages for group in stage.groups()}
     return tuple(item.name for item in fields(Config) if item.name in found)

@@ -1,4 +1,4 @@
-"""From scores to an edit plan, and from the plan to the stream that an arm is trained on."""
+"""From scores to an edit plan, and from the plan to an arm's stream."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SPANS = 2  # the number of these draws; random scores of tokens have 1, of sampl
 
 @dataclass(frozen=True)
 class Edited:
-    """What an arm trains on: the plan, the schedule it makes, the rows that schedule names."""
+    """The training data of an arm: the plan, its schedule, and the rows of the schedule."""
 
     plan: EditPlan
     schedule: Schedule
@@ -52,7 +52,7 @@ class Edited:
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens the plan edits."""
+        """The number of tokens that the plan edits."""
         n = len(self.plan.sample_ids)
         return n if self.plan.by_token else n * self.corpus.seq_len
 
@@ -60,9 +60,9 @@ class Edited:
 def check_edit(
     intervention: InterventionConfig, stream: Stream, steps: tuple[int, int] | None
 ) -> None:
-    """Raise ConfigError for an edit of the window's steps that no scores could make possible.
+    """Raises ConfigError for an edit of the window's steps that is impossible for any scores.
 
-    Where the window is not known yet, for None, the label and the inserted rows alone are checked.
+    If the window is not known yet (None), only the label and the inserted rows are checked.
     """
     corpus = stream.corpus
     label = getattr(intervention, "label", None)
@@ -82,7 +82,7 @@ def check_edit(
 
 
 def _check_amount(stream: Stream, base: Schedule, config: RemoveConfig | AugmentConfig) -> None:
-    """Choose by made-up scores: as many samples as by real ones."""
+    """Raises ConfigError for an amount that cannot be chosen, by choosing from made-up scores."""
     corpus, ids = stream.corpus, base.sample_ids
     order = np.arange(len(ids), dtype=np.float32)
     made_up = Scores(ids, np.zeros_like(ids), order[:, None], ("",), order)
@@ -101,7 +101,7 @@ def _check_amount(stream: Stream, base: Schedule, config: RemoveConfig | Augment
 
 @contextmanager
 def _named(intervention: InterventionConfig) -> Iterator[None]:
-    """Let what is impossible in an edit be an error of the configuration."""
+    """Turns errors of an impossible edit into errors of the configuration."""
     try:
         yield
     except ConfigError:  # has said its own key
@@ -117,11 +117,11 @@ def edited_stream(
     tokens: TracedTokens | None,
     edited: Callable[[], Edited],
 ) -> EditedStream:
-    """What an arm is trained on: known by its content, or by what decides it.
+    """Returns the stream of an arm, with a key of its content or of the settings behind it.
 
-    The unedited stream is known by its steps. An edited one is known by its hash, so that edits
-    which mean the same training share an arm; where the scores are not there yet, by the settings
-    that decide what is chosen.
+    The key of the unedited stream is its steps. That of an edited stream is its hash, so that edits
+    which mean the same training share an arm; before there are scores, it is the settings that
+    decide the choice.
     """
     stream, key = unit.base.stream, unit.window_key
     inputs: object = stream.inputs | {"window": key}
@@ -144,9 +144,9 @@ def edited_stream(
 
 
 def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
-    """The settings that decide what is edited, without those that have no effect beside them.
+    """Returns the settings that decide the edit, without those that have no effect on it.
 
-    `scores` says whether what is chosen depends on the samples' scores.
+    `scores` is True if the choice depends on the samples' scores.
     """
     if config.inserted is not None:
         rows = cast(AugmentConfig, config)
@@ -180,7 +180,7 @@ def plan_edit(
     scores: Scores | None,
     tokens: TokenScores | None = None,
 ) -> Edited:
-    """Choose samples or tokens, write the plan, carry it out on the unedited schedule.
+    """Chooses samples or tokens, writes the plan, and applies it to the unedited schedule.
 
     `scores` are not needed by a control arm, `tokens` by edits of scored tokens alone. Raises
     ConfigError where the edit is impossible.
@@ -215,9 +215,9 @@ def _plan(unit: Located, config: RemoveConfig | AugmentConfig, scores: Scores) -
 def select(
     corpus: Corpus, unit: str, config: EditConfig, scores: Scores, run_seed: int
 ) -> np.ndarray:
-    """Sample ids to edit, in stream order; with `match`, a random set like the targeted one.
+    """Returns sample ids to edit, in stream order; with `match`, a matched random set.
 
-    What is drawn depends on the run's seed as well as on the edit's.
+    Random choices depend on the run's seed as well as on the edit's.
     """
     seed = mixed_seed(run_seed, config.seed)
     labels = corpus.labels_of(scores.sample_ids)
@@ -250,7 +250,7 @@ def _by_token(
     scores: Scores,
     tokens: TokenScores | None,
 ) -> Edited:
-    """An edit of single tokens; amounts are of the window's tokens."""
+    """Returns the plan for single tokens; amounts are of the window's tokens."""
     stream, corpus = unit.base.stream, unit.base.corpus
     base = stream.schedule(unit.window.start, unit.window.end)
     n_tokens = len(scores.sample_ids) * corpus.seq_len
@@ -285,9 +285,9 @@ def mask_tokens(
     parts: Callable[[], Iterable[np.ndarray]] | None,
     seed: int,
 ) -> EditPlan:
-    """The plan that masks n tokens of the window's samples, or of some of them, `pool`.
+    """Returns the plan that masks n tokens of the window's samples, or of those in `pool`.
 
-    `parts` are the tokens' scores; where none is given the tokens are drawn.
+    `parts` are the tokens' scores; without them the tokens are drawn at random.
     """
     if parts is None:
         chosen = random_tokens(len(scores.sample_ids), length, n, seed, pool)
@@ -310,10 +310,10 @@ def replace_spans(
     order: np.ndarray,
     seed: int,
 ) -> EditPlan:
-    """The plan that replaces the repeated spans of the first samples of `order`, up to n tokens.
+    """Returns the plan that replaces repeated spans of the first samples of `order`.
 
-    The tokens that take their places have the distribution of those that are replaced. What a
-    sample becomes depends on the seed and its id alone, but for that distribution.
+    It edits up to n tokens. The new tokens have the distribution of the replaced ones. Except for
+    that distribution, a sample's new tokens depend only on the seed and its id.
     """
     rows = (corpus.rows(scores.sample_ids[[at]])[0].numpy() for at in order)
     found = within_budget(rows, config.ngram, n, corpus.special_ids)

@@ -1,7 +1,7 @@
-"""What is not in the store: handles that know their key alone, and stores that never build.
+"""Handles on artifacts that are not built, and stores that never build.
 
-A key that holds what only an upstream artifact can tell, such as the window of an automatic edit,
-is made from that content where the artifact is there, else from the settings that decide it.
+A key may depend on the content of an upstream artifact, such as the window of an automatic edit. It
+is made from that content if the artifact exists, else from the settings that decide it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mda.store import Artifact, Store, make_key
 
 
 class NotBuilt(Exception):
-    """A stage whose content was asked for is not in the store."""
+    """Raised where the content of a stage is needed that is not in the store."""
 
     def __init__(self, kind: str, fingerprint: str) -> None:
         super().__init__(f"{kind} {fingerprint} is not in the store")
@@ -25,7 +25,7 @@ class NotBuilt(Exception):
 
 
 class Foreseen:
-    """In place of what is not in the store: its kind and key; all else raises NotBuilt."""
+    """A stand-in for a missing artifact: its kind and key; all else raises NotBuilt."""
 
     built, warning = False, ""
 
@@ -40,14 +40,14 @@ class Foreseen:
 
 
 def is_there(artifact: Artifact) -> bool:
-    """Whether an artifact can be opened; False for one that is only foreseen."""
+    """Returns whether an artifact can be opened; False for one that is only foreseen."""
     return not isinstance(artifact, Foreseen)
 
 
 def known(content: Callable[[], object], decided_by: Mapping[str, object]) -> object:
-    """What enters a key: content of an upstream artifact, or the settings that decide it.
+    """Returns the part of a key from an upstream artifact, or the settings that decide it.
 
-    The settings stand in where the artifact is not in the store yet.
+    The settings are used if the artifact is not in the store yet.
     """
     try:
         return content()
@@ -57,7 +57,7 @@ def known(content: Callable[[], object], decided_by: Mapping[str, object]) -> ob
 
 @dataclass(frozen=True)
 class Made:
-    """A handle on an artifact of the store, opened as its content is used."""
+    """A handle on an artifact of the store, opened when its content is used."""
 
     artifact: Artifact
 
@@ -68,12 +68,12 @@ class Made:
 
     @property
     def folder(self) -> Path:
-        """Where its files lie."""
+        """The folder of its files."""
         return self.artifact.path
 
     @property
     def built(self) -> bool:
-        """Whether this process has just built it."""
+        """True if this process has just built it."""
         return self.artifact.built
 
     @property
@@ -91,7 +91,7 @@ class FindOnly(Store):
 
     @property
     def found(self) -> dict[str, str]:
-        """kind -> fingerprint of what was asked for last."""
+        """The fingerprint of the artifact that was requested last, by kind."""
         return dict(self.asked.keys())  # pairs
 
     def get_or_build(
@@ -102,20 +102,20 @@ class FindOnly(Store):
         code: Sequence[str] = (),
         device: torch.device | str | None = None,
     ) -> Artifact:
-        """The artifact, where it is there; its fingerprint is noted either way."""
+        """Returns the artifact if it exists; its fingerprint is noted either way."""
         artifact = self.find(kind, inputs, code, device)
         key = artifact.fingerprint if artifact else make_key(kind, inputs, code, device).fingerprint
         self.asked[kind, key] = artifact is not None
         return artifact or self.missing(kind, key)
 
     def missing(self, kind: str, fingerprint: str) -> Artifact:
-        """What stands in for an artifact that is not there: here an error."""
+        """Returns the stand-in for a missing artifact: here it raises NotBuilt."""
         raise NotBuilt(kind, fingerprint)
 
 
 class Forecast(FindOnly):
-    """A store that finds, and foresees what is missing: the stages after it have keys, too."""
+    """A store that finds, and foresees missing artifacts, so that later stages have keys too."""
 
     def missing(self, kind: str, fingerprint: str) -> Artifact:
-        """A handle that knows its key alone."""
+        """Returns a handle that knows only its key."""
         return cast(Artifact, Foreseen(kind, fingerprint))

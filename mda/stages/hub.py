@@ -1,8 +1,8 @@
 """A revision of a repository on a hub, brought to a folder file by file; every file is verified.
 
-The client is huggingface_hub: HF_ENDPOINT and HF_TOKEN count as everywhere, and the token goes
-nowhere but to the hub. A start after a failure goes on with the files that lie in the folder; a
-connection that is cut is taken up by the client itself, a few times, where the file was cut.
+The client is huggingface_hub: HF_ENDPOINT and HF_TOKEN have their usual meaning, and the token is
+sent only to the hub. A restart after a failure keeps the files in the folder; the client itself
+retries a cut connection a few times, from where the file was cut.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ AGAIN = "start again to go on with what was fetched"
 def fetch_revision(
     repo: str, revision: str, folder: Path, check: Callable[[Path], None]
 ) -> tuple[str, list[Path]]:
-    """Fetch config.json and the weights; the commit of the revision, and the files.
+    """Fetches config.json and the weights; returns the commit of the revision, and the files.
 
-    `check` sees config.json before any weights are fetched. Raises ConfigError, one sentence with
-    repository and revision, for what is not there, may not be read, or arrives damaged.
+    `check` sees config.json before any weights are fetched. Raises ConfigError, with repository and
+    revision, for a file that is missing, not readable with this token, or damaged on arrival.
     """
     key = _key(repo, revision)
     commit, names = _described(repo, revision)
@@ -48,7 +48,7 @@ def fetch_revision(
 
 
 def ask_for(repo: str, revision: str) -> None:
-    """Raise ConfigError for a revision that is not there or has no weights; nothing is fetched."""
+    """Raises ConfigError for a revision that does not exist or has no weights; fetches nothing."""
     names = _described(repo, revision)[1]
     if names.isdisjoint(WEIGHTS):
         raise _no_weights(_key(repo, revision))
@@ -59,7 +59,10 @@ def _key(repo: str, revision: str) -> str:
 
 
 def _described(repo: str, revision: str) -> tuple[str, set[str]]:
-    """The commit of a revision and the names of its files. Raises ConfigError for an adapter."""
+    """Returns the commit of a revision and the names of its files.
+
+    Raises ConfigError for an adapter.
+    """
     from huggingface_hub import HfApi  # it takes a moment, and most runs need none of it
 
     key = _key(repo, revision)
@@ -76,7 +79,7 @@ def _no_weights(key: str) -> ConfigError:
 
 
 def weight_files(key: str, get: Callable[[str], Path | None]) -> list[Path]:
-    """The files with a model's weights, and the index of its shards; `get` has None for no file."""
+    """Returns the files with a model's weights, and the index of its shards."""
     for name in WEIGHTS:
         if (path := get(name)) is None:
             continue
@@ -98,7 +101,10 @@ def _shards(key: str, index: Path, get: Callable[[str], Path | None]) -> Iterato
 
 
 def _verified(repo: str, commit: str, name: str, folder: Path, key: str) -> Path:
-    """One file of a commit, fetched unless it is there. Its size and hash are what the hub says."""
+    """Returns one file of a commit, fetched if missing.
+
+    Its size and hash are those of the hub. Its size and hash are what the hub says.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     with _explained(key, name):
@@ -111,7 +117,7 @@ def _verified(repo: str, commit: str, name: str, folder: Path, key: str) -> Path
 
 
 def _damage(path: Path, etag: str, size: int | None) -> str:
-    """How a file differs from what the hub says: SHA-256 of large files, git's SHA-1 of others."""
+    """Returns how a file differs from the hub's: by SHA-256 if large, else by git's SHA-1."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"{found:,} bytes instead of {size:,}"
@@ -126,8 +132,10 @@ def _damage(path: Path, etag: str, size: int | None) -> str:
 
 @contextmanager
 def _explained(key: str, name: str = "") -> Iterator[None]:
-    """Errors of the hub's client as ConfigError, Unavailable where a second start may succeed: no
-    address, no header and no token in them."""
+    """Turns errors of the hub's client into ConfigError, or Unavailable where a retry may succeed.
+
+    Messages have no address, no header and no token.
+    """
     try:
         yield
     except Exception as error:  # the client's transport, and with it its errors, has changed twice
@@ -141,7 +149,7 @@ def _explained(key: str, name: str = "") -> Iterator[None]:
 
 
 def _lasting(error: Exception) -> str:
-    """What no second start will mend; empty for anything else."""
+    """Returns the reason of an error that no retry can fix, or an empty text."""
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)

@@ -1,4 +1,4 @@
-"""Where the unit is, how it emerged in the base run, and which window that spans."""
+"""The unit: its place, its emergence in the base run, and the window around its onset."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source", "
 
 @dataclass(frozen=True)
 class Located:
-    """The unit that is found, in its window, among all units of its kind.
+    """The unit that was found, in its window, among all units of its kind.
 
-    Everything is read as it is asked for: what the base run has to say raises NotBuilt where there
-    is none yet. The keys are known in any case.
+    Everything is read on use: properties that need the base run raise NotBuilt where there is none
+    yet. The keys are always known.
     """
 
     base: Run
@@ -52,17 +52,17 @@ class Located:
 
     @property
     def wanted(self) -> int:
-        """How many units are sought."""
+        """The number of units to find."""
         return getattr(self.settings, "k", 1)
 
     @property
     def together(self) -> bool:
-        """Whether the units found count as one, the mechanism."""
+        """True if the units found count as one, the mechanism."""
         return self.settings.locate == "mechanism"
 
     @property
     def on_curve(self) -> bool:
-        """Whether the base run's own curve has the metric: every curve has those of all heads."""
+        """True if the base run's own curve has the metric, as for all heads."""
         return isinstance(self.settings, HeadConfig)
 
     @cached_property
@@ -84,7 +84,7 @@ class Located:
 
     @cached_property
     def inputs(self) -> dict[str, object]:
-        """What decides the units' measurement, for keys."""
+        """The settings that decide the units' measurement, for keys."""
         settings = self.settings
         found = without(asdict(settings), *NOT_THE_MEASUREMENT) | {"kind": settings.kind}
         if self._trained_sae is not None:
@@ -120,7 +120,7 @@ class Located:
 
     @cached_property
     def members(self) -> tuple[str, ...]:
-        """The unit; of a mechanism its heads, strongest first."""
+        """The unit itself; for a mechanism its heads, strongest first."""
         return tuple(self.ranked[: self.wanted if self.together else 1])
 
     @property
@@ -130,26 +130,26 @@ class Located:
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:
-        """Everything that is scored in one pass."""
+        """All units that are scored in one pass."""
         units = self.kind.units(self.ranked[: self.wanted], self.together)
         return tuple(one for one in units if not self.settings.only or one.name == self.name)
 
     @property
     def followed(self) -> Followed | None:
-        """What an arm measures besides, for its key too."""
+        """The additional measurements of an arm, for its key too."""
         inputs = self.inputs | {"members": self.members_key}
         return None if self.on_curve else Followed(inputs, self.settings.kind, self.follow)
 
     @cached_property
     def curve(self) -> Curve:
-        """That of the base run; rows of kept checkpoints have the members' metric."""
+        """The curve of the base run; rows of kept checkpoints have the members' metric."""
         if self._emergence is None:
             return self.base.curve
         return joined(self.base.curve, read_rows(self._emergence.folder / "curve.csv"))
 
     @cached_property
     def emerged(self) -> Onset:
-        """When the unit emerged in the base run."""
+        """The onset of the unit in the base run."""
         settings = self.settings
         return unit_onset(self.curve, settings.metric, self.members[0], settings.onset_threshold)
 
@@ -172,7 +172,7 @@ class Located:
 
     @property
     def found_by(self) -> dict[str, object]:
-        """What decides which unit is found."""
+        """The settings that decide which unit is found."""
         settings = self.settings
         if settings.named is not None and self.wanted == 1:
             return {"named": settings.locate}
@@ -186,12 +186,12 @@ class Located:
 
     @property
     def members_key(self) -> object:
-        """The members, or what decides which they are."""
+        """The members, or the settings that decide them."""
         return known(lambda: list(self.members), self.found_by)
 
     @property
     def onset_key(self) -> dict[str, object]:
-        """What decides when the unit emerged."""
+        """The inputs that decide the unit's onset."""
         curve = self.base.measured_key if self._emergence is None else self._emergence.fingerprint
         return self.found_by | {
             "curve": curve,
@@ -201,7 +201,7 @@ class Located:
 
     @property
     def steps(self) -> tuple[int, int] | None:
-        """First and last step of the window; None where it is not known yet."""
+        """The first and last step of the window; None where it is not known yet."""
         if (given := self.edit.steps) is not None:
             return given
         with suppress(NotBuilt):
@@ -210,14 +210,14 @@ class Located:
 
     @property
     def window_key(self) -> object:
-        """The window's steps, or what decides them."""
+        """The window's steps, or the settings that decide them."""
         edit = self.edit
         around = {"before_onset": edit.before_onset, "after_onset": edit.after_onset}
         return list(self.steps) if self.steps else {"decided by": self.onset_key | around}
 
     @property
     def units_key(self) -> object:
-        """All units and their parameters, or what decides them."""
+        """All units and their parameters, or the settings that decide them."""
         own = without(self.inputs, "probe", "label")
         if self.together or self.settings.reads_sae or self.settings.only:
             own |= {"found": self.members_key, "only": self.settings.only}
@@ -225,14 +225,14 @@ class Located:
 
     @cached_property
     def _ranking(self) -> Made | None:
-        """The metric of every unit of the last model, where it decides and no curve has it."""
+        """The metric of every unit of the last model, if it is needed and no curve has it."""
         if self.on_curve or (self.settings.named is not None and self.wanted == 1):
             return None
         return make(RankingStage(self), self.at)
 
     @cached_property
     def _emergence(self) -> Made | None:
-        """The members' metric at the base run's checkpoints, where its curve does not have it."""
+        """The members' metric at the base run's checkpoints, if its curve does not have it."""
         return None if self.on_curve else make(EmergenceStage(self), self.at)
 
     @property
@@ -241,17 +241,20 @@ class Located:
         return ("mda.stages.locating", *self.settings.modules, *self.base.code)
 
     def follow(self, model: PreTrainedModel) -> dict[str, float]:
-        """The members' metric, by its name on a curve."""
+        """Returns the members' metric, by its name on a curve."""
         values = self.kind.metrics(model, self.members)
         return {f"emergence/{self.settings.metric}/{name}": v for name, v in values.items()}
 
     def ask(self) -> None:
-        """Build what finds and follows the unit, or find it in the store."""
+        """Builds the stages that find and follow the unit, or finds them in the store."""
         _ = self._ranking, self._emergence
 
     def check(self) -> None:
-        """Raise ConfigError for a unit that does not exist, or heads that are no mechanism, or
-        where there is no window around its onset."""
+        """Raises ConfigError for an impossible unit, mechanism or window.
+
+        That is a unit that does not exist, heads that are no mechanism, or no window around the
+        onset.
+        """
         named, locate = self.settings.named, self.settings.locate
         found = self.kind.units(self.ranked[: self.wanted], self.together)
         if named is not None and locate not in (names := [unit.name for unit in found]):
@@ -331,7 +334,7 @@ class EmergenceStage(Stage[Made]):
 
 
 def check_label(unit: UnitConfig, corpus: Corpus) -> None:
-    """Raise ConfigError for a `unit.label` that tells nothing apart, before there is a base run."""
+    """Raises ConfigError, before any training, for a `unit.label` that separates no text."""
     try:
         if (label := getattr(unit, "label", None)) is not None:
             with suppress(NotBuilt):
@@ -343,7 +346,7 @@ def check_label(unit: UnitConfig, corpus: Corpus) -> None:
 def locate(
     base: Run, unit: UnitConfig, sae: SaeConfig, edit: InterventionConfig, at: Runtime
 ) -> Located:
-    """Find the unit by its metric at the end of the base run, and the window of the edit."""
+    """Finds the unit by its metric at the end of the base run, and the window of the edit."""
     found = Located(base, unit, sae, edit, at)
     found.ask()
     with suppress(NotBuilt):
@@ -352,7 +355,7 @@ def locate(
 
 
 def as_text(units: Sequence[Unit]) -> dict[str, list[str]]:
-    """Each unit's blocks and its row in them, for files and keys."""
+    """Returns each unit's blocks and its row in them, for files and keys."""
     return {unit.name: [f"{block.name}[{row}]" for block, row in unit.parts] for unit in units}
 
 
@@ -362,7 +365,7 @@ def _place(name: str) -> tuple[int, ...]:
 
 
 def joined(one: Curve, other: Curve) -> Curve:
-    """Two curves as one: a row for each step that either has, with the columns it has."""
+    """Returns two curves as one: a row for each step of either, with the columns of both."""
     rows: dict[float, dict[str, float]] = {}
     for row in (*one, *other):
         rows.setdefault(row["step"], {}).update(row)

@@ -1,8 +1,8 @@
-"""How fast this machine does the work of the stages: each kind once, on a little of it.
+"""The speed of this machine for the stages' kinds of work, each measured once on a small part.
 
-The model has random weights and reads random tokens, which take as long as any. First a few tokens
-are tried; then, while there is time left, as many sequences of full length as it allows, or, where
-one is too much, a shorter one, whose time is scaled by its operations.
+The model has random weights and tokens, which take as long as any others. A few tokens are measured
+first; then, while time is left, as many sequences of full length as fit, or, where one is too long,
+a shorter one, whose time is scaled by its operations.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def job_of(config: Config) -> Job:
-    """A job with its model's shape and its units, found without weights and without a corpus."""
+    """Returns a job with its model's shape and its units, without weights or corpus."""
     model = layout_of(config.model)
     units = ()
     if not config.unit.reads_sae:
@@ -60,7 +60,7 @@ def job_of(config: Config) -> Job:
 
 
 def stand_in(config: Config, n: int = 8) -> Corpus:
-    """A few random rows in place of a corpus that is not there yet."""
+    """Returns a few random rows in place of a corpus that is not built yet."""
     data = config.data
     generator = np.random.default_rng(0)
     label = str(getattr(config.unit, "label", None))
@@ -79,7 +79,7 @@ def stand_in(config: Config, n: int = 8) -> Corpus:
 
 @dataclass
 class Bench:
-    """A job's model, and its four kinds of work on so many sequences of some length."""
+    """A job's model, and its four kinds of work on some sequences of some length."""
 
     job: Job
 
@@ -101,9 +101,9 @@ class Bench:
         return torch.randint(self.job.config.data.vocab_size, (n, length + 1))
 
     def update(self, n: int, length: int, at_once: int | None = None) -> float:
-        """Forward, backward, clipping and step; returns the operations, as the others do.
+        """Runs forward, backward, clipping and step; returns the operations, as all kinds do.
 
-        `at_once` sequences go through the model together: as configured, or else all.
+        `at_once` sequences are run together: as configured, or else all.
         """
         training, model = self.job.config.training, self.model.train()
         if training.activation_checkpointing:
@@ -120,7 +120,7 @@ class Bench:
         return n * passes.update_flops(self.job.shape, length, again)
 
     def measure(self, n: int, length: int) -> float:
-        """A point of an emergence curve: held-out rows, and an eighth as many repeated ones."""
+        """Runs a point of an emergence curve: held-out rows and an eighth as many repeated ones."""
         half, m = min(self.job.config.emergence.length, length // 2), n // 8 + 2
         repeated, rows = self.tokens(m, 2 * half)[:, 1:], self.tokens(n + 1, length)
         labels, late, early = ("all",) * (n + 1), (length // 2, length), (0, 1)
@@ -149,7 +149,7 @@ class Bench:
         return n * passes.fit_flops(self.job.shape, self.blocks, length, factors)
 
     def largest(self, kind: str) -> int:
-        """Sequences that the kind of work takes at a time."""
+        """Returns the sequences that the kind of work takes at a time."""
         config = self.job.config
         if kind == "update":
             return config.training.batch_size
@@ -159,11 +159,10 @@ class Bench:
 
 
 def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
-    """Operations a second of each kind of work, in about `limit_s` seconds for all of them.
+    """Returns operations per second of each kind of work, in about `limit_s` seconds in total.
 
-    A model so large that a few tokens take longer gets one try of each kind that counts.
-    Of a machine that is busy with other things, the rates are those it has when left alone: own
-    CPU time counts in place of wall time. The threads are those that the job will run with.
+    If a few tokens take longer, each kind that counts gets one try. On a busy machine, the rates
+    are those of an idle one: own CPU time replaces wall time. The threads are those of the job.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(job.config.training.threads or before)
@@ -188,9 +187,9 @@ def _rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
 
 
 def _fastest(bench: Bench, kind: str, limit_s: float) -> tuple[float, int]:
-    """Operations a second of a kind of work, and the length of the sequences they are measured on.
+    """Returns operations per second of a kind of work, and the length of the measured sequences.
 
-    A few tokens are tried twice whatever they take: the first try builds what is built once. Larger
+    A few tokens are always tried twice, because the first try includes one-time set-up. Larger
     tries follow while `limit_s` seconds of wall time are not over.
     """
     work: Callable[[int, int], float] = getattr(bench, kind)
@@ -214,7 +213,7 @@ def _fastest(bench: Bench, kind: str, limit_s: float) -> tuple[float, int]:
 
 @dataclass(frozen=True)
 class Timed:
-    """Operations of some work, its seconds were the machine left alone, and its wall time."""
+    """Operations of some work, its seconds on an idle machine, and its wall time."""
 
     flops: float
     seconds: float
@@ -222,7 +221,7 @@ class Timed:
 
 
 def timed(work: Callable[[int, int], float], n: int, length: int, config: Config) -> Timed:
-    """Do some work once, and time it."""
+    """Runs some work once and times it."""
     gpu = device_of(config.training).type == "cuda"
     load = Load()
     with (clock := Clock()):
@@ -235,9 +234,9 @@ def timed(work: Callable[[int, int], float], n: int, length: int, config: Config
 
 
 def held_bytes(device: torch.device) -> float:
-    """Memory of a GPU that is taken, or that this process holds; 0 where the system doesn't say.
+    """Returns the GPU memory that is taken, or that this process holds; 0 if unknown.
 
-    Called before a model is built: it is what has to be there beside one.
+    Called before a model is built: a model needs its memory in addition.
     """
     if device.type == "cuda":
         torch.zeros(1, device=device)  # so that what the GPU keeps for a process is counted

@@ -1,4 +1,4 @@
-"""From the name of an implementation, `module:class`, to the thing itself."""
+"""Importing an implementation by its name, `module:class`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from mda.unit.kind import Materials, UnitKind
 
 
 def estimator_of(settings: EstimatorConfig) -> Estimator:
-    """The estimator that these settings belong to."""
+    """Returns the estimator of these settings."""
     return implementation(settings.estimator)(settings)
 
 
 def kind_of(settings: UnitConfig, materials: Materials) -> UnitKind:
-    """The kind of unit that these settings belong to."""
+    """Returns the kind of unit of these settings."""
     return implementation(settings.kind)(settings, materials)
 
 
 def module_of(name: str) -> str:
-    """The module of an implementation's name: its source is part of a key."""
+    """Returns the module of an implementation's name: its source is part of a key."""
     return name.partition(":")[0]

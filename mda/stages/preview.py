@@ -1,4 +1,4 @@
-"""What a set of jobs would build, without building any of it: stages, and what each takes."""
+"""The stages that a set of jobs would build, and their cost, without building any."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Pipeline = Callable[[Context], Any]
 
 
 def fingerprints(config: Config, pipeline: Pipeline) -> dict[str, str]:
-    """kind -> fingerprint of each stage of a job, up to the first that is not in the store."""
+    """Returns the fingerprint of each stage of a job by kind, up to the first missing one."""
     store = FindOnly(Path(config.output_dir) / "store")
     with contextlib.suppress(NotBuilt):
         pipeline(Context(config, store, progress=False))
@@ -60,7 +60,7 @@ def fingerprints(config: Config, pipeline: Pipeline) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Preview:
-    """One job: the stages that it comes to, in order, and which of them are in the store."""
+    """One job: its stages in order, and which of them are in the store."""
 
     config: Config
     stages: Mapping[tuple[str, str], bool] = field(default_factory=dict)  # (kind, key) -> there
@@ -68,7 +68,7 @@ class Preview:
 
 
 def preview_job(config: Config, pipeline: Pipeline) -> Preview:
-    """Walk the pipeline of one job: what is not in the store is foreseen and goes on."""
+    """Runs the pipeline of one job in a store that foresees missing artifacts."""
     store = Forecast(Path(config.output_dir) / "store")
     try:
         pipeline(Context(config, store, progress=False))
@@ -78,7 +78,7 @@ def preview_job(config: Config, pipeline: Pipeline) -> Preview:
 
 
 def print_preview(configs: Sequence[Config], pipeline: Pipeline, side_by_side: int = 1) -> None:
-    """Tables of what each job finds and builds, and of what the builds of each stage cost.
+    """Prints tables of what each job finds and builds, and of the cost of each stage.
 
     Each build is counted once, by the first job that needs it.
     """
@@ -110,13 +110,13 @@ def print_preview(configs: Sequence[Config], pipeline: Pipeline, side_by_side: i
 
 
 def _listed(kinds: Sequence[str]) -> str:
-    """The kinds in order, each once with its number where there are several."""
+    """Returns the kinds in order, each once, with its number where there are several."""
     counts = Counter(kinds)
     return " ".join(kind if n == 1 else f"{n} {kind}" for kind, n in counts.items()) or "-"
 
 
 def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
-    """A table of what the builds of each stage take, and how long all of them take together."""
+    """Prints a table of the cost of each stage, and the total time."""
     console = Console()
     totals = estimates.totals()
     rates = list({rate.source: rate for rate in estimates.rates.values()}.values())
@@ -140,7 +140,7 @@ def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
 
 
 class Estimates:
-    """What builds cost, and how long they take; a shape is measured once."""
+    """Costs of builds and their times; a shape is measured once."""
 
     def __init__(self, builds: Sequence[tuple[Config, str]]) -> None:
         self.costs: list[tuple[Config, Cost]] = []
@@ -173,7 +173,7 @@ class Estimates:
         return replace(rates_here(job, kinds, limit_s), process=process[job.device.type])
 
     def seconds(self, config: Config, cost: Cost) -> float | None:
-        """Time of a cost; None where it is not known."""
+        """Returns the time of a cost; None if unknown."""
         if cost.stage == "corpus" and config.plan.hardware == "this":
             return corpus_seconds(config.data)
         if cost.flops is None:
@@ -183,7 +183,7 @@ class Estimates:
         return self.rates[_shape(config)].seconds(flops) if flops else 0.0
 
     def elapsed(self, at_once: int) -> float:
-        """Time of all builds, where it is known: stage after stage, each with so many at once."""
+        """Returns the time of all builds, if known: stage after stage, so many jobs at once."""
         stages: dict[str, list[float]] = {}  # stage -> when each job is free again
         for config, cost in self.costs:
             ends = stages.setdefault(cost.stage, [0.0] * at_once)
@@ -191,7 +191,7 @@ class Estimates:
         return sum(max(ends) for ends in stages.values())
 
     def totals(self) -> list[StageTotal]:
-        """Stage by stage, in the order of the work."""
+        """Returns totals by stage, in the order of the work."""
         found: dict[str, StageTotal] = {}
         for config, cost in self.costs:
             rates = self.rates.get(_shape(config))
@@ -209,7 +209,7 @@ class Estimates:
 
 
 def _room(config: Config, wanted: int) -> int:
-    """How many of the wanted jobs have a GPU, or the cores for their threads, to themselves."""
+    """Returns how many of the requested jobs have a GPU, or enough cores, to themselves."""
     if config.plan.hardware != "this":
         return wanted
     on_gpu = job_device(config).type == "cuda"
@@ -218,7 +218,7 @@ def _room(config: Config, wanted: int) -> int:
 
 
 def _sharing(config: Config) -> int:
-    """Devices that share an update; the processes of a CPU share that."""
+    """Returns the number of devices that share an update; CPU processes share one."""
     return config.training.devices if job_device(config).type == "cuda" else 1
 
 
@@ -234,7 +234,7 @@ def _added(one: StageTotal, other: StageTotal) -> StageTotal:
 
 
 def _shape(config: Config) -> str:
-    """What decides how fast a job's work is done, besides how much there is."""
+    """Returns the settings that decide the speed of a job's work, apart from its amount."""
     training, estimator = config.training, config.estimator
     micro, precision = training.micro_batch_size, training.precision
     own = (config.model, config.data.seq_len, training.batch_size, micro, precision, config.unit)

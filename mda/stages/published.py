@@ -1,9 +1,9 @@
 """A base run that was published: its revisions as checkpoints, its curve measured here.
 
-What follows can't tell it from a trained one. Three stages: `weights`, one for each revision, in
-float32 and by our names; `curve`, measured at every revision; and `base`, which holds both in the
-layout of a trained run. A checkpoint has no optimizer state, so that an arm starts with a fresh
-AdamW at that step's learning rate, and so does its control; unless `base.state` gives one.
+Later stages treat it like a trained run. Three stages: `weights`, one for each revision, in float32
+and by our names; `curve`, measured at every revision; and `base`, which holds both in the layout of
+a trained run. A checkpoint has no optimizer state, so an arm and its control start with a fresh
+AdamW at that step's learning rate, unless `base.state` gives one.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ class Revision(Made):
         return self.folder / WEIGHTS_FILE
 
     def hashed(self, hash_of: Callable[[Path], str]) -> str:
-        """Hash of the weights; the key of the artifact where they have yet to be fetched."""
+        """Returns the hash of the weights, or the artifact's key before they are fetched."""
         return hash_of(self.weights) if is_there(self.artifact) else self.artifact.fingerprint
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """What the model is built from."""
+        """The configuration that the model is built from."""
         return store.read_json(self.folder / CONFIG_FILE)
 
     @property
     def content(self) -> Mapping[str, Any]:
-        """Its config; where it has yet to be fetched, what raises NotBuilt as it is read."""
+        """The config; raises NotBuilt when it is read before the revision is fetched."""
         return self.config if is_there(self.artifact) else cast(Mapping[str, Any], self.artifact)
 
     @cached_property
@@ -81,8 +81,9 @@ class Revision(Made):
 def published_run(
     settings: PublishedConfig, stream: Stream, recipe: Recipe, check: Check, at: Runtime
 ) -> Run:
-    """The published checkpoints as a run. Raises ConfigError, one sentence, for what is wrong
-    with a revision, and for revisions that cannot be one training.
+    """Returns the published checkpoints as a run.
+
+    Raises ConfigError for faults of a revision, and for revisions that cannot be one training.
 
     `check` sees the config.json of every revision, with the setting that names it.
     """
@@ -99,7 +100,7 @@ def published_run(
 
 @dataclass(frozen=True)
 class WeightsStage(Stage[Revision]):
-    """A revision's weights, found in the store or brought into it."""
+    """A revision's weights, found in the store or fetched into it."""
 
     declared = WEIGHTS
     costs = staticmethod(cost.weights)
@@ -110,12 +111,12 @@ class WeightsStage(Stage[Revision]):
 
     @property
     def name(self) -> str:
-        """The revision's."""
+        """The revision's name."""
         return self.base.revision_of(self.step)
 
     @property
     def key(self) -> str:
-        """How messages name it."""
+        """The revision's name in messages."""
         return f"{self.base.source}, revision {self.name}"
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
@@ -144,7 +145,7 @@ class WeightsStage(Stage[Revision]):
 
     @property
     def files(self) -> list[Path]:
-        """Those of a local revision. Raises ConfigError where there are none."""
+        """The files of a local revision. Raises ConfigError where there are none."""
         return _local_files(Path(str(self.base.folder)) / self.name, self.key)
 
     def _check(self, path: Path) -> None:
@@ -153,7 +154,7 @@ class WeightsStage(Stage[Revision]):
 
 @dataclass(frozen=True)
 class CurveStage(Stage[Made]):
-    """The emergence curve over the revisions, resumable; its columns are a trained run's."""
+    """The emergence curve over the revisions, resumable, with a trained run's columns."""
 
     declared = CURVE
     costs = staticmethod(cost.curve)
@@ -250,13 +251,13 @@ class PublishedStage(Stage[Run]):
 
 
 def _function(revision: Revision) -> object:
-    """All of its config.json that decides what the model computes."""
+    """Returns the part of its config.json that decides the model's function."""
     unknown = {"weights": revision.fingerprint}
     return known(lambda: without(revision.config, *NOT_THE_FUNCTION), unknown)
 
 
 def _local_files(folder: Path, key: str) -> list[Path]:
-    """config.json and the weights of a local revision."""
+    """Returns config.json and the weights of a local revision."""
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{key}: {folder} is no folder with config.json")
 
@@ -268,7 +269,7 @@ def _local_files(folder: Path, key: str) -> list[Path]:
 
 
 def _convert(files: Sequence[Path], part: Path, key: str) -> None:
-    """Write a revision's weights in float32 and by our names, and what its model is built from."""
+    """Writes a revision's weights in float32 under our names, and the model's configuration."""
     folder = files[0].parent
     if pickles := [path for path in files if path.suffix == ".bin"]:
         folder = part / "converted"
@@ -285,7 +286,10 @@ def _convert(files: Sequence[Path], part: Path, key: str) -> None:
 
 
 def _unpickled(path: Path, key: str) -> dict[str, torch.Tensor]:
-    """The tensors of a pickle; nothing in it is executed. Tied ones become copies."""
+    """Returns the tensors of a pickle without executing anything in it.
+
+    Tied ones become copies. Tied ones become copies.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
@@ -310,7 +314,7 @@ def _refuse_different(settings: PublishedConfig, revisions: Sequence[Revision]) 
 
 
 def _refuse_same(settings: PublishedConfig, hashes: Mapping[int, str]) -> None:
-    """Refuse two steps with the same weights, but for the pair that is known to have them."""
+    """Raises ConfigError for two steps with the same weights, except the known pair."""
     first: dict[str, int] = {}
     for step, digest in hashes.items():
         twin = first.setdefault(digest, step)
@@ -324,7 +328,7 @@ def _refuse_same(settings: PublishedConfig, hashes: Mapping[int, str]) -> None:
 
 
 def _states(settings: PublishedConfig) -> dict[int, Path]:
-    """Step -> the optimizer's state that the user gives for it."""
+    """Returns the optimizer state that the user gives for each step."""
     if settings.state is None:
         return {}
     root = Path(settings.state)
@@ -339,7 +343,7 @@ def _states(settings: PublishedConfig) -> dict[int, Path]:
 
 
 def _check_state(path: Path, revision: Revision) -> None:
-    """Raise ConfigError for a state that an arm could not start with at this revision."""
+    """Raises ConfigError for a state that an arm cannot start with at this revision."""
     try:
         moments = store.read_safetensors(path)
     except SafetensorError as error:
@@ -351,7 +355,7 @@ def _check_state(path: Path, revision: Revision) -> None:
 def _manifest(
     settings: PublishedConfig, revisions: Sequence[Revision], hashes: Mapping[int, str]
 ) -> list[dict[str, object]]:
-    """What was read, a row for each file, that a reproduction compares."""
+    """Returns a row for each file that was read, which a reproduction compares."""
     return [
         {
             "step": one.step,
@@ -367,7 +371,7 @@ def _manifest(
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file in two places, a copy where the file system can't."""
+    """Makes a hard link to a file, or a copy where the file system has no links."""
     target.unlink(missing_ok=True)
     with suppress(OSError):
         os.link(source, target)

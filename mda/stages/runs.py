@@ -47,24 +47,24 @@ NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a run and its arms are trained, and what is measured of them meanwhile."""
+    """The training settings of a run and its arms, and the measurements during it."""
 
     training: TrainingConfig
     emergence: EmergenceConfig
 
     @property
     def device(self) -> torch.device:
-        """Where models are trained and scored."""
+        """The device of training and scoring."""
         return device_of(self.training)
 
     @property
     def threads(self) -> dict[str, object]:
-        """The number of threads, where results depend on it: on a CPU."""
+        """The number of threads where results depend on it: on a CPU."""
         return {"threads": self.training.threads} if self.device.type == "cpu" else {}
 
     @property
     def inputs(self) -> dict[str, object]:
-        """What enters of the settings of training."""
+        """The inputs of keys from the settings of training."""
         return without(asdict(self.training), *NOT_INPUTS, "threads") | self.threads
 
 
@@ -84,7 +84,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Published:
-    """What decides what is read of a published run: each step's weights, and what all share."""
+    """The identity of a published run: each step's weights, and what all steps share."""
 
     weights: Mapping[int, str]  # step -> hash
     curve: str  # its key
@@ -93,7 +93,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Run(Made):
-    """A finished training, a base run or an arm: its checkpoints, and the curve it left."""
+    """A finished training, a base run or an arm: its checkpoints and its curve."""
 
     device: torch.device  # where its models are put
     checkpoints: tuple[int, ...]  # steps whose checkpoint was kept
@@ -103,10 +103,10 @@ class Run(Made):
     published: Published | None = None  # None for a run that was trained here
 
     def read_at(self, *steps: int) -> object:
-        """What enters a stage that reads models of these steps and the corpus, and no more of it.
+        """Returns the key inputs of a stage that reads models of these steps and the corpus only.
 
-        That is the run; of a published one these weights alone, whatever its curve measured, which
-        other steps it has, and how its arms go on.
+        That is the run; for a published one these weights alone, independent of its curve, its
+        other steps, and its arms.
         """
         if self.published is None:
             return self.fingerprint
@@ -114,22 +114,25 @@ class Run(Made):
         return {**self.published.shared, "weights": weights}
 
     def key_at(self, *steps: int) -> object:
-        """What `read_at` says, or the run's key where the weights have yet to be fetched."""
+        """Returns `read_at`, or the run's key where the weights have yet to be fetched."""
         return known(lambda: self.read_at(*steps), {"run": self.fingerprint})
 
     @cached_property
     def curve(self) -> list[dict[str, float]]:
-        """The emergence curve, one mapping a measured step."""
+        """The emergence curve, one mapping for each measured step."""
         return read_rows(self.folder / "curve.csv")
 
     def checkpoint(self, step: int) -> Path:
-        """Folder of a kept checkpoint. Raises KeyError with the steps there are."""
+        """Returns the folder of a kept checkpoint.
+
+        Raises KeyError with the kept steps. Raises KeyError with the steps there are.
+        """
         if step not in self.checkpoints:
             raise KeyError(f"no checkpoint at step {step}; there are {list(self.checkpoints)}")
         return checkpoint.checkpoint_folder(self.folder / "checkpoints", step)
 
     def model(self, step: int) -> PreTrainedModel:
-        """The model of a kept checkpoint, on the run's device."""
+        """Returns the model of a kept checkpoint, on the run's device."""
         weights = self.checkpoint(step) / "model.safetensors"
         return read_model(self.folder / CONFIG_FILE, weights).to(self.device)  # type: ignore[arg-type]
 
@@ -140,12 +143,12 @@ class Run(Made):
 
     @property
     def measured_key(self) -> str:
-        """The key of what its curve, and so the unit's onset, depends on."""
+        """The key of the inputs of its curve, and so of the unit's onset."""
         return self.published.curve if self.published else self.fingerprint
 
     @property
     def code(self) -> tuple[str, ...]:
-        """The module of its family's adapter: part of the key of all that reads its models."""
+        """The module of its family's adapter, a part of the key of stages that read its models."""
         return adapter_of(self.config)
 
     @cached_property
@@ -206,7 +209,7 @@ class BaseStage(Stage[Run]):
 class StateStage(Stage[Start]):
     """Weights and optimizer of the base run at a step between two kept ones.
 
-    They come from resuming the nearest earlier one, which is exact.
+    It is computed by resuming from the nearest earlier checkpoint, which is exact.
     """
 
     declared = STATE
@@ -236,7 +239,7 @@ class StateStage(Stage[Start]):
 
 
 def state_at(base: Run, step: int, at: Runtime) -> Start:
-    """Weights and optimizer of the base run at any step."""
+    """Returns weights and optimizer of the base run at any step."""
     return (
         Start(base.artifact, step) if step in base.checkpoints else make(StateStage(base, step), at)
     )
@@ -244,7 +247,7 @@ def state_at(base: Run, step: int, at: Runtime) -> Start:
 
 @dataclass(frozen=True)
 class EditedStream:
-    """What an arm is trained on: steps, and what decides the samples of each."""
+    """The stream of an arm: steps, and the inputs that decide the samples of each."""
 
     steps: tuple[int, int] | None  # None where the window is not known yet
     inputs: object  # what enters the key: how the stream is made, or its hash
@@ -254,7 +257,7 @@ class EditedStream:
 
 @dataclass(frozen=True)
 class Followed:
-    """A unit that is measured besides where curves do not have it anyway."""
+    """A unit that is measured where curves do not have it anyway."""
 
     inputs: object  # which unit, for the key
     kind: str  # the module of its kind
@@ -263,10 +266,10 @@ class Followed:
 
 @dataclass(frozen=True)
 class ArmStage(Stage[Run]):
-    """An edited stream, trained from the base run's state at its start; all else as in that run.
+    """Training on an edited stream from the base run's state; all else as in that run.
 
-    The key holds the base run and the edited stream, not how the edit was chosen: arms that mean
-    the same training share it.
+    The key holds the base run and the edited stream, not how the edit was chosen: arms with the
+    same training share it.
     """
 
     declared = ARM
@@ -310,7 +313,7 @@ class ArmStage(Stage[Run]):
 
 
 def origin_of(base: Run, window: Window, hash_file: HashFile) -> str:
-    """Hash of the base run's first weights and of the samples that its window sees in turn.
+    """Returns the hash of the base run's first weights and of the window's samples in order.
 
     Runs of two seeds that share it are one: neither weights nor data differ.
     """
@@ -321,7 +324,7 @@ def origin_of(base: Run, window: Window, hash_file: HashFile) -> str:
 
 
 def adapter_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The module of the adapter of a model's family; none where its config.json is not there."""
+    """Returns the adapter's module of a model's family; none without its config.json."""
     try:
         return (module_of(FAMILIES[config["model_type"]]),)
     except NotBuilt:
@@ -329,19 +332,19 @@ def adapter_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def device_of(training: TrainingConfig) -> torch.device:
-    """Where models are trained and scored."""
+    """Returns the device of training and scoring."""
     gpu = training.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
 
 
 def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:
-    """The model of one of a run's checkpoints, or of one that it was trained on to."""
+    """Returns the model of one of a run's checkpoints, or of a state derived from one."""
     return read_model(base.folder / CONFIG_FILE, checkpoint_folder / "model.safetensors")
 
 
 @dataclass(frozen=True)
 class Training:
-    """Updates on a stream as a recipe says, with checkpoints and a curve."""
+    """Updates on a stream by a recipe, with checkpoints and a curve."""
 
     stream: Stream
     recipe: Recipe
@@ -358,7 +361,7 @@ class Training:
         start_from: Path | None,
         name: str,
     ) -> None:
-        """Train into a folder, from a checkpoint's state where one is given."""
+        """Trains into a folder, from a checkpoint's state if given."""
         corpus, emergence = self.stream.corpus, self.recipe.emergence
         steps = schedule.start, schedule.end
         also = {step for step in self.measured if steps[0] <= step <= steps[1]}
@@ -388,7 +391,7 @@ class Training:
 
 
 def _log(artifact: Artifact, log: RowLog) -> None:
-    """Log a run that was found as if it had just been trained."""
+    """Logs a run from the store as if it had just been trained."""
     if artifact.built or not is_there(artifact):
         return
     curve = read_rows(artifact.path / "curve.csv")
@@ -399,6 +402,6 @@ def _log(artifact: Artifact, log: RowLog) -> None:
 
 
 def model_inputs(model: ModelConfig, hash_of: HashFile = hash_file) -> dict[str, object]:
-    """What enters of the model: all that decides its function, and where its weights come from."""
+    """Returns the model's key inputs: its function, and the source of its weights."""
     files = {path.name: hash_of(path) for path in model.weight_files()}
     return {"config": function_of(model), "weights": files or "scratch"}

@@ -38,14 +38,16 @@ NOT_INPUTS = ("name", "layer", "checkpoint")  # the inputs say what they mean
 
 @dataclass(frozen=True)
 class TrainedSae(Made):
-    """An SAE that was trained, or found: its folder holds it in the layout of sparsify, with
-    `quality.json` and `history.csv` beside it."""
+    """An SAE that was trained or found, in the layout of sparsify.
+
+    Its folder also has `quality.json` and `history.csv`.
+    """
 
     step: int  # of the base run
 
     @property
     def hook(self) -> Hookpoint:
-        """What it reads."""
+        """The activation that it reads."""
         return self.sae.hook
 
     @cached_property
@@ -62,12 +64,16 @@ class TrainedSae(Made):
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
-        """What it explained in the course of its training, see `mda.sae.train.Progress`."""
+        """The explained variance during training, see `mda.sae.train.Progress`."""
         return read_rows(self.folder / "history.csv")
 
 
 def read_sae(source: str, base: Run) -> Sae:
-    """The SAE of a folder. Raises ConfigError for one that does not fit the model."""
+    """Returns the SAE of a folder.
+
+    Raises ConfigError for one that does not fit the model. Raises ConfigError for one that does not
+    fit the model.
+    """
     sae, sizes = load_sae(Path(source)), base.architecture
     if sae.d_in != sizes.d_model or sae.hook.layer >= sizes.n_layers:
         raise ConfigError(
@@ -79,10 +85,10 @@ def read_sae(source: str, base: Run) -> Sae:
 
 @dataclass(frozen=True)
 class SaeStage(Stage[TrainedSae]):
-    """A top-k SAE, trained on samples of the stream that its seed draws, measured on held-out ones.
+    """A top-k SAE, trained on randomly drawn samples and measured on held-out ones.
 
-    The history is logged as `sae/explained_variance` and `sae/dead_share`, its `step` is the
-    SAE's own.
+    The SAE's seed draws the samples from the stream. The history is logged as
+    `sae/explained_variance` and `sae/dead_share`, its `step` is the SAE's own.
     """
 
     declared = SAE
@@ -146,12 +152,12 @@ class SaeStage(Stage[TrainedSae]):
 
 
 def layer_of(settings: SaeConfig, base: Run) -> int:
-    """The layer whose output is read."""
+    """Returns the layer whose output is read."""
     return settings.layer_of(base.architecture.n_layers)
 
 
 def drawn(corpus: Corpus, n: int, seed: int) -> np.ndarray:
-    """`n` samples that are not held out, in a seeded order; each once before any comes again."""
+    """Returns `n` samples of the stream in a seeded order, each once before any repeats."""
     rounds = -(-n // (len(corpus.tokens) - len(corpus.held_out)))
     return np.concatenate([stream_order(corpus, seed + i) for i in range(rounds)])[:n]
 
@@ -164,7 +170,7 @@ def _batches(
     size: int,
     ids: np.ndarray,
 ) -> Iterator[torch.Tensor]:
-    """Activations [B, T, D] of samples, `size` sequences at a time."""
+    """Yields activations [B, T, D] of samples, `size` sequences at a time."""
     for first in range(0, len(ids), size):
         tokens_BT = corpus.rows(ids[first : first + size])[:, :-1].to(model.device)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What a stage is: one statement of what an artifact is made from, how, and what it costs.
+"""A stage: one statement of an artifact's inputs, its computation, and its cost.
 
 A stage is a frozen dataclass. Its fields are the handles of the stages before it and the settings
 that it reads, and nothing else enters it. `make` finds it in the store or builds it; a plan asks
@@ -27,42 +27,42 @@ HashFile = Callable[[Path], str]
 
 @dataclass(frozen=True)
 class Stage(Generic[Handle]):
-    """An artifact that is to be made, of the kind that its class states."""
+    """An artifact to be made, of the kind that its class states."""
 
     declared: ClassVar[Declared]
     together: ClassVar[bool] = False  # whether the processes of torchrun share its work
 
     @staticmethod
     def costs(job: Job) -> list[Cost]:
-        """What one such artifact of a job takes, in the order of the work."""
+        """Returns the costs of such artifacts in a job, in the order of the work."""
         raise NotImplementedError
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
-        """What enters its key beside code and device: settings, and keys of what comes before."""
+        """Returns its key's inputs beside code and device: settings, and keys of earlier stages."""
         raise NotImplementedError
 
     def code(self) -> tuple[str, ...]:
-        """The root modules that compute it; none for data whose inputs say all."""
+        """Returns the root modules that compute it; none where the inputs decide the content."""
         return ()
 
     def device(self) -> torch.device | str | None:
-        """What it is computed on; None where that is of no account."""
+        """Returns the device it is computed on; None where that does not matter."""
         return None
 
     def build(self, part: Path, at: Runtime) -> None:
-        """Write its files into the folder."""
+        """Writes its files into the folder."""
         raise NotImplementedError
 
     def open(self, artifact: Artifact, at: Runtime) -> Handle:
-        """The handle of the finished artifact."""
+        """Returns the handle of the finished artifact."""
         raise NotImplementedError
 
 
 def make(stage: Stage[Handle], at: Runtime) -> Handle:
-    """The stage's handle: built, or found in the store by its key.
+    """Returns the stage's handle: built, or found in the store by its key.
 
-    In a plan an artifact that is not there is foreseen: what its handle knows without it can be
-    asked for, and all else raises NotBuilt.
+    In a plan, a missing artifact is foreseen: its handle has what is known without it, and all else
+    raises NotBuilt.
     """
     kind, inputs = stage.declared.kind, stage.inputs(at.store.hash_file)
     build, key = partial(stage.build, at=at), (stage.code(), stage.device())

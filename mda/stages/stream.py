@@ -1,4 +1,4 @@
-"""The order in which a run sees its corpus: which samples a step of the unedited stream has."""
+"""The order in which a run sees its corpus: the samples of each unedited step."""
 
 from __future__ import annotations
 
@@ -22,24 +22,27 @@ class Stream:
 
     @classmethod
     def of(cls, corpus: Corpus, data: DataConfig, batch_size: int, seed: int) -> Stream:
-        """Drawn from `data.order_seed`, else from the run's seed; as stored without a shuffle."""
+        """Returns the stream drawn from `data.order_seed`, else from the run's seed.
+
+        Without a shuffle it is in the stored order.
+        """
         drawn = seed if data.order_seed is None else data.order_seed
         return cls(corpus, drawn if data.shuffle else None, batch_size, seed)
 
     @property
     def inputs(self) -> dict[str, object]:
-        """What decides which samples a step has, beside the corpus."""
+        """The inputs that decide a step's samples, beside the corpus."""
         return {"order": self.order, "batch_size": self.batch_size}
 
     @property
     def samples(self) -> np.ndarray:
-        """Position in the stream -> sample id."""
+        """The sample id at each position of the stream."""
         return stream_order(self.corpus, self.order)
 
     def schedule(self, start: int, end: int) -> Schedule:
-        """The unedited steps. Raises DataError where the stream is too short for them."""
+        """Returns the unedited steps. Raises DataError where the stream is too short for them."""
         return schedule(self.samples, self.batch_size, start, end)
 
     def following(self, step: int) -> np.ndarray:
-        """Samples that a run would see from a step on, to the end of the stream."""
+        """Returns the samples that a run would see from a step on, to the end of the stream."""
         return self.samples[step * self.batch_size :]

@@ -1,8 +1,8 @@
-"""Scores of single tokens: what the loss at every position of the window did for the unit.
+"""Scores of single tokens: the influence of the loss at every position of the window on the unit.
 
-They are kept as float16, in shards that a kill leaves standing, and read one shard at a time. A
-sample's values are divided by a scale of its own, so that none is too small for float16: they are
-rounded to 2^-11 of themselves. A window of 16,384 samples of 128 tokens takes 4 MB.
+They are kept as float16, in shards that survive a kill, and read one shard at a time. A sample's
+values are divided by their own scale, so that none is too small for float16: the relative rounding
+error is 2^-11. A window of 16,384 samples of 128 tokens takes 4 MB.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ LARGEST = 2.0**15  # of a sample's values in its file
 
 @dataclass(frozen=True)
 class TracedTokens(Made):
-    """Scores of the window's tokens for the unit that was found."""
+    """Scores of the window's tokens for the unit found."""
 
     traced: Traced
 
     @property
     def scores(self) -> TokenScores:
-        """They are read one shard at a time."""
+        """The scores, which are read one shard at a time."""
         samples, folder = self.traced.scores, self.folder
         n = len(sharded(samples.sample_ids, *SCORE_SHARDS))
 
@@ -54,7 +54,7 @@ class TracedTokens(Made):
 
 @dataclass(frozen=True)
 class TokensStage(Stage[TracedTokens]):
-    """What the loss of every token of the window adds to the unit's score of its sample."""
+    """The part of each token's loss in the unit's score of its sample."""
 
     declared = TOKENS
     costs = staticmethod(scoring.token_scores)
@@ -91,14 +91,14 @@ class TokensStage(Stage[TracedTokens]):
 
 
 def packed(values_NT: Tensor) -> dict[str, Tensor]:
-    """Values as float16 and each sample's scale, for a safetensors file."""
+    """Returns values as float16 and each sample's scale, for a safetensors file."""
     scale_N = values_NT.abs().amax(1).double() / LARGEST
     scale_N = torch.where(scale_N > 0, scale_N, 1.0)
     return {"values": (values_NT / scale_N[:, None]).half(), "scales": scale_N.float()}
 
 
 def unpacked(tensors: dict[str, Tensor]) -> np.ndarray:
-    """What `packed` was given, float32 [n, T]."""
+    """Returns the values that `packed` was given, float32 [n, T]."""
     return (tensors["values"].float() * tensors["scales"][:, None]).numpy()
 
 

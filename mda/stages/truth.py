@@ -1,8 +1,7 @@
-"""What a benchmark of estimators asks for: scores of every unit, and retrained windows.
+"""The stages of a benchmark of estimators: scores of every unit, and retrained windows.
 
-All units have one window and one base run, so that a set of samples is retrained once, whichever
-unit and estimator it serves: an arm's key is the base run and the edited stream, and of a rerun
-the perturbed start.
+All units have one window and one base run, so a set of samples is retrained once for all units and
+estimators: an arm's key is the base run and the edited stream, and for a rerun the perturbed start.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from mda.types import EditPlan, Schedule, Scores, Window
 
 
 class Outcome(NamedTuple):
-    """A unit at the end of a window: what its curve shows, and what estimators differentiate."""
+    """A unit at the end of a window: its metric on the curve, and its measurement."""
 
     metric: float
     measurement: float
@@ -46,24 +45,24 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """How a unit is found, and in which window."""
+    """The settings that find a unit, and its window."""
 
     unit: UnitConfig
     sae: SaeConfig
     edit: InterventionConfig
 
     def within(self, window: Window) -> Asked:
-        """The same unit in a window that is given."""
+        """Returns the same unit in a given window."""
         return replace(self, edit=replace(self.edit, window=[window.start, window.end]))
 
     def locate(self, base: Run, at: Runtime) -> Located:
-        """The unit in a base run."""
+        """Returns the unit in a base run."""
         return locate(base, self.unit, self.sae, self.edit, at)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A base run, a window of it, and the units that every arm is measured by."""
+    """A base run, a window of it, and the units that are measured in every arm."""
 
     base: Run
     units: Mapping[str, Asked]  # by the name in the tables
@@ -72,7 +71,7 @@ class Bench:
 
     @classmethod
     def of(cls, units: Mapping[str, Asked], base: Run, window: Window | None, at: Runtime) -> Bench:
-        """The window is that of the first unit unless it is given."""
+        """Returns a benchmark; its window is that of the first unit unless given."""
         window = window or next(iter(units.values())).locate(base, at).window
         within = {name: one.within(window) for name, one in units.items()}
         return cls(base, within, window, at)
@@ -100,11 +99,11 @@ class Bench:
         return self.base.stream.schedule(self.window.start, self.window.end)
 
     def traced(self, unit: str, settings: EstimatorConfig) -> Traced:
-        """Scores of one unit by an estimator."""
+        """Returns scores of one unit by an estimator."""
         return score(self.located[unit], settings, self.at)
 
     def arm(self, plan: EditPlan | None, start: Start | None = None) -> Run:
-        """The window trained again with an edit carried out; None for the unedited stream."""
+        """Returns the window trained again with an edit; None means the unedited stream."""
         schedule = self.schedule if plan is None else edit(plan, self.schedule)
         quiet = replace(self.at, progress=False)  # who retrains many draws a bar of its own
         start = start or state_at(self.base, self.window.start, quiet)
@@ -116,25 +115,25 @@ class Bench:
         return make(ArmStage(self.base, stream, start), quiet)
 
     def removal(self, sample_ids: np.ndarray) -> EditPlan:
-        """Mask some samples: weight 0, all else in place."""
+        """Returns the plan that masks some samples: weight 0, all else in place."""
         window = self.window
         return plans.remove(self._placed, sample_ids, window.start, window.end, "mask")
 
     def doubling(self, sample_ids: np.ndarray) -> EditPlan:
-        """One more copy of some samples, in the step that has them."""
+        """Returns the plan with one more copy of some samples, in the step that has them."""
         window = self.window
         return plans.augment(self._placed, sample_ids, window.start, window.end, "duplicate")
 
     @cached_property
     def _placed(self) -> Scores:
-        """Where every sample of the window is seen: what plans read of scores."""
+        """The step of every sample of the window, as plans read it from scores."""
         ids, rows = self.schedule.sample_ids, np.diff(self.schedule.offsets)
         steps = np.repeat(np.arange(self.schedule.start, self.schedule.end), rows)
         empty = np.empty((len(ids), 0), np.float32)
         return Scores(ids, steps, empty, (), np.full(len(ids), np.nan, np.float32))
 
     def outcomes(self, run: Run) -> dict[str, Outcome]:
-        """Every unit at the end of an arm."""
+        """Returns every unit at the end of an arm."""
         model = run.model(self.window.end)
         return {
             name: Outcome(
@@ -146,11 +145,11 @@ class Bench:
 
     @property
     def origin(self) -> str:
-        """What two seeds must not share: first weights, and the window's samples in turn."""
+        """The identity of a seed's data: first weights, and the window's samples in order."""
         return origin_of(self.base, self.window, self.at.store.hash_file)
 
     def perturbed_start(self, size: float, seed: int, number: int) -> Start:
-        """The base run's state at the window's start with noise in the weights."""
+        """Returns the base run's state at the window's start with noise in the weights."""
         return make(PerturbedStage(self.base, self.schedule, (size, seed, number)), self.at)
 
 
@@ -191,7 +190,7 @@ class PerturbedStage(Stage[Start]):
 
 
 def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
-    """The same settings from another seed's weights, on the order of `config`."""
+    """Returns the same settings with another seed's weights, on the order of `config`."""
     data = config.data
     if data.shuffle and data.order_seed is None:
         data = replace(data, order_seed=config.seed)
@@ -205,9 +204,9 @@ def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
 
 
 def seconds(folder: Path) -> float | None:
-    """What an artifact took to build: processor time on a CPU, else time; None if it was resumed.
+    """Returns the build time of an artifact: CPU time on a CPU, else time; None if resumed.
 
-    Other work on the machine raises processor time too, by caches and memory, but less.
+    Other work on the machine also raises CPU time, through caches and memory, but less.
     """
     manifest = store.read_json(folder / "manifest.json")
     if manifest["resumed"]:
@@ -217,7 +216,7 @@ def seconds(folder: Path) -> float | None:
 
 
 def scoring_seconds(bench: Bench, traced: Traced) -> float | None:
-    """What scores took, and with them the curvature that they found in the store, if they did."""
+    """Returns the time of scores, with that of a curvature that they found in the store."""
     own, scores = seconds(traced.folder), store.read_json(traced.folder / "manifest.json")
     folder = curvature_of(bench, scores["inputs"])
     if own is None or folder is None:
@@ -229,7 +228,7 @@ def scoring_seconds(bench: Bench, traced: Traced) -> float | None:
 
 
 def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
-    """The newest EK-FAC curvature behind scores with these inputs; None where they read none."""
+    """Returns the newest EK-FAC curvature behind scores with these inputs, or None."""
     wanted = scores["estimator"]
     if wanted["name"] != "ekfac":
         return None
@@ -251,13 +250,13 @@ def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
 
 
 def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:
-    """When an artifact was done, less a share of the time that it took."""
+    """Returns when an artifact was finished, minus a share of its build time."""
     took = timedelta(seconds=before_end * manifest["wall_s"])
     return datetime.fromisoformat(manifest["created"]) - took
 
 
 def causes(bench: Bench, unit: str, planted: Sequence[str]) -> np.ndarray:
-    """Which samples of the window have a planted label: the unit's own, where it has one."""
+    """Returns which samples of the window have a planted label, the unit's own if it has one."""
     own = getattr(bench.units[unit].unit, "label", None)
     labels = np.asarray(bench.corpus.labels_of(bench.schedule.sample_ids))
     return np.isin(labels, [own] if own else list(planted))
@@ -268,7 +267,7 @@ def _unit(located: Located):
 
 
 def _metric(metric: str, located: Located, run: Run) -> float:
-    """Mean over the unit's members: of a head from the arm's own curve."""
+    """Returns the mean over the unit's members: for heads from the arm's own curve."""
     names = [f"emergence/{metric}/{member}" for member in located.members]
     values = run.curve[-1]
     if names[0] not in values:

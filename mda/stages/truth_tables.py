@@ -1,7 +1,7 @@
 """The tables of the benchmark, row by row, each from retrainings of one `Bench`.
 
-Rows are flat, so that they can be kept as CSV and read back: everything that is said of the
-estimators is computed from them. What is not in a store that only finds is left out.
+Rows are flat, so that they can be kept as CSV and read back; all statements on estimators are
+computed from them. Artifacts missing from a store that only finds are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TEXT = 200  # characters of a sample's text
 
 
 def finished(build: Callable[[], T]) -> T | None:
-    """What `build` gives; None where a store that only finds lacks a part of it."""
+    """Returns the result of `build`; None where a store that only finds lacks a part of it."""
     try:
         return build()
     except NotBuilt:
@@ -38,13 +38,13 @@ def finished(build: Callable[[], T]) -> T | None:
 
 
 def values_of(bench: Bench, traces: Traces, unit: str, estimator: str) -> np.ndarray:
-    """Scores of one unit by one estimator, float64 [N]."""
+    """Returns the scores of one unit by one estimator, float64 [N]."""
     scores = traces[unit][estimator].scores
     return scores.of(bench.located[unit].name).astype(np.float64)
 
 
 def subsets_of(bench: Bench, settings: TruthConfig, traces: Traces) -> list[Subset]:
-    """The sets to remove; bands are of the first unit's scores."""
+    """Returns the sets to remove; bands are of the first unit's scores."""
     first = settings.units[0]
     if missing := [name for name in settings.strata_of if name not in traces[first]]:
         raise ConfigError(
@@ -59,7 +59,7 @@ def subsets_of(bench: Bench, settings: TruthConfig, traces: Traces) -> list[Subs
 
 
 def subset_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator[Row]:
-    """(a) Every set and unit: what was measured without the set, and what scores predicted."""
+    """Returns (a): for every set and unit, the outcome without the set, and the predictions."""
     subsets = subsets_of(bench, settings, traces) if settings.subsets else []
     if not subsets or (control := outcomes_of(bench, None)) is None:
         return
@@ -100,7 +100,7 @@ def edit_rows(
     edits: Sequence[str] = ("remove", "augment"),
     to: Bench | None = None,
 ) -> Iterator[Row]:
-    """(b) Samples of highest score removed, and doubled; (d) the same sets in another run, `to`."""
+    """Returns (b), the highest samples removed and doubled, and (d), the same sets in `to`."""
     arms = [
         (fraction, edit, unit, name)
         for fraction in sorted(settings.edits, reverse=True)
@@ -133,7 +133,7 @@ def edit_rows(
 
 
 def planted_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator[Row]:
-    """(c) How many of the planted causes each estimator finds; k is their number."""
+    """Returns (c): the number of planted causes that each estimator finds; k is their number."""
     for unit in settings.units if settings.planted else ():
         is_cause = causes(bench, unit, settings.planted)
         for name in traces[unit]:
@@ -152,7 +152,7 @@ def planted_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterato
 
 
 def estimator_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator[Row]:
-    """What each estimator cost, and how its scores go with the others'."""
+    """Returns the cost of each estimator, and the correlation of its scores with others'."""
     control, share = bench.base, (bench.window.end - bench.window.start) / bench.last_step
     if settings.retrains:  # else no window was trained: as large a part of the base run
         control, share = finished(lambda: bench.arm(None)), 1.0
@@ -178,7 +178,7 @@ def estimator_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Itera
 
 
 def top_rows(bench: Bench, settings: TruthConfig, traces: Traces, n: int = 10) -> Iterator[Row]:
-    """The n samples of highest score of some estimators, with the beginning of their text."""
+    """Returns the n samples of highest score of some estimators, with their first words."""
     ids = bench.schedule.sample_ids
     for unit, name in _shown(settings, traces):
         values = values_of(bench, traces, unit, name)
@@ -198,7 +198,7 @@ def top_rows(bench: Bench, settings: TruthConfig, traces: Traces, n: int = 10) -
 
 
 def label_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator[Row]:
-    """Which labels the tenth of highest score has, against the window."""
+    """Returns the labels of the top 10 %, against the window."""
     labels = bench.corpus.labels_of(bench.schedule.sample_ids)
     for unit, name in _shown(settings, traces):
         values = values_of(bench, traces, unit, name)
@@ -216,7 +216,7 @@ def _shown(settings: TruthConfig, traces: Traces) -> list[tuple[str, str]]:
 def outcomes_of(
     bench: Bench, plan: EditPlan | None, settings: TruthConfig | None = None, rerun: int = 0
 ) -> dict[str, Outcome] | None:
-    """Every unit after an arm, from a perturbed start where `rerun` is not 0; None if it lacks."""
+    """Returns every unit after an arm, from a perturbed start if `rerun` is not 0, or None."""
 
     def build() -> dict[str, Outcome]:
         start = None
