@@ -1,4 +1,4 @@
-"""How long a corpus takes to build, from a small part of it that is built and thrown away."""
+"""The build time of a corpus, from a small part of it that is built and thrown away."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_S = 3.0  # a worker imports what it needs
 
 
 def corpus_seconds(config: DataConfig) -> float | None:
-    """Seconds on this machine, left alone; None for data that come from elsewhere."""
+    """Returns seconds on this machine when idle; None for data from elsewhere."""
     found = SECONDS.get(config.name)
     return found(config) if found else None
 
@@ -47,7 +47,7 @@ def _synthetic(config: SyntheticConfig) -> float:
 
 
 def _packing(config: DataConfig, texts: list[str], n_sequences: int) -> float:
-    """Training the tokenizer and packing, each on a little of the text."""
+    """Trains the tokenizer and packs, each on a little of the text."""
     chars = min(TRAINING_CHARS, n_sequences * (config.seq_len + 1) * CHARS_A_TOKEN)
     some, left = [], chars // TRAIN_SHARE
     for text in texts:
@@ -60,7 +60,7 @@ def _packing(config: DataConfig, texts: list[str], n_sequences: int) -> float:
 
 
 def _timed(work: Callable) -> tuple:
-    """What some work returns, and its seconds: own CPU time where others take the cores."""
+    """Returns the result of some work, and its seconds: CPU time if others use the cores."""
     load = Load()
     with (clock := Clock()):
         found = work()

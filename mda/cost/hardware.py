@@ -1,4 +1,4 @@
-"""How fast passes run: on a card by its data sheet, or on this machine as it was measured."""
+"""The speed of passes: of a card by its data sheet, or of this machine as measured."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ float32, which moves more bytes, reaches no more is an assumption.
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations a second for each kind of work, and where they come from, in words."""
+    """Operations per second for each kind of work, and their source, in words."""
 
     of: Mapping[str, float]
     source: str
@@ -55,14 +55,14 @@ class Rates:
     memory: float | None = None  # bytes there are, where that is known
 
     def seconds(self, flops: Mapping[str, float]) -> float:
-        """Time of some work, by its kinds."""
+        """Returns the time of some work, by its kinds."""
         return sum(amount / self.of[kind] for kind, amount in flops.items())
 
 
 def rates_of_card(name: str, share: float, half: bool, width: int) -> Rates:
-    """A share of a card's rate: bf16 in training where `half`, else and in all else float32.
+    """Returns a share of a card's rates: bf16 in training with `half`, float32 otherwise.
 
-    No more than its memory feeds to a model of this width.
+    They are limited by the memory bandwidth for a model of this width.
     """
     card = CARDS[name]
     most = INTENSITY * width * card.bandwidth

@@ -1,4 +1,4 @@
-"""A job as its settings tell it, and what a stage of it costs: the words of this package."""
+"""A job derived from its settings, and the cost of a stage: the types of this package."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mda.types import ParameterBlock, Unit
 
 @dataclass(frozen=True)
 class Cost:
-    """What one stage takes; None where the settings cannot tell.
+    """The cost of one stage; None where the settings do not determine it.
 
-    `tokens` are those that go through the model, of a corpus those that are written; `memory` is
-    without what the process itself takes; `disk` is what stays when the stage is done.
+    `tokens` are those that go through the model, for a corpus those that are written; `memory` is
+    without that of the process itself; `disk` is what remains after the stage.
     """
 
     stage: str
@@ -32,7 +32,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Job:
-    """A job's settings with what follows from them: the model's shape, and what is scored."""
+    """A job's settings with what follows from them: the model's shape, and the scored units."""
 
     config: Config
     shape: Shape
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def rows(self) -> dict[ParameterBlock, int]:
-        """How many directions [I, J] each block is multiplied with."""
+        """The number of directions [I, J] that each block is multiplied with."""
         found: dict[ParameterBlock, set[int]] = {}
         for unit in self.units:
             for block, row in unit.parts:
@@ -49,17 +49,17 @@ class Job:
 
     @property
     def last_step(self) -> int:
-        """Where the base run ends, or the last published checkpoint."""
+        """The step at which the base run ends, or the last published checkpoint."""
         return last_step(self.config)
 
     @property
     def checkpoints(self) -> list[int]:
-        """Steps whose checkpoint there is."""
+        """The steps that have a checkpoint."""
         return checkpoints(self.config)
 
     @property
     def window(self) -> tuple[int, int]:
-        """Steps of the arm, as given, or as many as an automatic window has at most."""
+        """The number of steps of the arm: as given, or the most of an automatic window."""
         edit, last = self.config.intervention, self.last_step
         if edit.steps is not None:
             return edit.steps
@@ -78,18 +78,18 @@ class Job:
 
     @property
     def in_mlp(self) -> bool:
-        """Whether what is captured lies in MLPs, too, and not in attention alone."""
+        """True if captured maps are in MLPs too, and not in attention alone."""
         return not isinstance(self.config.unit, HeadConfig)
 
 
 def job_device(config: Config) -> torch.device:
-    """That of this machine or of the card that is reckoned with; its type is what counts."""
+    """Returns the device of this machine or of the assumed card; only its type matters."""
     there = config.plan.hardware != "this" or torch.cuda.is_available()
     return torch.device("cuda" if there and config.training.accelerator != "cpu" else "cpu")
 
 
 def measurement_bytes(job: Job) -> float:
-    """A part of the tokens on its way through one layer, its logits, and every layer's patterns."""
+    """Returns the bytes of one chunk of tokens in a layer, its logits, and all layers' patterns."""
     shape, settings = job.shape, job.config.emergence
     tokens = max(TOKENS, job.config.data.seq_len)
     hidden = tokens * (8 * shape.d_model + 2 * shape.d_ff)

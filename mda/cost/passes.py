@@ -1,4 +1,4 @@
-"""What passes of a model over tokens cost: floating-point operations, and bytes that are alive.
+"""The cost of passes of a model over tokens: floating-point operations, and bytes in use.
 
 A multiplication and an addition are two operations. With N the weights of all linear maps (the
 unembedding included), L layers of width d and sequences of T tokens, a token costs
@@ -12,8 +12,8 @@ and Chowdhery et al. 2022 (arXiv 2204.02311, appendix B). Softmax, norms and act
 are left out, and so is the causal mask, which could save half of the attention.
 
 Bytes are those of float32 tensors that live at the same time, with attention that never forms its
-pattern (sdpa). Under bf16 they are an upper bound. A GPU holds more logits at a time than a CPU,
-which stand as `logits` where that matters.
+pattern (sdpa). Under bf16 they are an upper bound. A GPU holds more logits at a time than a CPU;
+`logits` is their number where that matters.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ADAMW = 4  # numbers for each parameter: weight, gradient, two moments
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model, as far as they decide what a pass costs."""
+    """The sizes of a model that decide the cost of a pass."""
 
     n_layers: int
     n_heads: int
@@ -50,7 +50,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape:
-        """Counted on a model, which may be on the device `meta`."""
+        """Returns the sizes counted on a model, which may be on the device `meta`."""
         adapter, head = architecture(model), model.get_output_embeddings()
         linear = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
         return cls(
@@ -70,19 +70,19 @@ class Shape:
 
 
 def forward_flops(shape: Shape, length: int) -> float:
-    """Of one sequence of `length` tokens through the model, vocabulary included."""
+    """Returns the operations of one sequence of `length` tokens, vocabulary included."""
     return length * 2 * shape.n_linear + attention_flops(shape, length)
 
 
 def attention_flops(shape: Shape, length: int) -> float:
-    """Of one sequence's attention in a forward pass; the way back costs twice that."""
+    """Returns the operations of one sequence's attention, forward; backward costs twice that."""
     return 4 * shape.n_layers * shape.d_model * length**2
 
 
 def update_flops(shape: Shape, length: int, checkpointing: bool = False) -> float:
-    """Of one sequence's share of an update.
+    """Returns the operations of one sequence's share of an update.
 
-    Activation checkpointing does the layers again, each up to the input of its last linear map.
+    Activation checkpointing runs the layers again, each up to the input of its last linear map.
     """
     left_out = shape.n_unembedding + shape.n_layers * shape.d_model * shape.d_ff
     again = forward_flops(shape, length) - 2 * length * left_out
@@ -90,33 +90,33 @@ def update_flops(shape: Shape, length: int, checkpointing: bool = False) -> floa
 
 
 def capture_flops(shape: Shape, length: int) -> float:
-    """Of one sequence's forward pass and its backward pass to the activations.
+    """Returns the operations of one sequence's forward pass and backward to activations.
 
-    An upper bound: the way back ends in the lowest layer that is captured, not below it.
+    This is an upper bound: the backward pass ends in the lowest captured layer.
     """
     return 2 * forward_flops(shape, length) + attention_flops(shape, length)
 
 
 def target_flops(shape: Shape, length: int) -> float:
-    """Of the scores of one sequence's losses: three times the layers, twice the vocabulary.
+    """Returns the operations of one sequence's loss scores: 3 times the layers, 2 the vocabulary.
 
-    Forward differentiation multiplies with a change of every map, known to be 0 or not. An upper
-    bound: below the unit nothing changes, and nothing of that is computed.
+    Forward differentiation multiplies with a change of every map, known to be 0 or not. This is an
+    upper bound: below the unit nothing changes, and nothing is computed.
     """
     return 3 * forward_flops(shape, length) - 2 * length * shape.n_unembedding
 
 
 def product_flops(rows: Mapping[ParameterBlock, int], length: int) -> float:
-    """Of the products of one sequence with a direction for each row of the blocks, [R, I, J]."""
+    """Returns the operations of one sequence's products with each row of the blocks."""
     return sum(2 * length * n * b.shape[1] * b.shape[2] for b, n in rows.items())
 
 
 def fit_flops(
     shape: Shape, blocks: Iterable[ParameterBlock], length: int, factors: str = INDEPENDENT
 ) -> float:
-    """Of both passes of an EK-FAC fit over one sequence; the eigenvectors are left out.
+    """Returns the operations of both passes of an EK-FAC fit over one sequence.
 
-    Factors of sequences' gradients form these in the first pass as well.
+    Eigenvectors are left out. Factors of sequences' gradients form these in the first pass as well.
     """
     blocks = list(blocks)
     squares = 0.0
@@ -132,7 +132,7 @@ def fit_flops(
 def sites(
     blocks: Iterable[ParameterBlock], factors: str = INDEPENDENT
 ) -> dict[str, tuple[int, int]]:
-    """Name -> (G, I) of every place whose second moment [G, I, I] EK-FAC keeps."""
+    """Returns (G, I) of every place whose second moment [G, I, I] EK-FAC keeps, by name."""
     found: dict[str, tuple[int, int]] = {}
     for block in blocks:
         _, n_in, n_out = block.shape
@@ -145,7 +145,7 @@ def sites(
 def update_bytes(
     shape: Shape, n_sequences: int, length: int, checkpointing: bool = False, logits: int = LOGITS
 ) -> float:
-    """Of an update with so many sequences at a time: weights, gradients, moments, activations."""
+    """Returns the bytes of an update: weights, gradients, moments, activations."""
     tokens, d = n_sequences * length, shape.d_model
     layer = 10 * d + (4 if shape.gated else 2) * shape.d_ff  # see tests/cost/test_passes.py
     kept = shape.n_layers * d + layer if checkpointing else shape.n_layers * layer
@@ -155,9 +155,9 @@ def update_bytes(
 
 
 def vocabulary_bytes(shape: Shape, tokens: int, logits: int = LOGITS) -> float:
-    """Of the loss and its gradient: three times the logits, whole or of a chunk.
+    """Returns the bytes of the loss and its gradient: three times the logits, or a chunk's.
 
-    In chunks the gradient of the unembedding is formed beside.
+    With chunks, the gradient of the unembedding is added.
     """
     if tokens * shape.vocab_size <= logits:
         return 3 * FLOAT * tokens * shape.vocab_size
@@ -165,7 +165,7 @@ def vocabulary_bytes(shape: Shape, tokens: int, logits: int = LOGITS) -> float:
 
 
 def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False) -> float:
-    """Of a capture: weights, the graph, what is captured and its gradients.
+    """Returns the bytes of a capture: weights, graph, captured tensors and their gradients.
 
     `mlp` says that maps of the MLP are captured too.
     """
@@ -177,24 +177,24 @@ def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False
 
 
 def curvature_bytes(blocks: Iterable[ParameterBlock], factors: str = INDEPENDENT) -> float:
-    """Of EK-FAC's factors on disk, float64: eigenvectors [G, I, I] and Lambda [H, I, J]."""
+    """Returns the bytes of EK-FAC on disk, float64: eigenvectors [G, I, I], Lambda [H, I, J]."""
     blocks = list(blocks)
     vectors = sum(g * i * i for g, i in sites(blocks, factors).values())
     return DOUBLE * (vectors + sum(_size(block) for block in blocks))
 
 
 def tile_bytes(shape: Shape, tokens: int, chunk: int) -> float:
-    """Of the logits of the loss that a capture forms together, of `chunk` in all."""
+    """Returns the bytes of the logits that a capture's loss forms together, of `chunk` in all."""
     tile = min(TILE, shape.vocab_size)
     return FLOAT * min(tokens, chunk // tile) * tile
 
 
 def label_bytes(shape: Shape, tokens: int, chunk: int) -> float:
-    """Of the loss with labels that are drawn.
+    """Returns the bytes of the loss with labels that are drawn.
 
-    While the vocabulary is swept, a tile of logits and three copies of the masses of its runs;
-    then the masses, twice more in float64, and the unembedding of the run that was drawn. Beside
-    them lies the gradient of every position.
+    While the vocabulary is swept, a tile of logits and three copies of the masses of its runs; then
+    the masses, twice more in float64, and the unembedding of the run that was drawn. The gradient
+    of every position is added.
     """
     positions = min(tokens, chunk // min(TILE, shape.vocab_size))
     masses = positions * shape.vocab_size / RUN
@@ -211,7 +211,10 @@ def fit_bytes(
     mlp: bool = False,
     factors: str = INDEPENDENT,
 ) -> float:
-    """Of a fit: a capture, the factors three times over, the gradients of the largest block."""
+    """Returns the bytes of a fit.
+
+    They are a capture, three times the factors, and the gradients of the largest block.
+    """
     blocks = list(blocks)
     gradients = 3 * FLOAT * n_sequences * max(_size(block) for block in blocks)
     capture = capture_bytes(shape, n_sequences, length, mlp)
@@ -219,13 +222,13 @@ def fit_bytes(
 
 
 def inverse_flops(n: int, size: int) -> float:
-    """Of the products of n gradients of `size` numbers, and of the factor of their matrix."""
+    """Returns the operations of products of n gradients of `size` numbers, and a factorization."""
     small = min(n, size)
     return 2 * n * size * small + small**3 / 3
 
 
 def inverse_bytes(n: int, block: ParameterBlock, on_gpu: bool = False) -> float:
-    """Of `exact` on one block: its gradients twice while they are joined, an owner's in float64.
+    """Returns the bytes of `exact` on one block: gradients twice, and an owner's in float64.
 
     A GPU gets no more than an owner's at a time.
     """
@@ -235,9 +238,10 @@ def inverse_bytes(n: int, block: ParameterBlock, on_gpu: bool = False) -> float:
 
 
 def second_order_bytes(shape: Shape, n_sequences: int, length: int) -> float:
-    """Of a step backwards: the graphs of a gradient and of its derivative, with the patterns.
+    """Returns the bytes of a step backwards: graphs of a gradient and its derivative.
 
-    Beside them lie the gradient, the products and the adjoint, each as large as the weights.
+    Attention patterns are included. The gradient, the products and the adjoint are added, each as
+    large as the weights.
     """
     tokens, d = n_sequences * length, shape.d_model
     layer = tokens * (14 * d + (11 if shape.gated else 4) * shape.d_ff)

@@ -1,4 +1,4 @@
-"""What it takes to score the window's samples, or their tokens, with each estimator."""
+"""The cost of scoring the window's samples, or their tokens, with each estimator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mda.training.optimizer import learning_rate
 
 
 def scores(job: Job) -> list[Cost]:
-    """Of the estimator, and what it needs before."""
+    """Returns the costs of the estimator, and of the stages that it needs before."""
     n_units, n = len(job.units), job.samples
     disk = n * (FLOAT * n_units + 20)  # ids, steps and losses besides
     told = job.config.estimator.cost
@@ -26,10 +26,10 @@ def scores(job: Job) -> list[Cost]:
 
 
 def token_scores(job: Job) -> list[Cost]:
-    """A forward pass that carries changes along one direction, for each checkpoint that is read.
+    """Returns the cost of a forward pass with changes along a direction, for each checkpoint.
 
-    Attention forms its patterns there, and those of a layer are alive with their changes. What is
-    drawn or counted asks no model.
+    Attention forms its patterns there, and those of a layer are in memory with their changes. Drawn
+    or counted scores need no model.
     """
     length, n, shape = job.config.data.seq_len, job.samples, job.shape
     disk = n * (2 * length + FLOAT)
@@ -45,12 +45,12 @@ def token_scores(job: Job) -> list[Cost]:
 
 
 def ranking(job: Job) -> list[Cost]:
-    """A forward pass on held-out text; a module is ablated by itself, which takes one for each."""
+    """Returns the cost of a forward pass on held-out text, for modules one per module."""
     return [_metric(job, "ranking", 1 + len(job.units) if _ablates(job) else 1)]
 
 
 def emergence(job: Job) -> list[Cost]:
-    """The metric of the unit at every checkpoint, of a module with and without it."""
+    """Returns the cost of the unit's metric at every checkpoint."""
     return [_metric(job, "emergence", len(job.checkpoints) * (2 if _ablates(job) else 1))]
 
 
@@ -59,7 +59,7 @@ def _ablates(job: Job) -> bool:
 
 
 def _metric(job: Job, stage: str, passes_made: int) -> Cost:
-    """So many forward passes over the text or the probe of a unit's metric."""
+    """Returns the cost of so many forward passes over the text or probe of a unit's metric."""
     unit, data = job.config.unit, job.config.data
     if unit.reads_sae:
         return Cost(stage, 0, None, None)
@@ -73,7 +73,7 @@ def _metric(job: Job, stage: str, passes_made: int) -> Cost:
 
 
 def ekfac(job: Job) -> list[Cost]:
-    """The fit of the curvature, and a pass."""
+    """Returns the costs of the fit of the curvature, and of a pass."""
     settings, length = job.config.estimator, job.config.data.seq_len
     n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
     batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def ekfac(job: Job) -> list[Cost]:
 
 
 def exact(job: Job) -> list[Cost]:
-    """Each block's gradients of the fitted sequences, in a pass of its own, and their products."""
+    """Returns the costs of each block's gradients of the fitted sequences, and their products."""
     settings, length = job.config.estimator, job.config.data.seq_len
     n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
     batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
@@ -109,9 +109,10 @@ def exact(job: Job) -> list[Cost]:
 
 
 def unrolled(job: Job) -> list[Cost]:
-    """Training again, all but the last segment of a stretch twice; then every step backwards.
+    """Returns the costs of training again, and of every step backwards.
 
-    A step backwards is its gradient and the gradient's own derivative, which costs two more.
+    All but the last segment of a stretch are trained twice. A step backwards is its gradient and
+    the gradient's own derivative, which costs two more.
     """
     settings, training = job.config.estimator, job.config.training
     assert isinstance(settings, UnrolledConfig)
@@ -139,12 +140,12 @@ def unrolled(job: Job) -> list[Cost]:
 
 
 def tracin(job: Job) -> list[Cost]:
-    """A pass for each checkpoint that is read."""
+    """Returns the cost of a pass for each checkpoint that is read."""
     return [_passes(job, _read_checkpoints(job))]
 
 
 def loss(job: Job) -> list[Cost]:
-    """A forward pass."""
+    """Returns the cost of a forward pass."""
     length, n = job.config.data.seq_len, job.samples
     batch = job.config.estimator.batch_size  # type: ignore[attr-defined]
     memory = passes.capture_bytes(job.shape, min(n, batch), length) + _tile_bytes(job, batch)
@@ -159,7 +160,7 @@ def _tile_bytes(job: Job, n_sequences: int) -> float:
 
 
 def _passes(job: Job, times: int) -> Cost:
-    """So many captures of the window, with the products of every direction."""
+    """Returns the cost of so many captures of the window, with every direction's products."""
     length, n = job.config.data.seq_len, job.samples
     batch = min(n, job.config.estimator.batch_size)  # type: ignore[attr-defined]
     one = passes.capture_flops(job.shape, length) + passes.product_flops(job.rows, length)
@@ -170,7 +171,7 @@ def _passes(job: Job, times: int) -> Cost:
 
 
 def _read_checkpoints(job: Job) -> int:
-    """How many checkpoints the estimator passes over the window with."""
+    """Returns the number of checkpoints at which the estimator passes over the window."""
     settings, (start, end) = job.config.estimator, job.window
     if not hasattr(settings, "n_checkpoints"):
         return 1
@@ -181,16 +182,16 @@ def _read_checkpoints(job: Job) -> int:
 
 
 def _known(job: Job) -> list[int]:
-    """The window's start, and the checkpoints inside."""
+    """Returns the window's start, and the checkpoints inside."""
     start, end = job.window
     return [start, *(step for step in job.checkpoints if start < step < end)]
 
 
 def one_pass(job: Job) -> list[Cost]:
-    """Of a score that is read off one capture of the window."""
+    """Returns the cost of a score from one capture of the window."""
     return [_passes(job, 1)]
 
 
 def no_model(job: Job) -> list[Cost]:
-    """Of a score that asks no model: counted as nothing."""
+    """Returns no cost, for a score that needs no model."""
     return [Cost("scores")]

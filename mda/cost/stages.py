@@ -1,7 +1,7 @@
-"""What each stage of a job costs, from its settings alone: nothing is built and nothing is asked.
+"""The cost of each stage of a job, from its settings alone, without building anything.
 
-A stage whose work cannot be told from the settings has None there: autoencoders, and the time of
-anything that is fetched.
+A cost is None if the settings do not determine it: autoencoders, and the time of anything that is
+fetched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PACKING_BYTES = 20  # of a token while a corpus is packed in memory, as lists an
 
 
 def corpus(job: Job) -> list[Cost]:
-    """Packing or bringing the rows."""
+    """Returns the costs of packing or fetching the rows."""
     data, width = job.config.data, job.config.data.seq_len + 1
     n = getattr(data, "n_sequences", None)
     if data.name == "tokens":  # the user's own file, mapped
@@ -33,13 +33,13 @@ def corpus(job: Job) -> list[Cost]:
 
 
 def weights(job: Job) -> list[Cost]:
-    """Of one revision."""
+    """Returns the costs of one revision."""
     one = FLOAT * job.shape.n_parameters
     return [Cost("weights", 0, None, 2 * one, one)]
 
 
 def curve(job: Job) -> list[Cost]:
-    """Of a published run: each revision once."""
+    """Returns the costs of a published run's curve, each revision once."""
     n, weights = len(_published(job.config).steps), FLOAT * job.shape.n_parameters
     tokens, flops = _measurement(job, n, n)
     memory = weights + measurement_bytes(job)
@@ -47,31 +47,31 @@ def curve(job: Job) -> list[Cost]:
 
 
 def base(job: Job) -> list[Cost]:
-    """The training from the first step; nothing for a published one."""
+    """Returns the costs of the training from the first step; none for a published run."""
     if job.config.base.published:  # the revisions, under the names of checkpoints
         return []
     return [_training(job, "base", 0, job.last_step, len(job.checkpoints))]
 
 
 def arm(job: Job) -> list[Cost]:
-    """The training of the window."""
+    """Returns the costs of the training of the window."""
     return [_training(job, "arm", *job.window, 1)]
 
 
 def state(job: Job) -> list[Cost]:
-    """From the checkpoint before the window to its start."""
+    """Returns the costs of the training from the checkpoint before the window to its start."""
     start = job.window[0]
     before = max(step for step in job.checkpoints if step <= start)
     return [_training(job, "state", before, start, 1)]
 
 
 def sae(job: Job) -> list[Cost]:
-    """Nothing that the settings could tell."""
+    """Returns no costs, as the settings do not determine them."""
     return [Cost("sae", 0, None, None, None)]
 
 
 def behaviour(job: Job) -> list[Cost]:
-    """Text and two tasks: as the arm is, without its strongest heads, and without random ones."""
+    """Returns the costs of text and two tasks: intact, and without strongest or random heads."""
     settings, length = job.config.behaviour, job.config.data.seq_len
     tries = 2 + settings.random_sets if settings.ablation else 1
     held_out = min(settings.held_out, job.config.data.held_out)
@@ -109,7 +109,7 @@ def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
 
 
 def _measurement(job: Job, points: int, held_out_points: int) -> tuple[float, float]:
-    """Tokens and operations of the points of an emergence curve, some with held-out text."""
+    """Returns tokens and operations of an emergence curve's points, some with held-out text."""
     settings, length = job.config.emergence, job.config.data.seq_len
     rows = job.config.data.held_out
     rows = rows if settings.held_out is None else min(rows, settings.held_out)
