@@ -1,9 +1,9 @@
-"""Timing that knows how busy the machine was, and how many cores there are.
+"""Timing with a measure of the machine's load, and the number of cores.
 
-What is compared takes turns, each turn as short as possible, so that a busy spell meets all sides
-alike. A `Clock` adds up the wall and CPU time of one side's turns. A `Load` says which share of
-the cores others took meanwhile: above a tenth, wall times and their ratios are not reliable, and
-the ratio of the CPU times is the better figure (for sides that do not wait).
+Compared sides take turns, each as short as possible, so that a busy spell affects all sides alike.
+A `Clock` adds up the wall and CPU time of one side's turns. A `Load` measures the share of the
+cores that others took meanwhile: above 10 %, wall times and their ratios are not reliable, and the
+ratio of the CPU times is the better figure (for sides that do not wait).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RELIABLE = 0.1
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,20 +47,20 @@ class Clock:
         self.cpu_s += time.process_time() - self._start[1]
 
     def __sub__(self, other: Clock) -> Clock:
-        """The time of this clock without that of one that ran inside its blocks."""
+        """Returns the time of this clock without that of one that ran inside its blocks."""
         rest = Clock()
         rest.wall_s, rest.cpu_s = self.wall_s - other.wall_s, self.cpu_s - other.cpu_s
         return rest
 
 
 class Load:
-    """Share of the machine's cores that other processes take, from its making on."""
+    """The share of the machine's cores that other processes take, from its creation on."""
 
     def __init__(self) -> None:
         self.start = time.perf_counter(), time.process_time(), _busy_s()
 
     def others(self) -> float | None:
-        """The share so far, 0 to 1; None where the system doesn't say (other than Linux)."""
+        """Returns the share so far, 0 to 1; None where the system does not report it."""
         wall, own, busy = self.start
         now = _busy_s()
         if busy is None or now is None:
@@ -72,7 +72,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one side takes as another: its median, least and most over rounds."""
+    """The ratio of two sides' times: median, least and most over rounds."""
 
     median: float
     low: float
@@ -83,13 +83,16 @@ class Ratio:
 
     @classmethod
     def of(cls, above: Sequence[float], below: Sequence[float]) -> Ratio:
-        """Of two sides' seconds, one figure a round. Raises ValueError for unequal lengths."""
+        """Returns the ratios of two sides' seconds, one per round.
+
+        Raises ValueError for unequal lengths.
+        """
         ratios = [a / b for a, b in zip(above, below, strict=True)]
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
 
 def verdict(others: float | None) -> str:
-    """One sentence on how far the figures can be trusted."""
+    """Returns one sentence on the reliability of the figures."""
     if others is None:
         return "how busy the machine was is not known on this system"
     said = f"other processes took {others:.0%} of the cores"
@@ -97,7 +100,7 @@ def verdict(others: float | None) -> str:
 
 
 def _busy_s() -> float | None:
-    """CPU seconds that all processes of this machine have used since it started."""
+    """Returns the CPU seconds of all processes of this machine since it started."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None

@@ -28,7 +28,7 @@ COMPLETION = "-sc"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program that the first word names with the words after it; returns the exit code."""
+    """Runs the program that the first word names with the other words; returns the exit code."""
     with at_terminal():
         return _main(arguments)
 
@@ -53,7 +53,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def help_text() -> str:
-    """What there is, one line each."""
+    """Returns the programs, one line each."""
     lines = [f"  {name:<14}{about}" for name, about in PROGRAMS.items()]
     return "\n".join(
         [
@@ -68,7 +68,7 @@ def help_text() -> str:
 
 
 def complete(rest: Sequence[str]) -> int:
-    """Shell completion: Hydra's, which knows one program only, after the name of ours."""
+    """Completes a shell's words with Hydra, which knows one program only, after its name."""
     line = os.environ.get("COMP_LINE", "").lstrip()
     typed = line.split()
     if rest[:1] and rest[0].startswith("query="):

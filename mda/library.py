@@ -124,7 +124,7 @@ class Ranking:
         return len(self.scores)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with a row for each unit: `unit` and its metric, strongest first."""
+        """Returns a table with a row for each unit: `unit` and its metric, strongest first."""
         from pandas import DataFrame
 
         return DataFrame({"unit": list(self.scores), self.metric: list(self.scores.values())})
@@ -192,18 +192,18 @@ class Influence:
     score_tokens: Callable[[np.ndarray], Tensor | None] = field(repr=False)
 
     def top(self, n: int) -> list[int]:
-        """Numbers of the n rows with the highest scores, highest first."""
+        """Returns the numbers of the n rows with the highest scores, highest first."""
         return np.argsort(-self.scores, kind="stable")[:n].tolist()
 
     def bottom(self, n: int) -> list[int]:
-        """Numbers of the n rows with the lowest scores, lowest first."""
+        """Returns the numbers of the n rows with the lowest scores, lowest first."""
         return np.argsort(self.scores, kind="stable")[:n].tolist()
 
     def tokens(self, rows: Sequence[int]) -> np.ndarray:
-        """What each position of some rows adds to their scores, float64 [n, T].
+        """Returns each position's part of some rows' scores, float64 [n, T].
 
-        A position is that of the input token at which the unit's parameters act; a row's sum is
-        its score. Raises ValueError for an estimator that does not tell.
+        A position is that of the input token at which the unit's parameters act; a row's sum is its
+        score. Raises ValueError for an estimator that does not score tokens.
         """
         found = self.score_tokens(np.asarray(rows, dtype=np.int64))
         if found is None:
@@ -211,7 +211,7 @@ class Influence:
         return found.double().cpu().numpy()
 
     def to_pandas(self) -> pandas.DataFrame:
-        """A table with `row`, `score` and `loss`, in the order of the rows."""
+        """Returns a table with `row`, `score` and `loss`, in the order of the rows."""
         from pandas import DataFrame
 
         n = range(len(self.scores))
@@ -233,7 +233,7 @@ def influence(
     progress: bool = True,
     **settings: Any,
 ) -> Influence:
-    """Scores the influence of every row on a unit of the model.
+    """Returns scores the influence of every row on a unit of the model.
 
     `rows` are token ids, integers [N, T + 1]. `unit` comes from `locate`, or is the name of an
     attention head, such as "L3H1", which then is traced as an induction head. `estimator` is a name
@@ -268,18 +268,18 @@ def influence(
 
 
 def remove(rows: Iterable[int]) -> list[tuple[int, float]]:
-    """An edit that takes rows out of training: each with weight 0."""
+    """Returns an edit that takes rows out of training: each with weight 0."""
     return [(int(row), 0.0) for row in rows]
 
 
 def upweight(rows: Iterable[int], weight: float = 2.0) -> list[tuple[int, float]]:
-    """An edit that multiplies the loss of rows; weight 2 is the same as a second copy."""
+    """Returns an edit that multiplies the loss of rows; weight 2 equals a second copy."""
     return [(int(row), float(weight)) for row in rows]
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """One model and its rows, as an estimator asks for them: `mda.estimator.estimator.Work`."""
+    """One model and its rows as the `mda.estimator.estimator.Work` of an estimator."""
 
     only: PreTrainedModel
     corpus: Corpus
@@ -294,7 +294,7 @@ class InMemory:
     fitted: dict[object, Curvature] = field(default_factory=dict, repr=False)
 
     def reading(self, steps: Sequence[int]) -> InMemory:
-        """The same with the steps that an estimator reads."""
+        """Returns the same with the steps that an estimator reads."""
         return replace(self, steps=tuple(steps))
 
     @property
@@ -379,7 +379,10 @@ class InMemory:
 
 
 def unit_settings(kind: str, settings: Mapping[str, Any]) -> UnitConfig:
-    """The settings of a kind of unit by its name. Raises ConfigError with the kinds there are."""
+    """Returns the settings of a kind of unit by its name.
+
+    Raises ConfigError, with the known kinds, for any other name.
+    """
     if kind in HEADS:
         _known("unit", kind, type(HEADS[kind]), settings)
         return replace(HEADS[kind], **settings)
@@ -394,7 +397,10 @@ def unit_settings(kind: str, settings: Mapping[str, Any]) -> UnitConfig:
 def estimator_settings(
     estimator: str | EstimatorConfig, settings: Mapping[str, Any]
 ) -> EstimatorConfig:
-    """The settings of an estimator by its name. Raises ConfigError with those there are."""
+    """Returns the settings of an estimator by its name.
+
+    Raises ConfigError, with the known estimators, for any other name.
+    """
     if isinstance(estimator, EstimatorConfig):
         if settings:
             raise ConfigError(f"{', '.join(settings)}: expected inside the estimator's settings")
@@ -412,9 +418,10 @@ def corpus_of(
     rows: Tensor | np.ndarray | None,
     labels: Sequence[str] | None,
 ) -> Corpus:
-    """Rows in memory as a corpus, every one of them held out; without rows, tokens to draw from.
+    """Returns rows in memory as a corpus, all of them held out.
 
-    Raises ValueError for rows that are not token ids of the model.
+    Without rows, there are only tokens to draw from. Raises ValueError for rows that are not token
+    ids of the model.
     """
     size = int(model.config.vocab_size)
     special = {
@@ -452,7 +459,7 @@ def corpus_of(
 
 
 def _known(group: str, name: str, settings: type, given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a setting that a dataclass does not have."""
+    """Raises ConfigError for a setting that a dataclass does not have."""
     there = [one for one in settings.__dataclass_fields__ if one != "name"]
     for word in given:
         if word not in there:
@@ -461,7 +468,7 @@ def _known(group: str, name: str, settings: type, given: Mapping[str, Any]) -> N
 
 
 def _checked(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, where its numbers are fine enough to differentiate."""
+    """Returns the model. Raises ValueError for a precision too low to differentiate in."""
     if model.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the model is {model.dtype}; expected float32: model.float()")
     return model

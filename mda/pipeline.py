@@ -33,7 +33,7 @@ from mda.training.fit import check_devices
 
 @dataclass(frozen=True)
 class Trace:
-    """A traced unit: everything from the corpus to the scores."""
+    """A traced unit: every stage from the corpus to the scores."""
 
     corpus: Corpus
     base: Run
@@ -43,7 +43,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Arm:
-    """A retrained arm: everything from the corpus to its emergence curve and what it can do."""
+    """A retrained arm: every stage from the corpus to its emergence curve and its behaviour."""
 
     corpus: Corpus
     base: Run
@@ -56,28 +56,28 @@ class Arm:
 
     @property
     def edited(self) -> Edited:
-        """What was edited, and the stream that came of it."""
+        """The plan of the edit, and the stream that results from it."""
         return self.edit()
 
     @property
     def origin(self) -> str:
-        """Hash of the first weights and the window's samples: two seeds must not share it."""
+        """The hash of the first weights and the window's samples: two seeds must not share it."""
         return origin_of(self.base, self.unit.window, self.unit.at.store.hash_file)
 
 
 def corpus_of(context: Context) -> Corpus:
-    """The rows of tokens."""
+    """Returns the rows of tokens."""
     return make(CorpusStage(context.config.data), context.at)
 
 
 def stream_of(context: Context) -> Stream:
-    """The corpus, in the order of a run."""
+    """Returns the corpus, in the order of a run."""
     config, corpus = context.config, corpus_of(context)
     return Stream.of(corpus, config.data, config.training.batch_size, config.seed)
 
 
 def sizes_of(config: Config, groups: Sequence[str]) -> Check:
-    """The rules between `groups` of settings, for when a published model's sizes are known."""
+    """Returns a check of the rules between `groups` for a published model's sizes."""
 
     def check(content: Mapping[str, Any], key: str) -> None:
         validate_sizes(config, content, groups, key)
@@ -86,13 +86,13 @@ def sizes_of(config: Config, groups: Sequence[str]) -> Check:
 
 
 def look_at(context: Context, groups: Sequence[str]) -> None:
-    """Look at what the base run starts from, before a corpus is built for it."""
+    """Checks the start of the base run before a corpus is built for it."""
     config = context.config
     check_model(config.model, config.base, sizes_of(config, groups), context.at)
 
 
 def base_of(context: Context, stream: Stream, groups: Sequence[str]) -> Run:
-    """The base run: trained, or published, as `base` says."""
+    """Returns the base run: trained, or published, as `base` says."""
     config, at, base = context.config, context.at, context.config.base
     recipe = Recipe(config.training, config.emergence)
     if not isinstance(base, PublishedConfig):
@@ -103,7 +103,7 @@ def base_of(context: Context, stream: Stream, groups: Sequence[str]) -> Run:
 
 
 def train(context: Context, groups: Sequence[str] = needs(BASE)) -> tuple[Corpus, Run]:
-    """Corpus and base run."""
+    """Returns the base run, after building its corpus."""
     look_at(context, groups)
     stream = stream_of(context)
     if "unit" in groups:
@@ -112,23 +112,20 @@ def train(context: Context, groups: Sequence[str] = needs(BASE)) -> tuple[Corpus
 
 
 def unit_of(context: Context, base: Run) -> Located:
-    """The unit in a base run, and its window."""
+    """Returns the unit in a base run, and its window."""
     config = context.config
     return locate(base, config.unit, config.sae, config.intervention, context.at)
 
 
 def trace(context: Context) -> Trace:
-    """Corpus, base run, unit and scores of the window."""
+    """Returns the corpus, base run, unit and scores of the window."""
     corpus, base = train(context, needs(SCORES))
     unit = unit_of(context, base)
     return Trace(corpus, base, unit, score(unit, context.config.estimator, context.at))
 
 
 def arm(context: Context, base_context: Context | None = None) -> Arm:
-    """Corpus, base run, unit, scores, plan, and the window retrained on the edited stream.
-
-    `base_context` logs the base run's rows, `context` the arm's own, and both where it is alone.
-    """
+    """Returns every stage up to the window retrained on the edited stream."""
     config, at, edit = context.config, context.at, context.config.intervention
     check_devices(config.training)
     look_at(context, needs(SCORES))

@@ -1,4 +1,4 @@
-"""What a program does about the place that it speaks to: a terminal, a pipe, any encoding."""
+"""Output of a program to a terminal, a pipe, and in any encoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def at_terminal() -> Iterator[None]:
-    """Run a program's body so that where its output goes cannot fail it with a traceback.
+    """Runs a program's body so that a closed output or Ctrl-C ends it without a traceback.
 
     Ctrl-C ends it with exit code 130, and a reader that has left, such as `head`, with 141, as a
     shell expects it. Figures go to files: MPLBACKEND, which a notebook hands down to every process
@@ -35,14 +35,14 @@ def at_terminal() -> Iterator[None]:
 
 
 def replace_unknown() -> None:
-    """Print a question mark in place of a character that the output's encoding does not have."""
+    """Prints a question mark in place of a character that the output cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def _unread() -> bool:
-    """Whether nobody reads standard output any more; what is still to be written is dropped."""
+    """Returns whether standard output has lost its reader; pending output is dropped."""
     poll = select.poll()
     poll.register(sys.stdout, 0)
     gone = any(event & select.POLLERR for _, event in poll.poll(0))

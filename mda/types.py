@@ -1,4 +1,4 @@
-"""The types that cross package borders, and the key to every shape in this project.
+"""The types shared by packages, and the key to every shape in this project.
 
 Dimension key, used as suffixes (`x_BTD` is [batch, positions, d_model]):
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Document(NamedTuple):
-    """One text with its class label and where it came from."""
+    """One text with its class label and its source."""
 
     label: str
     text: str
@@ -45,14 +45,14 @@ class HeadId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> HeadId:
-        """`L3H1` -> HeadId(3, 1). Raises ValueError for anything else."""
+        """Parses `L3H1` to HeadId(3, 1). Raises ValueError for anything else."""
         if not (match := re.fullmatch(r"L(\d+)H(\d+)", text)):
             raise ValueError(f"{text!r} names no attention head; write it like L3H1")
         return cls(int(match[1]), int(match[2]))
 
     @classmethod
     def names(cls, text: str) -> bool:
-        """Whether a text is a head's name."""
+        """Returns whether a text is a head's name."""
         return re.fullmatch(r"L\d+H\d+", text) is not None
 
 
@@ -62,7 +62,7 @@ class Tap(NamedTuple):
     Owner u has the `size` features from `start + (u // repeat) * stride` on. With one group all
     owners share them. `repeat` above 1 is grouped-query attention: that many query heads in turn
     share a group of key and value features. Features before the first whole stride of `start`
-    belong to another map that the module holds as well.
+    belong to another map of the same module.
     """
 
     module: str  # its path in the model, as in `named_modules`
@@ -75,11 +75,11 @@ class Tap(NamedTuple):
 
     @property
     def owners(self) -> int:
-        """How many owners it tells apart; 1 where all share the features."""
+        """The number of owners; 1 where all share the features."""
         return self.groups * self.repeat
 
     def of(self, x: Tensor) -> Tensor:
-        """The owners' features [.., owners, size] of a tensor [.., features]."""
+        """Returns the owners' features [.., owners, size] of a tensor [.., features]."""
         if self.groups > 1:
             first, start = self.start - self.start % self.stride, self.start % self.stride
             x = x[..., first : first + self.groups * self.stride]
@@ -106,7 +106,7 @@ class ParameterBlock:
 
     @property
     def owners(self) -> int:
-        """H, how many owners it has."""
+        """H, the number of owners."""
         return max(tap.owners for tap in (self.input, *self.outputs))
 
     @property
@@ -117,7 +117,7 @@ class ParameterBlock:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Paths of the modules whose input or output it is made of."""
+        """The paths of the modules whose input or output it consists of."""
         return tuple(dict.fromkeys(tap.module for tap in (self.input, *self.outputs)))
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class ParameterBlock:
 
 
 class Part(NamedTuple):
-    """What one unit owns of a block: the row of the block's tensors that is its own."""
+    """The part of a block that one unit owns: its row of the block's tensors."""
 
     block: ParameterBlock
     row: int
@@ -144,14 +144,14 @@ class Unit:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is trained on at each step of [start, end): sample ids and their loss weights.
+    """Samples and their loss weights at each step of [start, end).
 
-    Step `start + i` trains on rows `offsets[i]:offsets[i + 1]` of `sample_ids` and `weights`.
-    Its loss is sum_j w_j * l_j / batch_size, with l_j the mean token loss of sample j in nats and
-    `batch_size` that of the unedited stream: a weight of 0 takes a sample out and leaves the
-    others' gradients as they were, a second copy is the same as a weight of 2. `masked` lists
-    single tokens whose loss does not count, as pairs of a row and a position, sorted; l_j is then
-    the sum of the other tokens' losses, divided by T as before.
+    Step `start + i` trains on rows `offsets[i]:offsets[i + 1]` of `sample_ids` and `weights`. Its
+    loss is sum_j w_j * l_j / batch_size, with l_j the mean token loss of sample j in nats and
+    `batch_size` that of the unedited stream: a weight of 0 removes a sample without changing the
+    others' gradients, and a second copy equals a weight of 2. `masked` lists single tokens whose
+    loss does not count, as pairs of a row and a position, sorted; l_j is then the sum of the other
+    tokens' losses, divided by T as before.
     """
 
     start: int
@@ -166,12 +166,12 @@ class Schedule:
         return self.start + len(self.offsets) - 1
 
     def at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sample ids and weights of one step. Raises IndexError outside [start, end)."""
+        """Returns sample ids and weights of one step. Raises IndexError outside [start, end)."""
         rows = self._rows(step)
         return self.sample_ids[rows], self.weights[rows]
 
     def masked_at(self, step: int) -> np.ndarray:
-        """Tokens of one step whose loss does not count: row of the batch and position, [m, 2]."""
+        """Returns a step's tokens whose loss does not count: row of the batch, position, [m, 2]."""
         rows = self._rows(step)
         first, last = np.searchsorted(self.masked[:, 0], [rows.start, rows.stop])
         return self.masked[first:last] - [rows.start, 0]
@@ -184,7 +184,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Scores:
-    """Influence of every sample of a window on every unit.
+    """The influence of every sample of a window on every unit.
 
     Sign, everywhere in this project: a score > 0 means that up-weighting the sample raises the
     unit's probe. `values[n, u]` belongs to sample `sample_ids[n]` and unit `units[u]`, a name
@@ -198,7 +198,10 @@ class Scores:
     losses: np.ndarray  # float32 [N], mean token loss in nats at the last scored step; else NaN
 
     def of(self, unit: str) -> np.ndarray:
-        """Scores of one unit, float32 [N]. Raises KeyError with the units there are."""
+        """Returns the scores of one unit, float32 [N].
+
+        Raises KeyError with the known units. Raises KeyError with the units there are.
+        """
         if unit not in self.units:
             raise KeyError(f"no scores for {unit!r}; there are {', '.join(self.units)}")
         return np.array(self.values[:, self.units.index(unit)])
@@ -206,7 +209,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the loss of every token of a window adds to the score of one unit.
+    """The part of each token's loss in the score of one unit, for a window.
 
     Position t is that of the loss, whose target is token t + 1; a row's sum is the sample's score.
     """
@@ -228,7 +231,7 @@ class Window:
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What an arm does to the stream inside the window [start, end): inspectable, saved as CSV.
+    """The changes of an arm to the stream inside the window [start, end), saved as CSV.
 
     `action` is `none`, `mask`, `drop`, `replace`, `duplicate`, `upweight`, `insert`, `mask_tokens`
     or `spans`; the other columns are parallel: the sample, the step it concerns, its loss weight
@@ -249,10 +252,10 @@ class EditPlan:
 
     @property
     def n_samples(self) -> int:
-        """How many samples it edits."""
+        """The number of samples that it edits."""
         return len(np.unique(self.sample_ids)) if self.by_token else len(self.sample_ids)
 
     @property
     def by_token(self) -> bool:
-        """Whether it edits single tokens."""
+        """True if it edits single tokens."""
         return self.action in ("mask_tokens", "spans")
