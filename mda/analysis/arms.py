@@ -49,10 +49,7 @@ class Arm:
 
 
 def words_of(edit: Edit) -> list[str]:
-    """Returns the words of an arm's name, which are never parsed.
-
-    Nothing is ever read out of them.
-    """
+    """Returns the words of an arm's name, which are never parsed."""
     words = [edit.intervention, edit.mode, edit.spans]
     words += ["random, as"] if edit.match else []
     words += [chooser(edit), _choice(edit), edit.label or ""]

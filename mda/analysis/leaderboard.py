@@ -80,12 +80,12 @@ def leaderboard(tables: Tables, confidence: float = 0.95, resamples: int = 9999)
     `metric_lds` is the mean over runs and shares of the rank correlation with the unit's metric,
     `metric_lds/<share>` over runs alone, `metric_lds_at_random` that of the sets which no scores
     had a part in drawing; `measurement_lds` and so on are those with the measurement. The row of
-    the ceiling has in their place what a perfect score would reach (`truth.rerun_ceiling`),
-    and `/of_ceiling` of every other row is its share of that. `metric_fit/slope`, `/intercept`,
-    `/r2`, `/sign` are of the random sets. Effects are the unit's metric after the edit minus that
-    of the control, in its own units, mean over runs; `transfer/` is a removal in runs from other
-    initial weights; `with_exact` is the rank correlation of the scores with those of `exact`, and
-    `cost` is in trainings of the window, both means over runs. None for what was not measured; sets
+    the ceiling has in their place what a perfect score would reach (`truth.rerun_ceiling`), and
+    `/of_ceiling` of every other row is its share of that. `metric_fit/slope`, `/intercept`, `/r2`,
+    `/sign` are of the random sets. Effects are the unit's metric after the edit minus that of the
+    control, in its own units, mean over runs; `transfer/` is a removal in runs from other initial
+    weights; `with_exact` is the rank correlation of the scores with those of `exact`, and `cost` is
+    in trainings of the window, both means over runs. Returns None for what was not measured; sets
     whose outcome is missing or not finite are counted by `/left_out`, where there are any.
     """
     rows, found = tables.rows, []

@@ -254,7 +254,7 @@ def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
 def _over_window(run: Run, curve: np.ndarray | None) -> float | None:
     """Returns the mean of a curve over the window's steps, by trapezoids.
 
-    None where it was not measured.
+    Returns None where it was not measured.
     """
     if curve is None:
         return None
@@ -295,7 +295,7 @@ def _log_ratio(run: Run, target: Run, control: Run) -> float | None:
 def _own_metric(base: Mapping[str, float], head: str) -> str | None:
     """Returns the column of the metric on which a head is highest.
 
-    None where one alone is known.
+    Returns None where one alone is known.
     """
     own = {column: value for column, value in base.items() if column.endswith(f"/{head}")}
     return max(own, key=lambda column: own[column]) if len(own) > 1 else None

@@ -126,10 +126,7 @@ def tandem(symbols_NL: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def records(corpus: Corpus, sample_ids: np.ndarray) -> Iterator[Found]:
-    """Returns the record that each sample repeats.
-
-    Needs a corpus with a tokenizer. Needs a corpus with a tokenizer.
-    """
+    """Returns the record that each sample repeats. Needs a corpus with a tokenizer."""
     for first in range(0, len(sample_ids), BATCH):
         tokens = corpus.rows(sample_ids[first : first + BATCH]).numpy()
         lexemes = [_lexemes(corpus, row) for row in tokens]

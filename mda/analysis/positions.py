@@ -34,7 +34,7 @@ class PositionShares:
 def position_shares(influence_NT: np.ndarray) -> PositionShares | None:
     """Returns shares of positions in |influence|, without samples that have none.
 
-    None without any.
+    Returns None without any.
     """
     size_NT = np.abs(influence_NT)
     size_NT = size_NT[size_NT.sum(1) > 0]

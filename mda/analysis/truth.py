@@ -56,7 +56,7 @@ def rank_correlation(
     The interval is the percentile bootstrap's: the bands of each group are drawn anew, all sets of
     a band together, since they are much alike. It covers other sets in these runs, not other runs.
     Groups of fewer than `FEWEST` bands are left out; where there are no others they have a mean,
-    and no interval. None where predictions or values of a group are all the same.
+    and no interval. Returns None where predictions or values of a group are all the same.
     """
     return _bootstrapped(groups, spearman, confidence, resamples, seed)
 
@@ -81,8 +81,8 @@ def fit(groups: Sequence[Group]) -> Fit:
     """Returns the least-squares fit of the change on the prediction, its mean over the groups.
 
     Within each group measured - control = intercept + slope * predicted. Scores in the outcome's
-    own units have slope 1 and intercept 0 if they are right; those of other units have a slope
-    that tells the units. None without a group of two sets that differ in both.
+    own units have slope 1 and intercept 0 if they are right; those of other units have a slope that
+    tells the units. Returns None without a group of two sets that differ in both.
     """
     found = []
     for group in groups:
@@ -98,7 +98,7 @@ def rerun_ceiling(
     groups: Sequence[Group], reruns: float = 1.0, confidence: float = 0.95, resamples: int = 9999,
     seed: int = 0,
 ) -> Correlation:  # fmt: skip
-    """The rank correlation that the expected outcome of each set would reach, as that of scores is.
+    """Returns the rank correlation that each set's expected outcome would reach.
 
     `predicted` of the groups is the mean outcome of so many `reruns` of each set.
     """
@@ -110,7 +110,7 @@ def rerun_ceiling(
 
 
 def ceiling(r: np.ndarray, reruns: float = 1.0) -> np.ndarray:
-    """The correlation of one training with what is expected of it, from that with its reruns.
+    """Returns the correlation of one training with its expectation, from that with its reruns.
 
     r is the correlation of one training of each set with the mean of k = `reruns` others. Let R be
     the reliability, the share of the variance of one training that the set decides, and the noise
@@ -154,7 +154,7 @@ def _bootstrapped(
 def spearman(x_N: np.ndarray, y_N: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
     """Returns Spearman's correlation of a sample that holds pair i counts[..., i] times.
 
-    NaN where one side is constant.
+    Returns NaN where one side is constant.
     """
     if counts is None:
         counts, ranks_of = np.ones(len(x_N)), rankdata  # a matrix of N^2 may not fit

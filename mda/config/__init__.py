@@ -1,4 +1,4 @@
-"""From the command line to a checked `mda.schema.Config`: the one place that knows Hydra.
+"""Composes the command line to a checked `mda.schema.Config`; the only place that knows Hydra.
 
 A program (mda/programs) hands its function to `main`. The command line is composed and checked
 first, in a sweep for every job. A mistake ends the program with one sentence and exit code 2 before

@@ -59,7 +59,7 @@ class Motif:
 def write_motifs(path: Path, motifs: tuple[Motif, ...], about: Mapping[str, Any]) -> None:
     """Writes a motif file, a line for each slot and setting; equal motifs give equal bytes.
 
-    `about` says what it was made from.
+    `about` describes what it was made from.
     """
     content = {"format": FORMAT, **about, "motifs": [asdict(one) for one in motifs]}
     with store.replacing(path) as file:

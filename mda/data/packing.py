@@ -1,4 +1,4 @@
-"""From labelled documents to token rows: a byte-level BPE, packing within a class, the folder.
+"""Packs labelled documents into token rows: byte-level BPE, packing by class, the folder.
 
 Everything here is a pure function of its arguments: it does not depend on worker counts, hash seeds
 or the platform, so equal documents give equal bytes.

@@ -74,7 +74,7 @@ class Corpus:
     def decode(self, token_ids: Sequence[int]) -> list[str]:
         """Returns one string for each token, which join to the text.
 
-        Ids where there is no tokenizer.
+        Without a tokenizer, they are the ids.
         """
         if self.tokenizer is None:
             return [f"{token} " for token in token_ids]

@@ -91,7 +91,7 @@ def code(rng: Random) -> str:
 def name(rng: Random) -> str:
     """Returns a code or a few fragments in one word.
 
-    Letters and digits only, so no format escapes it.
+    It has letters and digits only, which no format escapes.
     """
     if rng.randrange(2):
         return code(rng)

@@ -173,7 +173,7 @@ def _on_held_out(loss_MT: Tensor, probes: Probes) -> dict[str, float]:
 def icl_scores(loss_MT: Tensor, late: tuple[int, int], early: tuple[int, int]) -> Tensor:
     """Returns mean loss over the late band minus that over the early one, by sequence, [M].
 
-    In nats; lower means more learning in context.
+    Scores are in nats; lower means more learning in context.
     """
     return loss_MT[:, slice(*late)].mean(1) - loss_MT[:, slice(*early)].mean(1)
 

@@ -52,7 +52,7 @@ class Bm25:
         return self.target_influence(work)(sample_ids)
 
     def target_influence(self, work: Work) -> TokenScorer:
-        """Position t has the part of the score that token t + 1 brings."""
+        """Returns scores of single losses: position t has the part of token t + 1."""
         index, rows = Index.of(work.corpus, work.sample_ids), work.corpus.rows
         query = np.asarray(work.query)
         counts_V = np.bincount(query.ravel(), minlength=work.corpus.vocab_size) / len(query)
@@ -63,7 +63,7 @@ class Bm25:
 
 @dataclass(frozen=True)
 class Index:
-    """What BM25 has to know of all documents."""
+    """The statistics of all documents that BM25 needs."""
 
     idf_V: np.ndarray  # 0 for special tokens
     counted_V: np.ndarray  # bool, tokens that are not special
@@ -71,7 +71,7 @@ class Index:
 
     @classmethod
     def of(cls, corpus: Corpus, sample_ids: np.ndarray) -> Index:
-        """The documents are these samples' predicted tokens."""
+        """Returns the index of these samples' predicted tokens."""
         counted_V = np.ones(corpus.vocab_size, dtype=bool)
         counted_V[list(corpus.special_ids)] = False
         having_V, n_tokens = np.zeros(corpus.vocab_size, dtype=np.int64), 0
@@ -84,7 +84,7 @@ class Index:
         return cls(idf_V * counted_V, counted_V, max(n_tokens, 1) / max(len(sample_ids), 1))
 
     def terms(self, rows_BS: np.ndarray, weights_V: np.ndarray, k1: float, b: float) -> np.ndarray:
-        """Each predicted token's part of its document's score, [B, T]; parts add up to the score.
+        """Returns each predicted token's part of its document's score, [B, T], which sum to it.
 
         `weights_V` is how often the query has a token, times its idf.
         """
@@ -96,7 +96,7 @@ class Index:
 
 
 def _occurrences(tokens_BT: np.ndarray, n_vocab: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct tokens of each row in turn, and how often its row has each token, [B, T]."""
+    """Returns the distinct tokens of each row in turn, and their counts in the row, [B, T]."""
     keys = tokens_BT.astype(np.int64) + n_vocab * np.arange(len(tokens_BT))[:, None]
     distinct, place, times = np.unique(keys, return_inverse=True, return_counts=True)
     return distinct % n_vocab, times[place].reshape(tokens_BT.shape)

@@ -204,10 +204,7 @@ def _moments(captured: Capture, blocks: Sequence[ParameterBlock], factors: str) 
 
 
 def eigenbasis(moments: Mapping[str, Tensor]) -> Sums:
-    """Returns the eigenvectors of every site, float64; sums have the same ones as means.
-
-    Sums do as well as means: they have the same.
-    """
+    """Returns the eigenvectors of every site, float64; sums have the same ones as means."""
     return {site: kfac_math.eigenvectors(moment) for site, moment in moments.items()}
 
 

@@ -139,7 +139,7 @@ class TokenEstimator(Estimator, Protocol):
 
 
 def lend(what: str, required: bool) -> None:
-    """Raise ValueError where an estimator asks for what its settings do not say it requires."""
+    """Raises ValueError where an estimator reads something that its settings do not require."""
     if not required:
         raise ValueError(f"the estimator asks for {what}; its settings' `requires` does not say so")
 

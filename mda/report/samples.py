@@ -63,7 +63,7 @@ def _estimator(folder: Path, summary: dict[str, Any]) -> str:
 def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:
     """Returns the trace folders below `runs` whose scores the arms in the folders used.
 
-    One folder for each scores artifact, in the order of their names.
+    There is one folder for each scores artifact, in the order of their names.
     """
     arms = [path for folder in run_folders for path in folder.rglob("summary.json")]
     wanted = {_scores_of(path, "intervention") for path in arms} - {None}

@@ -83,7 +83,7 @@ def effect_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
 def _band(arm: Arm) -> dict[str, Any]:
     """Returns the dose-response that an arm belongs to, and its score band.
 
-    Empty for other arms.
+    It is empty for other arms.
     """
     if not arm.edit.is_band:
         return dict.fromkeys(("line", "band_low", "band_high"))

@@ -17,7 +17,7 @@ SEED = {"low": 0, "high": 2**32 - 1}
 
 @dataclass(frozen=True)
 class Requires:
-    """What an estimator reads beside the window's samples and the models of its own steps.
+    """The inputs of an estimator beside the window's samples and the models of its steps.
 
     The key of scores holds what is read, a base run that lacks it is refused, and nothing else is
     lent.
@@ -47,7 +47,7 @@ class EstimatorConfig(Group):
 
     @property
     def requires(self) -> Requires:
-        """What it reads with these settings."""
+        """The inputs that it reads with these settings."""
         return Requires()
 
     @property

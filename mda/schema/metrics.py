@@ -53,11 +53,11 @@ HEAD_METRICS: dict[str, HeadMetric] = {
 
 
 def functions() -> dict[str, str]:
-    """The name of every metric with its function: what a curve's key holds."""
+    """Returns the function of every metric by name, which a curve's key holds."""
     return {metric.name: metric.function for metric in HEAD_METRICS.values()}
 
 
 def modules(*names: str) -> tuple[str, ...]:
-    """The modules that compute some metrics, without names all: their source is part of a key."""
+    """Returns the modules that compute some metrics, or all: their source is part of a key."""
     found = [HEAD_METRICS[name].function for name in names or HEAD_METRICS]
     return tuple(dict.fromkeys(function.partition(":")[0] for function in found))

@@ -41,7 +41,7 @@ def add_family(model_type: str, adapter: str) -> None:
 
 
 def add_metric(metric: HeadMetric) -> None:
-    """Measure a metric of heads on every curve, and let units be found by it.
+    """Registers a metric of heads, which every curve measures and units can be found by.
 
     Raises ConfigError for a name taken.
     """
@@ -51,7 +51,7 @@ def add_metric(metric: HeadMetric) -> None:
 
 
 def implementation(name: str) -> Any:
-    """What `module:thing` names; the module is imported."""
+    """Imports the module of `module:thing` and returns the thing."""
     module, _, thing = name.partition(":")
     return getattr(import_module(module), thing)
 

@@ -60,7 +60,7 @@ class ReportConfig(Group):
 
 @dataclass
 class LoggerConfig(Group):
-    """Where metrics are logged besides the CSV that is always written."""
+    """The target of metrics besides the CSV that is always written."""
 
     key: ClassVar[str] = "logger"
     name: str = setting("csv", "csv: nowhere else; wandb: Weights & Biases", one_of=("csv",))

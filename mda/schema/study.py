@@ -133,7 +133,7 @@ class StudyConfig(Group):
 
     @property
     def stamp(self) -> dict[str, str] | None:
-        """What a run that is started for the study keeps of it; None if it registers nothing."""
+        """The record that a run keeps of its study; None if the study registers nothing."""
         if self.exploratory or self.hash is None or not self.date:
             return None
         return {"name": self.name, "hash": self.hash}
@@ -164,10 +164,7 @@ class StudyConfig(Group):
 
 
 def _hashed(arm: StudyArm, words: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the part of an arm that enters a study's hash.
-
-    For old words, the words themselves.
-    """
+    """Returns the part of an arm that enters a study's hash: its own words where they are old."""
     if set(words) <= set(WORDS) and (arm.edit.is_control or set(words) & OLD_WORDS):
         return dict.fromkeys(WORDS, "") | dict(words)
     return {**as_data(arm.edit), **arm.settings}

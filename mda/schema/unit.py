@@ -1,6 +1,6 @@
 """The unit group: the traced part of a model.
 
-One class for each kind of unit. One class for each kind of unit.
+One class for each kind of unit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From scores to an edit plan, and from the plan to an arm's stream."""
+"""Makes an edit plan from scores, and an arm's stream from the plan."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def timed(work: Callable[[int, int], float], n: int, length: int, config: Config
 def held_bytes(device: torch.device) -> float:
     """Returns the GPU memory that is taken, or that this process holds; 0 if unknown.
 
-    Called before a model is built: a model needs its memory in addition.
+    It is called before a model is built, whose memory comes on top.
     """
     if device.type == "cuda":
         torch.zeros(1, device=device)  # so that what the GPU keeps for a process is counted

@@ -286,10 +286,7 @@ def _convert(files: Sequence[Path], part: Path, key: str) -> None:
 
 
 def _unpickled(path: Path, key: str) -> dict[str, torch.Tensor]:
-    """Returns the tensors of a pickle without executing anything in it.
-
-    Tied ones become copies. Tied ones become copies.
-    """
+    """Returns the tensors of a pickle without executing anything in it; tied ones become copies."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:

@@ -15,7 +15,7 @@ _PACKAGES = ("mda", "torch", "transformers", "tokenizers", "pytorch-lightning", 
 def versions() -> dict[str, str | None]:
     """Returns the versions of Python and of the packages that can change a result.
 
-    None if missing.
+    Returns None if missing.
     """
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -30,7 +30,7 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any]:
     """Returns the checked-out commit and whether files were changed since.
 
-    None outside a checkout.
+    Returns None outside a checkout.
     """
     if not _tracked():
         return {"sha": None, "dirty": None}
@@ -41,7 +41,7 @@ def git_state() -> dict[str, Any]:
 def git_diff() -> bytes:
     """Returns the changes of tracked files since the commit, for `git apply`.
 
-    Empty outside a checkout.
+    It is empty outside a checkout.
     """
     if not _tracked():
         return b""

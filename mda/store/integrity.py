@@ -99,7 +99,7 @@ def misfit(folder: Path, files: Mapping[str, Any], hashes: Hashes | None = None)
 def unlisted(folder: Path, files: Mapping[str, Any]) -> str | None:
     """Returns the name of a file that the manifest does not list, in words.
 
-    None where there is none.
+    Returns None where there is none.
 
     Nothing reads such a file, so the artifact is still usable, but the file does not belong there.
     """

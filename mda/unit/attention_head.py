@@ -73,7 +73,7 @@ class AttentionHeads:
         return [mechanism] if isinstance(self.measured, OwnAttention) else [*units, mechanism]
 
     def query(self) -> Tensor:
-        """The measurement's tokens, [M, S]."""
+        """Returns the measurement's tokens, [M, S]."""
         asked = self.measured
         return asked.tokens_MS if isinstance(asked, TokenObjective) else asked.tokens_MT
 
@@ -91,7 +91,7 @@ class AttentionHeads:
     def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
         """Returns the metric of a head on the probe's random tokens.
 
-        Of a mechanism, its heads' mean.
+        For a mechanism, it is its heads' mean.
         """
         names = members if name == "mechanism" else [name]
         heads, length = [HeadId.parse(one) for one in names], self.settings.probe.length

@@ -60,7 +60,7 @@ class MlpNeurons:
         ]
 
     def query(self) -> Tensor:
-        """The held-out text of the label's class, [M, T + 1]."""
+        """Returns the held-out text of the label's class, [M, T + 1]."""
         return self.measured_text.tokens_MS[self.measured_text.has_label_M]
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:

@@ -86,7 +86,7 @@ class Modules:
         ]
 
     def query(self) -> Tensor:
-        """The measurement's tokens, [M, S]."""
+        """Returns the measurement's tokens, [M, S]."""
         return self.measured.tokens_MS
 
     def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
