@@ -53,7 +53,9 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     runs = [run for found in seeds.values() for run in found]
     controls = [control_of(run, measured.runs) for run in runs]
     edit = arm.edit
-    done, noun = MODES_DONE.get((edit.mode, edit.spans), DONE[edit.intervention])
+    other = f"With the edit {edit.intervention} of", f"edits {edit.intervention}"
+    usual = DONE.get(edit.intervention, other)
+    done, noun = MODES_DONE.get((edit.mode, edit.spans), usual)
     if edit.mode == "upweight":
         done = f"With {runs[0].summary['intervention']['weight']:g} times the loss of"
     unit = runs[0].unit if len({run.unit for run in runs}) == 1 else "the unit"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mda import store
+from mda.schema import AugmentConfig, RemoveConfig
 from mda.types import EditPlan, Scores
 
 REMOVALS = ("mask", "drop", "replace")
@@ -16,6 +18,37 @@ AUGMENTATIONS = ("duplicate", "upweight")
 BY_TOKEN = ("mask_tokens", "spans")
 ACTIONS = ("none", *REMOVALS, *AUGMENTATIONS, "insert", *BY_TOKEN)
 _COLUMNS = ("sample_id", "step", "weight", "replacement", "position", "token")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The samples that an edit has chosen, and what it may put in their place."""
+
+    scores: Scores
+    sample_ids: np.ndarray  # int64 [n], in stream order
+    start: int  # the window's steps
+    end: int
+    unused: np.ndarray  # ids of the samples that the stream has after the window
+    seed: int  # of the edit's draws
+    rows: Callable[[np.ndarray], np.ndarray]  # the tokens of samples by their ids, [n, T + 1]
+    first_id: int  # of rows that the corpus does not hold
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The step at which each of them is seen, int64 [n]."""
+        return _steps_of(self.scores, self.sample_ids, self.start, self.end)
+
+
+def removal(config: RemoveConfig, choice: Choice) -> EditPlan:
+    """Returns the plan of `intervention=remove` for whole samples."""
+    given = choice.scores, choice.sample_ids, choice.start, choice.end
+    return remove(*given, config.mode, choice.unused, choice.seed)
+
+
+def augmentation(config: AugmentConfig, choice: Choice) -> EditPlan:
+    """Returns the plan of `intervention=augment` for samples of the window."""
+    given = choice.scores, choice.sample_ids, choice.start, choice.end
+    return augment(*given, config.mode, config.weight)
 
 
 def control(start: int, end: int) -> EditPlan:

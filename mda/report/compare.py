@@ -20,7 +20,7 @@ from mda.analysis.table import write_table
 from mda.report import tables
 from mda.report.catalysts import catalyst_rows
 from mda.report.figures import draw_all
-from mda.report.page import percent, write_page
+from mda.report.page import percent, sections, write_page
 from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
 from mda.report.summary import write_summary
@@ -97,6 +97,7 @@ def compare(
         "has_dose": bool(data["dose"]),
         "has_samples": samples is not None,
         "catalysts": causes,
+        "sections": sections(measured, rows, verdicts),
         "command": command or f"mda compare {_runs_argument(run_folders)}",
         "files": files
         | _run_files()

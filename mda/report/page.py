@@ -12,6 +12,11 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mda import store
+from mda.analysis.claims import Verdict
+from mda.analysis.effects import Comparison
+from mda.analysis.metrics import Measurements
+from mda.schema.plugins import implementation
+from mda.schema.sections import SECTIONS
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
@@ -22,6 +27,34 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
     Scripts, styles and data are inline, and its policy forbids any request.
     """
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **context,
+            style=Markup(_read("page.css")),
+            script=Markup("\n".join(_read(name) for name in ("charts.js", "samples.js"))),
+            plotly=Markup(get_plotlyjs()),
+            data=Markup(as_script(data)),
+        )
+    )
+
+
+def sections(
+    measured: Measurements, rows: Sequence[Comparison], verdicts: Sequence[Verdict]
+) -> list[dict[str, Any]]:
+    """Returns the name, title and HTML of every section of a plugin that has something to show."""
+    found = []
+    for section in SECTIONS.values():
+        values = implementation(section.function)(measured, rows, verdicts)
+        if values is not None:
+            template = _environment().from_string(section.template.read_text("utf-8"))
+            html = Markup(template.render(**values))
+            found.append({"name": section.name, "title": section.title, "html": html})
+    return found
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -30,13 +63,7 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "p": p_value}
-    return environment.get_template("page.html.j2").render(
-        **context,
-        style=Markup(_read("page.css")),
-        script=Markup("\n".join(_read(name) for name in ("charts.js", "samples.js"))),
-        plotly=Markup(get_plotlyjs()),
-        data=Markup(as_script(data)),
-    )
+    return environment
 
 
 def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) -> float:

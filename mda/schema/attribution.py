@@ -85,6 +85,10 @@ class InterventionConfig(Group):
 class EditConfig(InterventionConfig):
     """The choice of the window's samples that are edited."""
 
+    planner: ClassVar[str] = (
+        ""  # `module:function` of the plan for them, see mda/intervention/plan.py
+    )
+
     select: str = setting(
         "top", "samples by their score", one_of=("top", "bottom", "band", "random", "ids")
     )
@@ -160,6 +164,8 @@ class EditConfig(InterventionConfig):
 class RemoveConfig(EditConfig):
     """Takes samples, single tokens or repetitions out of the window."""
 
+    planner: ClassVar[str] = "mda.intervention.plan:removal"
+
     name: str = setting("remove", "kind of edit", one_of=("remove",))
     mode: str = setting(
         "mask",
@@ -207,6 +213,8 @@ class RemoveConfig(EditConfig):
 @dataclass
 class AugmentConfig(EditConfig):
     """Gives samples of the window more weight, or inserts rows of your own."""
+
+    planner: ClassVar[str] = "mda.intervention.plan:augmentation"
 
     name: str = setting("augment", "kind of edit", one_of=("augment",))
     mode: str = setting(

@@ -1,6 +1,7 @@
-"""Units, estimators, head metrics and model families from outside this package.
+"""What can come from outside this package: options, head metrics, sections and model families.
 
-A plugin is a module that calls `add_option`, `add_metric` or `add_family` when it is imported.
+A plugin is a module that calls `add_option`, `add_metric`, `add_section` or `add_family` when it is
+imported.
 Modules are named by the environment variable MDA_PLUGINS, separated by commas, or by an installed
 package's entry points in the group `mda.plugins`. A YAML file in a folder given by --config-dir
 makes the option choosable: `estimator=mine`. CONTRIBUTING.md shows one of each.
@@ -17,6 +18,7 @@ from typing import Any
 from mda.schema.metrics import HEAD_METRICS, HeadMetric
 from mda.schema.model import FAMILIES
 from mda.schema.root import OPTIONS
+from mda.schema.sections import SECTIONS, Section
 from mda.schema.setting import ConfigError, Group
 
 VARIABLE = "MDA_PLUGINS"
@@ -48,6 +50,13 @@ def add_metric(metric: HeadMetric) -> None:
     if HEAD_METRICS.get(metric.name, metric) != metric:
         raise ConfigError(f"a plugin adds the head metric {metric.name}, which exists already")
     HEAD_METRICS[metric.name] = metric
+
+
+def add_section(section: Section) -> None:
+    """Adds a section to the comparison's page. Raises ConfigError for a name taken."""
+    if SECTIONS.get(section.name, section) != section:
+        raise ConfigError(f"a plugin adds the section {section.name}, which exists already")
+    SECTIONS[section.name] = section
 
 
 def implementation(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -27,6 +27,7 @@ from mda.schema import (
     RemoveConfig,
     refuse,
 )
+from mda.schema.plugins import implementation
 from mda.schema.setting import show
 from mda.stages.attribution import Traced
 from mda.stages.corpus import fetch
@@ -78,10 +79,10 @@ def check_edit(
         if intervention.inserted is not None:
             _inserted(corpus, base, cast(AugmentConfig, intervention))
         else:
-            _check_amount(stream, base, cast(RemoveConfig | AugmentConfig, intervention))
+            _check_amount(stream, base, cast(EditConfig, intervention))
 
 
-def _check_amount(stream: Stream, base: Schedule, config: RemoveConfig | AugmentConfig) -> None:
+def _check_amount(stream: Stream, base: Schedule, config: EditConfig) -> None:
     """Raises ConfigError for an amount that cannot be chosen, by choosing from made-up scores."""
     corpus, ids = stream.corpus, base.sample_ids
     order = np.arange(len(ids), dtype=np.float32)
@@ -92,11 +93,12 @@ def _check_amount(stream: Stream, base: Schedule, config: RemoveConfig | Augment
             ranked(made_up, "", label=config.label, labels=corpus.labels_of(ids))
         return
     chosen = select(corpus, "", replace(config, match="none"), made_up, stream.seed)
-    if config.mode in ("drop", "replace"):
+    mode = getattr(config, "mode", "")
+    if mode in ("drop", "replace"):
         left = len(stream.following(base.end))
         if len(chosen) > left:
             accepted = f"an edit of at most {left} samples, all that come after step {base.end}"
-            raise refuse("intervention.mode", config.mode, f"{accepted}; here it is {len(chosen)}")
+            raise refuse("intervention.mode", mode, f"{accepted}; here it is {len(chosen)}")
 
 
 @contextmanager
@@ -152,10 +154,10 @@ def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> 
         rows = cast(AugmentConfig, config)
         insert = {"at_step": rows.at_step, "per_step": rows.per_step}
         return {"rows": hash_file(Path(config.inserted)), "scores": False, **insert}
-    edit = cast(RemoveConfig | AugmentConfig, config)
-    found: dict[str, object] = {"mode": edit.mode, "select": edit.select}
+    edit, mode = cast(EditConfig, config), getattr(config, "mode", "")
+    found: dict[str, object] = {"mode": mode, "select": edit.select, "planner": edit.planner}
     by_scores = edit.select in ("top", "bottom", "band") or edit.match == "loss"
-    drawn = edit.select == "random" or edit.match != "none" or edit.mode in ("replace", "spans")
+    drawn = edit.select == "random" or edit.match != "none" or mode in ("replace", "spans")
     used = {
         "label": edit.select != "ids",
         "fraction": edit.by_token or edit.select in ("top", "bottom", "random"),
@@ -165,11 +167,13 @@ def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> 
         "match": True,
         "match_targeted": edit.match != "none",
         "seed": drawn,
-        "weight": edit.mode == "upweight",
-        "within": edit.mode == "mask_tokens",
-        "spans": edit.mode == "spans",
-        "ngram": edit.mode == "spans",
+        "weight": mode == "upweight",
+        "within": mode == "mask_tokens",
+        "spans": mode == "spans",
+        "ngram": mode == "spans",
     }
+    if not isinstance(edit, RemoveConfig | AugmentConfig):  # of which nobody has said what matters
+        used |= {item.name: True for item in fields(edit)}
     found |= {name: getattr(edit, name, None) for name, matters in used.items() if matters}
     return found | {"scores": by_scores}
 
@@ -196,20 +200,40 @@ def plan_edit(
         assert scores is not None
         if intervention.by_token:
             return _by_token(unit, cast(RemoveConfig, intervention), scores, tokens)
-        plan = _plan(unit, cast(RemoveConfig | AugmentConfig, intervention), scores)
-        later = stream.following(window.end)
-        return Edited(plan, edit(plan, base, later), corpus, None)
+        return _planned(unit, cast(EditConfig, intervention), scores)
 
 
-def _plan(unit: Located, config: RemoveConfig | AugmentConfig, scores: Scores) -> EditPlan:
-    stream, start, end = unit.base.stream, unit.window.start, unit.window.end
-    chosen = select(stream.corpus, unit.name, config, scores, stream.seed)
-    if config.mode in plans.REMOVALS:
-        unused = stream.following(end)
-        seed = mixed_seed(stream.seed, config.seed)
-        return plans.remove(scores, chosen, start, end, config.mode, unused, seed)
-    weight = cast(AugmentConfig, config).weight
-    return plans.augment(scores, chosen, start, end, config.mode, weight)
+def _planned(unit: Located, config: EditConfig, scores: Scores) -> Edited:
+    """Returns an edit of whole samples as its planner makes it."""
+    stream, corpus, window = unit.base.stream, unit.base.corpus, unit.window
+    chosen = select(corpus, unit.name, config, scores, stream.seed)
+
+    def rows(ids: np.ndarray) -> np.ndarray:
+        fetch(unit.at, corpus, ids)
+        return corpus.rows(ids).numpy()
+
+    choice = plans.Choice(
+        scores,
+        chosen,
+        window.start,
+        window.end,
+        unused=stream.following(window.end),
+        seed=mixed_seed(stream.seed, config.seed),
+        rows=rows,
+        first_id=len(corpus.tokens),
+    )
+    plan = implementation(config.planner)(config, choice)
+    base = stream.schedule(window.start, window.end)
+    if plan.action == "spans":
+        return _rewritten(plan, base, corpus)
+    return Edited(plan, edit(plan, base, choice.unused), corpus, None)
+
+
+def _rewritten(plan: EditPlan, base: Schedule, corpus: Corpus) -> Edited:
+    """Returns an edit that puts rows of its own in the place of samples."""
+    extra = plans.rewritten(plan, lambda ids: corpus.rows(ids).numpy())
+    longer = replace(corpus, extra=extra.astype(corpus.tokens.dtype))
+    return Edited(plan, edit(plan, base), longer, hash_arrays(extra))
 
 
 def select(
@@ -270,9 +294,7 @@ def _by_token(
     # Another number than that of random scores: a sample's draws must not depend on its score.
     seed = mixed_seed(stream.seed, config.seed, SPANS)
     plan = replace_spans(corpus, scores, config, unit.window, n, order(config.select), seed)
-    extra = plans.rewritten(plan, lambda ids: corpus.rows(ids).numpy())
-    longer = replace(corpus, extra=extra.astype(corpus.tokens.dtype))
-    return Edited(plan, edit(plan, base), longer, hash_arrays(extra))
+    return _rewritten(plan, base, corpus)
 
 
 def mask_tokens(

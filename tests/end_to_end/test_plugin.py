@@ -1,4 +1,4 @@
-"""An estimator, a kind of unit, head metrics and a model family from outside the package."""
+"""Estimator, unit, model family, head metrics, edit and page section from outside the package."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -171,7 +172,60 @@ blocks: [qk]
 probe: {target: sink, n_sequences: 8, length: 16, repeats: 1}
 """
 
+EDIT = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from mda.intervention.plan import spans
+from mda.schema import EditConfig
+from mda.schema.plugins import add_option
+from mda.schema.setting import setting
+
+
+@dataclass
+class ReverseConfig(EditConfig):
+    """Turn the end of samples around."""
+
+    planner: ClassVar[str] = "reverse_edit:reverse"
+    name: str = setting("reverse", "kind of edit", one_of=("reverse",))
+    last: int = setting(8, "tokens that are turned around", low=2)
+
+
+def reverse(config, choice):
+    rows, n = choice.rows(choice.sample_ids), config.last
+    length = rows.shape[1]
+    return spans(
+        np.repeat(choice.sample_ids, n), np.repeat(choice.steps, n),
+        np.tile(np.arange(length - n, length), len(rows)), rows[:, :-n - 1:-1].ravel(),
+        choice.start, choice.end, choice.first_id,
+    )
+
+
+add_option("intervention", "reverse", ReverseConfig)
+'''
+
+SECTION = """
+from pathlib import Path
+
+from mda.schema.plugins import add_section
+from mda.schema.sections import Section
+
+
+def spread(measured, rows, verdicts):
+    return {"arms": sorted({run.arm.name for run in measured.runs}), "word": "<b>"}
+
+
+template = Path(__file__).with_name("spread.html.j2")
+add_section(Section("spread", "Names of arms", "spread_section:spread", template))
+"""
+
 FILES = {
+    "reverse_edit.py": EDIT,
+    "conf/intervention/reverse.yaml": "defaults: [/schema/intervention/reverse, _self_]\nlast: 4\n",
+    "spread_section.py": SECTION,
+    "spread.html.j2": "{% for arm in arms %}<p>{{ word }} {{ arm }}</p>{% endfor %}",
     "attention_metrics.py": METRICS,
     "conf/unit/sink_head.yaml": SINK_HEAD,
     "rare_tokens.py": ESTIMATOR,
@@ -263,3 +317,28 @@ def test_a_head_metric_goes_the_whole_way_from_the_base_run_to_the_page(folder):
     assert compared.returncode == 0, compared.stderr
     page = next((folder / "outputs").rglob("*.html")).read_text()
     assert "attention to position 0" in page and '"metric":"duplicate_token"' in page
+
+
+def test_an_edit_and_a_section_of_the_page_come_from_outside(folder):
+    plugins = {"plugins": "reverse_edit,spread_section"}
+    cheap = ("estimator=repetition", "intervention.window=[20,40]")
+    for kind in ("reverse", "control"):
+        arm = start("run", folder, *cheap, f"intervention={kind}", f"name={kind}", **plugins)
+        assert arm.returncode == 0, arm.stderr
+    runs = folder / "outputs" / "runs" / "run"
+    lines = (runs / "reverse" / "plan.csv").read_text().splitlines()
+    plan = [dict(zip(lines[1].split(","), line.split(","), strict=True)) for line in lines[2:]]
+    (rows,) = (folder / "outputs" / "store" / "corpus").glob("*/tokens.npy")
+    corpus = np.load(rows)
+    assert len(plan) == 4 * 8  # a tenth of 80 samples
+    for edited in plan:
+        own = corpus[int(edited["sample_id"])]
+        mirrored = own[2 * len(own) - 5 - int(edited["position"])]
+        assert int(edited["token"]) == mirrored
+    edit = json.loads((runs / "reverse" / "summary.json").read_text())["edit"]
+    assert edit["intervention"] == "reverse" and edit["by"]["estimator"] == "repetition"
+    compared = start("compare", folder, f"report.runs=[{runs}]", **plugins)
+    assert compared.returncode == 0, compared.stderr
+    page = next((folder / "outputs").rglob("*.html")).read_text()
+    assert "<p>&lt;b&gt; control</p><p>&lt;b&gt; reverse repetition top 10 %</p>" in page
+    assert '<a href="#spread">Names of arms</a>' in page
