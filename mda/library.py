@@ -310,8 +310,8 @@ class InMemory:
         return self.kind.query()
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        lend("a measurement", self.settings.requires.target == "measurement")
-        return self.kind.gradients(model, self.units)
+        lend("gradients", bool(target := self.settings.requires.target))
+        return self.kind.gradients(model, self.units, target)
 
     def curvature(
         self,
@@ -353,9 +353,9 @@ class InMemory:
             "estimator here, or mda trace estimator=unrolled"
         )
 
-    def metric(self, unit: str) -> Measurement:
-        lend("a metric", self.settings.requires.target == "metric")
-        return self.kind.differentiable(unit, [unit])
+    def differentiable(self, unit: str) -> Measurement:
+        lend("a function of the model", self.settings.requires.found)
+        return self.kind.differentiable(unit, [unit], self.settings.requires.target)
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keeps nothing: there is no store."""

@@ -31,7 +31,7 @@ class Work(Protocol):
     """The samples and units to score, with models, curvature and resumable passes.
 
     What an estimator's settings do not say it `requires` is not lent: `query`, `gradients`,
-    `metric`, `second_moments` and `training` raise ValueError then.
+    `differentiable`, `second_moments` and `training` raise ValueError then.
     """
 
     @property
@@ -59,7 +59,7 @@ class Work(Protocol):
         ...
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        """Returns the gradient of each unit's measurement in its own blocks."""
+        """Returns the gradient of each unit's measurement, or metric, in its own blocks."""
         ...
 
     def curvature(
@@ -87,8 +87,8 @@ class Work(Protocol):
         """Returns the window as it was trained, and its states at the estimator's steps."""
         ...
 
-    def metric(self, unit: str) -> Measurement:
-        """Returns a unit's metric as a differentiable function of the model."""
+    def differentiable(self, unit: str) -> Measurement:
+        """Returns a unit's metric, or measurement, as a differentiable function of the model."""
         ...
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """The estimator that differentiates the training itself, for the found unit.
 
-score(z) = d mu(theta_end) / d w_z: the derivative of a unit's metric at the window's end by the
+score(z) = d mu(theta_end) / d w_z: the derivative of a unit's metric (or measurement, as
+`estimator.target` says) at the window's end by the
 sample's loss weight, through every update in between; see `unrolled`.
 """
 
@@ -41,7 +42,7 @@ class Unrolled:
             segments = unrolled_influence(
                 window,
                 states,
-                [work.metric(work.found)],
+                [work.differentiable(work.found)],
                 segment=None if wanted.segment is None else segment,
                 last_steps=wanted.last_steps,
                 n_perturbed=wanted.n_perturbed,

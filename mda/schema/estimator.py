@@ -11,6 +11,10 @@ from mda.schema.setting import Group, entering, nearest, setting
 MOMENTS = ("onset", "window_middle", "window_end")
 FACTORS = ("independent", "weighted", "sequence")
 SKIP = "first positions at which what the unit's parameters do is left out of fit and scores"
+TARGETS = ("measurement", "metric")
+TARGET = (
+    "what is differentiated of a unit: its measurement, or its metric where that has a gradient"
+)
 BATCH = "sequences in a pass; no effect on the result"
 SEED = {"low": 0, "high": 2**32 - 1}
 
@@ -23,11 +27,16 @@ class Requires:
     lent.
     """
 
-    target: str = ""  # what is differentiated: each unit's `measurement`, the found one's `metric`
+    target: str = ""  # what is differentiated of a unit: its `measurement` or its `metric`
     query: bool = False  # the tokens that the measurement asks on
     moments: str = ""  # Adam's second moments: the setting that asks for them
     trajectory: bool = False  # the window's training, which is repeated in float32
     moving: bool = False  # the kept checkpoints whose learning rate is not 0, and no others
+
+    @property
+    def found(self) -> bool:
+        """Whether the function of the found unit is lent, so that scores may be of it alone."""
+        return self.target == "metric" or self.trajectory
 
 
 @dataclass
@@ -85,6 +94,7 @@ class WithCurvature(AtCheckpoint):
 
     gives: ClassVar[tuple[str, ...]] = ("losses", "tokens")
 
+    target: str = setting("measurement", TARGET, one_of=TARGETS)
     skip_positions: int = setting(0, SKIP, low=0)
     damping: float = setting(0.1, "added to the curvature, as a share of its mean", above=0)
     fit_sequences: int | None = setting(
@@ -105,7 +115,7 @@ class WithCurvature(AtCheckpoint):
 
     @property
     def requires(self) -> Requires:
-        return Requires("measurement", moments="adam_damping" if self.adam_damping else "")
+        return Requires(self.target, moments="adam_damping" if self.adam_damping else "")
 
 
 @dataclass
@@ -145,6 +155,7 @@ class TracinConfig(EstimatorConfig):
         low=1,
         enters=False,
     )
+    target: str = setting("measurement", TARGET, one_of=TARGETS)
     skip_positions: int = setting(0, SKIP, low=0)
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
     adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")
@@ -162,7 +173,7 @@ class TracinConfig(EstimatorConfig):
     def requires(self) -> Requires:
         moments = "adam_preconditioning" if self.adam_preconditioning else ""
         moving = self.lr_weights and self.checkpoints is None  # at rate 0 a pass is wasted
-        return Requires("measurement", moments=moments, moving=moving)
+        return Requires(self.target, moments=moments, moving=moving)
 
 
 @dataclass
@@ -177,12 +188,13 @@ class ExactConfig(WithCurvature):
 
 @dataclass
 class UnrolledConfig(EstimatorConfig):
-    """Influence through all updates of the window: the derivative of the metric at its end."""
+    """Influence through all updates of the window: the derivative of the unit at its end."""
 
     estimator: ClassVar[str] = "mda.estimator.through_training:Unrolled"
     cost: ClassVar[str] = "mda.cost.scoring:unrolled"
 
     name: str = setting("unrolled", "kind of estimator", one_of=("unrolled",))
+    target: str = setting("metric", TARGET, one_of=TARGETS)
     segment: int | None = setting(
         50,
         "steps whose states are in memory at a time, null: from checkpoint to checkpoint",
@@ -198,7 +210,7 @@ class UnrolledConfig(EstimatorConfig):
 
     @property
     def requires(self) -> Requires:
-        return Requires("metric", trajectory=True)
+        return Requires(self.target, trajectory=True)
 
 
 @dataclass

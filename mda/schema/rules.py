@@ -108,6 +108,19 @@ def _sae_checkpoint_exists(c: Config) -> None:
         raise refuse("sae.checkpoint", step, limit)
 
 
+def _metric_has_gradients(c: Config) -> None:
+    wanted: Any = c.estimator
+    if getattr(wanted, "target", "") != "metric" or wanted.requires.trajectory:
+        return  # through training the found unit's metric is differentiated, in all parameters
+    if not isinstance(c.unit, HeadConfig):
+        return
+    if "qk" not in c.unit.blocks:
+        raise refuse("unit.blocks", c.unit.blocks, "qk among them with estimator.target=metric")
+    if c.unit.locate == "mechanism" and c.unit.probe.target == "copy":
+        limit = "measurement with unit.locate=mechanism and unit.probe.target=copy"
+        raise refuse("estimator.target", wanted.target, limit)
+
+
 def _unit_exists(c: Config) -> None:
     sizes: Any = c.model  # of a model from scratch its settings, else its checkpoint's
     layers, heads = sizes.n_layers, sizes.n_heads
@@ -283,6 +296,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("model", "sae"), _sae_layer_exists),
     (("base", "training", "sae"), _sae_checkpoint_exists),
     (("model", "unit"), _unit_exists),
+    (("unit", "estimator"), _metric_has_gradients),
     (("model", "unit"), _unit_probe_fits_context),
     (("base", "training", "estimator"), _scored_steps_exist),
     (("training", "intervention"), _window_in_run),

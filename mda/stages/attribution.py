@@ -113,8 +113,8 @@ class ScoringWork:
         return self.located.kind.query()
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        lend("a measurement", self.settings.requires.target == "measurement")
-        return self.located.kind.gradients(model, self.units)
+        lend("gradients", bool(target := self.settings.requires.target))
+        return self.located.kind.gradients(model, self.units, target)
 
     def curvature(
         self,
@@ -162,9 +162,11 @@ class ScoringWork:
             accepted = "what needs no optimizer state, which base=published lacks"
             raise refuse("estimator", self.settings.name, accepted)
 
-    def metric(self, unit: str) -> Measurement:
-        lend("a metric", self.settings.requires.target == "metric")
-        return self.located.kind.differentiable(unit, self.located.members)
+    def differentiable(self, unit: str) -> Measurement:
+        lend("a function of the model", self.settings.requires.found)
+        return self.located.kind.differentiable(
+            unit, self.located.members, self.settings.requires.target
+        )
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         assert self.part is not None
@@ -257,7 +259,7 @@ class ScoresStage(Stage[Traced]):
         required = settings.requires
         if required.target or required.query:
             inputs["unit"] = located.inputs
-        if required.target == "metric":
+        if required.found:
             inputs["found"] = [located.members_key, located.together, located.settings.metric]
         if base.published is not None:  # what the key of a trained run has already
             training = without(asdict(base.recipe.training), *NOT_SCORED)

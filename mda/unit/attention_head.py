@@ -21,7 +21,7 @@ from mda.schema import HeadConfig
 from mda.types import HeadId, ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
 from mda.unit.capture import frozen, joined, modules_of, record
-from mda.unit.kind import Materials, Measurement, joint
+from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement, joint
 from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
 from mda.unit.metrics import Metric, metric_function
 
@@ -41,6 +41,8 @@ class AttentionHeads:
         self.metric_tokens_MT = attention_tokens(
             probabilities, n=probe.n_sequences, length=probe.length, repeats=2, seed=probe.seed
         )
+        metric = metric_function(settings.metric)
+        self.attended = OwnAttention(arch, self.metric_tokens_MT, metric, probe.length)
         self.measured: TokenObjective | OwnAttention
         if probe.target == "copy":
             self.measured = copy_objective(probabilities, **shape, seed=probe.seed)
@@ -77,33 +79,35 @@ class AttentionHeads:
         asked = self.measured
         return asked.tokens_MS if isinstance(asked, TokenObjective) else asked.tokens_MT
 
-    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+    def gradients(
+        self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT
+    ) -> BlockTensors:
         """Returns gradients in the blocks that these units own."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))
-        if isinstance(self.measured, TokenObjective):
-            return self.measured.gradients(model, blocks)
+        asked = self._asked(target)
+        if isinstance(asked, TokenObjective):
+            return asked.gradients(model, blocks)
         if together := _mechanism(units):
-            return self.measured.joint_gradients(model, together, blocks)
+            return asked.joint_gradients(model, together, blocks)
         layers = sorted({HeadId.parse(unit.name).layer for unit in units})
         own = {at: self.blocks[at]["qk"] for at in layers}
-        return self.measured.own_gradients(model, own)
+        return asked.own_gradients(model, own)
 
-    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """Returns the metric of a head on the probe's random tokens.
+    def _asked(self, target: str) -> TokenObjective | OwnAttention:
+        return self.attended if target == METRIC else self.measured
+
+    def differentiable(
+        self, name: str, members: Sequence[str], target: str = METRIC
+    ) -> Measurement:
+        """Returns the metric or the measurement of a head on random tokens.
 
         For a mechanism, it is its heads' mean.
         """
         names = members if name == "mechanism" else [name]
-        heads, length = [HeadId.parse(one) for one in names], self.settings.probe.length
-        metric, tokens_MT = metric_function(self.settings.metric), self.metric_tokens_MT
-
-        def measurement(model: PreTrainedModel) -> Tensor:
-            with PlainAttention(keep=True) as attention:
-                model(input_ids=tokens_MT.to(model.device), use_cache=False)
-            values = [metric(attention.patterns[h.layer], length)[:, h.head].mean() for h in heads]
-            return torch.stack(values).mean()
-
-        return measurement
+        asked = self._asked(target)
+        if isinstance(asked, TokenObjective):
+            return asked.differentiable
+        return asked.differentiable([HeadId.parse(one) for one in names])
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """Returns f_probe of each unit; the mechanism's is the mean of its heads'."""
@@ -171,6 +175,18 @@ class OwnAttention:
                 x = tape.capture(tape.outputs).x(block)
                 add(found, block, outer_sum(x, torch.stack(dy, 2)))
         return found
+
+    def differentiable(self, heads: Sequence[HeadId]) -> Measurement:
+        """Returns the mean metric of some heads as a function that can be differentiated twice."""
+
+        def measurement(model: PreTrainedModel) -> Tensor:
+            with PlainAttention(keep=True) as attention:
+                model(input_ids=self.tokens_MT.to(model.device), use_cache=False)
+            patterns = attention.patterns
+            values = [self.metric(patterns[h.layer], self.length)[:, h.head].mean() for h in heads]
+            return torch.stack(values).mean()
+
+        return measurement
 
     def joint_gradients(
         self, model: PreTrainedModel, heads: Sequence[HeadId], blocks: Sequence[ParameterBlock]

@@ -22,6 +22,9 @@ from mda.unit.tokens import token_distribution
 if TYPE_CHECKING:  # scores of other kinds do not depend on the code of autoencoders
     from mda.sae.autoencoder import Sae
 
+MEASUREMENT, METRIC = "measurement", "metric"
+"""What can be differentiated of a unit, as `estimator.target` calls it."""
+
 Measurement = Callable[[PreTrainedModel], Tensor]
 """A differentiable scalar of the model's parameters."""
 
@@ -48,15 +51,20 @@ class UnitKind(Protocol):
         """Tokens that the measurement asks on, int64 [M, S]; of a label those of its class."""
         ...
 
-    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
-        """Returns each unit's gradient of the measurement in its own blocks, [R, I, J].
+    def gradients(
+        self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT
+    ) -> BlockTensors:
+        """Returns each unit's gradient of its measurement in its own blocks, [R, I, J].
 
-        Blocks where the gradient is 0 are left out.
+        With `target` metric those of its metric, where that has a gradient of its own. Blocks where
+        the gradient is 0 are left out.
         """
         ...
 
-    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
-        """Returns what `unrolled` differentiates for a unit: its metric, else its measurement.
+    def differentiable(
+        self, name: str, members: Sequence[str], target: str = METRIC
+    ) -> Measurement:
+        """Returns a unit's metric as a function; its measurement if asked, or without a gradient.
 
         `members` are the units of which a mechanism is made.
         """

@@ -18,7 +18,7 @@ from mda.schema import NeuronConfig
 from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, outer_sum
 from mda.unit.capture import module_inputs, modules_of, record
-from mda.unit.kind import Materials, Measurement
+from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.label_contrast import LabelledText, contrast
 from mda.unit.measurement import add
 
@@ -63,7 +63,9 @@ class MlpNeurons:
         """Returns the held-out text of the label's class, [M, T + 1]."""
         return self.measured_text.tokens_MS[self.measured_text.has_label_M]
 
-    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+    def gradients(
+        self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT
+    ) -> BlockTensors:
         """Returns the gradient of each neuron's contrast in its own input weights, by layer."""
         found: dict[ParameterBlock, Tensor] = {}
         layers = sorted({parse(unit.name)[0] for unit in units})
@@ -83,7 +85,9 @@ class MlpNeurons:
                 add(found, block, outer_sum(captured.x(block), captured.dy(block)))
         return found
 
-    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+    def differentiable(
+        self, name: str, members: Sequence[str], target: str = METRIC
+    ) -> Measurement:
         """Returns the difference of mean activation, as the ROC AUC has no gradient."""
         layer, neuron = parse(name)
         path = self.architecture.neuron_activation(layer)

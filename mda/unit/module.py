@@ -18,7 +18,7 @@ from mda.schema import ModuleConfig
 from mda.types import Part, Unit
 from mda.unit.ablation import ablated, mean_inputs, module_place
 from mda.unit.blocks import BlockTensors
-from mda.unit.kind import Materials, Measurement
+from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.measurement import TokenObjective, copy_objective, label_objective
 
 SUFFIX = {"attention": ".attn", "mlp": ".mlp", "both": ""}  # L2.attn, L2.mlp, L2
@@ -89,12 +89,16 @@ class Modules:
         """Returns the measurement's tokens, [M, S]."""
         return self.measured.tokens_MS
 
-    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+    def gradients(
+        self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT
+    ) -> BlockTensors:
         """Returns the gradient of the measurement in every module's blocks."""
         blocks = list(dict.fromkeys(part.block for unit in units for part in unit.parts))
         return self.measured.gradients(model, blocks)
 
-    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+    def differentiable(
+        self, name: str, members: Sequence[str], target: str = METRIC
+    ) -> Measurement:
         """Returns the measurement, the same for all modules; ablation needs two models."""
         return self.measured.differentiable
 

@@ -19,7 +19,7 @@ from mda.schema import SaeFeatureConfig
 from mda.types import ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients
 from mda.unit.capture import frozen, modules_of, record
-from mda.unit.kind import Materials, Measurement
+from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.label_contrast import LabelledText, contrast
 from mda.unit.measurement import add
 
@@ -65,7 +65,9 @@ class SaeFeatures:
         """Returns the held-out text of the label's class, [M, T + 1]."""
         return self.measured_text.tokens_MS[self.measured_text.has_label_M]
 
-    def gradients(self, model: PreTrainedModel, units: Sequence[Unit]) -> BlockTensors:
+    def gradients(
+        self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT
+    ) -> BlockTensors:
         """Returns each feature's gradient of the contrast in the blocks, [R, I, J], a row each."""
         sae, ids = self.sae.to(model.device, model.dtype), [parse(unit.name)[1] for unit in units]
         modules, found = modules_of(self.blocks), {}
@@ -87,7 +89,9 @@ class SaeFeatures:
                 add(found, block, torch.stack(parts))
         return found
 
-    def differentiable(self, name: str, members: Sequence[str]) -> Measurement:
+    def differentiable(
+        self, name: str, members: Sequence[str], target: str = METRIC
+    ) -> Measurement:
         """Returns the difference of mean activation, as the ROC AUC has no gradient."""
         number = parse(name)[1]
 

@@ -104,7 +104,7 @@ class ValueLayers:
     def query(self):
         return self.measured.tokens_MS
 
-    def gradients(self, model, units):
+    def gradients(self, model, units, target="measurement"):
         return self.measured.gradients(model, self.blocks)
 
     def measurements(self, model, units):

@@ -96,6 +96,7 @@ class InMemoryWork:
     rates: Mapping[int, float] = field(default_factory=dict)
     moments: Mapping[int, Mapping[str, Tensor]] = field(default_factory=dict)
     found: str = ""
+    target: str = "measurement"
 
     @property
     def query(self) -> Tensor:
@@ -105,7 +106,7 @@ class InMemoryWork:
         return self.models[step]
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        return self.kind.gradients(model, self.units)
+        return self.kind.gradients(model, self.units, self.target)
 
     def curvature(
         self,

@@ -102,6 +102,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "estimator.checkpoint": ("estimator.checkpoint=32", "scores"),
     "estimator.damping": ("estimator.damping=0.5", "scores"),
     "estimator.skip_positions": ("estimator.skip_positions=1", "scores"),
+    "estimator.target": ("estimator.target=metric", "scores"),
     "estimator.factors": ("estimator.factors=sequence", "scores"),
     "estimator.fit_sequences": ("estimator.fit_sequences=20", "scores"),
     "estimator.labels": ("estimator.labels=empirical", "scores"),
@@ -465,7 +466,11 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
     for asked in (lambda: adam.second_moments(20), unrolled.training):
         with pytest.raises(ConfigError, match=r"estimator=\w+ .* what needs no optimizer state"):
             asked()
-    others = (lambda: work.query, lambda: work.metric("L1H0"), lambda: work.second_moments(20))
+    others = (
+        lambda: work.query,
+        lambda: work.differentiable("L1H0"),
+        lambda: work.second_moments(20),
+    )
     for asked in (*others, work.training):
         with pytest.raises(ValueError, match="`requires` does not say so"):
             asked()

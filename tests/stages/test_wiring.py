@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from derivatives import parameter_gradients, sequence_losses
 from safetensors.torch import load_file
 
 from mda.data.stream import schedule, stream_order
@@ -288,24 +289,49 @@ def test_rows_that_cannot_be_read_are_no_fault_of_the_edit(traced, context_of, p
         plan_edit(context.config.intervention, trace.unit, trace.traced.scores)
 
 
-def test_unrolled_scores_are_what_one_more_weight_does_to_the_units_metric(traced):
+@pytest.mark.parametrize("target", ["metric", "measurement"])
+def test_unrolled_scores_are_what_one_more_weight_does_to_the_unit(traced, target):
     """The whole window is trained again here, plainly, with one sample's weight changed."""
-    trace, context = traced("estimator=unrolled", "estimator.segment=7")
+    asked = ("estimator=unrolled", "estimator.segment=7", f"estimator.target={target}")
+    trace, context = traced(*asked)
     assert trace.traced.steps == (20, 32, 40)  # the window's start, and what is known inside it
     scores, name = trace.traced.scores, trace.unit.name
     others = [unit.name for unit in trace.unit.units if unit.name != name]
     assert all(np.isnan(scores.of(other)).all() for other in others)
     ours, kind = scores.of(name), heads_of(trace, context, model_at(trace, 20))
-    metric = kind.differentiable(name, [name])
+    unit = next(one for one in trace.unit.units if one.name == name)
+    values = {"metric": kind.differentiable(name, [name]),
+              "measurement": lambda model: kind.measurements(model, [unit])[0]}  # fmt: skip
     chosen = np.argsort(-np.abs(ours))[:3]
     for row in chosen:
         ends = {}
         for weight in (0.9, 1.1):
             weights = np.ones(len(ours))
             weights[row] = weight
-            ends[weight] = metric(retrained_plainly(trace, context, weights)).item()
+            ends[weight] = values[target](retrained_plainly(trace, context, weights)).item()
         numeric = (ends[1.1] - ends[0.9]) / 0.2
         assert ours[row] == pytest.approx(numeric, rel=0.02)
+
+
+@pytest.mark.parametrize("estimator", ["tracin", "exact"])
+def test_influence_on_the_metric_is_that_of_its_gradient(traced, estimator):
+    """With a large damping the inverse curvature is a multiple of the identity."""
+    own = {"tracin": ("estimator.checkpoints=[20]", "estimator.lr_weights=false"),
+           "exact": ("estimator.checkpoint=20", "estimator.damping=1e6")}[estimator]  # fmt: skip
+    trace, context = traced(f"estimator={estimator}", *own, "estimator.target=metric")
+    model, scores = model_at(trace, 20), trace.traced.scores
+    kind = heads_of(trace, context, model)
+    unit = next(one for one in trace.unit.units if one.name != trace.unit.name)
+    wanted = parameter_gradients(model, kind.differentiable(unit.name, [unit.name])(model))
+    products = []
+    for id_ in scores.sample_ids[:3]:
+        losses = sequence_losses(model, trace.corpus.rows(np.array([id_])))
+        found = parameter_gradients(model, losses[0])
+        pairs = [(gather(b, wanted)[row], gather(b, found)[row]) for b, row in unit.parts]
+        products.append(-sum((mine * its).sum().item() for mine, its in pairs))
+    ours = scores.of(unit.name)[:3]
+    scale = ours[0] / products[0] if estimator == "exact" else 1
+    assert ours == pytest.approx(scale * np.array(products), rel=1e-3) and scale > 0
 
 
 def test_unrolled_scores_of_a_perturbed_start_are_those_of_noise_drawn_here(traced):
