@@ -356,6 +356,12 @@ def test_a_saved_run_is_checked_by_the_rules_of_its_own_program():
             through_schema(content, program)
 
 
+def test_a_run_that_was_saved_with_a_threshold_for_every_metric_can_be_read():
+    content = asdict(compose([]))
+    saved = content | {"emergence": content["emergence"] | {"onset": {"prefix_matching": 0.06}}}
+    assert through_schema(saved, "run") == through_schema(content, "run")
+
+
 def test_paths_of_a_saved_run_are_those_of_its_own_place(tmp_path):
     (tmp_path / "my-sae").mkdir()
     content = {"unit": {"source": "my-sae", "label": "code"}, "data": {"path": "not-there.npy"}}

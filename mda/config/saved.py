@@ -24,6 +24,7 @@ from mda.config.jobs import FILE, recorded
 from mda.config.mistakes import explain
 from mda.config.words import setting_word
 from mda.schema import Config, ConfigError
+from mda.schema.old_words import NO_SETTINGS
 from mda.schema.setting import show
 
 LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
@@ -107,9 +108,16 @@ def through_schema(content: Mapping[str, Any], program: str) -> Config:
         root = OmegaConf.structured(Config)
         for group, options in schema.OPTIONS.items():
             root[group] = OmegaConf.structured(_option(group, content.get(group), options))
-        return typed(OmegaConf.merge(root, dict(content)), _needs(program))  # type: ignore[arg-type]
+        known = {name: _known(name, value) for name, value in content.items()}
+        return typed(OmegaConf.merge(root, known), _needs(program))  # type: ignore[arg-type]
     except Exception as error:
         raise explain(error) from error
+
+
+def _known(group: str, settings: Any) -> Any:
+    """Returns a saved group without settings that no longer exist."""
+    gone = NO_SETTINGS.get(group, ())
+    return {k: v for k, v in settings.items() if k not in gone} if gone else settings
 
 
 def _needs(program: str) -> Sequence[str] | None:

@@ -38,6 +38,9 @@ METRICS = {
 }
 """What kept tables and studies call the largest value over all heads, and what it is called now."""
 
+NO_SETTINGS = {"emergence": ("onset",)}
+"""Group -> settings that saved runs have and that no longer exist: each metric has a threshold."""
+
 DATED = frozenset(
     ("82022c20551b907e", "709341fbbed795d2", "9f6c9c8e1b67d864", "6e26457d0d68e327",
      "001ac43974ff0334", "3e8a9ee951033087")
