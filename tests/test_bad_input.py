@@ -134,18 +134,18 @@ BAD_CONFIG = {
     "equals sign in a path": (
         "data=tokens data.path=/a=b.npy",
         "data.path=/a=b.npy cannot be read; accepted: key=value, such as model.n_heads=4; texts "
-        "with special characters stand in quotes: 'data.path=\"/a=b.npy\"'\n",
+        "with special characters need quotes: 'data.path=\"/a=b.npy\"'\n",
     ),
     "comma in a path": (
         "data=tokens data.path=/a,b.npy",
         "data.path=/a,b.npy names several values; accepted: one value, a list as [a,b], or a sweep "
-        "over them with -m; texts with special characters stand in quotes: "
+        "over them with -m; texts with special characters need quotes: "
         "'data.path=\"/a,b.npy\"'\n",
     ),
     "special characters in a list": (
         "report.runs=[/a=b,/c]",
         "report.runs=[/a=b,/c] cannot be read; accepted: key=value, such as model.n_heads=4; texts "
-        "with special characters stand in quotes: 'report.runs=[\"/a=b\",/c]'\n",
+        "with special characters need quotes: 'report.runs=[\"/a=b\",/c]'\n",
     ),
     "option with dashes": ("--batch-size=4", "unrecognized arguments: --batch-size=4; see --help"),
     "setting nobody reads": (
@@ -300,7 +300,7 @@ BAD_CONFIG = {
     ),
     "documents of ids without an end": (
         "data=hf data.dataset=x.jsonl data.tokens=ids",
-        "data.end_of_text=null is refused; accepted: an id to stand between documents of token id",
+        "data.end_of_text=null is refused; accepted: an id between documents of token ids",
     ),
     "first token of rows that are given": (
         "data=hf data.dataset=x.parquet data.tokens=ids data.packing=rows data.begin_of_text=0",

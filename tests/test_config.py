@@ -397,5 +397,5 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
 
 @pytest.mark.parametrize("layers", ["[]", "[1,1]"])
 def test_layers_without_a_neuron_to_find_are_refused(layers):
-    with pytest.raises(ConfigError, match=r"unit\.layers=.* each stands there once"):
+    with pytest.raises(ConfigError, match=r"unit\.layers=.*distinct layers"):
         compose(["unit=mlp_neuron", "unit.label=code", f"unit.layers={layers}"])

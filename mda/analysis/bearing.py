@@ -17,7 +17,7 @@ ABLE = {
     "copy_gain": "gain from few-shot copies",
     "label_margin": "margin of few-shot labels",
 }
-"""Numbers of the model's behaviour that are told, in nats."""
+"""Numbers of the model's behaviour in the sentences, in nats."""
 
 
 def bearing(measured: Measurements, study: StudyConfig) -> list[str]:

@@ -185,8 +185,9 @@ def random_values(
 ) -> dict[str, tuple[tuple[int, ...], np.ndarray]]:
     """Returns the replicates of each random arm, and [S, R] of a metric, for `null_check`.
 
-    A column is one replicate, told by the seed of its draw. Seeds that lack one of the replicates
-    that most seeds have are left out; arms with fewer than two seeds or replicates are too.
+    A column is one replicate, identified by the seed of its draw. Seeds that lack one of the
+    replicates that most seeds have are left out; so are arms with fewer than two seeds or
+    replicates.
     """
     found = {}
     for arm, seeds in by_arm(measured.runs).items():

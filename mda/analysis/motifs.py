@@ -8,7 +8,7 @@ that they share are skeleton, others are slots:
     skeleton    one word in 90 % of the records
     repeat      in 90 % of the records the same as an earlier slot
     number      digits only in 90 % of the records
-    word        at least half of the records have a word that stands all over the window
+    word        at least half of the records have a word that is common in the window
     identifier  every other slot
 
 A sample half of which is one block of tokens over and over is a plain repeat, a motif of its own,
@@ -39,7 +39,7 @@ ALMOST_ALL = 0.9  # of the records
 COMMON = (
     10,
     0.001,
-)  # a word stands all over the window if it is in so many samples, and this share
+)  # a word is common in the window if it is in so many samples, and this share
 WINDOW = 20_000  # samples that shares of the window are estimated from
 VALUES = 100  # of a slot that are kept, the most frequent
 BATCH = 2048
@@ -77,7 +77,7 @@ def mine(
 ) -> Mined:
     """Returns the motifs of the samples that the settings choose by the unit's scores.
 
-    Of a window of more than `WINDOW` samples a random part stands for the whole.
+    Of a window of more than `WINDOW` samples a random part represents the whole.
     """
     values, n = scores.of(unit), len(scores.sample_ids)
     chosen = _chosen(values, settings)
@@ -237,7 +237,7 @@ def _generalise(
 ) -> tuple[tuple[str | int, ...], tuple[Slot, ...], tuple[int, int]]:
     """Returns skeleton, slots and cast of the records of all samples with this shape."""
     columns = [[[copy[j] for copy in one] for one in samples] for j in range(shape.count(_WORD))]
-    filled: list[str | int] = []  # what stands in each place: its one word, or the slot's number
+    filled: list[str | int] = []  # for each place its one word, or the slot's number
     slots: list[Slot] = []
     origin: dict[int, list[list[str]]] = {}  # slot -> its words, of those that repeat no other
     for column in columns:

@@ -135,7 +135,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
                 if node.mode != RunMode.MULTIRUN:
                     _fix_threads(cfg, 1)
                     return Checked([typed(cfg, needs)])
-            else:  # presets and Hydra's own settings tell whether a sweep was meant
+            else:  # presets and Hydra's own settings decide whether it is a sweep
                 fixed = [item for item in given if item not in swept]
                 shape = [item for item in fixed if "." not in item.key_or_group or of_hydra(item)]
                 node, _ = with_hydra(name, [str(item.input_line) for item in shape] + extra)

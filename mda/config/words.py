@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from mda.schema.keys import settings
 
 PLAIN = re.compile(r"(?!(?:null|true|false|nan|inf)$)[a-z_./][\w./+@-]*", re.ASCII | re.IGNORECASE)
-"""Texts that Hydra takes as they are; others stand in quotes."""
+"""Texts that Hydra reads literally; others need quotes."""
 
 
 def setting_word(key: str, value: str | Sequence[str]) -> str:
@@ -29,7 +29,7 @@ def advice(word: str) -> str:
         return ""
     listed = any("list" in kind for kind in kinds) and re.fullmatch(r"\[(.*)\]", value)
     whole = setting_word(key, listed[1].split(",") if listed else value)
-    return f"; texts with special characters stand in quotes: {shlex.quote(whole)}"
+    return f"; texts with special characters need quotes: {shlex.quote(whole)}"
 
 
 def _text(value: str) -> str:

@@ -67,7 +67,7 @@ def _end_of_text(config: HfConfig) -> int | None:
         if end is None and config.packing == "across":
             raise DataError(
                 f"data.end_of_text is not given and data.tokenizer={config.tokenizer} names none; "
-                "accepted: the id that stands after each document"
+                "accepted: the id after each document"
             )
     return end
 

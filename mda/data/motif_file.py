@@ -46,7 +46,7 @@ class Motif:
     title: str  # what it is called in words; empty until someone writes it
     skeleton: tuple[str | int, ...]
     slots: tuple[Slot, ...]
-    example: str  # one record as it stands in a sample
+    example: str  # one record of a sample, verbatim
     cast: tuple[int, int]  # different identifiers and numbers in a sample, all slots together
     copies: tuple[int, int]  # records in a row of tokens
     samples: int  # of the chosen samples, how many have it

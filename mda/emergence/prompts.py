@@ -2,7 +2,7 @@
 
 copy    a | a | b | b | ... q | [q]             a, b, q: spans of text; | a separator
 label   a | x  b | y  c | x ... q | [x]         a, b, c, q: snippets of two classes; x, y: one token
-                                                that stands for each class in this prompt alone
+                                                for each class in this prompt alone
 
 The part in brackets is predicted. The copy's last span can be predicted from its first occurrence,
 without any other example; the label's token can be predicted from the examples only.
@@ -70,7 +70,7 @@ def label_prompts(
     """Returns n prompts of two classes each, with as many examples of both.
 
     Returns None without two classes, and where fewer than two examples fit in the context. A class
-    needs two rows: the question is never cut from an example's. The tokens that stand for the
+    needs two rows: the question is never cut from an example's. The tokens of the
     classes are drawn for each prompt from `probabilities_V`.
     """
     names = np.asarray(labels)

@@ -5,7 +5,7 @@ occurrence included; a span is a run of such tokens. Two edits of the same token
 effect of the samples from that of their repetitions:
 
 fresh      every repeated token becomes a draw of its own: nothing repeats any more
-renamed    every repeated token becomes another one, the same wherever it stands: the sample
+renamed    every repeated token becomes another one, the same everywhere: the sample
            repeats itself exactly as often and in the same places, with other words
 
 Both draw from one distribution, that of the tokens that are replaced in all samples together, so

@@ -15,7 +15,7 @@ those of an MLP neuron
 
 and those of a whole attention (qkv, o) or MLP (in, out) are the same maps with one owner. Under
 grouped-query attention the query heads of a group share W_K and W_V: these parameters count as
-every such head's own, so they stand for the whole group.
+every such head's own, so an edit of them affects the whole group.
 
 Biases of maps that write into the residual stream are added once for all owners and belong to none.
 """

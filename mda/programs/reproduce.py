@@ -71,7 +71,7 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
     for sentence in found:
         print(printable(f"changed: {sentence}"), file=sys.stderr)
     if found and not anyway:
-        raise ConfigError(f"{run} is no longer what was run; to go on as things stand: --anyway")
+        raise ConfigError(f"{run} has changed since the run; --anyway continues")
     name = f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     place = outputs / "runs" / "reproduce" / name
     if not place.resolve().is_relative_to(outputs.resolve()):

@@ -34,7 +34,7 @@ FILES = {
 
 USUAL = "induction_head"  # the default kind of unit, which an arm's name leaves out
 UNNAMED = IN_NAME | {"name", "seed", "batch_size"}
-"""Settings that stand in an arm's name already, or make no other arm."""
+"""Settings that are in an arm's name already, or do not change the arm."""
 
 
 def arm_name(config: Config) -> str:

@@ -16,7 +16,7 @@ from mda.schema.setting import printable
 
 __all__ = ["plt", "save_figure"]
 
-matplotlib.rcParams["text.parse_math"] = False  # labels of data stand in names of arms
+matplotlib.rcParams["text.parse_math"] = False  # names of arms contain labels of the data
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:

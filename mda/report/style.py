@@ -18,7 +18,7 @@ COLOURS = {
     "loss": "#CC79A7",
     "gradient_norm": "#E69F00",
 }
-"""Okabe and Ito's palette, told apart with any colour vision; other estimators take from `MORE`."""
+"""Okabe and Ito's palette, for any colour vision; other estimators take from `MORE`."""
 MORE = ("#56B4E9", "#882255", "#44AA99", "#332288", "#999933")
 CONTROL_COLOUR, RANDOM_COLOUR, MATCHED_COLOUR = "#000000", "#7F7F7F", "#8C6D46"
 PALEST = 0.8  # share of white in the last of many arms that look alike

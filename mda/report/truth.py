@@ -25,7 +25,7 @@ FILES = {
     "planted.csv": "planted causes that each estimator finds",
     "estimators.csv": "seconds of each estimator, and its rank correlation with the others",
     "tops.csv": "samples of highest score as text",
-    "labels.csv": "labels of the tenth of highest score",
+    "labels.csv": "labels of the top 10 % by score",
     "about.json": "settings, window, units, and how much of the whole was done",
     "lds.png": "predicted against measured, a point for every set",
 }

@@ -121,7 +121,7 @@ class Sae:
         return (linear + self.b_enc_F[chosen]).relu() * active.view(linear.shape)
 
     def decode(self, f_BTF: Tensor, x_BTD: Tensor | None = None) -> Tensor:
-        """Returns the activation that features stand for, [B, T, D].
+        """Returns the activation that features represent, [B, T, D].
 
         With a normalization, `x` is the activation that was encoded, whose mean and norm are
         restored. Raises ValueError without it.

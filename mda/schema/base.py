@@ -94,7 +94,7 @@ class PublishedConfig(BaseConfig):
         if self.repo is not None and self.repo.count("/") != 1:
             raise self._refuse("repo", "owner/name")
         if self.revision.count("*") != 1:
-            raise self._refuse("revision", "a name with one *, which stands for the step")
+            raise self._refuse("revision", "a name with one * in place of the step")
         if len(self.steps) < 2 or sorted(set(self.steps)) != self.steps:
             raise self._refuse("steps", "two or more rising steps, none of them twice")
         for name in ("folder", "state"):

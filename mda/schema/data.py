@@ -173,7 +173,7 @@ class HfConfig(DataConfig):
             raise self._refuse("begin_of_text", f"below data.vocab_size={self.vocab_size}")
         ended = self.end_of_text is not None or self.tokenizer is not None
         if self.packing == "across" and not ended:
-            raise self._refuse("end_of_text", "an id to stand between documents of token ids")
+            raise self._refuse("end_of_text", "an id between documents of token ids")
 
 
 STANDARD_PILE = "EleutherAI/pile-standard-pythia-preshuffled"

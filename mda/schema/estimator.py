@@ -75,7 +75,7 @@ class AtCheckpoint(EstimatorConfig):
         "window_middle",
         f"which is scored: {', '.join(MOMENTS)}, or a step",
         accepts=f"{', '.join(MOMENTS)}, or a step that has a checkpoint",
-        enters=False,  # the step stands for it
+        enters=False,  # the step is in the key instead
     )
     batch_size: int = setting(32, BATCH, low=1, enters=False)
 
@@ -147,7 +147,7 @@ class TracinConfig(EstimatorConfig):
         None,
         "steps that are summed over, null: estimator.n_checkpoints of the window",
         low=0,
-        enters=False,  # the steps stand for it
+        enters=False,  # the steps are in the key instead
     )
     n_checkpoints: int | None = setting(
         3,
@@ -285,7 +285,7 @@ class FileConfig(EstimatorConfig):
         "???",
         "scores of the window's samples: .npy in stream order; .csv or .parquet with sample_id; "
         "or a folder of bergson or dattri-llm",
-        enters=False,  # what the files hold stands for it
+        enters=False,  # the content of the files is in the key instead
     )
     column: str | None = setting(
         None, "which scores, where there are several: a column, score_1 (bergson) or a question's "

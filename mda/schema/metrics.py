@@ -22,7 +22,7 @@ class HeadMetric:
     title: str  # how axes call it
     threshold: float  # value from which a head counts as emerged
     length: int = 2  # fewest tokens before they repeat
-    repeats: int = 1  # how often they stand in a sequence, at least
+    repeats: int = 1  # fewest occurrences in a sequence
 
 
 HEAD_METRICS: dict[str, HeadMetric] = {

@@ -57,7 +57,7 @@ def read_words(words: Mapping[str, str]) -> Edit:
     mode, _, spans = given["mode"].partition(" ")
     estimator, select = given["estimator"], given["select"]
     if bool(given["match"]) != bool(given["match_targeted"]):
-        raise ValueError("match and match_targeted stand together")
+        raise ValueError("match and match_targeted must be given together")
     match = Match(given["match"], given["match_targeted"] == "allow") if given["match"] else None
     by: Scorer | Rows | None = Scorer(estimator) if estimator not in ("", RANDOM) else None
     if mode == "insert":  # rows had the name of what they are in place of an estimator's

@@ -145,7 +145,7 @@ class HeadConfig(UnitConfig):
 
 @dataclass
 class NeuronConfig(UnitConfig):
-    """An MLP neuron whose activation tells one class of text from the others."""
+    """An MLP neuron whose activation separates one class of text from the others."""
 
     kind: ClassVar[str] = "mda.unit.mlp_neuron:MlpNeurons"
     pattern: ClassVar[str] = r"L(\d+)N(\d+)"
@@ -154,7 +154,7 @@ class NeuronConfig(UnitConfig):
     name: str = setting("mlp_neuron", "kind of unit", one_of=("mlp_neuron",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
     threshold: float = setting(0.65, "ROC AUC from which it counts as present", above=0.5, below=1)
-    label: str = setting("???", "class of text that it must tell from the others")
+    label: str = setting("???", "class of text that it must separate from the others")
     layers: list[int] | None = setting(None, "layers that are searched, null: all", low=0)
     biases: bool = setting(True, "count the bias of its input weights as its own")
 
@@ -163,7 +163,7 @@ class NeuronConfig(UnitConfig):
         if self.layers is not None and (
             not self.layers or len(set(self.layers)) < len(self.layers)
         ):
-            raise self._refuse("layers", "null, or layers of which each stands there once")
+            raise self._refuse("layers", "null, or distinct layers")
 
 
 @dataclass
@@ -199,7 +199,7 @@ class ModuleConfig(UnitConfig):
 
 @dataclass
 class SaeFeatureConfig(UnitConfig):
-    """A feature of a sparse autoencoder that tells one class of text from the others."""
+    """A feature of a sparse autoencoder that separates one class of text from the others."""
 
     kind: ClassVar[str] = "mda.unit.sae_feature:SaeFeatures"
     pattern: ClassVar[str] = r"L(\d+)F(\d+)"
@@ -209,7 +209,7 @@ class SaeFeatureConfig(UnitConfig):
     name: str = setting("sae_feature", "kind of unit", one_of=("sae_feature",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
     threshold: float = setting(0.7, "ROC AUC from which it counts as present", above=0.5, below=1)
-    label: str = setting("???", "class of text that it must tell from the others")
+    label: str = setting("???", "class of text that it must separate from the others")
     k: int = setting(8, "features traced together, the strongest for the label", low=1)
     source: str | None = setting(None, "folder of an SAE, null: one is trained as sae=... says")
     owners: list[str] = setting(

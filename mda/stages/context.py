@@ -127,7 +127,7 @@ def barrier() -> None:
 def process_group(config: Config) -> Iterator[None]:
     """Joins the processes of `torchrun`, each with its own GPU where there are several.
 
-    They only tell each other whether there is work, which needs no GPU. The timeout is long,
+    They only exchange whether there is work, which needs no GPU. The timeout is long,
     because one process may work for hours before the next exchange.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -155,7 +155,7 @@ def build_together(
 ) -> Artifact:
     """Runs `store.get_or_build` with all processes working in one `.part` folder.
 
-    The first process holds the lock. It tells the others whether there is anything to build, so
+    The first process holds the lock. It sends the others whether there is anything to build, so
     that they neither wait for a lock it holds nor work on what another job has just finished. It
     closes the folder when all of them have built their part.
     """

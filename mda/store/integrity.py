@@ -1,7 +1,7 @@
 """Checks that an artifact is what was built: sizes, hashes, manifests, and torn files.
 
 A manifest holds the size and SHA-256 of every file beside it, and the key that names the folder.
-An unfinished build has no manifest yet; its files are of formats that tell whether they are whole.
+An unfinished build has no manifest yet; its files have formats that show whether they are complete.
 """
 
 from __future__ import annotations

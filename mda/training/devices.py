@@ -38,7 +38,7 @@ GRACE_S = 20.0
 """How long the first process may take to notice by itself that another one died."""
 
 _ASKING = threading.Lock()
-"""One thread at a time asks for an exit code: the system tells it once, and the other got none."""
+"""One thread at a time reads an exit code, because the system returns it only once."""
 
 
 @dataclass(frozen=True)
