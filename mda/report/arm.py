@@ -147,11 +147,12 @@ def from_published(
     curve: Curve, published: Curve, names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Returns a control's differences from the published run by step, after their shared step."""
-    there = {int(row["step"]): row for row in published}
+    published_rows = {int(row["step"]): row for row in published}
     return {
-        str(step): {name: row[name] - there[step][name] for name in names}
+        str(step): {name: row[name] - published_rows[step][name] for name in names}
         for row in curve[1:]
-        if (step := int(row["step"])) in there and all(name in there[step] for name in names)
+        if (step := int(row["step"])) in published_rows
+        and all(name in published_rows[step] for name in names)
     }
 
 

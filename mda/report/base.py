@@ -43,8 +43,11 @@ def _thresholds(unit: UnitConfig) -> dict[str, float]:
 
     The unit has its own.
     """
-    found = {name: metric.threshold for name, metric in HEAD_METRICS.items()}
-    return {name: unit.onset_threshold if name == unit.metric else found[name] for name in found}
+    thresholds = {name: metric.threshold for name, metric in HEAD_METRICS.items()}
+    return {
+        name: unit.onset_threshold if name == unit.metric else thresholds[name]
+        for name in thresholds
+    }
 
 
 def report_base(config: Config, curve: Curve, source: Path, folder: Path) -> dict[str, Any]:

@@ -68,17 +68,17 @@ def catalyst_rows(traced: Sequence[TracedSamples], out: Path) -> list[dict[str, 
     rows = []
     for one in traced:
         path = one.path.with_name(FILE)
-        found = store.read_json(path) if path.exists() else None
-        if found is not None:
+        content = store.read_json(path) if path.exists() else None
+        if content is not None:
             name = f"{one.unit}, {one.estimator}, seed {one.seed}"
             causes = [
                 {**c, "alone": f"{c['alone']:.2f}", "partial": _signed(c["partial"], c["name"])}
-                for c in found["causes"]
+                for c in content["causes"]
             ]
-            together = f"{found['together']:.2f}"
+            together = f"{content['together']:.2f}"
             shown = {"name": name, "together": together, "causes": causes}
             shown["file"] = relative(path, out)
-            rows.append({**found, **shown, "deciles": _with_bars(found["deciles"])})
+            rows.append({**content, **shown, "deciles": _with_bars(content["deciles"])})
     return rows
 
 

@@ -139,14 +139,14 @@ def null_checks(
     measured: Measurements, alpha: float, seed: int
 ) -> dict[tuple[str, str], list[NullCheck]]:
     """Returns the null checks of random arms with two or more seeds and replicates."""
-    found = {
+    checks = {
         (arm, metric): one
         for metric in NULL_METRICS
         for arm, one in random_values(measured, metric).items()
     }
     return {
-        key: null_check(values, alpha, replicates, len(found), seed=seed)
-        for key, (replicates, values) in found.items()
+        key: null_check(values, alpha, replicates, len(checks), seed=seed)
+        for key, (replicates, values) in checks.items()
     }
 
 
@@ -225,12 +225,12 @@ def lead(measured: Measurements) -> str:
 
 def _units(measured: Measurements) -> dict[int, list[str]]:
     """Returns for each seed the units of its edits; for a control without edits, its own."""
-    found = {}
+    units = {}
     for seed in sorted({run.seed for run in measured.runs}):
         runs = [run for run in measured.runs if run.seed == seed]
         edits = [run for run in runs if not run.arm.edit.is_control]
-        found[seed] = list(dict.fromkeys(run.unit for run in edits or runs))
-    return found
+        units[seed] = list(dict.fromkeys(run.unit for run in edits or runs))
+    return units
 
 
 def _write_tables(

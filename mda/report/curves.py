@@ -40,8 +40,8 @@ def plot_curves(curve: Curve, metric: str, threshold: float, path: Path, dpi: in
     top.legend(frameon=False, fontsize=8)
     low.plot(steps, column(curve, "emergence/copy_gain"), color="tab:green", label="copy gain")
     score = column(curve, "emergence/icl_score")
-    known = np.isfinite(score)  # held-out text is measured at fewer steps
-    low.plot(steps[known], score[known], color="tab:purple", label="ICL score")
+    measured = np.isfinite(score)  # held-out text is measured at fewer steps
+    low.plot(steps[measured], score[measured], color="tab:purple", label="ICL score")
     low.axhline(0, color="0.8", lw=0.8)
     low.set(xlabel="training step", ylabel="nats")
     low.legend(frameon=False, fontsize=8)

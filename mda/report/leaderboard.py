@@ -63,8 +63,8 @@ def meanings(config: ReportConfig) -> str:
 
 def all_comparisons(tables: Tables, config: ReportConfig) -> list[Row]:
     """Returns the comparisons by the metric, and then by the measurement."""
-    found = (comparisons(tables, one, config.confidence, config.resamples) for one in OUTCOMES)
-    return [row for rows in found for row in rows]
+    by_outcome = (comparisons(tables, one, config.confidence, config.resamples) for one in OUTCOMES)
+    return [row for rows in by_outcome for row in rows]
 
 
 def page(tables: Tables, board: Sequence[Row], compared: Sequence[Row]) -> list[str]:
@@ -244,8 +244,8 @@ def _sample(row: Row) -> str:
 
 
 def _percent(shares: Iterable[float]) -> str:
-    found = list(shares)
-    return f"{100 * np.mean(found):.1f} %" if found else DASH
+    values = list(shares)
+    return f"{100 * np.mean(values):.1f} %" if values else DASH
 
 
 def _of(share: float | None) -> str:

@@ -44,14 +44,14 @@ def sections(
     measured: Measurements, rows: Sequence[Comparison], verdicts: Sequence[Verdict]
 ) -> list[dict[str, Any]]:
     """Returns the name, title and HTML of every section of a plugin that has something to show."""
-    found = []
+    parts = []
     for section in SECTIONS.values():
         values = implementation(section.function)(measured, rows, verdicts)
         if values is not None:
             template = _environment().from_string(section.template.read_text("utf-8"))
             html = Markup(template.render(**values))
-            found.append({"name": section.name, "title": section.title, "html": html})
-    return found
+            parts.append({"name": section.name, "title": section.title, "html": html})
+    return parts
 
 
 def _environment() -> Environment:

@@ -66,13 +66,13 @@ def traces_of(run_folders: Iterable[Path], runs: Path) -> list[Path]:
     There is one folder for each scores artifact, in the order of their names.
     """
     arms = [path for folder in run_folders for path in folder.rglob("summary.json")]
-    wanted = {_scores_of(path, "intervention") for path in arms} - {None}
-    found: dict[str, Path] = {}
+    fingerprints = {_scores_of(path, "intervention") for path in arms} - {None}
+    folders_of: dict[str, Path] = {}
     for path in sorted(runs.rglob(FILE)):
         name = _scores_of(path.parent / "summary.json", "fingerprints")
-        if name is not None and name in wanted:
-            found.setdefault(name, path.parent)
-    return list(found.values())
+        if name is not None and name in fingerprints:
+            folders_of.setdefault(name, path.parent)
+    return list(folders_of.values())
 
 
 def _scores_of(summary: Path, key: str) -> str | None:

@@ -148,25 +148,25 @@ def reference_rows(rows: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 def dropped_pairs(rows: Sequence[Comparison]) -> list[str]:
     """Returns one line for each reason to leave pairs out of the comparisons."""
-    found: dict[str, tuple[set[str], set[int]]] = {}
+    left_out: dict[str, tuple[set[str], set[int]]] = {}
     for row in rows:
         for text in row.dropped:
             seed, _, why = text.partition(": ")
-            arms, seeds = found.setdefault(why, (set(), set()))
+            arms, seeds = left_out.setdefault(why, (set(), set()))
             arms.add(row.arm.name)
             seeds.add(int(seed.removeprefix("seed ")))
     return [
         f"{why} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}; "
         f"{next(iter(arms)) if len(arms) == 1 else f'{len(arms)} arms'})"
-        for why, (arms, seeds) in found.items()
+        for why, (arms, seeds) in left_out.items()
     ]
 
 
 def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dict[str, Any]:
     """Returns mean, sd and n over seeds, and paired differences, by arm and metric."""
-    found: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for arm, seeds in by_arm(measured.runs).items():
-        found[arm.name] = {}
+        summary[arm.name] = {}
         for metric in metrics_of(measured):
             per_seed = []
             for runs in seeds.values():
@@ -174,14 +174,14 @@ def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dic
                 known = [value for value in values if value is not None]
                 if known:
                     per_seed.append(float(np.mean(known)))
-            found[arm.name][metric] = {
+            summary[arm.name][metric] = {
                 "mean": float(np.mean(per_seed)) if per_seed else None,
                 "sd": float(np.std(per_seed, ddof=1)) if len(per_seed) > 1 else None,
                 "n": len(per_seed),
             }
     for row in rows:
         effect = row.effect
-        found[row.arm.name][row.metric][f"to_{row.reference}"] = {
+        summary[row.arm.name][row.metric][f"to_{row.reference}"] = {
             "difference": effect.mean,
             "sd": effect.sd,
             "n": effect.n,
@@ -190,7 +190,7 @@ def by_arm_and_metric(measured: Measurements, rows: Sequence[Comparison]) -> dic
             "p_holm": row.p_holm,
             "note": effect.note,
         }
-    return found
+    return summary
 
 
 def spread(rows: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
@@ -198,13 +198,13 @@ def spread(rows: Sequence[Comparison]) -> dict[str, dict[str, float | None]]:
 
     Changes are shares of the control, because the two groups start from very different values.
     """
-    found: dict[str, dict[str, float | None]] = {}
+    changes: dict[str, dict[str, float | None]] = {}
     for row in rows:
         if row.reference == "control" and row.metric in ("heads/induction", "heads/rest"):
             name, change, start = row.metric, row.effect.mean, row.reference_mean
             share = change / start if change is not None and start else None
-            found.setdefault(row.arm.name, {})[name.removeprefix("heads/")] = share
-    return found
+            changes.setdefault(row.arm.name, {})[name.removeprefix("heads/")] = share
+    return changes
 
 
 def print_comparison(

@@ -232,8 +232,8 @@ def report_trace(
     values, labels = scores.of(unit), corpus.labels_of(scores.sample_ids)
     top, bottom = extremes(values, n)
     write_scores(folder / "scores.csv", scores, unit, labels)
-    found = decile_enrichment(values, labels)
-    write_enrichment(folder / "enrichment.csv", found)
+    enrichment = decile_enrichment(values, labels)
+    write_enrichment(folder / "enrichment.csv", enrichment)
     plot_distribution(values, unit, folder / "distribution.png", dpi)
     spread = np.unique(np.linspace(0, len(values) - 1, SPREAD).astype(int))
     at_once = np.concatenate((top, bottom, spread))  # a direction is solved for once
@@ -248,7 +248,7 @@ def report_trace(
     content = {"unit": unit, "positions": told, "samples": records}
     store.write_json(folder / "top_samples.json", content)
     write_samples_page(folder / "top_samples.html", unit, records, before)
-    print_enrichment(found)
+    print_enrichment(enrichment)
     if positions is not None:
         print_positions(positions)
     causes = catalysts_of(corpus, scores, unit)
@@ -269,5 +269,5 @@ def report_trace(
         "cumulative_influence": tail,
         "catalysts": None if causes is None else asdict(causes),
         "positions": told,
-        "enrichment": {d: [asdict(e) for e in rows] for d, rows in found.items()},
+        "enrichment": {d: [asdict(e) for e in rows] for d, rows in enrichment.items()},
     }

@@ -82,9 +82,9 @@ def draw(tables: Tables, path: Path, dpi: int) -> None:
 def show(board: Sequence[Row]) -> None:
     """Prints the leaderboard."""
     for unit in dict.fromkeys(row["unit"] for row in board):
-        own = [row for row in board if row["unit"] == unit]
-        shown = columns(own)
+        rows = [row for row in board if row["unit"] == unit]
+        shown = columns(rows)
         printed = Table("estimator", *shown.values(), title=unit, box=None)
-        for row in own:
-            printed.add_row(row["estimator"], *(cell(row, key, own) for key in shown))
+        for row in rows:
+            printed.add_row(row["estimator"], *(cell(row, key, rows) for key in shown))
         Console().print(printed)

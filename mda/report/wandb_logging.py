@@ -231,10 +231,10 @@ def job_log(
         )
     if online:
         print(f"W&B: {run.url}")
-    there = lines[: run.starting_step] if online else []
-    kept.write_text("".join(f"{line}\n" for line in (f"{run.id} {about}", *there)), "utf-8")
+    logged = lines[: run.starting_step] if online else []
+    kept.write_text("".join(f"{line}\n" for line in (f"{run.id} {about}", *logged)), "utf-8")
     try:
-        yield JobLog(run, kept, there)
+        yield JobLog(run, kept, logged)
     except BaseException:
         run.finish(exit_code=1)  # as a `with` block would, which prints the traceback besides
         raise
