@@ -76,15 +76,15 @@ def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
 
     Each pair occurs once; where the plan edits single tokens, each token occurs once.
     """
-    there = {
+    row_at = {
         pair: row
         for row, pair in enumerate(
             zip(_row_steps(base).tolist(), base.sample_ids.tolist(), strict=True)
         )
     }
-    wanted = list(zip(plan.steps.tolist(), plan.sample_ids.tolist(), strict=True))
-    for step, sample in wanted:
-        if (step, sample) not in there:
+    pairs = list(zip(plan.steps.tolist(), plan.sample_ids.tolist(), strict=True))
+    for step, sample in pairs:
+        if (step, sample) not in row_at:
             raise ValueError(f"sample {sample} is not in the schedule's step {step}")
     named = np.stack([plan.steps, plan.sample_ids, plan.positions], 1)
     values, counts = np.unique(named, axis=0, return_counts=True)
@@ -94,7 +94,7 @@ def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
         raise ValueError(f"the plan lists {token}sample {sample} at step {step} twice")
     if plan.by_token and (plan.positions < 0).any():
         raise ValueError(f"the plan names no position of sample {plan.sample_ids[0]}")
-    return np.array([there[pair] for pair in wanted], dtype=np.int64)
+    return np.array([row_at[pair] for pair in pairs], dtype=np.int64)
 
 
 def _check_replacements(plan: EditPlan, base: Schedule) -> None:

@@ -160,10 +160,10 @@ def rewritten(plan: EditPlan, rows: Callable[[np.ndarray], np.ndarray]) -> np.nd
     `rows` gives the tokens of samples by their ids.
     """
     new_ids, first, place = np.unique(plan.replacements, return_index=True, return_inverse=True)
-    found = np.array(rows(plan.sample_ids[first]))
-    found[place, plan.positions] = plan.tokens
-    assert len(found) == len(new_ids)
-    return found
+    originals = np.array(rows(plan.sample_ids[first]))
+    originals[place, plan.positions] = plan.tokens
+    assert len(originals) == len(new_ids)
+    return originals
 
 
 def save_plan(plan: EditPlan, path: Path) -> None:

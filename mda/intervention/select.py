@@ -28,11 +28,11 @@ def amount(
         raise ValueError(f"give a fraction or a count, not fraction={fraction} and count={count}")
     if fraction is not None and not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} is outside (0, 1]")
-    wanted = int(fraction * n + 0.5) if fraction is not None else int(count or 0)
-    if not 1 <= wanted <= n:
+    number = int(fraction * n + 0.5) if fraction is not None else int(count or 0)
+    if not 1 <= number <= n:
         given = f"fraction={fraction}" if fraction is not None else f"count={count}"
-        raise ValueError(f"{given} means {wanted} {of}; 1 to {n} can be edited")
-    return wanted
+        raise ValueError(f"{given} means {number} {of}; 1 to {n} can be edited")
+    return number
 
 
 def choose(
@@ -65,16 +65,16 @@ def choose(
         return _listed(scores, ids)
     pool = _within(scores, label, labels)
     if select == "random":
-        wanted = amount(len(pool), fraction, count)
-        picked = np.random.default_rng(seed).choice(pool, wanted, replace=False)
+        size = amount(len(pool), fraction, count)
+        picked = np.random.default_rng(seed).choice(pool, size, replace=False)
         return scores.sample_ids[np.sort(picked)]
     ranked = pool[_descending(scores.of(unit)[pool], unit, select)]
     if select == "band":
         first, last = _band(len(pool), lower, upper)
         picked = ranked[::-1][first:last]
     else:
-        wanted = amount(len(pool), fraction, count)
-        picked = ranked[:wanted] if select == "top" else ranked[len(ranked) - wanted :]
+        size = amount(len(pool), fraction, count)
+        picked = ranked[:size] if select == "top" else ranked[len(ranked) - size :]
     return scores.sample_ids[np.sort(picked)]
 
 
@@ -134,15 +134,15 @@ def matched_random(
     picked = []
     for name in np.unique(names):
         member = names == name
-        wanted = int((member & is_target).sum())
+        n_targeted = int((member & is_target).sum())
         pool = np.flatnonzero(member & ~is_target if exclude else member)
-        if wanted > len(pool):
+        if n_targeted > len(pool):
             raise ValueError(
                 f"group {name!s} has {len(pool)} samples besides the targeted ones; matching needs "
-                f"{wanted}. Edit a smaller fraction, or allow targeted samples "
+                f"{n_targeted}. Edit a smaller fraction, or allow targeted samples "
                 "(intervention.match_targeted=allow)"
             )
-        picked.append(rng.choice(pool, wanted, replace=False))
+        picked.append(rng.choice(pool, n_targeted, replace=False))
     return sample_ids[np.sort(np.concatenate(picked))]
 
 
@@ -181,14 +181,14 @@ def _band(n: int, lower: float | None, upper: float | None) -> tuple[int, int]:
 
 
 def _listed(scores: Scores, ids: Sequence[int]) -> np.ndarray:
-    wanted = np.asarray(ids, dtype=np.int64)
-    if not len(wanted):
+    requested = np.asarray(ids, dtype=np.int64)
+    if not len(requested):
         raise ValueError("select='ids' needs a list of sample ids; it is empty")
-    if len(np.unique(wanted)) < len(wanted):
-        values, counts = np.unique(wanted, return_counts=True)
+    if len(np.unique(requested)) < len(requested):
+        values, counts = np.unique(requested, return_counts=True)
         raise ValueError(f"sample {values[counts > 1][0]} is listed twice")
-    if missing := set(wanted.tolist()) - set(scores.sample_ids.tolist()):
+    if missing := set(requested.tolist()) - set(scores.sample_ids.tolist()):
         raise ValueError(
             f"{len(missing)} listed samples, the first {min(missing)}, are not in the window"
         )
-    return scores.sample_ids[np.isin(scores.sample_ids, wanted)]
+    return scores.sample_ids[np.isin(scores.sample_ids, requested)]

@@ -84,19 +84,19 @@ def within_budget(
     the first that does not fit. Raises ValueError where none of them has a repeated token within
     the budget, or all together have fewer than the budget.
     """
-    found, total, keep = [], 0, np.fromiter(kept, np.int64)
+    chosen, total, keep = [], 0, np.fromiter(kept, np.int64)
     for tokens_S in samples:
         marked = repeated(tokens_S, n) & ~np.isin(tokens_S, keep)
         if total + marked.sum() > budget:
             break
-        found.append(marked)
+        chosen.append(marked)
         total += int(marked.sum())
     else:
         if total < budget:
             raise ValueError(f"{budget} tokens are to be replaced; the samples repeat {total}")
     if not total:
         raise ValueError(f"{budget} tokens are too few: the first sample that repeats has more")
-    return found
+    return chosen
 
 
 def _covered(starts: np.ndarray, n: int) -> np.ndarray:

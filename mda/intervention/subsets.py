@@ -37,7 +37,7 @@ def draw_subsets(
     on i and the seed, so a larger `n` keeps the first sets. Raises ValueError for a fraction that
     does not fit into a band.
     """
-    found = []
+    subsets = []
     for i in range(n):
         fraction, turn = fractions[i % len(fractions)], i // len(fractions)
         pool, draw = np.arange(len(sample_ids)), AT_RANDOM
@@ -45,12 +45,12 @@ def draw_subsets(
             name, band = _band_in_turn(turn // 2, list(bands_of), n_bands)
             ranked = np.argsort(bands_of[name], kind="stable")
             pool, draw = np.array_split(ranked, n_bands)[band], f"{name} {band + 1}/{n_bands}"
-        wanted = amount(len(sample_ids), fraction)
-        if wanted > len(pool):
+        size = amount(len(sample_ids), fraction)
+        if size > len(pool):
             raise ValueError(f"a share of {fraction} does not fit into one of {n_bands} bands")
-        picked = np.random.default_rng([seed, i]).choice(pool, wanted, replace=False)
-        found.append(Subset(fraction, draw, sample_ids[np.sort(picked)]))
-    return found
+        picked = np.random.default_rng([seed, i]).choice(pool, size, replace=False)
+        subsets.append(Subset(fraction, draw, sample_ids[np.sort(picked)]))
+    return subsets
 
 
 def _band_in_turn(turn: int, names: Sequence[str], n_bands: int) -> tuple[str, int]:

@@ -33,14 +33,14 @@ def top_tokens(
         length = part.shape[1]
         rows = np.arange(done, done + len(part))
         done += len(part)
-        wanted = part[np.isin(rows, pool)] if pool is not None else part
+        allowed = part[np.isin(rows, pool)] if pool is not None else part
         rows = rows[np.isin(rows, pool)] if pool is not None else rows
-        if not np.isfinite(wanted).all():
-            raise ValueError(f"{(~np.isfinite(wanted)).sum()} scores of tokens are not finite")
-        found = sign * wanted.astype(np.float64).ravel()
+        if not np.isfinite(allowed).all():
+            raise ValueError(f"{(~np.isfinite(allowed)).sum()} scores of tokens are not finite")
+        signed = sign * allowed.astype(np.float64).ravel()
         here = (rows[:, None] * length + np.arange(length)).ravel()
-        keep = found > least  # a tie with the n-th of before is later in the stream
-        values, places = np.append(values, found[keep]), np.append(places, here[keep])
+        keep = signed > least  # a tie with the n-th of before is later in the stream
+        values, places = np.append(values, signed[keep]), np.append(places, here[keep])
         if len(values) > 2 * n:
             values, places = _highest(values, places, n)
             least = values.min()
