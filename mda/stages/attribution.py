@@ -187,8 +187,8 @@ class ScoringWork:
         todo = mine(shards)
         for i, shard in self.at.bar(todo, name, len(todo)):
             if not files[i].exists():
-                found = scores(shard)
-                parts = {"values": found.values_NU, "losses": found.losses_N}
+                part = scores(shard)
+                parts = {"values": part.values_NU, "losses": part.losses_N}
                 store.write_safetensors(files[i], parts)
         barrier()
         values = on_disk((len(self.sample_ids), len(self.units)), self.part)
@@ -283,9 +283,9 @@ class ScoresStage(Stage[Traced]):
         fetch(at, located.base.corpus, schedule.sample_ids, together=True)
         assert self.steps is not None
         work = ScoringWork(at, located, self.settings, schedule, self.steps, part)
-        found = estimator_of(self.settings).score(work)
+        scored = estimator_of(self.settings).score(work)
         if rank() == 0:
-            _save(part, schedule, located.units, found)
+            _save(part, schedule, located.units, scored)
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
@@ -296,14 +296,14 @@ class ScoresStage(Stage[Traced]):
 
     def _outside(self) -> str | None:
         """Returns the warning for a named checkpoint outside the window, or an empty text."""
-        wanted = getattr(self.settings, "checkpoint", None)
-        if not (isinstance(wanted, str) and self.steps and self.located.steps):
+        named = getattr(self.settings, "checkpoint", None)
+        if not (isinstance(named, str) and self.steps and self.located.steps):
             return None
         (step, *_), (start, end) = self.steps, self.located.steps
         if start <= step <= end:
             return None
         return (
-            f"estimator.checkpoint={wanted} is step {step}, the base run's nearest checkpoint, "
+            f"estimator.checkpoint={named} is step {step}, the base run's nearest checkpoint, "
             f"which lies outside the window [{start},{end}]"
         )
 
@@ -322,10 +322,10 @@ def token_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.n
     sample's score.
     """
     work = _work(traced, at)
-    found = estimator_of(traced.settings).token_influence(work, sample_ids)
-    if found is None:
+    influence = estimator_of(traced.settings).token_influence(work, sample_ids)
+    if influence is None:
         return np.zeros((len(sample_ids), work.corpus.seq_len))
-    return found.double().numpy()
+    return influence.double().numpy()
 
 
 def loss_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.ndarray | None:

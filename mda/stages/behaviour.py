@@ -70,8 +70,8 @@ class BehaviourStage(Stage[Behaviour]):
             self.run.model(self.run.checkpoints[-1]),
             strongest_heads(self.unit, self.run),
         )
-        found = behaviour(model, self.run.architecture, trials, heads, self.settings)
-        store.write_json(part / "behaviour.json", found)
+        values = behaviour(model, self.run.architecture, trials, heads, self.settings)
+        store.write_json(part / "behaviour.json", values)
 
     def open(self, artifact: Artifact, at: Runtime) -> Behaviour:
         return Behaviour(artifact)

@@ -49,8 +49,8 @@ class CorpusStage(Stage[Corpus]):
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
         settings = without(asdict(self.data), "shuffle", "order_seed", *self.data.not_inputs)
-        own = self.source.inputs(self.data, hash_file)
-        return {"version": VERSION, "data": settings, **own}
+        inputs = self.source.inputs(self.data, hash_file)
+        return {"version": VERSION, "data": settings, **inputs}
 
     def code(self) -> tuple[str, ...]:
         return (self.data.module,)

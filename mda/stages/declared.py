@@ -48,5 +48,5 @@ BEHAVIOUR = Declared("behaviour", (ARM,), ("unit", "behaviour"))
 
 def needs(*stages: Declared) -> tuple[str, ...]:
     """Returns the groups that some stages and all before them read, in order."""
-    found = {group for stage in stages for group in stage.groups()}
-    return tuple(item.name for item in fields(Config) if item.name in found)
+    read = {group for stage in stages for group in stage.groups()}
+    return tuple(item.name for item in fields(Config) if item.name in read)

@@ -338,8 +338,8 @@ def replace_spans(
     that distribution, a sample's new tokens depend only on the seed and its id.
     """
     rows = (corpus.rows(scores.sample_ids[[at]])[0].numpy() for at in order)
-    found = within_budget(rows, config.ngram, n, corpus.special_ids)
-    marks = {at: marked for at, marked in zip(order, found, strict=False) if marked.any()}
+    chosen = within_budget(rows, config.ngram, n, corpus.special_ids)
+    marks = {at: marked for at, marked in zip(order, chosen, strict=False) if marked.any()}
     places = np.array(sorted(marks))
     marked, ids = np.stack([marks[at] for at in places]), scores.sample_ids[places]
     old = corpus.rows(ids).numpy()

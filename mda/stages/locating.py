@@ -256,8 +256,8 @@ class Located:
         onset.
         """
         named, locate = self.settings.named, self.settings.locate
-        found = self.kind.units(self.ranked[: self.wanted], self.together)
-        if named is not None and locate not in (names := [unit.name for unit in found]):
+        units = self.kind.units(self.ranked[: self.wanted], self.together)
+        if named is not None and locate not in (names := [unit.name for unit in units]):
             there = f"{names[0]} and {len(names) - 1:,} others"
             raise ConfigError(f"unit.locate={locate} does not exist; accepted: {there}")
         if self.together and (pair := shared_owners(self.units[-1].parts)):
@@ -347,11 +347,11 @@ def locate(
     base: Run, unit: UnitConfig, sae: SaeConfig, edit: InterventionConfig, at: Runtime
 ) -> Located:
     """Finds the unit by its metric at the end of the base run, and the window of the edit."""
-    found = Located(base, unit, sae, edit, at)
-    found.ask()
+    located = Located(base, unit, sae, edit, at)
+    located.ask()
     with suppress(NotBuilt):
-        found.check()
-    return found
+        located.check()
+    return located
 
 
 def as_text(units: Sequence[Unit]) -> dict[str, list[str]]:

@@ -173,17 +173,17 @@ def rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
 
 
 def _rates_here(job: Job, kinds: Collection[str], limit_s: float) -> Rates:
-    bench, found, load, said = Bench(job), {}, Load(), []
+    bench, rates, load, said = Bench(job), {}, Load(), []
     full = job.config.data.seq_len
     for kind in track(kinds, "measuring", transient=True):
-        found[kind], length = _fastest(bench, kind, limit_s / len(kinds))
+        rates[kind], length = _fastest(bench, kind, limit_s / len(kinds))
         short = f" at {length} of {full} tokens" if length < full else ""
-        said.append(f"{kind} {found[kind] / 1e9:,.1f}{short}")
+        said.append(f"{kind} {rates[kind] / 1e9:,.1f}{short}")
     others = load.others() or 0.0
     source = f"this machine, measured in GFLOP/s: {', '.join(said) or 'nothing to compute'}"
     if others > RELIABLE:
         source += f"; others take {others:.0%} of its cores now, beside them it takes longer"
-    return Rates(found, source, memory=_memory(job.device))
+    return Rates(rates, source, memory=_memory(job.device))
 
 
 def _fastest(bench: Bench, kind: str, limit_s: float) -> tuple[float, int]:

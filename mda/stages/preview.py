@@ -92,13 +92,13 @@ def print_preview(configs: Sequence[Config], pipeline: Pipeline, side_by_side: i
         if job.refused:
             table.add_row(*about, "", f"fails: {escape(job.refused)}")
             continue
-        there = [kind for (kind, _), found in job.stages.items() if found]
+        present = [kind for (kind, _), found in job.stages.items() if found]
         missing = [stage for stage, found in job.stages.items() if not found]
         new = [kind for kind, key in missing if (kind, key) not in planned]
         shared = [f"({kind})" for kind, key in missing if (kind, key) in planned]
         planned.update(missing)
         builds += [(job.config, kind) for kind in new]
-        row = (_listed(there), _listed([*new, *shared]))
+        row = (_listed(present), _listed([*new, *shared]))
         table.add_row(*about, *row)
     console = Console()
     console.print(table)
@@ -192,7 +192,7 @@ class Estimates:
 
     def totals(self) -> list[StageTotal]:
         """Returns totals by stage, in the order of the work."""
-        found: dict[str, StageTotal] = {}
+        totals: dict[str, StageTotal] = {}
         for config, cost in self.costs:
             rates = self.rates.get(_shape(config))
             memory = cost.memory
@@ -204,8 +204,8 @@ class Estimates:
                 None if cost.flops is None else sum(cost.flops.values()),
                 self.seconds(config, cost), memory, cost.disk,
             )  # fmt: skip
-            found[cost.stage] = _added(found[cost.stage], new) if cost.stage in found else new
-        return list(found.values())
+            totals[cost.stage] = _added(totals[cost.stage], new) if cost.stage in totals else new
+        return list(totals.values())
 
 
 def _room(config: Config, wanted: int) -> int:
@@ -213,8 +213,10 @@ def _room(config: Config, wanted: int) -> int:
     if config.plan.hardware != "this":
         return wanted
     on_gpu = job_device(config).type == "cuda"
-    there = torch.cuda.device_count() if on_gpu else cores() // (config.training.threads or cores())
-    return max(1, min(wanted, there))
+    places = (
+        torch.cuda.device_count() if on_gpu else cores() // (config.training.threads or cores())
+    )
+    return max(1, min(wanted, places))
 
 
 def _sharing(config: Config) -> int:
@@ -237,9 +239,16 @@ def _shape(config: Config) -> str:
     """Returns the settings that decide the speed of a job's work, apart from its amount."""
     training, estimator = config.training, config.estimator
     micro, precision = training.micro_batch_size, training.precision
-    own = (config.model, config.data.seq_len, training.batch_size, micro, precision, config.unit)
-    own = (*own, training.accelerator)
-    return repr((*own, training.threads, getattr(estimator, "batch_size", None), config.plan))
+    identity = (
+        config.model,
+        config.data.seq_len,
+        training.batch_size,
+        micro,
+        precision,
+        config.unit,
+    )
+    identity = (*identity, training.accelerator)
+    return repr((*identity, training.threads, getattr(estimator, "batch_size", None), config.plan))
 
 
 def _arm(config: Config) -> str:

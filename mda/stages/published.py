@@ -132,8 +132,8 @@ class WeightsStage(Stage[Revision]):
         else:
             commit, files = None, self.files
         _convert(files, part, self.key)
-        found = {path.name: store.hash_file(path) for path in files}
-        store.write_json(part / "source.json", {"commit": commit, "files": found})
+        hashes = {path.name: store.hash_file(path) for path in files}
+        store.write_json(part / "source.json", {"commit": commit, "files": hashes})
         for name in ("download", "converted"):
             shutil.rmtree(part / name, ignore_errors=True)
 
@@ -329,14 +329,14 @@ def _states(settings: PublishedConfig) -> dict[int, Path]:
     if settings.state is None:
         return {}
     root = Path(settings.state)
-    found = {step: checkpoint_folder(root, step) / OPTIMIZER_FILE for step in settings.steps}
-    found = {step: path for step, path in found.items() if path.is_file()}
-    if not found:
+    states = {step: checkpoint_folder(root, step) / OPTIMIZER_FILE for step in settings.steps}
+    states = {step: path for step, path in states.items() if path.is_file()}
+    if not states:
         raise ConfigError(
             f"base.state={settings.state} is refused; accepted: a folder with "
             f"step_<n>/{OPTIMIZER_FILE}, n one of base.steps={show(settings.steps)}"
         )
-    return found
+    return states
 
 
 def _check_state(path: Path, revision: Revision) -> None:

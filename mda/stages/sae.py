@@ -144,11 +144,11 @@ class SaeStage(Stage[TrainedSae]):
         store.write_json(part / "quality.json", asdict(reached))
 
     def open(self, artifact: Artifact, at: Runtime) -> TrainedSae:
-        found = TrainedSae(artifact, self.step)
+        trained = TrainedSae(artifact, self.step)
         with suppress(NotBuilt):
-            for row in found.history:
+            for row in trained.history:
                 at.log(_logged(row))
-        return found
+        return trained
 
 
 def layer_of(settings: SaeConfig, base: Run) -> int:

@@ -229,24 +229,24 @@ def scoring_seconds(bench: Bench, traced: Traced) -> float | None:
 
 def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
     """Returns the newest EK-FAC curvature behind scores with these inputs, or None."""
-    wanted = scores["estimator"]
-    if wanted["name"] != "ekfac":
+    estimator = scores["estimator"]
+    if estimator["name"] != "ekfac":
         return None
-    ids = ekfac.fit_subset(bench.schedule.sample_ids, wanted["fit_sequences"], wanted["seed"])
+    ids = ekfac.fit_subset(bench.schedule.sample_ids, estimator["fit_sequences"], estimator["seed"])
     entering = {
         "base": scores["base"],
         "step": scores["steps"][0],
         "samples": store.hash_arrays(ids),
-        "labels": {"kind": wanted["labels"], "seed": wanted["seed"]},
+        "labels": {"kind": estimator["labels"], "seed": estimator["seed"]},
     }
     blocks = {part.partition("[")[0] for parts in scores["units"].values() for part in parts}
-    found = [
+    candidates = [
         artifact
         for artifact in bench.at.store.artifacts("curvature")
         if set((inputs := artifact.manifest["inputs"])["blocks"]) == blocks
         and entering.items() <= inputs.items()
     ]
-    return max(found, key=lambda one: one.manifest["created"]).path if found else None
+    return max(candidates, key=lambda one: one.manifest["created"]).path if candidates else None
 
 
 def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:
@@ -257,9 +257,9 @@ def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:
 
 def causes(bench: Bench, unit: str, planted: Sequence[str]) -> np.ndarray:
     """Returns which samples of the window have a planted label, the unit's own if it has one."""
-    own = getattr(bench.units[unit].unit, "label", None)
+    label = getattr(bench.units[unit].unit, "label", None)
     labels = np.asarray(bench.corpus.labels_of(bench.schedule.sample_ids))
-    return np.isin(labels, [own] if own else list(planted))
+    return np.isin(labels, [label] if label else list(planted))
 
 
 def _unit(located: Located):

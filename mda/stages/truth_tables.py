@@ -235,5 +235,5 @@ def _columns(prefix: str, outcome: Outcome | None) -> Row:
 
 
 def _mean(outcomes: Iterable[Outcome]) -> Outcome | None:
-    found = list(outcomes)
-    return Outcome(*np.mean(found, axis=0).tolist()) if found else None
+    keys = list(outcomes)
+    return Outcome(*np.mean(keys, axis=0).tolist()) if keys else None
