@@ -21,8 +21,8 @@ START_S = 3.0  # a worker imports what it needs
 
 def corpus_seconds(config: DataConfig) -> float | None:
     """Returns seconds on this machine when idle; None for data from elsewhere."""
-    found = SECONDS.get(config.name)
-    return found(config) if found else None
+    seconds = SECONDS.get(config.name)
+    return seconds(config) if seconds else None
 
 
 def _embedded(config: EmbeddedConfig) -> float:

@@ -41,11 +41,11 @@ class Job:
     @property
     def rows(self) -> dict[ParameterBlock, int]:
         """The number of directions [I, J] that each block is multiplied with."""
-        found: dict[ParameterBlock, set[int]] = {}
+        rows_of: dict[ParameterBlock, set[int]] = {}
         for unit in self.units:
             for block, row in unit.parts:
-                found.setdefault(block, set()).add(row)
-        return {block: len(rows) for block, rows in found.items()}
+                rows_of.setdefault(block, set()).add(row)
+        return {block: len(rows) for block, rows in rows_of.items()}
 
     @property
     def last_step(self) -> int:
@@ -84,8 +84,8 @@ class Job:
 
 def job_device(config: Config) -> torch.device:
     """Returns the device of this machine or of the assumed card; only its type matters."""
-    there = config.plan.hardware != "this" or torch.cuda.is_available()
-    return torch.device("cuda" if there and config.training.accelerator != "cpu" else "cpu")
+    has_gpu = config.plan.hardware != "this" or torch.cuda.is_available()
+    return torch.device("cuda" if has_gpu and config.training.accelerator != "cpu" else "cpu")
 
 
 def measurement_bytes(job: Job) -> float:

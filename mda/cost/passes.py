@@ -133,13 +133,13 @@ def sites(
     blocks: Iterable[ParameterBlock], factors: str = INDEPENDENT
 ) -> dict[str, tuple[int, int]]:
     """Returns (G, I) of every place whose second moment [G, I, I] EK-FAC keeps, by name."""
-    found: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int]] = {}
     for block in blocks:
         _, n_in, n_out = block.shape
-        found[input_site(block, factors)] = (block.input.owners, n_in)
+        places[input_site(block, factors)] = (block.input.owners, n_in)
         n_owners = max(tap.owners for tap in block.outputs)
-        found[output_site(block, factors)] = (n_owners, n_out)
-    return found
+        places[output_site(block, factors)] = (n_owners, n_out)
+    return places
 
 
 def update_bytes(
@@ -232,9 +232,9 @@ def inverse_bytes(n: int, block: ParameterBlock, on_gpu: bool = False) -> float:
 
     A GPU gets no more than an owner's at a time.
     """
-    own = block.shape[1] * block.shape[2]
-    held = FLOAT * n * own if on_gpu else 2 * FLOAT * n * _size(block)
-    return held + DOUBLE * (2 * n * own + 2 * min(n, own) ** 2)
+    owner_size = block.shape[1] * block.shape[2]
+    held = FLOAT * n * owner_size if on_gpu else 2 * FLOAT * n * _size(block)
+    return held + DOUBLE * (2 * n * owner_size + 2 * min(n, owner_size) ** 2)
 
 
 def second_order_bytes(shape: Shape, n_sequences: int, length: int) -> float:
