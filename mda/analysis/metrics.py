@@ -30,6 +30,11 @@ METRICS = {
     "strongest_onset_tokens": "the same in tokens",
     "copy_gain": "log-prob gain on the second copy, nats",
     "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
+    "icl_score/curve": "the same, mean over the window, of the points that have it: see "
+    "emergence.arm_held_out_every",
+    "icl_score/real": "the same of text that was not generated; icl_score/real/curve: over the "
+    "window",
+    "icl_score/generated": "of generated text; icl_score/generated/curve: over the window",
     "val/loss": "held-out loss, nats; val/loss/<label> for one class",
     "behaviour/real_loss": "loss on held-out text that was not generated, nats",
     "behaviour/icl_score": "loss late minus loss early in that text, nats",
@@ -55,6 +60,8 @@ METRICS = {
     ),
 }
 """Name -> what it is; at the window's end unless it says otherwise."""
+
+ICL = ("icl_score", "icl_score/real", "icl_score/generated")
 
 MATCHED = {"matched": False, "matched_overlap": True}
 """Reference -> whether its random sets may hold samples of the targeted one."""
@@ -235,6 +242,9 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
         values[names[1]] = None if step is None else step * run.tokens_per_step
     for name in ("copy_gain", "icl_score"):
         values[name] = run.at_end(f"emergence/{name}")
+    for name in (name for name in ICL if f"emergence/{name}" in run.curve):
+        values[name] = run.at_end(f"emergence/{name}")
+        values[f"{name}/curve"] = _over_window(run, run.curve[f"emergence/{name}"])
     shown = ("val/loss", "behaviour/")
     values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
     values |= dict.fromkeys(_not_comparable(run, target, values))

@@ -89,7 +89,8 @@ def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:
     n = (end - start) * training.batch_size
     share = training.batch_size // training.devices
     at_once = min(share, training.micro_batch_size or share)
-    settings = job.config.emergence
+    emergence = job.config.emergence
+    settings = emergence.in_arms if stage == "arm" else emergence
     points, held_out = (
         len(curve_steps(start, end, every)) for every in (settings.every, held_out_every(settings))
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from mda.schema.setting import Group, is_range, setting
@@ -94,6 +94,9 @@ class EmergenceConfig(Group):
         "points of the curve per measurement of loss and ICL score; both ends are measured",
         low=1,
     )
+    arm_held_out_every: int | None = setting(
+        None, "the same in arms, 1: at every point of their window; null: as in the base run", low=1
+    )
     icl_late: list[int] | None = setting(
         None, "late positions [start,end) of the ICL score, null: the second half", low=0
     )
@@ -101,6 +104,11 @@ class EmergenceConfig(Group):
         None, "early positions [start,end), null: the first 50 scaled from a context of 2,048",
         low=0,
     )  # fmt: skip
+
+    @property
+    def in_arms(self) -> EmergenceConfig:
+        """What is measured while an arm trains."""
+        return replace(self, held_out_every=self.arm_held_out_every or self.held_out_every)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,11 @@ class ClaimConfig(Group):
 
     key: ClassVar[str] = "study.claims.*"
     text: str = setting("???", "the claim in words")
-    metric: str = setting("unit", "metric that is compared, see mda/analysis/metrics.py")
+    metric: str = setting(
+        "unit/curve",
+        "metric that is compared, see mda/analysis/metrics.py; the mean over the window and the "
+        "onset (onset_step) are primary, the value at its end (unit) is secondary",
+    )
     arm: str = setting("???", "name of an arm of the study")
     reference: str = setting(
         "random",

@@ -169,7 +169,7 @@ class CurveStage(Stage[Made]):
             "corpus": self.stream.corpus.fingerprint,
             "weights": {str(step): digest for step, digest in self.hashes.items()},
             "config": _function(self.revisions[0]),
-            "emergence": without(asdict(self.recipe.emergence), "every"),
+            "emergence": without(asdict(self.recipe.emergence), "every", "arm_held_out_every"),
             "metrics": metrics.functions(),
             "batch_size": self.stream.batch_size,
             **self.recipe.threads,

@@ -181,7 +181,7 @@ class BaseStage(Stage[Run]):
             "stream": self.stream.inputs,
             "model": model_inputs(self.model, hash_file),
             "training": self.recipe.inputs,
-            "emergence": asdict(self.recipe.emergence),
+            "emergence": without(asdict(self.recipe.emergence), "arm_held_out_every"),
             "metrics": metrics.functions(),
             "seed": self.stream.seed,
             "checkpoints": self.checkpoints,
@@ -284,6 +284,8 @@ class ArmStage(Stage[Run]):
         base, inputs = self.base, dict[str, object]()
         if base.published:  # the key of a trained one has it
             inputs["every"] = base.recipe.emergence.every
+        if (every := base.recipe.emergence.arm_held_out_every) is not None:
+            inputs["held_out_every"] = every
         if self.followed is not None:
             inputs["followed"] = self.followed.inputs
         if self.start is not None and self.start.perturbed:
@@ -303,7 +305,8 @@ class ArmStage(Stage[Run]):
         stream = replace(self.base.stream, corpus=self.edit.corpus)
         also = self.base.checkpoints if self.base.published else ()
         follow = self.followed.follow if self.followed else None
-        training = Training(stream, self.base.recipe, [schedule.end], follow, also)
+        recipe = replace(self.base.recipe, emergence=self.base.recipe.emergence.in_arms)
+        training = Training(stream, recipe, [schedule.end], follow, also)
         training.run(part, at, model, schedule, self.start.folder, "arm")
 
     def open(self, artifact: Artifact, at: Runtime) -> Run:

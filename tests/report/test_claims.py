@@ -28,7 +28,7 @@ ARMS = {
 
 
 def claim(direction="less", **changes) -> ClaimConfig:
-    given: dict[str, Any] = {"text": "t", "arm": "ekfac", "reference": "random"}
+    given: dict[str, Any] = {"text": "t", "arm": "ekfac", "reference": "random", "metric": "unit"}
     return ClaimConfig(**(given | {"direction": direction} | changes))
 
 

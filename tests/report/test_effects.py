@@ -312,11 +312,13 @@ def test_heads_that_are_known_by_one_metric_alone_have_no_ratio(tmp_path):
 def test_the_mean_over_the_curve_is_its_area_by_the_windows_length(compared):
     _, measured, rows = compared
     run = measured.runs[-1]
-    curve = run.curve[f"emergence/prefix_matching/{run.unit}"]
+    columns = {"unit/curve": f"prefix_matching/{run.unit}", "icl_score/curve": "icl_score"}
     steps = run.curve["step"]
-    area = sum((b - a) * (x + y) / 2 for a, b, x, y in
-               zip(steps, steps[1:], curve, curve[1:], strict=False))  # fmt: skip
-    assert measured.of(run, run).values["unit/curve"] == pytest.approx(area / (END - 1000))
+    for name, column in columns.items():
+        curve = run.curve[f"emergence/{column}"]
+        area = sum((b - a) * (x + y) / 2 for a, b, x, y in
+                   zip(steps, steps[1:], curve, curve[1:], strict=False))  # fmt: skip
+        assert measured.of(run, run).values[name] == pytest.approx(area / (END - 1000))
     assert {r.metric for r in rows} >= {"unit/curve", "unit"}
 
 

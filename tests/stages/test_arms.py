@@ -80,6 +80,20 @@ def test_an_arm_keeps_the_study_that_it_was_first_begun_for(arm):
     assert exploratory.run.artifact.manifest["study"] is None
 
 
+def test_held_out_text_is_measured_as_often_as_is_asked_of_arms(arm):
+    """Whether ICL moves along with the unit is seen between the ends of the window."""
+    few, every = (
+        arm("intervention=control"),
+        arm("intervention=control", "emergence.arm_held_out_every=1"),
+    )
+    assert few.base.fingerprint == every.base.fingerprint
+    counts = [
+        sum(np.isfinite(row.get("emergence/icl_score", np.nan)) for row in found.run.curve)
+        for found in (few, every)
+    ]
+    assert 2 <= counts[0] < counts[1] == len(every.run.curve)
+
+
 def test_a_matched_set_leaves_targeted_samples_out_or_may_hold_them(arm):
     def samples(fraction: float, *overrides: str) -> set[int]:
         found = arm(f"intervention.fraction={fraction}", *overrides)

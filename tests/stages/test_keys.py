@@ -83,6 +83,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "emergence.seed": ("emergence.seed=3", "base"),
     "emergence.held_out": ("emergence.held_out=12", "base"),
     "emergence.held_out_every": ("emergence.held_out_every=3", "base"),
+    "emergence.arm_held_out_every": ("emergence.arm_held_out_every=1", "arm"),
     "emergence.icl_late": ("emergence.icl_late=[20,30]", "base"),
     "emergence.icl_early": ("emergence.icl_early=[1,3]", "base"),
     # unit
