@@ -200,7 +200,7 @@ class Scores:
     def of(self, unit: str) -> np.ndarray:
         """Returns the scores of one unit, float32 [N].
 
-        Raises KeyError with the known units. Raises KeyError with the units there are.
+        Raises KeyError with the known units.
         """
         if unit not in self.units:
             raise KeyError(f"no scores for {unit!r}; there are {', '.join(self.units)}")

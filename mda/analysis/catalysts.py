@@ -61,8 +61,7 @@ def catalysts(
 ) -> Catalysts:
     """Explains the scores [N] of some samples.
 
-    Constant or unknown properties are left out. What is the same for all, or not known, is left
-    out.
+    Constant or unknown properties are left out.
 
     Raises ValueError below ten samples.
     """

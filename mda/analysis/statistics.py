@@ -51,10 +51,7 @@ class Seed:
 
 @dataclass(frozen=True)
 class Effect:
-    """A mean paired difference.
-
-    None for a number that n seeds do not allow. None where n seeds do not allow the number.
-    """
+    """A mean paired difference. None for a number that n seeds do not allow."""
 
     n: int
     mean: float | None

@@ -258,7 +258,7 @@ def _leave(code: int) -> NoReturn:
     print("stopped; the same command goes on from here", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    os._exit(code)  # sys.exit would wait for the processes of jobs side by side
 
 
 def _fix_threads(cfg: DictConfig, at_once: int) -> None:

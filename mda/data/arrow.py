@@ -14,14 +14,11 @@ import pyarrow as pa
 
 FILE = "tokens.arrow"
 COLUMN = "tokens"
-BATCH_TOKENS = 2**22
+BATCH_TOKENS = 2**22  # of a record batch; few batches to search, little to hold
 
 
 class ArrowWriter:
-    """Writes rows; `n_rows` counts them.
-
-    The end of its `with` block closes it. Closed at the end of its `with` block.
-    """
+    """Writes rows; `n_rows` counts them. The end of its `with` block closes it."""
 
     def __init__(self, path: Path, width: int, vocab_size: int) -> None:
         self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mda.data.errors import DataError
 
-CHUNK_TOKENS = 2**20
+CHUNK_TOKENS = 2**20  # held before rows are handed on: memory stays small, arrays large
 
 
 class Document(NamedTuple):

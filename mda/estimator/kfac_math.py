@@ -76,6 +76,7 @@ def second_moment_sum(x_BTGI: Tensor) -> Tensor:
 
 def eigenvectors(moment_GII: Tensor) -> Tensor:
     """Returns the eigenvectors of symmetric matrices as columns, [G, I, I], always in float64."""
+    # eigh reads one triangle only, and rounding makes the two differ.
     moment = moment_GII.double()
     return torch.linalg.eigh((moment + moment.transpose(1, 2)) / 2).eigenvectors
 

@@ -182,11 +182,7 @@ def from_config(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Pr
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Copies every weight into the model.
-
-    Raises ValueError for a missing or unknown one. Raises ValueError for one that is missing or
-    unknown.
-    """
+    """Copies every weight into the model. Raises ValueError for a missing or unknown one."""
     own = dict(model.named_parameters())
     if different := own.keys() ^ weights.keys():
         name = min(different)

@@ -210,6 +210,7 @@ def _invert_cdf(uniforms_R: Tensor, mass_RM: Tensor, hidden_RD: Tensor, unembed:
     n_vocab = len(weight_VD)
     cdf = mass.cumsum(1)
     target = uniforms_R.to(cdf)[:, None] * cdf[:, -1:]
+    # A u just below 1 may round to the whole mass, which lies beyond the last run.
     run = torch.searchsorted(cdf, target, right=True).clamp_max(mass.shape[1] - 1)
     inside = target - (cdf.gather(1, run) - mass.gather(1, run))  # mass of u beyond the run's start
 

@@ -65,6 +65,7 @@ def quickstart(config: Config, folder: Path) -> None:
     with prepared("train", fixed, folder / "base", NEEDS, AT_ONCE) as settings:
         train(settings, folder / "base")
     print(f"2/3  trace and {len(JOBS) - 1} arms, {AT_ONCE} at a time; each writes its output.log")
+    # Spawned, because a fork would not copy the threads that torch has started by now.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(AT_ONCE, spawn, initializer=end_with_parent) as pool:
         waiting = [pool.submit(job, folder, name, [*fixed, *JOBS[name]]) for name in JOBS]

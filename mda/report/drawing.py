@@ -30,5 +30,6 @@ def save_figure(figure: Figure, path: Path, dpi: int) -> None:
     if figure.get_layout_engine() is None:
         figure.tight_layout()
     with store.replacing(path, "wb") as file:
+        # Without the name of matplotlib's version, which would change the bytes.
         figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     plt.close(figure)

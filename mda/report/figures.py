@@ -23,7 +23,7 @@ from mda.report.drawing import plt, save_figure
 from mda.report.style import styles
 from mda.types import HeadId
 
-HEAD_SEEDS = 6
+HEAD_SEEDS = 6  # columns of maps, beyond which they get too small to read
 LEGEND_CHARACTERS = 160  # of one line below the curves
 SHOWN = ("unit", "strongest", "icl_score")
 REFERENCE_MARKS = {  # offset on the arm's line, marker, filled, label

@@ -190,8 +190,7 @@ def job_log(
 ) -> Iterator[JobLog]:
     """Yields the log of one job.
 
-    `settings` is the whole configuration as nested dictionaries. `settings` is the whole
-    configuration as plain nested dictionaries.
+    `settings` is the whole configuration as nested dictionaries.
 
     `arm` names the job's arm, which is the same over seeds, so W&B can group by it.
 

@@ -27,7 +27,7 @@ KINDS = ("relu", "jumprelu", "topk", "gated")
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _OF_KIND = {"jumprelu": ("threshold_F",), "topk": ("k",), "gated": ("r_mag_F", "b_mag_F")}
 _CHUNK = 2**24  # pre-activations that `encode_some` forms at a time
-_EPS = 1e-5
+_EPS = 1e-5  # of `layer_norm`, as SAELens adds it to the standard deviation
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no truth value to compare by

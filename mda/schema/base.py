@@ -11,7 +11,7 @@ from typing import ClassVar
 from mda.schema.setting import ConfigError, Group, setting
 
 ISSUES = "github.com/EleutherAI/pythia/issues"
-ALWAYS = range(10**9)
+ALWAYS = range(10**9)  # every step of a repository
 LATE_28B = (70, 80, 90, 100, 103, 110, 120, 130, 140)
 
 KNOWN_BAD: tuple[tuple[str, Container[int], str, str], ...] = (

@@ -210,7 +210,7 @@ def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
     """
     if not np.prod(shape):
         return torch.zeros(shape, dtype=torch.float64)
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives the closed file
         return torch.from_numpy(np.memmap(file, np.float64, "w+", shape=shape))
 
 

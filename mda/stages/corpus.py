@@ -26,7 +26,7 @@ from mda.stages.declared import CORPUS
 from mda.stages.stage import HashFile, Stage
 from mda.store import Artifact
 
-VERSION = 2
+VERSION = 2  # raised when the same settings give other rows: keys of data hold no code
 SHARE = 0.05  # of all rows, from which a class should have held-out ones
 
 
@@ -104,10 +104,7 @@ def trained_on_held_out(base: PublishedConfig, data: DataConfig, batch_size: int
 
 
 def tokenizer_of(corpus: Corpus) -> Path:
-    """Returns the corpus' tokenizer.
-
-    Raises ConfigError where it has none. Raises ConfigError where it has none, and so no text.
-    """
+    """Returns the corpus' tokenizer. Raises ConfigError where it has none, and so no text."""
     if corpus.tokenizer is None:
         raise refuse("data.tokenizer", None, "a tokenizer: motifs are found in text")
     return corpus.tokenizer

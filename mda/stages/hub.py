@@ -101,10 +101,7 @@ def _shards(key: str, index: Path, get: Callable[[str], Path | None]) -> Iterato
 
 
 def _verified(repo: str, commit: str, name: str, folder: Path, key: str) -> Path:
-    """Returns one file of a commit, fetched if missing.
-
-    Its size and hash are those of the hub. Its size and hash are what the hub says.
-    """
+    """Returns one file of a commit, fetched if missing. Its size and hash are those of the hub."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     with _explained(key, name):

@@ -39,7 +39,7 @@ from mda.types import ParameterBlock
 from mda.unit.blocks import Directions
 from mda.unit.kind import Materials
 
-FIRST_TOKENS = 64
+FIRST_TOKENS = 64  # few enough for any model, and the first try pays for one-time set-up
 TRIES = 3  # at most; the fastest counts: the one that others disturbed least
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 

@@ -41,7 +41,7 @@ from mda.training.checkpoint import check_moments, checkpoint_folder
 from mda.training.table import CsvTable
 
 Check = Callable[[Mapping[str, Any], str], None]
-VERSION = 1
+VERSION = 1  # raised when the same revision is read differently: keys of data hold no code
 WEIGHTS_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 TWINS = {(0, 1)}  # Pythia's first update has learning rate 0 (EleutherAI/pythia, issue 83)

@@ -123,10 +123,7 @@ class Run(Made):
         return read_rows(self.folder / "curve.csv")
 
     def checkpoint(self, step: int) -> Path:
-        """Returns the folder of a kept checkpoint.
-
-        Raises KeyError with the kept steps. Raises KeyError with the steps there are.
-        """
+        """Returns the folder of a kept checkpoint. Raises KeyError with the kept steps."""
         if step not in self.checkpoints:
             raise KeyError(f"no checkpoint at step {step}; there are {list(self.checkpoints)}")
         return checkpoint.checkpoint_folder(self.folder / "checkpoints", step)

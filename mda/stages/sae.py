@@ -69,11 +69,7 @@ class TrainedSae(Made):
 
 
 def read_sae(source: str, base: Run) -> Sae:
-    """Returns the SAE of a folder.
-
-    Raises ConfigError for one that does not fit the model. Raises ConfigError for one that does not
-    fit the model.
-    """
+    """Returns the SAE of a folder. Raises ConfigError for one that does not fit the model."""
     sae, sizes = load_sae(Path(source)), base.architecture
     if sae.d_in != sizes.d_model or sae.hook.layer >= sizes.n_layers:
         raise ConfigError(

@@ -93,7 +93,7 @@ class TokensStage(Stage[TracedTokens]):
 def packed(values_NT: Tensor) -> dict[str, Tensor]:
     """Returns values as float16 and each sample's scale, for a safetensors file."""
     scale_N = values_NT.abs().amax(1).double() / LARGEST
-    scale_N = torch.where(scale_N > 0, scale_N, 1.0)
+    scale_N = torch.where(scale_N > 0, scale_N, 1.0)  # a sample of zeros stays zeros, not NaN
     return {"values": (values_NT / scale_N[:, None]).half(), "scales": scale_N.float()}
 
 

@@ -22,7 +22,7 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 RENEWED_S = 30.0
-STALE_S = 600.0
+STALE_S = 600.0  # twenty renewals missed: a file system that stalls for minutes costs no lock
 
 _told: set[Path] = set()
 

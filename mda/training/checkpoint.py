@@ -62,6 +62,7 @@ def save(
     if loss_scale:
         state["loss_scale"] = dict(loss_scale)
     store.write_json(part / "state.json", state)
+    # Renamed last: a folder of this name is complete, whenever the process is killed.
     os.replace(part, folder)
     return folder
 

@@ -88,7 +88,7 @@ class LanguageModel(pl.LightningModule):
         """
         rank, world = self.trainer.global_rank, self.trainer.world_size
         if world > 1:
-            tokens = tokens.contiguous()
+            tokens = tokens.contiguous()  # broadcast writes into this memory
             dist.broadcast(tokens, 0)
         return tokens[rank::world], weights[rank::world]
 

@@ -52,6 +52,7 @@ def mean_inputs(
     for inputs_BT in chunks:
         n_tokens += inputs_BT.numel()
         for path, z_BTF in module_inputs(model, inputs_BT, paths).items():
+            # float64, so that cutting the text into chunks makes no visible difference.
             total[path] = total[path] + z_BTF.double().sum((0, 1)).cpu()
     return {path: one / n_tokens for path, one in total.items()}
 
