@@ -180,7 +180,7 @@ def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
         for own in (0, 1):
             edit = (*MASK, "intervention.select=random", f"intervention.seed={own}")
             found, context = traced("estimator=random", f"seed={run}", *edit)
-            edited = plan_edit(context, found.corpus, found.unit, found.traced.scores)
+            edited = plan_edit(context.config.intervention, found.unit, found.traced.scores)
             sets.add(places(found, edited))
     assert len(sets) == 4
 
@@ -189,7 +189,7 @@ def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
 def test_spans_become_draws_of_both_seeds_from_the_tokens_that_are_replaced(traced, run, own):
     edit = (*SPANS, f"intervention.seed={own}", "intervention.fraction=0.15")
     found, context = traced("estimator=random", f"seed={run}", *edit)
-    plan = plan_edit(context, found.corpus, found.unit, found.traced.scores).plan
+    plan = plan_edit(context.config.intervention, found.unit, found.traced.scores).plan
     ids, first = np.unique(plan.sample_ids, return_index=True)
     old = found.corpus.rows(ids).numpy()
     marks = np.stack([repeated(row, 3) for row in old])
@@ -210,7 +210,7 @@ def test_a_share_of_the_samples_is_one_of_the_class_that_is_asked_for(traced):
     tokens = TokenScores(
         scores.sample_ids, scores.steps, lambda: iter([worth + np.zeros((1, 32), np.float32)])
     )
-    plan = plan_edit(context, corpus, found.unit, scores, tokens).plan
+    plan = plan_edit(context.config.intervention, found.unit, scores, tokens).plan
     own = np.array(corpus.labels_of(scores.sample_ids)) == "generated_xml"
     values = np.where(own, scores.of(found.unit.name), -np.inf)
     best = np.argsort(-values, kind="stable")[: int(0.25 * own.sum() + 0.5)]
@@ -226,7 +226,7 @@ def test_a_matched_draw_may_hold_targeted_tokens_where_that_is_allowed(traced):
         scores = found.traced.scores
         values = np.random.default_rng(0).normal(size=(160, 32)).astype(np.float32)
         tokens = TokenScores(scores.sample_ids, scores.steps, lambda v=values: iter([v]))
-        edited = plan_edit(context, found.corpus, found.unit, scores, tokens)
+        edited = plan_edit(context.config.intervention, found.unit, scores, tokens)
         best = np.argsort(-values.ravel(), kind="stable")[: round(0.1 * 160 * 32)]
         targeted = {(int(i // 32), int(i % 32)) for i in best}
         overlap = len(places(found, edited) & targeted)
