@@ -144,7 +144,8 @@ def locate(
     or one that a plugin has added; `settings` are those of the kind. Heads are measured on random
     tokens, drawn as often as the square root of their count in `rows`, or uniformly without rows.
     Neurons need `rows` [N, T + 1] with a class for each in `labels`, and the class that they should
-    tell from the others as `label=`. Raises ConfigError for a setting that the kind does not have.
+    separate from the others as `label=`. Raises ConfigError for a setting that the kind does not
+    have.
     """
     chosen = unit_settings(kind, settings)
     corpus = corpus_of(model, rows, labels)

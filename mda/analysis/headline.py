@@ -43,8 +43,8 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     """Returns one sentence: the unit's crossing and end with and without the main arm's edit.
 
     It adds the ends under random edits of the same size and those of the trivial baseline. Several
-    seeds are averaged; a seed that never crosses counts with the window's end, and "or later" says
-    so.
+    seeds are averaged; a seed that never crosses counts with the window's end, marked by "or
+    later".
     """
     arm = main_arm(measured, study)
     if arm is None:

@@ -69,10 +69,10 @@ def paired_effect(
 ) -> Effect:
     """Returns the mean of the seeds' differences with interval and label-permutation p-values.
 
-    The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), in the units of
-    the differences; with few seeds it is too narrow (for normal differences a 95 % interval covers
-    85 % at n = 5, 88 % at n = 8, 92 % at n = 12), so no verdict rests on it. With one difference
-    there is an effect but no test, with two no interval, and the note says so.
+    The interval is the bias-corrected and accelerated bootstrap's (Efron 1987), in the units of the
+    differences; with few seeds it is too narrow (for normal differences a 95 % interval covers 85 %
+    at n = 5, 88 % at n = 8, 92 % at n = 12), so no verdict rests on it. With one difference there
+    is an effect but no test, with two no interval, as the note states.
     """
     d = _finite([one.difference for one in seeds])
     if len(d) == 0:

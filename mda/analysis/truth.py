@@ -81,8 +81,8 @@ def fit(groups: Sequence[Group]) -> Fit:
     """Returns the least-squares fit of the change on the prediction, its mean over the groups.
 
     Within each group measured - control = intercept + slope * predicted. Scores in the outcome's
-    own units have slope 1 and intercept 0 if they are right; those of other units have a slope that
-    tells the units. Returns None without a group of two sets that differ in both.
+    own units have slope 1 and intercept 0 if they are right; those of other units have a slope in
+    their units. Returns None without a group of two sets that differ in both.
     """
     found = []
     for group in groups:

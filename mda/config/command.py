@@ -52,8 +52,8 @@ def main(
 ) -> None:
     """Runs `program(config, folder)` as the command line says; exit code 2 after a mistake.
 
-    With --dry-run, `preview(configs, jobs side by side)` says what would be built. `needs` are the
-    groups that the program uses: `--help` shows these, and the rules between groups are checked
+    With --dry-run, `preview(configs, jobs side by side)` prints what would be built. `needs` are
+    the groups that the program uses: `--help` shows these, and the rules between groups are checked
     among these. Processes of torchrun are an error unless the work is `shared` among them. The
     docstring of the program's module begins its help. Import heavy packages (torch, transformers)
     inside `program`, so that help and errors appear at once.

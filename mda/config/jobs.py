@@ -34,7 +34,7 @@ STYLE = {"done": "green", "skipped": "cyan", "failed": "red", "unfinished": "yel
 class RunFolder(Callback):
     """Hydra's callback that keeps the folder of a run or sweep to one process at a time.
 
-    `sweep` says where a sweep's jobs are; None outside of one.
+    `sweep` is the folder of a sweep's jobs, None outside of one.
     """
 
     sweep: Path | None = None

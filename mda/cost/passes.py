@@ -167,7 +167,7 @@ def vocabulary_bytes(shape: Shape, tokens: int, logits: int = LOGITS) -> float:
 def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False) -> float:
     """Returns the bytes of a capture: weights, graph, captured tensors and their gradients.
 
-    `mlp` says that maps of the MLP are captured too.
+    With `mlp`, maps of the MLP are captured too.
     """
     d, f = shape.d_model, shape.d_ff
     layer = 10 * d + (3 if shape.gated else 1) * f + (d + f if mlp else 0)

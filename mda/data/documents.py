@@ -41,7 +41,7 @@ _GENERATED = frozenset({"version.py", "_version.py", "__config__.py"})
 
 
 class SourceFile(NamedTuple):
-    """A Python file of an installed package; `path` is relative to where the package lies."""
+    """A Python file of an installed package; `path` is relative to the folder of the package."""
 
     package: str
     path: str

@@ -30,7 +30,7 @@ FRESH = ("identifier", "number", "span")
 
 @dataclass(frozen=True)
 class Slot:
-    """A place of the skeleton that is filled anew."""
+    """A place of the skeleton with a new value in each record."""
 
     kind: str
     repeat_of: int | None = None

@@ -139,7 +139,7 @@ def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedu
 
 
 def schedule_hash(one: Schedule) -> str:
-    """Returns the hash of everything a schedule says; equal schedules train equal models."""
+    """Returns the hash of a whole schedule; equal schedules train equal models."""
     head = np.array([one.start, one.batch_size], dtype=np.int64)
     masked = [one.masked] if len(one.masked) else []
     return store.hash_arrays(head, one.offsets, one.sample_ids, one.weights, *masked)

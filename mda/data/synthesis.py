@@ -34,7 +34,7 @@ BLOCK = (1 / 8, 1 / 2)  # of a row, length of the blocks of `repetition`
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Rows from outside the corpus, each with its label and what it was made from."""
+    """Rows from outside the corpus, each with its label and source."""
 
     tokens: np.ndarray  # [rows, T + 1], in the type of the corpus
     labels: np.ndarray  # int32 [rows], index into names

@@ -1,7 +1,7 @@
 """Files of token ids: mapped, never read whole, and checked before anything is made from them.
 
-A file is a 2-D .npy or raw little-endian integers. Beside a raw `x.bin` may lie gpt-neox's `x.idx`,
-which says the type of the ids and the lengths of the sequences: a magic of nine bytes, version
+A file is a 2-D .npy or raw little-endian integers. A raw `x.bin` may be accompanied by gpt-neox's
+`x.idx`, with the type of the ids and the lengths of the sequences: a magic of nine bytes, version
 (u64), type (u8), number of sequences and of documents (u64 each), lengths (int32), byte offsets
 (int64), and the documents' first sequences (int64).
 """

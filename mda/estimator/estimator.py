@@ -30,8 +30,8 @@ TokenScorer = Callable[[np.ndarray], Tensor]
 class Work(Protocol):
     """The samples and units to score, with models, curvature and resumable passes.
 
-    What an estimator's settings do not say it `requires` is not lent: `query`, `gradients`,
-    `differentiable`, `second_moments` and `training` raise ValueError then.
+    `query`, `gradients`, `differentiable`, `second_moments` and `training` raise ValueError for an
+    estimator whose settings do not list them in `requires`.
     """
 
     @property
@@ -55,7 +55,7 @@ class Work(Protocol):
 
     @property
     def query(self) -> Tensor:
-        """Tokens that the measurement asks on, int64 [M, S]; `corpus.decode` gives their text."""
+        """The measurement's tokens, int64 [M, S]; `corpus.decode` gives their text."""
         ...
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:

@@ -22,7 +22,7 @@ _COLUMNS = ("sample_id", "step", "weight", "replacement", "position", "token")
 
 @dataclass(frozen=True)
 class Choice:
-    """The samples that an edit has chosen, and what it may put in their place."""
+    """The samples that an edit has chosen, and their possible replacements."""
 
     scores: Scores
     sample_ids: np.ndarray  # int64 [n], in stream order

@@ -1,1 +1,1 @@
-"""Building models; one adapter for each family says how it packs heads and neurons."""
+"""Building models; one adapter for each family describes its packing of heads and neurons."""

@@ -57,7 +57,7 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
     """Repeats a run and prints the comparison. Returns True where every value is equal.
 
     Inputs are found in the store under `outputs`, and everything is written there, whatever the
-    run's own configuration says.
+    run's own configuration is.
     """
     from mda import store
     from mda.report.reproduction import agreement, print_agreement, read_tables

@@ -53,9 +53,9 @@ def compare(
 
     `traces` are folders of `mda trace` whose samples the page shows, `command` repeats the
     comparison, and `seed` is that of all random draws. Prints the tables and returns the content of
-    summary.json. With one seed there are differences but no tests, and every output says so. A
-    folder that cannot be read is left out and named in the notes. Raises ValueError, before
-    anything is written, where the folders hold nothing to compare.
+    summary.json. With one seed there are differences but no tests, as every output states. A folder
+    that cannot be read is left out and named in the notes. Raises ValueError, before anything is
+    written, where the folders hold nothing to compare.
     """
     begin = time.perf_counter()
     left_out: list[str] = []

@@ -86,7 +86,7 @@ class Count:
 class Match:
     """A random set with the targeted set's distribution of labels, losses or samples.
 
-    `targeted` says whether that set may hold targeted samples (or tokens).
+    With `targeted`, that set may contain targeted samples (or tokens).
     """
 
     of: str

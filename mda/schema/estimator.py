@@ -35,7 +35,7 @@ class Requires:
 
     @property
     def found(self) -> bool:
-        """Whether the function of the found unit is lent, so that scores may be of it alone."""
+        """True if the function of the found unit is used, so that scores may be of it alone."""
         return self.target == "metric" or self.trajectory
 
 

@@ -47,7 +47,7 @@ def accepted_at(key: str, missing: bool = False) -> str:
 def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> str:
     """Returns the error for a key that does not exist, at all or with the chosen option.
 
-    `chosen` is the name of the class that did not know the key, if known.
+    `chosen` is the name of the class that lacks the key, if known.
     """
     known = settings()
     given, key = key, _starred(key)

@@ -1,4 +1,4 @@
-"""What can come from outside this package: options, head metrics, sections and model families.
+"""Plugins: options, head metrics, sections and model families from outside this package.
 
 A plugin is a module that calls `add_option`, `add_metric`, `add_section` or `add_family` when it is
 imported.

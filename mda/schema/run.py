@@ -107,7 +107,7 @@ class EmergenceConfig(Group):
 
     @property
     def in_arms(self) -> EmergenceConfig:
-        """What is measured while an arm trains."""
+        """Returns the measurements during an arm's training."""
         return replace(self, held_out_every=self.arm_held_out_every or self.held_out_every)
 
     def __post_init__(self) -> None:

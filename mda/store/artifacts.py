@@ -191,8 +191,7 @@ class Store:
     def remove(self, folder: Path) -> bool:
         """Deletes an artifact or a left-over folder; False if a live process holds its lock.
 
-        A link is deleted, never its target. Raises ValueError for a folder that does not lie in the
-        store.
+        A link is deleted, never its target. Raises ValueError for a folder outside of the store.
         """
         folder = Path(folder)
         if not self._holds(folder):

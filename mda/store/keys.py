@@ -150,9 +150,9 @@ def fingerprint(kind: str, inputs: Mapping[str, object]) -> str:
 def sources(roots: Sequence[str], home: Path = HOME) -> Mapping[str, str]:
     """Returns the hash of the source of some modules and of all that they import, by module.
 
-    Followed are imports of `mda` and of the roots' own packages, at the top of a module or inside
-    a function, packages above a module included; not those for type checkers alone. `home` is the
-    folder that `mda` lies in; other roots are looked for on Python's path. Raises
+    Followed are imports of `mda` and of the roots' own packages, at the top of a module or inside a
+    function, packages above a module included; not those for type checkers alone. `home` is the
+    folder that contains `mda`; other roots are looked for on Python's path. Raises
     ModuleNotFoundError for a root that does not exist.
     """
     tops = {"mda", *(root.partition(".")[0] for root in roots)}

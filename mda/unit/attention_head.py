@@ -2,9 +2,8 @@
 
 Measurements: `copy`, shared by all heads, or a metric of each head's own attention, such as
 `previous_token`, A[t, t-1]: the MEAN over sequences of what mda/schema/metrics.py names. It depends
-on the head's own W_Q and W_K, and on what lies below.
-For heads that are traced together it is the mean over them, and its gradient in every head goes
-through the layers in between.
+on the head's own W_Q and W_K, and on the layers below. For heads that are traced together it is the
+mean over them, and its gradient in every head goes through the layers in between.
 """
 
 from __future__ import annotations

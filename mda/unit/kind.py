@@ -48,7 +48,7 @@ class UnitKind(Protocol):
         ...
 
     def query(self) -> Tensor:
-        """Tokens that the measurement asks on, int64 [M, S]; of a label those of its class."""
+        """Returns the measurement's tokens, int64 [M, S]; of a label those of its class."""
         ...
 
     def gradients(
