@@ -55,7 +55,7 @@ def compare_arms(
     measured: Measurements,
     study: StudyConfig,
     confidence: float = 0.95,
-    resamples: int = 9999,
+    resamples: int | None = 9999,
     seed: int = 0,
 ) -> list[Comparison]:
     """Compares every arm but control with each of `REFERENCES` that was run with it.
@@ -67,6 +67,7 @@ def compare_arms(
     """
     rows = []
     old = study.hash in DATED
+    resamples = resamples if old else None
     metrics = [name for name in metrics_of(measured) if not (old and name in LATER_METRICS)]
     for arm, seeds in by_arm(measured.runs).items():
         if arm.edit.is_control:

@@ -32,9 +32,10 @@ METRICS = {
     "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
     "icl_score/curve": "the same, mean over the window, of the points that have it: see "
     "emergence.arm_held_out_every",
-    "icl_score/real": "the same of text that was not generated; icl_score/real/curve: over the "
-    "window",
-    "icl_score/generated": "of generated text; icl_score/generated/curve: over the window",
+    "icl_score/real": "the ICL score of text that was not generated",
+    "icl_score/real/curve": "the same, mean over the window",
+    "icl_score/generated": "the ICL score of generated text",
+    "icl_score/generated/curve": "the same, mean over the window",
     "val/loss": "held-out loss, nats; val/loss/<label> for one class",
     "behaviour/real_loss": "loss on held-out text that was not generated, nats",
     "behaviour/icl_score": "loss late minus loss early in that text, nats",

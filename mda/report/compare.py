@@ -16,6 +16,7 @@ from mda.analysis.folders import read_runs
 from mda.analysis.headline import headline
 from mda.analysis.metrics import METRICS, Measurements, measure, random_values
 from mda.analysis.null import NullCheck, null_check
+from mda.analysis.statistics import benjamini_hochberg
 from mda.analysis.table import write_table
 from mda.report import tables
 from mda.report.catalysts import catalyst_rows
@@ -25,6 +26,7 @@ from mda.report.page_data import page_data, provenance
 from mda.report.samples import pack_samples, read_samples
 from mda.report.summary import write_summary
 from mda.schema import ReportConfig, StudyConfig
+from mda.schema.old_words import DATED
 from mda.schema.setting import printable
 
 FILES = {
@@ -77,6 +79,7 @@ def compare(
     data = page_data(measured, rows, verdicts) | {"samples": samples}
     notes = [f"Left out: {printable(reason)}." for reason in left_out]
     notes += [*bearing(measured, study), *notes_on(measured, rows, checks, study)]
+    notes += discoveries(verdicts)
     about = study_line(study)
     if report.pack:
         write_table(measured.runs, Path(report.pack))
@@ -85,6 +88,9 @@ def compare(
         "headline": sentence,
         "lead": lead(measured),
         "study": about,
+        "interval": "BCa bootstrap over seeds, too narrow with few"
+        if study.hash in DATED
+        else "of Student, for the mean over seeds",
         "one_seed": len({run.seed for run in measured.runs}) == 1,
         "references": tables.reference_rows(rows),
         "notes": notes,
@@ -206,6 +212,19 @@ def notes_on(
         )
     notes += [f"Left out: {line}." for line in tables.dropped_pairs(rows)]
     return notes
+
+
+def discoveries(verdicts: Sequence[Verdict]) -> list[str]:
+    """Returns a note of the claims that hold by their false discovery rate over the whole study."""
+    if not any(one.p is not None for one in verdicts):
+        return []
+    alpha, n = verdicts[0].alpha, len(verdicts)
+    adjusted = benjamini_hochberg([one.p for one in verdicts], n)
+    held = [f"{one.name} ({p:.2g})" for one, p in zip(verdicts, adjusted, strict=True)
+            if p is not None and p <= alpha]  # fmt: skip
+    said = f"{len(held)} hold: {', '.join(held)}" if held else "none holds"
+    return [f"Over all {n} claims at a false discovery rate of {alpha:g} (Benjamini and Hochberg), "
+            f"whatever their families, {said}."]  # fmt: skip
 
 
 def lead(measured: Measurements) -> str:

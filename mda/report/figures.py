@@ -125,7 +125,7 @@ def forest_figure(rows: Sequence[Comparison], measured: Measurements) -> Figure 
     ]  # fmt: skip
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     tested = any(row.effect.low is not None for row in rows)
-    ends = "bars: bootstrap interval" if tested else "one seed: no interval, no test"
+    ends = "bars: confidence interval" if tested else "one seed: no interval, no test"
     axes[1].set_xlabel(f"mean paired difference over seeds ({ends})")
     return figure
 

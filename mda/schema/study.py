@@ -58,7 +58,9 @@ class ClaimConfig(Group):
     expected: float = setting(
         0.0, "size of the claimed effect in units of the metric, 0: none is claimed", low=0
     )
-    family: str = setting("main", "claims that are corrected together")
+    family: str = setting(
+        "main", "claims that are corrected together; all of a study that name none"
+    )
     min_seeds: int = setting(5, "with fewer pairs the claim is undecided", low=2)
 
     def __post_init__(self) -> None:

@@ -149,6 +149,8 @@ def _curve(seed: int, edit: Edit, rng: np.random.Generator, noise: float):
             )
         row["emergence/copy_gain"] = 0.45 * rise + 5 * offsets[2]
         row["emergence/icl_score"] = -0.02 - 0.18 * rise + offsets[3]
+        row["emergence/icl_score/real"] = -0.01 - 0.08 * rise + offsets[3]
+        row["emergence/icl_score/generated"] = -0.03 - 0.28 * rise + offsets[3]
         row["val/loss"] = 3.5 - step / 4000 + offsets[4]
         for i, label in enumerate(("code", "latex", "prose")):
             row[f"val/loss/{label}"] = 3.2 + 0.3 * i - step / 4000 + offsets[5 + i]
