@@ -511,7 +511,7 @@ def test_a_window_that_the_stream_does_not_reach_is_refused(revisions, tmp_path)
         ("another size", "revision step20 has; or model=published"),
         ("a missing weight", "revision step20: 1 missing weights"),
         ("an unknown weight", "revision step20: 1 unexpected weights"),
-        ("another family", "revision step20: its model_type is gpt2"),
+        ("another family", "revision step20: its model_type is opt"),
         ("a shard elsewhere", "revision step20: model.safetensors.index.json names ../x"),
         ("no folder", "revision step20: "),
     ],
@@ -527,7 +527,7 @@ def test_a_revision_of_another_model_is_refused(revisions, tmp_path, spoil, says
     if spoil == "an unknown weight":
         weights["another"] = torch.ones(2)
     if spoil == "another family":
-        config["model_type"] = "gpt2"
+        config["model_type"] = "opt"
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     if spoil == "a shard elsewhere":

@@ -36,10 +36,12 @@ def mda(cwd: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_step_by_step(tmp_path):
-    found = commands("Step by step")
-    assert [words[0] for words in found] == ["train", "trace", *["run"] * 4, "compare"]
-    said = [mda(tmp_path, *words, "experiment=smoke", *CHEAP) for words in found]
+def test_the_commands_lead_from_a_base_run_to_a_comparison(tmp_path):
+    found = commands("On the command line")
+    *steps, plan, sweep = found
+    assert [words[0] for words in steps] == ["train", "trace", *["run"] * 3, "compare"]
+    assert plan[0] == "plan" and sweep[:2] == ["run", plan[1]]  # hours of work
+    said = [mda(tmp_path, *words, "experiment=smoke", *CHEAP) for words in steps]
     assert (Path(said[-1].splitlines()[-1]) / "report.html").is_file()
     arms = read_runs([tmp_path / "outputs/runs/run"])
     assert len({run.arm.name for run in arms}) == 4
@@ -81,7 +83,12 @@ def test_your_own_model_and_data(own_folder):
         f"data.vocab_size={VOCABULARY}", "data.held_out=16", "emergence.every=10",
         "emergence.n_sequences=4", "emergence.length=8", "emergence.held_out=8",
     )  # fmt: skip
-    found = commands("Your own model and data")
-    assert [words[0] for words in found] == ["trace", *["run"] * 3, "compare"]
-    said = [mda(own_folder, *words, *small, *CHEAP) for words in found]
+    said = re.search(r"add `(--config-dir .*?)` to the commands above", README)
+    assert said is not None
+    own = shlex.split(said[1])
+    control, *_ = (words for words in commands("On the command line") if "control" in str(words))
+    assert "`outputs-mine/runs/run`" in README
+    compare = ["compare", "report.runs=[outputs-mine/runs/run]"]
+    found = [["trace"], control, ["run", "intervention=remove"], compare]
+    said = [mda(own_folder, words[0], *own, *words[1:], *small, *CHEAP) for words in found]
     assert (Path(said[-1].splitlines()[-1]) / "report.html").is_file()
