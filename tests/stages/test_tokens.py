@@ -171,7 +171,7 @@ def places(found, edited) -> frozenset[tuple[int, int]]:
     row = {sample: at for at, sample in enumerate(found.traced.scores.sample_ids.tolist())}
     plan = edited.plan
     ids = plan.sample_ids.tolist()
-    return frozenset(zip(map(row.get, ids), plan.positions.tolist(), strict=True))
+    return frozenset(zip((row[one] for one in ids), plan.positions.tolist(), strict=True))
 
 
 def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
