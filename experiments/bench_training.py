@@ -25,8 +25,9 @@ from mda import pipeline
 from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
 from mda.data.stream import Corpus
-from mda.emergence.callback import EmergenceCurve, curve_steps, held_out_every
+from mda.emergence.callback import EmergenceCurve
 from mda.emergence.measure import make_probes
+from mda.emergence.steps import curve_steps, held_out_every
 from mda.model.build import initial_model
 from mda.schema import Config
 from mda.stages.context import Context

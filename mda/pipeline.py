@@ -28,7 +28,7 @@ from mda.stages.runs import ArmStage, BaseStage, Recipe, Run, origin_of, state_a
 from mda.stages.stage import make
 from mda.stages.stream import Stream
 from mda.stages.tokens import TokensStage, TracedTokens
-from mda.training.fit import check_devices
+from mda.training.available import check_devices
 
 
 @dataclass(frozen=True)

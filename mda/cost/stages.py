@@ -9,7 +9,7 @@ from __future__ import annotations
 from mda.cost import passes
 from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
-from mda.emergence.callback import curve_steps, held_out_every
+from mda.emergence.steps import curve_steps, held_out_every
 from mda.schema import Config, PublishedConfig
 from mda.training.loss import logits_at_once
 

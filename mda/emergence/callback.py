@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import pytorch_lightning as pl
-from transformers import PreTrainedModel
 
-from mda.emergence.measure import Probes, measure
-from mda.schema import EmergenceConfig
+from mda.emergence.measure import Follow, Probes, measure
 from mda.training.module import LanguageModel
 from mda.training.table import CsvTable, RowLog, replay
-
-Follow = Callable[[PreTrainedModel], Mapping[str, float]]
-"""Measures units besides the heads, by the names of their columns."""
 
 
 class EmergenceCurve(pl.Callback):
@@ -62,13 +57,3 @@ class EmergenceCurve(pl.Callback):
         row |= self.follow(module.model)
         self.table.append(row)
         self.emit(row)
-
-
-def curve_steps(start: int, end: int, every: int) -> list[int]:
-    """Returns the steps at which a curve is measured: multiples of `every`, and both ends."""
-    return sorted({start, end, *range(-(-start // every) * every, end + 1, every)})
-
-
-def held_out_every(settings: EmergenceConfig) -> int:
-    """Returns the number of steps between measurements of held-out text."""
-    return settings.every * settings.held_out_every

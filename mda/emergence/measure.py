@@ -19,7 +19,7 @@ a fraction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,9 @@ from mda.training.loss import vocabulary_losses
 from mda.types import HeadId
 from mda.unit.metrics import metric_function
 from mda.unit.tokens import repeated_tokens, token_distribution
+
+Follow = Callable[[PreTrainedModel], Mapping[str, float]]
+"""Measures units besides the heads, by the names of their columns."""
 
 OLSSON_CONTEXT, OLSSON_LATE, OLSSON_EARLY = 2048, 500, 50
 GENERATED = "generated_"  # how the labels of generated text begin

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from mda.estimator.estimator import TokenScorer, Work, step_of
 from mda.estimator.kfac_math import sequence_gradients
+from mda.estimator.repetition import repetition
 from mda.estimator.score import Rows, SampleScores, batches
 from mda.schema import GradientNormConfig, LossConfig, RandomConfig, RepetitionConfig
 from mda.types import ParameterBlock, Unit, Window
@@ -95,28 +96,6 @@ class Repetition:
         """Returns the scores of single losses: position t is that of predicting token t + 1."""
         rows, counts = work.corpus.rows, work.corpus.counts
         return lambda ids: torch.from_numpy(repetition(rows(ids).numpy(), counts))
-
-
-def repetition(tokens_BS: np.ndarray, counts_V: np.ndarray) -> np.ndarray:
-    """Returns the information predicted by copying what followed the last two tokens, [B, T].
-
-    In nats. At position t >= 1 let s < t be the last earlier position with (x[s-1], x[s]) =
-    (x[t-1], x[t]). If there is one and x[s+1] = x[t+1], position t counts -log p(x[t+1]), with p
-    the corpus' unigram distribution: copying a rare token is worth more. Else, and at t = 0, it
-    counts 0.
-    """
-    tokens = np.asarray(tokens_BS, dtype=np.int64)
-    pairs = tokens[:, :-2] * len(counts_V) + tokens[:, 1:-1]  # ends at t = 1 .. T - 1
-    order = np.argsort(pairs, axis=1, kind="stable")  # equal pairs side by side, in their order
-    ranked = np.take_along_axis(pairs, order, 1)
-    same = ranked[:, 1:] == ranked[:, :-1]
-    earlier = np.full_like(pairs, -1)
-    np.put_along_axis(earlier, order[:, 1:], np.where(same, order[:, :-1], -1), 1)
-    following = tokens[:, 2:]
-    copied = np.take_along_axis(following, np.maximum(earlier, 0), 1)
-    information = -np.log(np.maximum(counts_V, 1) / counts_V.sum())
-    nats = np.where((earlier >= 0) & (copied == following), information[following], 0.0)
-    return np.pad(nats, ((0, 0), (1, 0)))
 
 
 class Loss:

@@ -80,7 +80,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
     from mda.stages.context import Context
     from mda.stages.found import FindOnly, NotBuilt
     from mda.stages.truth import Asked, Bench, other_initialisation
-    from mda.training.fit import check_devices
+    from mda.training.available import check_devices
 
     settings = config.truth
     context = Context.of(config)

@@ -14,7 +14,7 @@ from mda import store
 from mda.analysis.arms import relative
 from mda.analysis.catalysts import SAMPLES, Catalysts, catalysts
 from mda.data.stream import Corpus
-from mda.estimator.baselines import repetition
+from mda.estimator.repetition import repetition
 from mda.report.page import DASH, MINUS
 from mda.report.samples import TracedSamples
 from mda.types import Scores

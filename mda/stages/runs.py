@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from mda import store
 from mda.cost import stages as cost
 from mda.data.stream import Corpus, schedule_hash
-from mda.emergence.callback import EmergenceCurve, Follow, curve_steps, held_out_every
-from mda.emergence.measure import make_probes
+from mda.emergence.measure import Follow, make_probes
+from mda.emergence.steps import curve_steps, held_out_every
 from mda.model.architecture import Architecture, architecture
 from mda.model.build import (
     CONFIG_FILE,
@@ -37,9 +37,7 @@ from mda.stages.stage import HashFile, Stage, make
 from mda.stages.stream import Stream
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
-from mda.training.callbacks import LossLog
-from mda.training.loop import train
-from mda.training.table import RowLog, read_rows
+from mda.training.table import LOGGED_EVERY, RowLog, read_rows
 from mda.types import Schedule, Window
 
 NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
@@ -362,6 +360,10 @@ class Training:
         name: str,
     ) -> None:
         """Trains into a folder, from a checkpoint's state if given."""
+        # Lightning takes a second to import; a plan, or a run that is in the store, needs none.
+        from mda.emergence.callback import EmergenceCurve
+        from mda.training.loop import train
+
         corpus, emergence = self.stream.corpus, self.recipe.emergence
         steps = schedule.start, schedule.end
         also = {step for step in self.measured if steps[0] <= step <= steps[1]}
@@ -396,7 +398,7 @@ def _log(artifact: Artifact, log: RowLog) -> None:
         return
     curve = read_rows(artifact.path / "curve.csv")
     losses = read_rows(artifact.path / "train.csv")
-    thinned = [row for row in losses if row["step"] % LossLog.EVERY == 0]
+    thinned = [row for row in losses if row["step"] % LOGGED_EVERY == 0]
     for row in sorted([*curve, *thinned], key=lambda row: row["step"]):
         log(row)
 

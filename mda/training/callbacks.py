@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from mda.training import checkpoint
 from mda.training.module import LanguageModel
-from mda.training.table import CsvTable, RowLog, replay
+from mda.training.table import LOGGED_EVERY, CsvTable, RowLog, replay
 
 
 class Checkpoints(pl.Callback):
@@ -53,15 +53,13 @@ class LossLog(pl.Callback):
     The log gets every 20th row.
     """
 
-    EVERY = 20
-
     def __init__(self, path: Path, tokens_per_step: int, start: int = 0):
         self.table, self.tokens_per_step, self.start = CsvTable(path), tokens_per_step, start
 
     def resume(self, step: int, log: RowLog) -> None:
         """Cuts the table back to `step` and logs its content again."""
         self.first, self.emit = step, log
-        replay(self.table, step, log, self.EVERY, wanted=range(self.start + 1, step + 1))
+        replay(self.table, step, log, LOGGED_EVERY, wanted=range(self.start + 1, step + 1))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: LanguageModel, outputs: dict, *_: object
@@ -78,5 +76,5 @@ class LossLog(pl.Callback):
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
         self.table.append(row)
-        if step % self.EVERY == 0:
+        if step % LOGGED_EVERY == 0:
             self.emit(row)

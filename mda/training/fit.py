@@ -19,7 +19,8 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore
 from transformers import PreTrainedModel
 
-from mda.schema import ConfigError, TrainingConfig, refuse
+from mda.schema import ConfigError, TrainingConfig
+from mda.training.available import check_devices
 from mda.training.datamodule import Rows, ScheduleData
 from mda.training.module import LanguageModel
 from mda.types import Schedule
@@ -81,17 +82,6 @@ class ProgramSignals(pl.Callback):
     def on_train_start(self, *_: object) -> None:
         if threading.current_thread() is threading.main_thread() and self.handler is not None:
             signal.signal(signal.SIGTERM, self.handler)
-
-
-def check_devices(settings: TrainingConfig) -> None:
-    """Raises ConfigError for devices or a precision that this machine cannot train with."""
-    gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
-    if gpu and settings.devices > torch.cuda.device_count():
-        raise refuse("training.devices", settings.devices, f"at most {torch.cuda.device_count()}, "
-                     "the GPUs of this machine")  # fmt: skip
-    if settings.precision == "16-mixed" and not gpu:  # Lightning would take bf16 in its place
-        raise refuse("training.precision", settings.precision, "32-true or bf16-mixed: there is no "
-                     "CUDA here")  # fmt: skip
 
 
 def make_trainer(

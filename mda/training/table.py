@@ -12,6 +12,9 @@ from mda.store import Torn
 
 RowLog = Callable[[Mapping[str, float]], None]
 
+LOGGED_EVERY = 20
+"""Updates from one row of `train.csv` that is logged to the next."""
+
 
 class CsvTable:
     """Rows in the order of their `step` column; floats are written without loss.

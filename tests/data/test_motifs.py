@@ -13,7 +13,7 @@ from mda.data.motif_file import Motif, Slot, read_motifs, write_motifs
 from mda.data.stream import open_corpus
 from mda.data.synthesis import COPIED, GRAM, copied_share, grams, synthesize
 from mda.data.synthetic import build_synthetic
-from mda.estimator.baselines import repetition
+from mda.estimator.repetition import repetition
 from mda.schema import MotifsConfig
 from mda.types import Scores
 

@@ -19,8 +19,8 @@ from mda.estimator.baselines import (
     gradient_norms,
     mixed_seed,
     random_scores,
-    repetition,
 )
+from mda.estimator.repetition import repetition
 from mda.schema import (
     GradientNormConfig,
     LossConfig,

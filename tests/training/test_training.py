@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from mda.data.stream import schedule, stream_order
-from mda.emergence.callback import EmergenceCurve, curve_steps
+from mda.emergence.callback import EmergenceCurve
 from mda.emergence.measure import make_probes
+from mda.emergence.steps import curve_steps
 from mda.model.build import scratch
 from mda.schema import EmergenceConfig, ScratchConfig, TrainingConfig
 from mda.training import checkpoint
