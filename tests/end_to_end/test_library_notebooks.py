@@ -15,11 +15,14 @@ def run(name: str) -> dict:
     import matplotlib
 
     matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     notebook = json.loads((FOLDER / name).read_text("utf-8"))
     left: dict = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), name, "exec"), left)
+    plt.close("all")
     return left
 
 
