@@ -324,7 +324,7 @@ def test_wrong_settings_are_named():
             HeadConfig(**settings)
     with pytest.raises(
         ConfigError,
-        match=r"unit\.probe\.target=paste .* copy, previous_token, second_previous_token, label",
+        match=r"paste .* copy, prefix_matching, previous_token, second_previous_token, label",
     ):
         ProbeConfig(target="paste")
     with pytest.raises(ConfigError, match="qk among them"):
