@@ -167,7 +167,8 @@ def test_a_dry_run_counts_what_is_missing_and_what_it_will_take(whole, tmp_path)
     out, _ = whole
     same_store(out, tmp_path)
     assert f"{JOBS} jobs; to build: nothing" in finish(sweep(tmp_path, "dry", "--dry-run"))
-    shutil.rmtree(tmp_path / "store" / "arm")
+    for kind in ("arm", "behaviour"):
+        shutil.rmtree(tmp_path / "store" / kind)
     said = finish(sweep(tmp_path, "dry", "--dry-run"))
     assert f"{JOBS} jobs; to build: {5 * SEEDS} arm, {5 * SEEDS} behaviour." in said
     assert re.search(r"estimate: [\d.]+ (s|min), 2 jobs side by side", said)
