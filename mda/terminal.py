@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +34,28 @@ def at_terminal() -> Iterator[None]:
         if not _unread():
             raise
         raise SystemExit(141) from None
+
+
+@contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Delivers Ctrl-C when the block ends, for libraries that turn it into errors of their own.
+
+    Hydra and OmegaConf do so in `finally` blocks and in handlers of every exception. The block
+    should take less than a second. Outside of the main thread, and where Ctrl-C is ignored, nothing
+    changes.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if arrived:
+            handler(arrived[0], None)
 
 
 def replace_unknown() -> None:

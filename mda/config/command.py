@@ -31,7 +31,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from mda.benchmark import cores
 from mda.config import jobs
-from mda.config.composer import apart, composer, register, search_path, typed, with_hydra
+from mda.config.composer import (
+    apart,
+    composed,
+    composer,
+    register,
+    search_path,
+    typed,
+    with_hydra,
+)
 from mda.config.files import conf_dir, groups, options
 from mda.config.help_page import help_page
 from mda.config.mistakes import explain, of_hydra, refuse_illegal
@@ -149,7 +157,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
             given = parser.parse_overrides([f"{k}={v}" for k, v in params.items()]) + given
             at_once, configs = jobs.side_by_side(node), []
             for job in _jobs(given, every):
-                cfg = hydra.compose(name, job + extra)
+                cfg = composed(name, job + extra)
                 _fix_threads(cfg, at_once)
                 configs.append(typed(cfg, needs))
                 _refuse_nested(configs[-1], needs, at_once)
@@ -165,7 +173,7 @@ def prepared(
     """Returns the configuration of a job that a program runs itself, and writes its records."""
     extra, words = apart(overrides)
     with composer():
-        cfg = hydra.compose("config", words + extra)
+        cfg = composed("config", words + extra)
     with _running(cfg, program, overrides, folder, at_once):
         yield typed(cfg, needs)
 

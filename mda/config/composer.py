@@ -23,6 +23,7 @@ from mda.config.jobs import CONFIG_DIR
 from mda.config.mistakes import explain, refuse_illegal
 from mda.schema import Config, ConfigError
 from mda.schema.plugins import load_plugins
+from mda.terminal import ctrl_c_waits
 
 
 def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -> Config:
@@ -34,7 +35,7 @@ def compose(overrides: Sequence[str] = (), needs: Sequence[str] | None = None) -
     with composer():
         try:
             refuse_illegal(OverridesParser.create().parse_overrides(words))
-            return typed(hydra.compose("config", words + extra), needs)
+            return typed(composed("config", words + extra), needs)
         except Exception as error:
             raise explain(error, words) from error
 
@@ -76,11 +77,17 @@ def apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def with_hydra(name: str, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
     """Returns Hydra's own settings, and the configuration without them."""
-    cfg = hydra.compose(name, overrides, return_hydra_config=True)
+    cfg = composed(name, overrides, hydra_too=True)
     node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
     return node, cfg
+
+
+def composed(name: str, overrides: Sequence[str], hydra_too: bool = False) -> DictConfig:
+    """Returns what Hydra composes from a configuration's name and overrides."""
+    with ctrl_c_waits():
+        return hydra.compose(name, list(overrides), return_hydra_config=hydra_too)
 
 
 def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
@@ -88,7 +95,8 @@ def typed(cfg: DictConfig, needs: Sequence[str] | None) -> Config:
 
     Raises ConfigError, or an error of OmegaConf.
     """
-    config = OmegaConf.to_object(cfg)
+    with ctrl_c_waits():
+        config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
         raise ConfigError("this configuration has no schema/config in its defaults list")
     schema.validate(config, needs)

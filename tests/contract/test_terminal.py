@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from mda.config.composer import compose
+
 PLAN = ("plan", "experiment=smoke", "plan.hardware=h100")
 MISSING = (
     "plan",
@@ -57,6 +59,24 @@ def test_ctrl_c_while_jobs_are_composed_leaves_no_traceback(tmp_path):
         program.send_signal(signal.SIGINT)
         assert program.communicate() == ("", "stopped\n")
     assert program.returncode == 130
+
+
+def test_ctrl_c_inside_hydra_is_not_taken_for_a_mistake():
+    """Hydra closes a file in a `finally` block that was not opened yet: another exception."""
+
+    def press(frame, event, _):
+        caller = frame.f_back.f_code.co_name if frame.f_back else ""
+        if event == "call" and frame.f_code.co_name == "open" and caller == "_read_config":
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    compose(["experiment=smoke"])  # signals are delivered as the main thread goes on
+    sys.setprofile(press)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compose(["experiment=smoke"])
+    finally:
+        sys.setprofile(None)
 
 
 def test_slurm_is_refused_where_it_is_not_and_planned_for_all_the_same(tmp_path):
