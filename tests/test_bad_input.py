@@ -415,5 +415,6 @@ def test_so_it_is_in_a_process_of_its_own(case, tmp_path):
 def test_a_launcher_whose_plugin_is_missing_is_explained():
     error = MissingConfigException("", "hydra/launcher/joblib", ["basic"])
     assert str(explain(error)) == (
-        "hydra/launcher needs the plugin for joblib; pip install 'mda[launchers]' brings it"
+        "hydra/launcher needs the plugin for joblib; "
+        "pip install 'mechanistic-data-attribution[launchers]' brings it"
     )

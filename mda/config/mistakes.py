@@ -103,6 +103,7 @@ def _missing_file(error: MissingConfigException) -> str:
     if not group:
         return f"--config-name {option} does not exist; accepted: {', '.join(known)}"
     if group == "hydra/launcher" and option in PLUGINS:
-        return f"{group} needs the plugin for {option}; pip install 'mda[launchers]' brings it"
+        brings = "pip install 'mechanistic-data-attribution[launchers]' brings it"
+        return f"{group} needs the plugin for {option}; {brings}"
     close = nearest(option, known)
     return f"{group}={option} does not exist{close}; accepted: {', '.join(known)}"

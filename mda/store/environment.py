@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("mda", "torch", "transformers", "tokenizers", "pytorch-lightning", "numpy")
+_PACKAGES = ("torch", "transformers", "tokenizers", "pytorch-lightning", "numpy")
+_DISTRIBUTIONS = {"mda": "mechanistic-data-attribution"} | {name: name for name in _PACKAGES}
+"""What a record calls a package, and the name that it is installed by."""
 
 
 def versions() -> dict[str, str | None]:
@@ -18,9 +20,9 @@ def versions() -> dict[str, str | None]:
     Returns None if missing.
     """
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package, distribution in _DISTRIBUTIONS.items():
         try:
-            found[package] = version(package)
+            found[package] = version(distribution)
         except PackageNotFoundError:
             found[package] = None
     return found

@@ -21,7 +21,7 @@ def run(*command: object, cwd: Path) -> str:
 
 def test_a_wheel_in_a_fresh_environment_has_configuration_sweeps_and_programs(tmp_path):
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=ROOT)
-    (wheel,) = tmp_path.glob("mda-*.whl")
+    (wheel,) = tmp_path.glob("mechanistic_data_attribution-*.whl")
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
