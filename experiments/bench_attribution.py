@@ -34,7 +34,7 @@ import torch.nn.functional as F
 
 from mda.benchmark import Clock, Load, Ratio, verdict
 from mda.config import compose
-from mda.estimator.ekfac import Labels, fit_curvature
+from mda.estimator.ekfac import Fit, fit_curvature
 from mda.estimator.score import score_samples
 from mda.model.architecture import architecture
 from mda.model.build import scratch
@@ -139,7 +139,7 @@ class Bench:
 
     def fit(self, sample_ids: np.ndarray, batch_size: int) -> None:
         self.model.zero_grad(set_to_none=True)
-        fit_curvature(self.model, self.rows, sample_ids, self.blocks, Labels(), batch_size)
+        fit_curvature(self.model, self.rows, sample_ids, Fit(self.blocks, batch_size=batch_size))
 
     def sides(self) -> dict[str, Side]:
         """Returns every side by name; the others are divided by `train`."""

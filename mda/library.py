@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mda.data.packers import Document, across
 from mda.data.stream import Corpus
 from mda.emergence.measure import make_probes, measure
-from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels, fit_curvature, fit_subset
+from mda.estimator.ekfac import Curvature, Fit, fit_curvature
 from mda.estimator.estimator import lend
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
@@ -43,7 +43,7 @@ from mda.schema import (
 )
 from mda.schema.setting import nearest
 from mda.stages.plugin import estimator_of, kind_of
-from mda.types import ParameterBlock, Unit, Window
+from mda.types import Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Materials, Measurement, UnitKind
 
@@ -292,7 +292,7 @@ class InMemory:
     steps: Sequence[int] = ()
     seed: int = 0
     adam_eps: float = 1e-8
-    fitted: dict[object, Curvature] = field(default_factory=dict, repr=False)
+    fitted: dict[Fit, Curvature] = field(default_factory=dict, repr=False)
 
     def reading(self, steps: Sequence[int]) -> InMemory:
         """Returns the same with the steps that an estimator reads."""
@@ -314,33 +314,20 @@ class InMemory:
         lend("gradients", bool(target := self.settings.requires.target))
         return self.kind.gradients(model, self.units, target)
 
-    def curvature(
-        self,
-        step: int,
-        blocks: Sequence[ParameterBlock],
-        labels: Labels,
-        n_sequences: int | None,
-        batch_size: int,
-        factors: str = INDEPENDENT,
-        skip: int = 0,
-    ) -> Curvature:
-        key = (tuple(block.name for block in blocks), labels, n_sequences, factors, skip)
-        if key in self.fitted:  # scores of tokens come after those of rows
-            return self.fitted[key]
-        ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
+    def curvature(self, step: int, fit: Fit) -> Curvature:
+        if fit in self.fitted:  # scores of tokens come after those of rows
+            return self.fitted[fit]
+        ids = fit.subset(self.sample_ids)
 
         def in_pieces(name: str, sums: Callable[[np.ndarray], dict[str, Tensor]]):
             total: dict[str, Tensor] = {}
-            for part in self._pieces(ids, f"EK-FAC {name}", batch_size):
+            for part in self._pieces(ids, f"EK-FAC {name}", fit.batch_size):
                 for key, value in sums(part).items():
                     total[key] = total[key] + value if key in total else value
             return total
 
-        found = fit_curvature(
-            self.only, self.corpus.rows, ids, blocks, labels, batch_size, in_pieces, factors, skip
-        )
-        self.fitted[key] = found
-        return found
+        self.fitted[fit] = fit_curvature(self.only, self.corpus.rows, ids, fit, in_pieces)
+        return self.fitted[fit]
 
     def learning_rate(self, step: int) -> float:
         return 1.0

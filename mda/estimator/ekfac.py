@@ -15,7 +15,7 @@ T. As the damping is relative, this is a factor common to all scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,32 @@ class Labels:
         if self.kind == "empirical":
             return None
         return label_uniforms(self.seed, sample_ids, length)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit needs beside a model and its samples."""
+
+    blocks: Sequence[ParameterBlock]
+    labels: Labels = Labels()
+    batch_size: int = 32
+    n_sequences: int | None = None  # samples, drawn with the labels' seed; None: all
+    factors: str = INDEPENDENT
+    skip: int = 0  # first positions whose parameters' effect is left out
+
+    def subset(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Returns the ids of the samples that are fitted, in their order."""
+        return fit_subset(sample_ids, self.n_sequences, self.labels.seed)
+
+    def captures(
+        self, model: PreTrainedModel, rows: Rows, sample_ids: np.ndarray
+    ) -> Iterator[Capture]:
+        """Yields the activations and gradients of the samples, a batch at a time."""
+        for ids in batches(sample_ids, self.batch_size):
+            tokens_BS = rows(ids)
+            uniforms_BT = self.labels.uniforms(ids, tokens_BS.shape[1] - 1)
+            modules = modules_of(self.blocks)
+            yield capture(model, tokens_BS, modules, uniforms_BT=uniforms_BT, skip=self.skip)
 
 
 def input_site(block: ParameterBlock, factors: str = INDEPENDENT) -> str:
@@ -141,49 +167,31 @@ def fit_curvature(
     model: PreTrainedModel,
     rows: Rows,
     sample_ids: np.ndarray,
-    blocks: Sequence[ParameterBlock],
-    labels: Labels,
-    batch_size: int = 32,
+    fit: Fit,
     shards: Shards | None = None,
-    factors: str = INDEPENDENT,
-    skip: int = 0,
 ) -> Curvature:
-    """Runs both passes over these samples, at once or in the parts that `shards` makes.
-
-    The effect of the parameters at the first `skip` positions is left out.
-    """
+    """Runs both passes over all these samples, at once or in the parts that `shards` makes."""
     all_at_once: Shards = lambda _name, sums: sums(np.asarray(sample_ids))  # noqa: E731
     over = shards or all_at_once
-    fit = (model, rows, blocks, labels, batch_size)
-    moments = over("moments", lambda ids: sum_moments(*fit, ids, factors, skip))
+    moments = over("moments", lambda ids: sum_moments(model, rows, ids, fit))
     basis = eigenbasis(moments)
-    squares = over("squares", lambda ids: sum_squares(*fit, ids, basis, factors, skip))
+    squares = over("squares", lambda ids: sum_squares(model, rows, ids, fit, basis))
     n = len(sample_ids)
     return Curvature(
         {site: q.cpu() for site, q in basis.items()},
         {block: total.cpu() / n for block, total in squares.items()},
-        factors,
+        fit.factors,
     )
 
 
-def sum_moments(
-    model: PreTrainedModel,
-    rows: Rows,
-    blocks: Sequence[ParameterBlock],
-    labels: Labels,
-    batch_size: int,
-    sample_ids: np.ndarray,
-    factors: str = INDEPENDENT,
-    skip: int = 0,
-) -> Sums:
+def sum_moments(model: PreTrainedModel, rows: Rows, sample_ids: np.ndarray, fit: Fit) -> Sums:
     """Runs pass 1: sums A and S over samples at every site, [G, I, I] float64.
 
     A site that several blocks use, such as the input of qk and v, is stored once.
     """
     sums: Sums = {}
-    for ids in batches(sample_ids, batch_size):
-        captured = _capture(model, rows, ids, blocks, labels, skip)
-        for site, part in _moments(captured, blocks, factors).items():
+    for captured in fit.captures(model, rows, sample_ids):
+        for site, part in _moments(captured, fit.blocks, fit.factors).items():
             _add(sums, site, part)
     return sums
 
@@ -211,37 +219,20 @@ def eigenbasis(moments: Mapping[str, Tensor]) -> Sums:
 def sum_squares(
     model: PreTrainedModel,
     rows: Rows,
-    blocks: Sequence[ParameterBlock],
-    labels: Labels,
-    batch_size: int,
     sample_ids: np.ndarray,
+    fit: Fit,
     basis: Mapping[str, Tensor],
-    factors: str = INDEPENDENT,
-    skip: int = 0,
 ) -> Sums:
     """Runs pass 2: sums the squared gradients of samples in the basis, [H, I, J] float64."""
     basis = {site: q.to(model.device, model.dtype) for site, q in basis.items()}
     sums: Sums = {}
-    for ids in batches(sample_ids, batch_size):
-        captured = _capture(model, rows, ids, blocks, labels, skip)
-        for block in blocks:
+    for captured in fit.captures(model, rows, sample_ids):
+        for block in fit.blocks:
             x, dy = captured.x(block), captured.dy(block)
-            q_a, q_s = basis[input_site(block, factors)], basis[output_site(block, factors)]
+            q_a = basis[input_site(block, fit.factors)]
+            q_s = basis[output_site(block, fit.factors)]
             _add(sums, block.name, kfac_math.squared_projection_sum(x, dy, q_a, q_s))
     return sums
-
-
-def _capture(
-    model: PreTrainedModel,
-    rows: Rows,
-    ids: np.ndarray,
-    blocks: Sequence[ParameterBlock],
-    labels: Labels,
-    skip: int,
-) -> Capture:
-    tokens_BS = rows(ids)
-    uniforms_BT = labels.uniforms(ids, tokens_BS.shape[1] - 1)
-    return capture(model, tokens_BS, modules_of(blocks), uniforms_BT=uniforms_BT, skip=skip)
 
 
 def _add(sums: Sums, key: str, part: Tensor) -> None:

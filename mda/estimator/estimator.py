@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels
+from mda.estimator.ekfac import Curvature, Fit
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.schema import ConfigError
-from mda.types import ParameterBlock, Unit, Window
+from mda.types import Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
@@ -62,17 +62,8 @@ class Work(Protocol):
         """Returns the gradient of each unit's measurement, or metric, in its own blocks."""
         ...
 
-    def curvature(
-        self,
-        step: int,
-        blocks: Sequence[ParameterBlock],
-        labels: Labels,
-        n_sequences: int | None,
-        batch_size: int,
-        factors: str = INDEPENDENT,
-        skip: int = 0,
-    ) -> Curvature:
-        """Returns the EK-FAC curvature of blocks at a checkpoint, fitted on a seeded subset."""
+    def curvature(self, step: int, fit: Fit) -> Curvature:
+        """Returns the EK-FAC curvature of a fit at a checkpoint, of a subset of the samples."""
         ...
 
     def learning_rate(self, step: int) -> float:

@@ -25,14 +25,14 @@ from transformers import PreTrainedModel
 
 from mda.estimator import exact
 from mda.estimator.directions import DirectionEstimator
-from mda.estimator.ekfac import Labels, fit_subset
+from mda.estimator.ekfac import INDEPENDENT, Fit, Labels
 from mda.estimator.estimator import Work, kept_step, step_of
 from mda.estimator.kfac_math import sequence_gradients
-from mda.estimator.score import Rows, batches
+from mda.estimator.score import Rows
 from mda.schema import ConfigError, EkfacConfig, ExactConfig, TracinConfig
+from mda.schema.estimator import WithCurvature
 from mda.types import ParameterBlock, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
-from mda.unit.capture import capture
 
 
 class Ekfac(DirectionEstimator):
@@ -48,15 +48,7 @@ class Ekfac(DirectionEstimator):
         """Returns (H + c D)^-1 grad f."""
         wanted, model = self.settings, work.model(step)
         gradients = work.gradients(model)
-        curvature = work.curvature(
-            step,
-            list(gradients),
-            Labels(wanted.labels, wanted.seed),
-            wanted.fit_sequences,
-            wanted.batch_size,
-            wanted.factors,
-            wanted.skip_positions,
-        )
+        curvature = work.curvature(step, fit_of(wanted, gradients))
         metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
         blocks = curvature.inverse_times(gradients, wanted.damping, metric)
         return model, Directions.of(work.units, blocks)
@@ -108,19 +100,11 @@ class Exact(DirectionEstimator):
         wanted, model = self.settings, work.model(step)
         gradients = work.gradients(model)
         metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
-        labels = Labels(wanted.labels, wanted.seed)
-        ids = fit_subset(work.sample_ids, wanted.fit_sequences, wanted.seed)
         blocks: dict[ParameterBlock, Tensor] = {}
         for block, v_RIJ in gradients.items():
-            parts = sequence_gradients_of(
-                model,
-                work.corpus.rows,
-                ids,
-                block,
-                labels,
-                wanted.batch_size,
-                wanted.skip_positions,
-            )
+            fit = fit_of(wanted, [block])
+            ids = fit.subset(work.sample_ids)
+            parts = sequence_gradients_of(model, work.corpus.rows, ids, fit)
             blocks[block] = torch.zeros_like(v_RIJ, dtype=torch.float64)
             for owner in range(block.owners):
                 rows = slice(None) if block.owners == 1 else slice(owner, owner + 1)
@@ -133,23 +117,28 @@ class Exact(DirectionEstimator):
         return model, Directions.of(work.units, blocks)
 
 
+def fit_of(settings: WithCurvature, blocks: Iterable[ParameterBlock]) -> Fit:
+    """Returns the fit of some blocks that an estimator's settings ask for."""
+    return Fit(
+        tuple(blocks),
+        Labels(settings.labels, settings.seed),
+        settings.batch_size,
+        settings.fit_sequences,
+        getattr(settings, "factors", INDEPENDENT),
+        settings.skip_positions,
+    )
+
+
 def sequence_gradients_of(
-    model: PreTrainedModel,
-    rows: Rows,
-    sample_ids: np.ndarray,
-    block: ParameterBlock,
-    labels: Labels,
-    batch_size: int,
-    skip: int = 0,
+    model: PreTrainedModel, rows: Rows, sample_ids: np.ndarray, fit: Fit
 ) -> Tensor:
-    """Returns the gradient of samples' mean token loss in a block, [N, H, I, J], on the CPU."""
-    parts = []
-    for ids in batches(sample_ids, batch_size):
-        tokens_BS = rows(ids)
-        uniforms_BT = labels.uniforms(ids, tokens_BS.shape[1] - 1)
-        captured = capture(model, tokens_BS, block.modules, uniforms_BT=uniforms_BT, skip=skip)
-        parts.append(sequence_gradients(captured.x(block), captured.dy(block)).cpu())
-    return torch.cat(parts)
+    """Returns the gradient of samples' mean token loss in a fit's block, [N, H, I, J], on the CPU.
+
+    Raises ValueError for a fit of several blocks.
+    """
+    (block,) = fit.blocks
+    captures = fit.captures(model, rows, sample_ids)
+    return torch.cat([sequence_gradients(c.x(block), c.dy(block)).cpu() for c in captures])
 
 
 def with_moments(steps: Sequence[int]) -> list[int]:

@@ -34,7 +34,7 @@ from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
-from mda.types import ParameterBlock, Schedule, Scores, Unit, Window
+from mda.types import Schedule, Scores, Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
@@ -116,19 +116,9 @@ class ScoringWork:
         lend("gradients", bool(target := self.settings.requires.target))
         return self.located.kind.gradients(model, self.units, target)
 
-    def curvature(
-        self,
-        step: int,
-        blocks: Sequence[ParameterBlock],
-        labels: ekfac.Labels,
-        n_sequences: int | None,
-        batch_size: int,
-        factors: str = ekfac.INDEPENDENT,
-        skip: int = 0,
-    ) -> ekfac.Curvature:
-        ids, step = ekfac.fit_subset(self.sample_ids, n_sequences, labels.seed), self._scored(step)
-        stage = CurvatureStage(self.base, ids, step, blocks, labels, batch_size, factors, skip)
-        return make(stage, self.at)
+    def curvature(self, step: int, fit: ekfac.Fit) -> ekfac.Curvature:
+        ids, step = fit.subset(self.sample_ids), self._scored(step)
+        return make(CurvatureStage(self.base, ids, step, fit), self.at)
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self._training)

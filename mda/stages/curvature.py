@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from mda.stages.declared import CURVATURE
 from mda.stages.runs import Run
 from mda.stages.stage import HashFile, Stage
 from mda.store import Artifact
-from mda.types import ParameterBlock
 
 FIT_SHARDS = (16, 512)  # see `sharded`; each is a file as large as the curvature
 FEW = 16  # samples, of which every shard but the last is a multiple
@@ -32,22 +31,18 @@ class CurvatureStage(Stage[ekfac.Curvature]):
     base: Run
     sample_ids: np.ndarray
     step: int
-    blocks: Sequence[ParameterBlock]
-    labels: ekfac.Labels
-    batch_size: int
-    factors: str
-    skip: int
+    fit: ekfac.Fit
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
-        sites = {b.name: [ekfac.input_site(b), ekfac.output_site(b)] for b in self.blocks}
+        fit, site_of = self.fit, (ekfac.input_site, ekfac.output_site)
         return {
             "base": self.base.read_at(self.step),
             "step": self.step,
             "samples": store.hash_arrays(self.sample_ids),
-            "blocks": sites,
-            "factors": self.factors,
-            "skip": self.skip,
-            "labels": {"kind": self.labels.kind, "seed": self.labels.seed},
+            "blocks": {block.name: [site(block) for site in site_of] for block in fit.blocks},
+            "factors": fit.factors,
+            "skip": fit.skip,
+            "labels": asdict(fit.labels),
         }
 
     def code(self) -> tuple[str, ...]:
@@ -67,8 +62,7 @@ class CurvatureStage(Stage[ekfac.Curvature]):
             return _merged([part / f"{name}_{i:04d}.safetensors" for i, _ in pieces])
 
         model, rows = self.base.model(self.step), self.base.corpus.rows
-        fit = (model, rows, self.sample_ids, self.blocks, self.labels, self.batch_size)
-        fitted = ekfac.fit_curvature(*fit, shards, self.factors, self.skip)
+        fitted = ekfac.fit_curvature(model, rows, self.sample_ids, self.fit, shards)
         barrier()  # every process has read the shards before the first one deletes them
         if rank() == 0:
             fitted.save(part / "curvature.safetensors")
@@ -76,7 +70,7 @@ class CurvatureStage(Stage[ekfac.Curvature]):
                 path.unlink()
 
     def open(self, artifact: Artifact, at: Runtime) -> ekfac.Curvature:
-        return ekfac.Curvature.load(artifact.path / "curvature.safetensors", self.factors)
+        return ekfac.Curvature.load(artifact.path / "curvature.safetensors", self.fit.factors)
 
 
 def sharded(sample_ids: np.ndarray, n: int, most: int) -> list[np.ndarray]:

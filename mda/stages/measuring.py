@@ -26,7 +26,7 @@ from mda.cost.hardware import Rates
 from mda.cost.job import Job
 from mda.data.stream import Corpus
 from mda.emergence.measure import Probes, measure
-from mda.estimator.ekfac import INDEPENDENT, Labels, sum_moments, sum_squares
+from mda.estimator.ekfac import INDEPENDENT, Fit, sum_moments, sum_squares
 from mda.estimator.score import score_samples
 from mda.model.architecture import architecture
 from mda.model.build import initial_model, layout_of
@@ -138,14 +138,14 @@ class Bench:
 
     def fit(self, n: int, length: int, at_once: int | None = None) -> float:
         rows, ids = self.tokens(n, length), np.arange(n)
-        fit = (self.model, rows.__getitem__, list(self.blocks), Labels(), at_once or n)
         factors = getattr(self.job.config.estimator, "factors", INDEPENDENT)
-        sum_moments(*fit, ids, factors)
+        fit = Fit(list(self.blocks), batch_size=at_once or n, factors=factors)
+        sum_moments(self.model, rows.__getitem__, ids, fit)
         basis = {
             site: torch.eye(i, dtype=torch.float64).repeat(g, 1, 1)
             for site, (g, i) in passes.sites(self.blocks, factors).items()
         }
-        sum_squares(*fit, ids, basis, factors)
+        sum_squares(self.model, rows.__getitem__, ids, fit, basis)
         return n * passes.fit_flops(self.job.shape, self.blocks, length, factors)
 
     def largest(self, kind: str) -> int:

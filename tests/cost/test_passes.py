@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mda.cost import passes
 from mda.cost.passes import Shape
 from mda.estimator import exact
-from mda.estimator.ekfac import Labels, fit_curvature, sum_moments, sum_squares
+from mda.estimator.ekfac import Fit, Labels, fit_curvature, sum_moments, sum_squares
 from mda.estimator.replay import TrainingState, TrainingWindow, flat, replay
 from mda.estimator.score import score_samples, target_influence
 from mda.estimator.unrolled import Adjoint, step_back
@@ -117,12 +117,13 @@ def test_an_ekfac_fit_has_the_operations_that_torch_counts(factors):
     settings, model = model_of("gpt_neox")
     shape, tokens, blocks = Shape.of(model), tokens_of(settings), heads(model)[1].blocks
     model.set_attn_implementation("eager")
-    fit = (model, tokens.__getitem__, blocks, Labels("empirical"), B, np.arange(B))
+    samples = (model, tokens.__getitem__, np.arange(B))
+    fit = Fit(blocks, Labels("empirical"), B, factors=factors)
 
     def work() -> None:
-        moments = sum_moments(*fit, factors)
+        moments = sum_moments(*samples, fit)
         basis = {site: torch.eye(m.shape[1]).expand_as(m) for site, m in moments.items()}
-        sum_squares(*fit, basis, factors)
+        sum_squares(*samples, fit, basis)
 
     ours = B * passes.fit_flops(shape, blocks, T, factors) - 2 * unseen(shape)
     assert 0 <= ours - counted(work) <= 2 * lowest_layer(shape)
@@ -214,9 +215,8 @@ def test_a_fit_takes_no_more_bytes_than_are_said(name, n, factors):
     settings, model = model_of(name)
     shape, tokens = Shape.of(model), tokens_of(settings).repeat(n // B, 1)
     blocks, ids = list(heads(model)[1].blocks), np.arange(n)
-    work = lambda: fit_curvature(  # noqa: E731
-        model, tokens.__getitem__, ids, blocks, Labels(), n, factors=factors
-    )
+    fit = Fit(blocks, batch_size=n, factors=factors)
+    work = lambda: fit_curvature(model, tokens.__getitem__, ids, fit)  # noqa: E731
     ours = passes.fit_bytes(shape, blocks, n, T, factors=factors) - 4 * shape.n_parameters
     ours += passes.label_bytes(shape, n * T, CHUNK)
     assert 1 < ours / peak_bytes(work) < 2

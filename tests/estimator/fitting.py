@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from mda.estimator.ekfac import Curvature, Labels, fit_curvature
+from mda.estimator.ekfac import Curvature, Fit, Labels, fit_curvature
 
 EMPIRICAL = Labels("empirical")
 
 
-def fit(case, table, labels=EMPIRICAL, batch_size=4, **more):
-    return fit_curvature(case.model, table.rows, table.ids, case.blocks, labels, batch_size, **more)
+def fit(case, table, labels=EMPIRICAL, batch_size=4, shards=None, **more):
+    wanted = Fit(case.blocks, labels, batch_size, **more)
+    return fit_curvature(case.model, table.rows, table.ids, wanted, shards)
 
 
 def random_like(fitted: Curvature, blocks, seed=5):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
-from mda.estimator.ekfac import INDEPENDENT, Curvature, Labels, fit_curvature, fit_subset
+from mda.estimator.ekfac import Curvature, Fit, fit_curvature
 from mda.estimator.score import SampleScores
 from mda.model.architecture import architecture
 from mda.sae.autoencoder import Sae
@@ -108,19 +108,8 @@ class InMemoryWork:
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
         return self.kind.gradients(model, self.units, self.target)
 
-    def curvature(
-        self,
-        step: int,
-        blocks: Sequence[ParameterBlock],
-        labels: Labels,
-        n_sequences: int | None,
-        batch_size: int,
-        factors: str = INDEPENDENT,
-        skip: int = 0,
-    ) -> Curvature:
-        ids = fit_subset(self.sample_ids, n_sequences, labels.seed)
-        fit = (self.model(step), self.corpus.rows, ids, blocks, labels, batch_size)
-        return fit_curvature(*fit, factors=factors, skip=skip)
+    def curvature(self, step: int, fit: Fit) -> Curvature:
+        return fit_curvature(self.model(step), self.corpus.rows, fit.subset(self.sample_ids), fit)
 
     def learning_rate(self, step: int) -> float:
         return self.rates[step]

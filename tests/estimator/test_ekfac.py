@@ -13,6 +13,7 @@ from plain_gradients import block_gradients, pieces
 from mda.estimator import kfac_math
 from mda.estimator.ekfac import (
     Curvature,
+    Fit,
     Labels,
     eigenbasis,
     fit_curvature,
@@ -90,8 +91,8 @@ def test_a_basis_of_gradients_is_that_of_plain_autograd(case, table, factors):
     model, blocks = case.model, case.blocks
     rows = dict(zip(table.ids.tolist(), tokens, strict=True))
     fitted = fit_curvature(
-        model, lambda ids: torch.stack([rows[i] for i in ids.tolist()]), table.ids, blocks,
-        EMPIRICAL, 4, factors=factors,
+        model, lambda ids: torch.stack([rows[i] for i in ids.tolist()]), table.ids,
+        Fit(blocks, EMPIRICAL, 4, factors=factors),
     )  # fmt: skip
     per_row = [block_gradients(model, blocks, row) for row in tokens]
     for block in blocks:
@@ -132,9 +133,10 @@ def test_both_passes_see_the_same_sampled_labels(case, table):
     """
     labels_NT = plain_labels(case.model, table, seed=3)
     assert (labels_NT != table.tokens[:, 1:]).any()
-    moments = sum_moments(case.model, table.rows, case.blocks, Labels(seed=3), 2, table.ids)
+    samples, wanted = (case.model, table.rows, table.ids), Fit(case.blocks, Labels(seed=3), 2)
+    moments = sum_moments(*samples, wanted)
     basis = eigenbasis(moments)
-    squares = sum_squares(case.model, table.rows, case.blocks, Labels(seed=3), 9, table.ids, basis)
+    squares = sum_squares(*samples, replace(wanted, batch_size=9), basis)
     values = {name: total / len(table.ids) for name, total in squares.items()}
     fitted = Curvature(basis, values)
     expected = mean_squares(case, table, fitted, labels_NT)

@@ -14,7 +14,7 @@ from in_memory import corpus_of, materials
 from nano_run import BATCH, N_VOCAB, ROWS, STEPS
 from plain_gradients import own, sample_gradient, step
 
-from mda.estimator.ekfac import Labels, fit_curvature
+from mda.estimator.ekfac import Fit, fit_curvature
 from mda.estimator.influence import adam_step_sizes, preconditioned
 from mda.estimator.score import score_samples
 from mda.sae.autoencoder import Sae
@@ -144,7 +144,7 @@ def test_one_small_step_moves_the_measurement_as_predicted(
         sizes = adam_step_sizes(second_moments, gradients, eps=1e-8)
     if estimator == "ekfac":
         fit_on = UNSEEN[8:40]
-        curvature = fit_curvature(model, corpus.rows, fit_on, list(gradients), Labels())
+        curvature = fit_curvature(model, corpus.rows, fit_on, Fit(list(gradients)))
     precondition = {
         "dot": lambda g: g,
         "adam": lambda g: preconditioned(g, 1.0, sizes),

@@ -11,6 +11,7 @@ from plain_gradients import block_gradients, step
 
 from mda.estimator.ekfac import (
     Curvature,
+    Fit,
     Labels,
     eigenbasis,
     input_site,
@@ -67,13 +68,13 @@ def test_sampled_labels_give_the_gauss_newton_matrix(toy, llama, table, family, 
     block, inputs, draws = Case.of(model, kind).blocks[place], table.tokens[:2, :-1], 4000
     exact = exact_gauss_newton(model, inputs, block, owner)
     copies = np.arange(draws)  # ids: the same two sequences again and again, other labels
-    common = ([block], Labels(seed=3), 200)
+    wanted = Fit([block], Labels(seed=3), 200)
 
     def rows(ids):
         return table.tokens[np.asarray(ids) % 2]
 
-    basis = eigenbasis(sum_moments(model, rows, *common, copies[:20]))
-    squares = sum_squares(model, rows, *common, copies, basis)
+    basis = eigenbasis(sum_moments(model, rows, copies[:20], wanted))
+    squares = sum_squares(model, rows, copies, wanted, basis)
     values = squares[block.name][owner] / draws
     q = torch.kron(*basis_of(Curvature(basis, {}), block, owner))
     expected = (q.T @ exact @ q).diagonal().view_as(values) / inputs.shape[1]
@@ -95,7 +96,7 @@ def test_ekfac_is_closer_to_the_explicit_fisher_than_kfac(toy, llama, table, fam
     """And Lambda is the Fisher's diagonal in the basis: no other diagonal is closer."""
     case = Case.of(toy if family == "neox" else llama, kind)
     fitted = fit(case, table)
-    moments = sum_moments(case.model, table.rows, case.blocks, EMPIRICAL, 4, table.ids)
+    moments = sum_moments(case.model, table.rows, table.ids, Fit(case.blocks, EMPIRICAL, 4))
     for block in case.blocks:
         fisher = explicit_fisher(case, table, block, owner)
         q_a, q_s = basis_of(fitted, block, owner)

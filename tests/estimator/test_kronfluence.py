@@ -16,7 +16,7 @@ from in_memory import Case
 from torch import nn
 from transformers.models.gpt_neox.modeling_gpt_neox import apply_rotary_pos_emb
 
-from mda.estimator.ekfac import Labels, fit_curvature
+from mda.estimator.ekfac import Fit, Labels, fit_curvature
 from mda.estimator.score import score_samples
 from mda.model.architecture import architecture
 from mda.types import Part, Unit
@@ -100,7 +100,7 @@ def kronfluence_scores(model, tokens_NS, modules, folder):
 
 def our_scores(model, table, blocks, wanted):
     """Our production path, all of it: {name: [N]} of (block, owner) by name."""
-    curvature = fit_curvature(model, table.rows, table.ids, blocks, Labels("empirical"))
+    curvature = fit_curvature(model, table.rows, table.ids, Fit(blocks, Labels("empirical")))
     directions = curvature.inverse_times(COPY.gradients(model, blocks), C)
     units = [Unit(name, (Part(block, owner),)) for name, (block, owner) in wanted.items()]
     scores = score_samples(model, table.rows, table.ids, Directions.of(units, directions))

@@ -9,7 +9,7 @@ import torch
 from in_memory import ADAM_EPS, InMemoryWork, materials
 from plain_gradients import block_gradients, own
 
-from mda.estimator.ekfac import Labels, fit_curvature, fit_subset
+from mda.estimator.ekfac import Fit, Labels, fit_curvature, fit_subset
 from mda.estimator.estimator import TokenEstimator, step_of
 from mda.estimator.score import score_samples
 from mda.model.loss import label_uniforms
@@ -142,7 +142,8 @@ def test_ekfac_takes_its_damping_labels_seed_and_subset_from_its_settings(work):
 
     def by_hand(damping=0.5, seed=3, n=5, labels="sampled"):
         ids = fit_subset(work.sample_ids, n, seed)
-        fitted = fit_curvature(model, work.corpus.rows, ids, list(gradients), Labels(labels, seed))
+        fit = Fit(list(gradients), Labels(labels, seed))
+        fitted = fit_curvature(model, work.corpus.rows, ids, fit)
         directions = Directions.of(work.units, fitted.inverse_times(gradients, damping))
         return score_samples(model, work.corpus.rows, work.sample_ids, directions).values_NU
 
@@ -207,7 +208,7 @@ def test_ekfac_adds_the_diagonal_of_adams_metric_in_its_basis(work):
     wanted = EkfacConfig(damping=0.2, labels="empirical", adam_damping=True)
     found = estimator_of(wanted).score(work).values_NU
     model, gradients = work.model(3), work.gradients(work.model(3))
-    fitted = work.curvature(3, list(gradients), Labels("empirical", 0), None, 4)
+    fitted = work.curvature(3, Fit(list(gradients), Labels("empirical"), 4))
     rows = [
         block_gradients(model, list(gradients), row) for row in work.corpus.rows(work.sample_ids)
     ]

@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mda.estimator import exact, kfac_math
-from mda.estimator.ekfac import Labels, fit_curvature
+from mda.estimator.ekfac import Fit, Labels, fit_curvature
 from mda.estimator.influence import sequence_gradients_of
 from mda.estimator.score import score_samples, target_influence, token_influence
 from mda.model.architecture import architecture
@@ -86,13 +86,12 @@ def judged(planted):
     block = value_block(model)
     generator = torch.Generator().manual_seed(2)
     v_HIJ = torch.randn(block.shape, generator=generator, dtype=torch.float64)
-    parts = sequence_gradients_of(model, rows.__getitem__, FIT, block, Labels(), 100)
+    parts = sequence_gradients_of(model, rows.__getitem__, FIT, Fit([block], batch_size=100))
     found = exact.inverse_times(parts[:, 0].flatten(1), v_HIJ[:1].flatten(1), DAMPING)
     directions = {"exact": torch.stack([found.view_as(v_HIJ[0])] * HEADS)}
     for factors in ("independent", "weighted", "sequence"):
-        fitted = fit_curvature(
-            model, rows.__getitem__, FIT, [block], Labels(), 100, factors=factors
-        )
+        wanted = Fit([block], batch_size=100, factors=factors)
+        fitted = fit_curvature(model, rows.__getitem__, FIT, wanted)
         directions[factors] = fitted.inverse_times({block: v_HIJ}, DAMPING)[block]
     return {name: influence(model, rows, block, d) for name, d in directions.items()}
 
@@ -131,9 +130,9 @@ def test_skipped_positions_are_in_no_score_and_in_no_fit(planted):
         by_loss = target_influence(model, rows[ids], tangents, skip)
         torch.testing.assert_close(by_loss.sum(1), every[:, skip:].sum(1))
 
-    fit = model, rows.__getitem__, ids, [block], Labels("empirical"), 8
     for factors in ("independent", "weighted", "sequence"):
-        fitted = fit_curvature(*fit, factors=factors, skip=2)
+        wanted = Fit([block], Labels("empirical"), 8, factors=factors, skip=2)
+        fitted = fit_curvature(model, rows.__getitem__, ids, wanted)
         captured = capture(model, rows[ids], block.modules)
         x, dy = captured.x(block)[:, 2:], captured.dy(block)[:, 2:]
         for q, moment in zip(
@@ -142,5 +141,6 @@ def test_skipped_positions_are_in_no_score_and_in_no_fit(planted):
             turned = q.transpose(1, 2) @ moment @ q
             off = turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))
             assert off.abs().max() < 1e-9 * turned.abs().max()
-    parts = sequence_gradients_of(model, rows.__getitem__, ids, block, Labels("empirical"), 8, 2)
+    wanted = Fit([block], Labels("empirical"), 8, skip=2)
+    parts = sequence_gradients_of(model, rows.__getitem__, ids, wanted)
     torch.testing.assert_close(parts, kfac_math.sequence_gradients(x, dy))

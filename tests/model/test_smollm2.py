@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mda.estimator.ekfac import Labels, fit_curvature
+from mda.estimator.ekfac import Fit, fit_curvature
 from mda.estimator.score import score_samples
 from mda.model.architecture import architecture
 from mda.model.plain_attention import eager_attention
@@ -43,7 +43,7 @@ def test_all_its_heads_are_scored_in_one_pass(smollm2):
     parameters = dict(model.named_parameters())
     directions = {block: gather(block, parameters) for block in blocks}  # any direction will do
     ids = np.arange(len(rows))
-    curvature = fit_curvature(model, lambda i: rows[i], ids[:2], blocks[:3], Labels(), 2)
+    curvature = fit_curvature(model, lambda i: rows[i], ids[:2], Fit(blocks[:3], batch_size=2))
     assert curvature.eigenvalues["L0.qk"].shape == (9, 576, 128)
     units = heads(arch)
     scores = score_samples(model, lambda i: rows[i], ids, Directions.of(units, directions), 4)

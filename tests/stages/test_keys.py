@@ -13,7 +13,7 @@ import torch
 
 from mda import pipeline, store
 from mda.config import compose
-from mda.estimator.ekfac import Labels
+from mda.estimator.ekfac import Fit
 from mda.model.build import saved_config, scratch
 from mda.programs import run
 from mda.schema import OPTIONS, ConfigError, TracinConfig, UnrolledConfig
@@ -475,7 +475,7 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
     for asked in (*others, work.training):
         with pytest.raises(ValueError, match="`requires` does not say so"):
             asked()
-    for asked in (lambda: work.model(40), lambda: work.curvature(40, [], Labels(), 8, 8)):
+    for asked in (lambda: work.model(40), lambda: work.curvature(40, Fit([]))):
         with pytest.raises(ValueError, match=r"step 40 is read; accepted: .* own steps, 20"):
             asked()
 

@@ -6,7 +6,7 @@ import torch
 from families import N_LAYERS
 from families import toy as make_toy
 
-from mda.estimator.ekfac import Labels, fit_curvature
+from mda.estimator.ekfac import Fit, fit_curvature
 from mda.intervention.select import choose
 from mda.model.architecture import architecture
 from mda.schema import HeadConfig, NeuronConfig, ProbeConfig
@@ -21,7 +21,7 @@ from mda.unit.mlp_neuron import MlpNeurons
 def influence(model, corpus, kind, units):
     """EK-FAC scores of the corpus' first samples, [N, U]."""
     gradients, ids = kind.gradients(model, units), np.arange(0, 60, 2)
-    curvature = fit_curvature(model, corpus.rows, ids, list(gradients), Labels(), 8)
+    curvature = fit_curvature(model, corpus.rows, ids, Fit(list(gradients), batch_size=8))
     directions = Directions.of(units, curvature.inverse_times(gradients, 0.1))
     captured = capture(model, corpus.rows(ids), modules_of(directions.blocks))
     values = directions.sequence_influence(captured).numpy()
