@@ -1,6 +1,6 @@
 """Every file of conf/ is composed and becomes the objects of the schema."""
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_type_hints
 
@@ -8,6 +8,8 @@ import pytest
 
 from mda import schema
 from mda.config import compose, conf_dir
+from mda.data.documents import REAL_LABELS
+from mda.data.embedded import shares
 from mda.model.build import scratch
 from mda.schema import Config, ConfigError, ScratchConfig
 
@@ -27,7 +29,7 @@ ALSO = {
     "training/pythia.yaml": ["data=tokens", "data.path=rows.npy"],
 }  # fmt: skip
 """Overrides that a file cannot do without: what it leaves to the user, or to other groups."""
-PRESETS = {"model": "scratch", "unit": "head"}
+PRESETS = {"model": "scratch", "unit": "head", "data": "embedded"}
 """Groups in which several files are of one class: its option, for the files that name none."""
 
 
@@ -51,7 +53,8 @@ def test_every_file_becomes_a_checked_configuration(path, tmp_path):
         default = options.get(PRESETS.get(group, ""), get_type_hints(Config)[group])
         expected = options.get(path.stem, default)
         assert type(chosen) is expected
-        assert getattr(chosen, "name", path.stem) == path.stem or group == "training"
+        kind = PRESETS["data"] if path.as_posix() == "data/natural.yaml" else path.stem
+        assert getattr(chosen, "name", kind) == kind or group == "training"
 
 
 def test_every_group_is_a_folder_and_every_folder_a_group():
@@ -81,6 +84,13 @@ def test_defaults_in_python_and_in_yaml_are_the_same(choice):
         if getattr(here, item.name) != getattr(type(here)(), item.name)
     }
     assert different == {}, "(in conf/, in mda/schema/)"
+
+
+def test_the_natural_corpus_is_the_embedded_one_without_generated_documents():
+    mixed, natural = compose([]).data, compose(["data=natural"]).data
+    assert natural == replace(mixed, generated_share=0)
+    assert all(label in REAL_LABELS for label in shares(natural.generated_share))
+    assert compose(["experiment=natural"]).data == natural
 
 
 def test_a_file_with_a_value_left_to_the_user_is_refused_without_it():
