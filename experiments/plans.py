@@ -64,7 +64,7 @@ def page(hardware: str = "h100") -> str:
 def stages_of(config: Config) -> list[str]:
     """Returns the builds of one arm from nothing, without asking the hub for its files."""
     weights = ["weights"] * len(getattr(config.base, "steps", []))
-    return ["corpus", *weights, "curve", "scores", "arm", "behaviour"]
+    return ["corpus", *weights, "curve", "scores", "arm", "capabilities"]
 
 
 def measured() -> list[str]:

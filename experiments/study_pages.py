@@ -14,7 +14,7 @@ from mda import store
 from mda.analysis.bearing import ABLE
 from mda.report.page import DASH, markdown, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
-from mda.schema.old_words import METRICS
+from mda.schema.old_words import metric_now
 
 KEPT = (
     "effects.csv",
@@ -101,8 +101,8 @@ def effects_of(folder: Path) -> list[dict[str, str]]:
     """
     rows = store.read_csv(folder / "effects.csv")
     for row in rows:
-        if name := METRICS.get(old := row["metric"]):
-            row |= {"metric": name, "dropped": row["dropped"].replace(f"{old} is", f"{name} is")}
+        old, name = row["metric"], metric_now(row["metric"])
+        row |= {"metric": name, "dropped": row["dropped"].replace(f"{old} is", f"{name} is")}
         if "line" not in row:
             band = OLD_BAND.search(row["arm"])
             row["line"] = OLD_BAND.sub("", row["arm"]) if band else ""
@@ -220,7 +220,7 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
     if left_out := sorted({row["dropped"] for row in verdicts
                            if row["dropped"]}):  # fmt: skip
         lines += [f"Left out of the verdicts: {'; '.join(left_out)}.", ""]
-    return [*lines, *_behaviour(whole), *_null(null), *_dose(folder, effects)]
+    return [*lines, *_capabilities(whole), *_null(null), *_dose(folder, effects)]
 
 
 def _effect_table(rows: Sequence[Row]) -> list[str]:
@@ -255,12 +255,12 @@ def _verdict_table(rows: Sequence[Row], effects: Sequence[Row]) -> list[str]:
     return markdown(heads, lines)
 
 
-def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> list[str]:
-    """Returns the changes of a model's behaviour by edits and ablation; [] if not measured.
+def capabilities_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> list[str]:
+    """Returns the changes of a model's capabilities by edits and ablation; [] if not measured.
 
     `chosen` are the arms to show, or all.
     """
-    names = [f"behaviour/{name}" for name in ABLE]
+    names = [f"capabilities/{name}" for name in ABLE]
     rows = {(row["arm"], row["metric"]): row for row in effects
             if row["reference"] == "control" and row["reference_mean"]}  # fmt: skip
     arms = dict.fromkeys(arm for arm, metric in rows if metric in names)
@@ -280,8 +280,8 @@ def behaviour_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> lis
     return markdown(("arm", *ABLE.values()), ((arm, *found) for arm, found in cells.items()))
 
 
-def _behaviour(effects: Sequence[Row]) -> list[str]:
-    table = behaviour_table(effects)
+def _capabilities(effects: Sequence[Row]) -> list[str]:
+    table = capabilities_table(effects)
     return ["### What the model can do", "", *table, ""] if table else []
 
 

@@ -16,7 +16,7 @@ from mda.data.stream import Corpus
 from mda.schema import Config, PublishedConfig, validate_sizes
 from mda.stages.attribution import Traced, score
 from mda.stages.before import check_model
-from mda.stages.behaviour import Behaviour, BehaviourStage
+from mda.stages.capabilities import Capabilities, CapabilitiesStage
 from mda.stages.context import Context, rank
 from mda.stages.corpus import CorpusStage, trained_on_held_out
 from mda.stages.declared import BASE, SCORES, needs
@@ -43,7 +43,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Arm:
-    """A retrained arm: every stage from the corpus to its emergence curve and its behaviour."""
+    """A retrained arm: every stage from the corpus to its emergence curve and its capabilities."""
 
     corpus: Corpus
     base: Run
@@ -52,7 +52,7 @@ class Arm:
     tokens: TracedTokens | None  # only an edit of scored tokens needs theirs
     edit: Callable[[], Edited]
     run: Run
-    behaviour: Behaviour  # of the model at the window's end
+    capabilities: Capabilities  # of the model at the window's end
 
     @property
     def edited(self) -> Edited:
@@ -147,5 +147,5 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     start = state_at(base, unit.steps[0], at) if unit.steps else None
     trained = edited_stream(edit, unit, traced, tokens, edited)
     run = make(ArmStage(base, trained, start, unit.followed), at)
-    able = make(BehaviourStage(run, config.unit, config.behaviour), at)
+    able = make(CapabilitiesStage(run, config.unit, config.capabilities), at)
     return Arm(stream.corpus, base, unit, traced, tokens, edited, run, able)

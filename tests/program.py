@@ -11,7 +11,7 @@ from mda.schema import ConfigError
 
 HEAVY = ("torch", "transformers", "pytorch_lightning", "wandb", "datasets", "matplotlib", "numpy")
 NEEDS = (
-    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "behaviour",
+    "data", "model", "training", "emergence", "unit", "estimator", "intervention", "capabilities",
     "logger",
 )  # fmt: skip
 

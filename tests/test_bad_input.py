@@ -12,7 +12,7 @@ from mda.config import explain, main
 PROGRAM = Path(__file__).with_name("program.py")
 NEEDS = (
     "base", "data", "model", "training", "emergence", "unit", "estimator", "intervention",
-    "behaviour", "logger",
+    "capabilities", "logger",
 )  # fmt: skip
 
 # The sentences below name these values; the defaults may change.
@@ -101,8 +101,8 @@ BAD_CONFIG = {
         "intervention.count=99999 is refused; accepted: at most the window's 51200 tokens",
     ),
     "spans too long for the context": (
-        "behaviour.span=40",
-        "behaviour.span=40 is refused; accepted: so few that an example and a question fit into",
+        "capabilities.span=40",
+        "capabilities.span=40 is refused; accepted: so few that an example and a question fit into",
     ),
     "unknown choice in a list": (
         "unit.blocks=[qk,w]",

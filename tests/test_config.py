@@ -352,7 +352,7 @@ def test_a_saved_run_is_checked_by_the_rules_of_its_own_program():
     content = asdict(config)
     assert through_schema(content, "train").data.seq_len == 24
     for program in ("run", "no_program"):
-        with pytest.raises(ConfigError, match=r"behaviour\.span=6 is refused"):
+        with pytest.raises(ConfigError, match=r"capabilities\.span=6 is refused"):
             through_schema(content, program)
 
 

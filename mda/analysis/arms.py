@@ -20,7 +20,7 @@ import numpy as np
 from mda import store
 from mda.schema import StudyArm
 from mda.schema.edit import Band, Bottom, Count, Edit, Ids, Rows, Share, Top, edit_from
-from mda.schema.old_words import read_summary
+from mda.schema.old_words import groups_now, metric_now, read_summary
 from mda.types import HeadId
 
 
@@ -176,6 +176,7 @@ def run_of(
 
     Raises ValueError, KeyError or TypeError for invalid ones.
     """
+    summary = groups_now(summary)
     settings, estimator = dict(summary["intervention"]), dict(summary.get("estimator") or {})
     window, prints, results = summary["window"], summary["fingerprints"], summary.get("results", {})
     known = "edit" in summary
@@ -199,7 +200,7 @@ def run_of(
         base_heads=results.get("base_heads"),
         overrides=tuple(str(item) for item in overrides),
         curve=curve,
-        summary=dict(summary),
+        summary=summary,
     )
     if run.end not in run.curve["step"]:
         raise ValueError(f"its curve does not reach the window's end, step {run.end}")
@@ -210,7 +211,9 @@ def read_curve(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     """Returns a curve's CSV by column, NaN for an empty cell. Raises ValueError."""
     if not rows or "step" not in rows[0]:
         raise ValueError("its curve has no rows with a step")
-    curve = {key: np.array([float(row[key] or "nan") for row in rows]) for key in rows[0]}
+    curve = {
+        metric_now(key): np.array([float(row[key] or "nan") for row in rows]) for key in rows[0]
+    }
     for key, values in curve.items():
         if np.isinf(values).any():
             raise ValueError(f"{key} of its curve is infinite")

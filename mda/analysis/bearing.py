@@ -17,14 +17,14 @@ ABLE = {
     "copy_gain": "gain from few-shot copies",
     "label_margin": "margin of few-shot labels",
 }
-"""Numbers of the model's behaviour in the sentences, in nats."""
+"""Numbers of the model's capabilities in the sentences, in nats."""
 
 
 def bearing(measured: Measurements, study: StudyConfig) -> list[str]:
     """Returns what ablation of the strongest heads costs the control, and what edits change.
 
     There is one sentence for the control, and one for the removal and the augmentation by the
-    estimator of the study's main arm. Returns None where no run has measured its model's behaviour.
+    estimator of the study's main arm. Returns None where no run has measured capabilities.
     """
     groups = by_arm(measured.runs)
     runs = {arm: [run for found in seeds.values() for run in found]
@@ -42,8 +42,8 @@ def bearing(measured: Measurements, study: StudyConfig) -> list[str]:
 def _ablation(measured: Measurements, runs: Sequence[Run]) -> str:
     parts = []
     for name, words in ABLE.items():
-        top = _mean(measured, runs, f"behaviour/{name}/top_heads", runs)
-        others = _mean(measured, runs, f"behaviour/{name}/random_heads", runs)
+        top = _mean(measured, runs, f"capabilities/{name}/top_heads", runs)
+        others = _mean(measured, runs, f"capabilities/{name}/random_heads", runs)
         if top is not None and others is not None:
             parts.append(f"{words} {top:+.3f} ({others:+.3f})")
     if not parts:
@@ -57,7 +57,10 @@ def _ablation(measured: Measurements, runs: Sequence[Run]) -> str:
 def _edit(measured: Measurements, runs: Sequence[Run], name: str) -> str:
     controls = [control_of(run, measured.runs) for run in runs]
     parts = []
-    for metric, words in {"unit": "unit", **{f"behaviour/{k}": v for k, v in ABLE.items()}}.items():
+    for metric, words in {
+        "unit": "unit",
+        **{f"capabilities/{k}": v for k, v in ABLE.items()},
+    }.items():
         mine, theirs = (_mean(measured, side, metric, runs) for side in (runs, controls))
         if mine is not None and theirs is not None:
             parts.append(f"{words} {mine - theirs:+.3f}")

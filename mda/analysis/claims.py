@@ -49,7 +49,7 @@ from mda.analysis.statistics import (
 )
 from mda.schema import OPTIONS, REFERENCES, ClaimConfig, StudyConfig, refuse
 from mda.schema.edit import Rows
-from mda.schema.old_words import DATED, METRICS
+from mda.schema.old_words import DATED, metric_now
 from mda.schema.setting import nearest
 
 
@@ -296,7 +296,7 @@ def _refuse_unknown(study: StudyConfig, measured: Measurements) -> None:
         "reference": list(dict.fromkeys([*REFERENCES, *study.arms, *sorted(estimators)])),
     }
     for name, claim in study.claims.items():
-        said = {"metric": METRICS.get(claim.metric, claim.metric), "reference": claim.reference}
+        said = {"metric": metric_now(claim.metric), "reference": claim.reference}
         for key, words in known.items():
             if (word := said[key]) not in words:
                 accepted = ", ".join(words) + nearest(word, words)
@@ -315,7 +315,7 @@ def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _
     left_out = tuple(f"seed {s}: not of the study" for s in sorted(runs) if not _listed(study, s))
     judged = {s: found for s, found in runs.items() if _listed(study, s)}
     reference = _reference(study, claim, wanted)
-    metric = METRICS.get(claim.metric, claim.metric)
+    metric = metric_now(claim.metric)
     row = pair(measured, arms[0], judged, reference, metric)
     missing = tuple(f"seed {s}: not run" for s in study.seeds if s not in runs)
     problem = ""

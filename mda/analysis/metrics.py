@@ -37,16 +37,16 @@ METRICS = {
     "icl_score/generated": "the ICL score of generated text",
     "icl_score/generated/curve": "the same, mean over the window",
     "val/loss": "held-out loss, nats; val/loss/<label> for one class",
-    "behaviour/real_loss": "loss on held-out text that was not generated, nats",
-    "behaviour/icl_score": "loss late minus loss early in that text, nats",
-    "behaviour/copy_gain": "few-shot copying of that text: loss of a span minus its copy's, nats",
-    "behaviour/copy_accuracy": "the same, share of the copy's tokens that are predicted",
-    "behaviour/label_margin": (
+    "capabilities/real_loss": "loss on held-out text that was not generated, nats",
+    "capabilities/icl_score": "loss late minus loss early in that text, nats",
+    "capabilities/copy_gain": "few-shot copying of that text: a span's loss minus its copy's, nats",
+    "capabilities/copy_accuracy": "the same, share of the copy's tokens that are predicted",
+    "capabilities/label_margin": (
         "few-shot labels of held-out text: log-prob of the right label minus the wrong one, nats"
     ),
-    "behaviour/label_accuracy": "the same, share of right answers; chance is .5",
-    "behaviour/<any>/top_heads": "what mean ablation of the strongest heads changes of it",
-    "behaviour/<any>/random_heads": "what mean ablation of as many random heads changes of it",
+    "capabilities/label_accuracy": "the same, share of right answers; chance is .5",
+    "capabilities/<any>/top_heads": "what mean ablation of the strongest heads changes of it",
+    "capabilities/<any>/random_heads": "what mean ablation of as many random heads changes of it",
     "heads/induction": (
         "mean mu of the OTHER heads that reach the threshold in the base run, measured after the "
         "window: not chosen on the control that they are compared with"
@@ -246,7 +246,7 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
     for name in (name for name in ICL if f"emergence/{name}" in run.curve):
         values[name] = run.at_end(f"emergence/{name}")
         values[f"{name}/curve"] = _over_window(run, run.curve[f"emergence/{name}"])
-    shown = ("val/loss", "behaviour/")
+    shown = ("val/loss", "capabilities/")
     values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
     values |= dict.fromkeys(_not_comparable(run, target, values))
     values |= _head_means(run, target) | {"heads/log_ratio": _log_ratio(run, target, control)}
@@ -255,11 +255,11 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
 
 
 def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
-    """Returns the behaviour metrics that were measured differently in the two runs."""
-    alike = run.summary.get("behaviour") == target.summary.get("behaviour")
+    """Returns the metrics of capabilities that were measured differently in the two runs."""
+    alike = run.summary.get("capabilities") == target.summary.get("capabilities")
     same_heads = head_metric(run.metric) == head_metric(target.metric)
     ablation = ("/top_heads", "/random_heads")
-    return [name for name in names if name.startswith("behaviour/")
+    return [name for name in names if name.startswith("capabilities/")
             and not (alike and (same_heads or not name.endswith(ablation)))]  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def _head_means(run: Run, target: Run) -> Values:
 
 
 def _aim(run: Run) -> Aim:
-    tried = json.dumps(run.summary.get("behaviour"), sort_keys=True)
+    tried = json.dumps(run.summary.get("capabilities"), sort_keys=True)
     return run.unit, run.metric, run.heads, run.threshold, tried
 
 

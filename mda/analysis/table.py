@@ -19,7 +19,7 @@ KEPT = (
     "program", "seed", "unit", "heads", "metric", "threshold", "edit", "intervention",
     "estimator",
     "window", "batch_size", "seq_len", "fingerprints", "git", "versions", "unit_settings",
-    "behaviour", "begun",
+    "capabilities", "begun",
 )  # fmt: skip
 
 

@@ -290,7 +290,7 @@ def _refuse_nested(config: Config, needs: Sequence[str] | None, at_once: int) ->
 
     Otherwise only the arm would fail, after the scores are computed.
     """
-    trains_arms = needs is None or "behaviour" in needs  # what an arm ends with
+    trains_arms = needs is None or "capabilities" in needs  # what an arm ends with
     if at_once > 1 and config.training.devices > 1 and trains_arms:
         limit = f"1 with hydra.launcher.n_jobs={at_once}, or one job at a time"
         raise refuse("training.devices", config.training.devices, limit)

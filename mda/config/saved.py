@@ -24,7 +24,7 @@ from mda.config.jobs import FILE, recorded
 from mda.config.mistakes import explain
 from mda.config.words import setting_word
 from mda.schema import Config, ConfigError
-from mda.schema.old_words import NO_SETTINGS
+from mda.schema.old_words import NO_SETTINGS, groups_now, setting_now
 from mda.schema.setting import show
 
 LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
@@ -72,7 +72,8 @@ def read_saved(folder: Path) -> Saved:
         program, git = str(job["program"]), _mapping(job["git"])
         then, versions = _mapping(job["config"]), _mapping(job["versions"])
         directory, used = str(job.get("directory", ".")), _mapping(summary.get("fingerprints", {}))
-        overrides = tuple(word for word in map(str, job["overrides"]) if word.isprintable())
+        words = map(setting_now, map(str, job["overrides"]))
+        overrides = tuple(word for word in words if word.isprintable())
     except (OSError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{folder} is refused; accepted: the folder of a run with config.yaml and {FILE} "
@@ -84,7 +85,7 @@ def read_saved(folder: Path) -> Saved:
         for key, then, now in differences(then, given)
     )
     config = through_schema(_with_paths(given, (folder / directory).resolve()), program)
-    return Saved(folder, program, config, edited, versions, git, used, overrides)
+    return Saved(folder, program, config, edited, versions, git, groups_now(used), overrides)
 
 
 def placed(saved: Saved, outputs: Path) -> Saved:
@@ -104,6 +105,7 @@ def repeating(saved: Saved, folder: Path, output_dir: Path) -> Iterator[Config]:
 
 def through_schema(content: Mapping[str, Any], program: str) -> Config:
     """Returns a resolved configuration as checked objects of the schema."""
+    content = groups_now(content)
     try:
         root = OmegaConf.structured(Config)
         for group, options in schema.OPTIONS.items():

@@ -70,9 +70,9 @@ def sae(job: Job) -> list[Cost]:
     return [Cost("sae", 0, None, None, None)]
 
 
-def behaviour(job: Job) -> list[Cost]:
+def capabilities(job: Job) -> list[Cost]:
     """Returns the costs of text and two tasks: intact, and without strongest or random heads."""
-    settings, length = job.config.behaviour, job.config.data.seq_len
+    settings, length = job.config.capabilities, job.config.data.seq_len
     tries = 2 + settings.random_sets if settings.ablation else 1
     held_out = min(settings.held_out, job.config.data.held_out)
     lengths = [length] * held_out * (tries + settings.ablation)  # and once for the mean outputs
@@ -81,7 +81,7 @@ def behaviour(job: Job) -> list[Cost]:
         lengths += [prompt] * settings.prompts * tries
     flops = sum(passes.forward_flops(job.shape, n) for n in lengths)
     memory = FLOAT * job.shape.n_parameters + measurement_bytes(job)
-    return [Cost("behaviour", sum(lengths), {"measure": flops}, memory)]
+    return [Cost("capabilities", sum(lengths), {"measure": flops}, memory)]
 
 
 def _training(job: Job, stage: str, start: int, end: int, kept: int) -> Cost:

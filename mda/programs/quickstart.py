@@ -18,9 +18,9 @@ from pathlib import Path
 from mda.benchmark import cores
 from mda.config import command_of, compose, main, next_command, overrides_of, prepared
 from mda.schema import Config
-from mda.stages.declared import BEHAVIOUR, needs
+from mda.stages.declared import CAPABILITIES, needs
 
-NEEDS = (*needs(BEHAVIOUR), "study", "report", "logger")
+NEEDS = (*needs(CAPABILITIES), "study", "report", "logger")
 REMOVE, AUGMENT = "intervention=remove", "intervention=augment"
 RANDOM, REPETITION = "estimator=random", "estimator=repetition"
 JOBS = {  # first those that need no influence: they retrain while the trace is under way

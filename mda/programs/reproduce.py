@@ -21,7 +21,7 @@ from mda.config import Saved, placed, read_saved, repeating
 from mda.schema import ConfigError
 from mda.schema.setting import printable
 
-OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"arm", "behaviour"}}
+OWN = {"train": {"base", "curve"}, "trace": {"scores", "curvature"}, "run": {"arm", "capabilities"}}
 """Program -> kinds of artifacts that a reproduction computes again."""
 
 

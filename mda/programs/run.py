@@ -18,9 +18,9 @@ from mda.config import command_of, main, overrides_of, setting_word
 from mda.schema import Config
 from mda.schema.attribution import ControlConfig
 from mda.schema.edit import Count, as_data
-from mda.stages.declared import BEHAVIOUR, needs
+from mda.stages.declared import CAPABILITIES, needs
 
-NEEDS = (*needs(BEHAVIOUR), "study", "plan", "report", "logger")
+NEEDS = (*needs(CAPABILITIES), "study", "plan", "report", "logger")
 
 
 def run(config: Config, folder: Path) -> None:
@@ -44,7 +44,7 @@ def run(config: Config, folder: Path) -> None:
             arm.run.curve,
             arm.run.folder,
             folder,
-            arm.behaviour.values,
+            arm.capabilities.values,
         )
         log.figures([folder / "curves.png", folder / "heads.png"])
         log.heads(arm.run.curve)
@@ -52,7 +52,7 @@ def run(config: Config, folder: Path) -> None:
         log.summary(results)
     scores = arm.traced
     stages = {"base": arm.base, "scores": scores, "tokens": arm.tokens, "arm": arm.run,
-              "behaviour": arm.behaviour}  # fmt: skip
+              "capabilities": arm.capabilities}  # fmt: skip
     used = of_stages(arm.corpus.fingerprint, stages, start)
     used["fingerprints"]["origin"] = arm.origin
     settings = asdict(config.intervention) | {"action": arm.edited.plan.action}
@@ -73,7 +73,7 @@ def run(config: Config, folder: Path) -> None:
         metric=config.unit.metric,
         threshold=config.unit.onset_threshold,
         unit_settings=asdict(config.unit),
-        behaviour=asdict(config.behaviour),
+        capabilities=asdict(config.capabilities),
         edit=as_data(edit),
         intervention=settings,
         estimator=asdict(config.estimator) if scores else {},

@@ -81,7 +81,7 @@ def report_arm(
     """Writes `FILES` into `folder`, prints a few lines and returns the results for the summary.
 
     `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest; `able` the
-    measurements of `mda.emergence.behaviour` at the end, which are in the curve's last row.
+    measurements of `mda.emergence.capabilities` at the end, which are in the curve's last row.
     """
     rows: list[dict[str, float]] = [*map(dict, curve[:-1]), {**curve[-1], **able}]
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
@@ -133,7 +133,7 @@ def told(able: Mapping[str, float]) -> str:
     """Returns one line on the model's abilities and their dependence on its strongest heads."""
     said = []
     for name, words in ABLE.items():
-        if (key := f"behaviour/{name}") not in able:
+        if (key := f"capabilities/{name}") not in able:
             continue
         text = f"{words} {able[key]:.3f}"
         if (top := f"{key}/top_heads") in able:

@@ -19,7 +19,7 @@ from mda.analysis.null import NullCheck
 from mda.report.page import number, p_value
 from mda.report.terminal import shown
 from mda.schema import REFERENCES
-from mda.schema.old_words import METRICS
+from mda.schema.old_words import metric_now
 
 VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
 VERDICT_COLUMNS = (
@@ -103,7 +103,7 @@ def verdict_rows(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             "status_reason": v.status_reason,
             "arm": v.arm,
             "reference": v.claim.reference,
-            "metric": METRICS.get(v.claim.metric, v.claim.metric),
+            "metric": metric_now(v.claim.metric),
             "direction": v.claim.direction,
             "n": v.effect.n,
             "seeds": " ".join(map(str, v.seeds)),

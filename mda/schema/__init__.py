@@ -17,7 +17,7 @@ from mda.schema.attribution import (
     RemoveConfig,
 )
 from mda.schema.base import BaseConfig, PublishedConfig
-from mda.schema.behaviour import BehaviourConfig
+from mda.schema.capabilities import CapabilitiesConfig
 from mda.schema.data import (
     DataConfig,
     EmbeddedConfig,
@@ -71,8 +71,8 @@ __all__ = [
     "AtCheckpoint",
     "AugmentConfig",
     "BaseConfig",
-    "BehaviourConfig",
     "Bm25Config",
+    "CapabilitiesConfig",
     "CheckpointConfig",
     "ClaimConfig",
     "Config",

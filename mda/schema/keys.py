@@ -8,6 +8,7 @@ from dataclasses import Field, fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
+from mda.schema.old_words import setting_now
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import accepted
 
@@ -49,6 +50,8 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
 
     `chosen` is the name of the class that lacks the key, if known.
     """
+    if (now := setting_now(key)) != key:
+        return f"{key} is called {now} now"
     known = settings()
     given, key = key, _starred(key)
     if key.partition(".")[0] == "hydra":

@@ -38,6 +38,9 @@ METRICS = {
 }
 """What kept tables and studies call the largest value over all heads, and what it is called now."""
 
+GROUPS = {"behaviour": "capabilities"}
+"""Groups of settings, stages and metrics that had another name."""
+
 NO_SETTINGS = {"emergence": ("onset",)}
 """Group -> settings that saved runs have and that no longer exist: each metric has a threshold."""
 
@@ -52,6 +55,23 @@ LATER_METRICS = frozenset(
      "icl_score/generated", "icl_score/generated/curve")
 )  # fmt: skip
 """Metrics that are younger than the studies of `DATED`, whose tables stay as they were."""
+
+
+def metric_now(name: str) -> str:
+    """Returns what a metric, or a column of a curve, is called now."""
+    group, slash, rest = METRICS.get(name, name).partition("/")
+    return GROUPS.get(group, group) + slash + rest
+
+
+def setting_now(key: str) -> str:
+    """Returns what a setting, or an override `key=value`, is called now."""
+    group, dot, rest = key.partition(".")
+    return GROUPS.get(group, group) + dot + rest
+
+
+def groups_now(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a mapping by group, such as a saved configuration, with the names of today."""
+    return {GROUPS.get(group, group): value for group, value in content.items()}
 
 
 def read_words(words: Mapping[str, str]) -> Edit:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from mda.schema.attribution import INTERVENTIONS, InterventionConfig, RemoveConfig
 from mda.schema.base import BaseConfig, PublishedConfig
-from mda.schema.behaviour import BehaviourConfig
+from mda.schema.capabilities import CapabilitiesConfig
 from mda.schema.data import (
     DataConfig,
     EmbeddedConfig,
@@ -99,7 +99,7 @@ class Config(Group):
     unit: UnitConfig = field(default_factory=HeadConfig)
     estimator: EstimatorConfig = field(default_factory=EkfacConfig)
     intervention: InterventionConfig = field(default_factory=RemoveConfig)
-    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
+    capabilities: CapabilitiesConfig = field(default_factory=CapabilitiesConfig)
     study: StudyConfig = field(default_factory=StudyConfig)
     truth: TruthConfig = field(default_factory=TruthConfig)
     motifs: MotifsConfig = field(default_factory=MotifsConfig)

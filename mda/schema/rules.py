@@ -192,10 +192,10 @@ def _enough_to_edit(c: Config) -> None:
 
 
 def _tasks_fit_context(c: Config) -> None:
-    if c.behaviour.shortest > c.data.seq_len:
-        name = "span" if 2 * c.behaviour.span > c.behaviour.snippet else "snippet"
+    if c.capabilities.shortest > c.data.seq_len:
+        name = "span" if 2 * c.capabilities.span > c.capabilities.snippet else "snippet"
         limit = f"so few that an example and a question fit into data.seq_len={c.data.seq_len}"
-        raise refuse(f"behaviour.{name}", getattr(c.behaviour, name), limit)
+        raise refuse(f"capabilities.{name}", getattr(c.capabilities, name), limit)
 
 
 def _tokens_are_scored(c: Config) -> None:
@@ -290,7 +290,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "intervention"), _inserted_rows_are_typed),
     (("data", "unit"), _label_is_told),
     (("data", "emergence"), _icl_positions_exist),
-    (("data", "behaviour"), _tasks_fit_context),
+    (("data", "capabilities"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),
     (("training", "emergence"), _measured_in_time),
     (("model", "sae"), _sae_layer_exists),

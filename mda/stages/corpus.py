@@ -81,9 +81,9 @@ def _not_held_out(corpus: Corpus) -> str | None:
     if not lacking or not len(corpus.held_out):
         return None
     return (
-        f"no held-out row is of {', '.join(lacking)}, so that held-out loss, in-context learning "
-        "and behaviour say nothing of it; hold out more rows, or rows of it: unless data=hf with "
-        "data.shuffle=true draws them, they are the last ones"
+        f"no held-out row is of {', '.join(lacking)}, so held-out loss, in-context learning and "
+        "capabilities say nothing about it; hold out more rows, or rows of it (they are the last "
+        "ones, unless data=hf with data.shuffle=true draws them)"
     )
 
 

@@ -43,7 +43,7 @@ SCORES = Declared("scores", (BASE, EMERGENCE, CURVATURE), (*UNIT, "estimator"))
 TOKENS = Declared("tokens", (SCORES,), (*UNIT, "estimator"))
 STATE = Declared("state", (BASE,), ())
 ARM = Declared("arm", (STATE, SCORES, TOKENS), ())
-BEHAVIOUR = Declared("behaviour", (ARM,), ("unit", "behaviour"))
+CAPABILITIES = Declared("capabilities", (ARM,), ("unit", "capabilities"))
 
 
 def needs(*stages: Declared) -> tuple[str, ...]:

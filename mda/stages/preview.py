@@ -24,7 +24,7 @@ from mda.cost.job import Cost, Job, job_device
 from mda.report.costs import StageTotal, duration, terminal_table
 from mda.schema import Config, ConfigError
 from mda.stages.attribution import ScoresStage
-from mda.stages.behaviour import BehaviourStage
+from mda.stages.capabilities import CapabilitiesStage
 from mda.stages.context import Context
 from mda.stages.corpus import CorpusStage
 from mda.stages.found import FindOnly, Forecast, NotBuilt
@@ -40,7 +40,7 @@ STAGES: dict[str, type[Stage]] = {
     stage.declared.kind: stage
     for stage in (
         CorpusStage, WeightsStage, CurveStage, BaseStage, SaeStage, RankingStage, EmergenceStage,
-        ScoresStage, TokensStage, StateStage, ArmStage, BehaviourStage,
+        ScoresStage, TokensStage, StateStage, ArmStage, CapabilitiesStage,
     )
 }  # fmt: skip
 """What is built for an arm, by its kind; curvature is a part of the scores' cost."""
@@ -133,7 +133,7 @@ def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
     least = "at least " if seconds and any(total.seconds is None for total in totals) else ""
     console.print(f"estimate: {least}{time}, {jobs}")
     for n in sorted({_sharing(config) for config, _ in estimates.costs} - {1}):
-        said = f"training.devices={n} share the updates; scores, curves and behaviour run on one"
+        said = f"training.devices={n} share the updates; scores, curves and capabilities run on one"
         console.print(said, highlight=False, soft_wrap=True)
     for rate in rates:
         console.print(rate.source, highlight=False, soft_wrap=True)

@@ -177,7 +177,7 @@ def test_the_page_says_what_edits_and_ablation_change_of_what_the_model_can_do()
         ends.setdefault((run.arm.name, run.seed), []).append(measured.of(run, run).values)
 
     def mean(arm: str, metric: str) -> float:
-        return float(np.mean([np.mean([one[f"behaviour/{metric}"] for one in ends[arm, seed]])
+        return float(np.mean([np.mean([one[f"capabilities/{metric}"] for one in ends[arm, seed]])
                               for seed in range(8, 16)]))  # fmt: skip
 
     metrics = ("real_loss", "icl_score", "copy_gain", "label_margin")

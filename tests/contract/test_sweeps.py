@@ -102,6 +102,6 @@ def test_a_dry_run_tells_what_is_missing_and_builds_nothing(tmp_path):
     ]
     done = warm.run([*args, "--dry-run"], ROOT)
     assert done.returncode == 0, done.stderr
-    assert "12 jobs; to build: 1 corpus, 2 base, 10 arm, 10 behaviour, 4 scores." in done.stdout
+    assert "12 jobs; to build: 1 corpus, 2 base, 10 arm, 10 capabilities, 4 scores." in done.stdout
     assert re.search(r"^estimate: [\d.]+ (s|min), one job at a time$", done.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []

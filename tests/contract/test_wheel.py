@@ -44,7 +44,7 @@ print(mda.__file__, config.model.d_model, config.data.name)
     mda = tmp_path / "venv" / "bin" / "mda"
     assert "store" in run(mda, "--help", cwd=tmp_path)
     planned = run(mda, "plan", "sweeps=smoke", cwd=tmp_path)
-    assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 20 behaviour, 8 scores." in planned
+    assert "24 jobs; to build: 1 corpus, 4 base, 20 arm, 20 capabilities, 8 scores." in planned
     trained = run(mda, "train", "experiment=smoke", "report.dpi=30", cwd=tmp_path).splitlines()
     assert (tmp_path / trained[-1] / "summary.json").is_file()
     assert Path(trained[-1]).parent == tmp_path / "outputs" / "runs" / "train"

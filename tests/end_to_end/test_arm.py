@@ -57,13 +57,13 @@ def test_control_is_the_base_run_bit_for_bit(out):
     assert rows[1:] == [row for row in base_rows[1:] if 20 <= int(row.split(",")[0]) <= 40]
     shown = list(csv.DictReader((folder / "curve.csv").open()))
     able = json.loads(
-        (artifact(out, "behaviour", prints["behaviour"]) / "behaviour.json").read_text()
+        (artifact(out, "capabilities", prints["capabilities"]) / "capabilities.json").read_text()
     )
     for mine, row in zip(shown, csv.DictReader((arm / "curve.csv").open()), strict=True):
         assert {key: mine[key] for key in row} == row
         assert all(mine[key] == "" for key in able) or mine["step"] == "40"
     assert {key: float(shown[-1][key]) for key in able} == able
-    assert {"behaviour/real_loss/top_heads", "behaviour/label_margin"} <= set(able)
+    assert {"capabilities/real_loss/top_heads", "capabilities/label_margin"} <= set(able)
 
 
 @pytest.fixture(scope="module")

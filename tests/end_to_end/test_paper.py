@@ -26,7 +26,8 @@ TINY = (
     "data.held_out=8", f"training.batch_size={BATCH}", "training.threads=1",
     "training.accelerator=cpu", "emergence.every=4", "emergence.length=8",
     "emergence.held_out=8", "emergence.n_sequences=4", "unit.probe.n_sequences=4",
-    "behaviour.span=2", "behaviour.snippet=3", "behaviour.prompts=4", "behaviour.random_sets=1",
+    "capabilities.span=2", "capabilities.snippet=3", "capabilities.prompts=4",
+    "capabilities.random_sets=1",
 )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_every_value_is_equal_and_the_last_stage_was_computed_again(runs, arm_ag
     assert f"output_dir={again.parent}" in follows
     assert program == "run" or "experiment=smoke" in follows, "the run's own settings"
     built = json.loads((again / "summary.json").read_text())["times"]["built"]
-    stages = {"train": ["base"], "trace": ["scores"], "run": ["arm", "behaviour"]}
+    stages = {"train": ["base"], "trace": ["scores"], "run": ["arm", "capabilities"]}
     assert built == stages[program]
 
 
@@ -102,7 +102,7 @@ def test_from_scratch_computes_everything_again(runs):
         "base",
         "scores",
         "arm",
-        "behaviour",
+        "capabilities",
     ]
 
 
@@ -196,7 +196,7 @@ def test_a_stranger_s_run_is_repeated_under_the_caller_s_outputs_alone(runs, tmp
     assert again.is_relative_to(mine / "runs" / "reproduce")
     assert files(stranger) == before and files(out(runs)) == original
     built = json.loads((again / "summary.json").read_text())["times"]["built"]
-    assert built == ["base", "scores", "arm", "behaviour"]
+    assert built == ["base", "scores", "arm", "capabilities"]
 
 
 def test_inputs_are_linked_and_nothing_is_built_through_a_link(runs, arm_again):

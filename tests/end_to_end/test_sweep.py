@@ -142,7 +142,7 @@ def test_killed_halfway_and_relaunched_only_missing_work_is_done(whole, tmp_path
     assert process.poll() is None, "the sweep ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before, whole_jobs = built(tmp_path, "arm"), built(tmp_path, "behaviour")
+    before, whole_jobs = built(tmp_path, "arm"), built(tmp_path, "capabilities")
     times = {name: (tmp_path / "store/arm" / name).stat().st_mtime_ns for name in before}
     finish(sweep(tmp_path, "again"))
     out, _ = whole
@@ -167,14 +167,14 @@ def test_a_dry_run_counts_what_is_missing_and_what_it_will_take(whole, tmp_path)
     out, _ = whole
     same_store(out, tmp_path)
     assert f"{JOBS} jobs; to build: nothing" in finish(sweep(tmp_path, "dry", "--dry-run"))
-    for kind in ("arm", "behaviour"):
+    for kind in ("arm", "capabilities"):
         shutil.rmtree(tmp_path / "store" / kind)
     said = finish(sweep(tmp_path, "dry", "--dry-run"))
-    assert f"{JOBS} jobs; to build: {5 * SEEDS} arm, {5 * SEEDS} behaviour." in said
+    assert f"{JOBS} jobs; to build: {5 * SEEDS} arm, {5 * SEEDS} capabilities." in said
     assert re.search(r"estimate: [\d.]+ (s|min), 2 jobs side by side", said)
     shutil.rmtree(tmp_path / "store" / "scores")
     said = finish(sweep(tmp_path, "dry", "--dry-run"))
-    assert f"to build: {5 * SEEDS} arm, {5 * SEEDS} behaviour, {2 * SEEDS} scores." in said
+    assert f"to build: {5 * SEEDS} arm, {5 * SEEDS} capabilities, {2 * SEEDS} scores." in said
     impossible = finish(sweep(tmp_path, "dry", "--dry-run", "intervention.window=auto"))
     assert "fails: intervention.window=auto" in " ".join(impossible.split())
     assert not (tmp_path / "runs").exists()

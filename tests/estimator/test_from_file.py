@@ -126,7 +126,8 @@ def test_a_path_that_is_not_there_is_refused_at_once():
 
 def test_the_scores_choose_what_an_arm_removes_and_another_content_is_another_trace(tmp_path):
     words = ["experiment=smoke", f"output_dir={tmp_path / 'out'}", "estimator=file",
-             f"estimator.path={tmp_path / 'scores.npy'}", "behaviour.ablation=false"]  # fmt: skip
+             f"estimator.path={tmp_path / 'scores.npy'}",
+             "capabilities.ablation=false"]  # fmt: skip
     n = 20 * 4
     scores = np.random.default_rng(0).normal(size=n)
     np.save(tmp_path / "scores.npy", scores)

@@ -107,7 +107,7 @@ def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) 
     rng = np.random.default_rng([seed, replicate, *name.encode()])
     unit = _unit(seed)
     rows = list(_curve(seed, edit, rng, noise))
-    rows[-1] |= {f"behaviour/{name}": value for name, value in (edit.able or {}).items()}
+    rows[-1] |= {f"capabilities/{name}": value for name, value in (edit.able or {}).items()}
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
     store.write_json(folder / "summary.json", _summary(seed, edit, replicate, unit, folder.name))
     store.write_csv(folder / "plan.csv", [])

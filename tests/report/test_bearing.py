@@ -53,7 +53,7 @@ def test_nothing_is_said_where_nothing_was_measured(tmp_path):
 
 
 def test_an_arm_tells_what_it_can_do_and_what_heads_bear_of_it():
-    numbers = {f"behaviour/{name}": value for name, value in able(3.0, -0.2).items()}
+    numbers = {f"capabilities/{name}": value for name, value in able(3.0, -0.2).items()}
     line = told(numbers)
     assert line.startswith("loss on real text 3.000 (+0.200 without the strongest heads, +0.050")
-    assert told({"behaviour/real_loss": 3.0}) == "loss on real text 3.000"
+    assert told({"capabilities/real_loss": 3.0}) == "loss on real text 3.000"

@@ -29,7 +29,9 @@ def made_up(name, edit=None, unit=INDUCTION, end=1.0, seed=0, origin=None, able=
         f"{unit[1]}/{unit[0]}",
     )
     curve = {f"emergence/{column}": np.array([0.0, end]) for column in columns}
-    curve |= {f"behaviour/{key}": np.array([np.nan, value]) for key, value in (able or {}).items()}
+    curve |= {
+        f"capabilities/{key}": np.array([np.nan, value]) for key, value in (able or {}).items()
+    }
     fingerprints = {"base": f"base{seed}", "arm": name} | ({"origin": origin} if origin else {})
     content = {
         "seed": seed,
@@ -154,16 +156,16 @@ def test_a_random_draw_that_was_trained_for_two_units_counts_once(read):
 def test_what_a_model_can_do_is_compared_where_it_was_asked_the_same(read):
     able = {"copy_gain": 2.0, "copy_gain/top_heads": -1.0}
     found = read(
-        made_up("control", CONTROL, able=able, behaviour={"prompts": 8}),
-        made_up("induction", able=able, behaviour={"prompts": 8}),
-        made_up("previous", unit=PREVIOUS, able=able, behaviour={"prompts": 8}),
-        made_up("fewer", {"fraction": 0.2}, able=able, behaviour={"prompts": 4}),
+        made_up("control", CONTROL, able=able, capabilities={"prompts": 8}),
+        made_up("induction", able=able, capabilities={"prompts": 8}),
+        made_up("previous", unit=PREVIOUS, able=able, capabilities={"prompts": 8}),
+        made_up("fewer", {"fraction": 0.2}, able=able, capabilities={"prompts": 4}),
     )
     measured = measure(list(found.values()))
 
     def known(name):
         values = measured.of(found["control"], found[name]).values
-        return [key for key in able if values[f"behaviour/{key}"] is not None]
+        return [key for key in able if values[f"capabilities/{key}"] is not None]
 
     assert known("induction") == list(able)
     assert known("previous") == ["copy_gain"], "other heads were ablated"

@@ -467,4 +467,4 @@ def test_every_metric_is_explained(compared):
     names = {
         name if not name.startswith("val/loss") else "val/loss" for name in metrics_of(measured)
     }
-    assert names == {name for name in METRICS if not name.startswith("behaviour/")}
+    assert names == {name for name in METRICS if not name.startswith("capabilities/")}

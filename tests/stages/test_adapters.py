@@ -11,7 +11,7 @@ from mda.stages.truth import Asked, Bench
 READS_NO_MODEL = {"corpus", "weights", "base"}
 READS_ONE = {
     "curve", "sae", "ranking", "emergence", "curvature", "scores", "tokens", "state", "arm",
-    "behaviour",
+    "capabilities",
 }  # fmt: skip
 
 

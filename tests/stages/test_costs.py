@@ -18,7 +18,7 @@ from transformers import GPTNeoXModel
 from mda import pipeline
 from mda.cost.hardware import WORK, Rates
 from mda.cost.job import Cost
-from mda.emergence.behaviour import make_trials
+from mda.emergence.capabilities import make_trials
 from mda.model.plain_attention import eager_attention
 from mda.report.costs import duration
 from mda.schema.estimator import RandomConfig
@@ -155,14 +155,14 @@ def test_scores_of_tokens_are_another_pass_and_what_an_arm_can_do_is_a_row(conte
     files = [path.read_bytes() for path in folder.glob("*.safetensors")]
     heads = sum(8 + int.from_bytes(content[:8], "little") for content in files)
     assert tokens.disk == sum(map(len, files)) - heads
-    (behaviour,) = STAGES["behaviour"].costs(job)
-    trials = make_trials(done.corpus, context.config.behaviour, ((16, 32), (0, 1)))
+    (capabilities,) = STAGES["capabilities"].costs(job)
+    trials = make_trials(done.corpus, context.config.capabilities, ((16, 32), (0, 1)))
     rows = [trials.text_MT1, trials.copying.tokens_MS]
     rows += [trials.labelling.tokens_MS] if trials.labelling else []
     once = sum((row.shape[1] - 1) * len(row) for row in rows)
-    again = 2 + context.config.behaviour.random_sets
+    again = 2 + context.config.capabilities.random_sets
     means = len(trials.text_MT1) * length
-    assert behaviour.tokens == pytest.approx(again * once + means, rel=0.02)
+    assert capabilities.tokens == pytest.approx(again * once + means, rel=0.02)
 
 
 def test_what_cannot_be_told_is_not_said(context_of):
@@ -377,7 +377,7 @@ def test_two_cards_halve_the_time_of_updates_and_of_nothing_else(
     assert seconds["base"] == pytest.approx(of_updates * base["update"] + 3 * base["measure"])
     assert seconds["scores"] == pytest.approx(3 * scores["score"])
     print_costs(found)
-    said = "training.devices=2 share the updates; scores, curves and behaviour run on one\n"
+    said = "training.devices=2 share the updates; scores, curves and capabilities run on one\n"
     assert (said in capsys.readouterr().out) == (device == "gpu")
 
 

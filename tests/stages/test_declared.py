@@ -50,7 +50,7 @@ def test_no_stage_reaches_the_whole_configuration(stage):
 
 def test_a_program_needs_the_groups_of_its_last_stage_and_of_those_before():
     own = {"plan", "report", "logger"}
-    unit = {"sae", "unit", "estimator", "intervention", "behaviour"}
+    unit = {"sae", "unit", "estimator", "intervention", "capabilities"}
     assert set(train.NEEDS) - own == {"base", "data", "model", "training", "emergence"}
     assert set(run.NEEDS) == {*train.NEEDS, *unit, "study"}
     assert synthesize.NEEDS == ("data", "synthesis")

@@ -23,7 +23,7 @@ from mda.stages.attribution import ScoringWork
 from mda.stages.preview import fingerprints, preview_job
 from mda.stages.runs import Recipe, model_inputs
 
-STAGES = ("corpus", "base", "ranking", "scores", "tokens", "arm", "behaviour")
+STAGES = ("corpus", "base", "ranking", "scores", "tokens", "arm", "capabilities")
 
 NOTHING = "nothing"
 
@@ -125,7 +125,7 @@ for name, value in {
     "held_out": 8, "prompts": 4, "shots": 1, "span": 5, "snippet": 7, "ablation": "false",
     "heads": 1, "random_sets": 2, "seed": 1,
 }.items():  # fmt: skip
-    CHANGES[f"behaviour.{name}"] = (f"behaviour.{name}={value}", "behaviour")
+    CHANGES[f"capabilities.{name}"] = (f"capabilities.{name}={value}", "capabilities")
 ELSEWHERE = (
     "plan.", "report.", "logger.", "study.", "truth.", "sae.", "motifs.", "synthesis.", "output_dir"
 )  # fmt: skip
@@ -134,7 +134,7 @@ BESIDE = {  # setting -> the words that it needs beside it, its value, the first
     "model.n_heads": ("model.rotary_pct=1.0", "4", "base"),
     "model.n_key_value_heads": ("model.family=llama", "1", "base"),
     "training.stop_step": ("training.total_steps=80", "60", "base"),
-    "unit.metric": ("unit.locate={unit}", "previous_token", "behaviour"),  # orders its heads
+    "unit.metric": ("unit.locate={unit}", "previous_token", "capabilities"),  # orders its heads
     "unit.k": ("unit.locate=mechanism", "3", "scores"),
     "unit.layers": ("unit=mlp_neuron", "[1]", "ranking"),
     "unit.label": ("unit=mlp_neuron", "generated_json", "ranking"),
@@ -503,7 +503,7 @@ def test_a_folder_of_weights_is_known_by_what_it_holds(published):
 def test_every_setting_is_tried():
     """A new setting has to say here which key it belongs to."""
     kinds = {"data": "synthetic", "model": "scratch", "unit": "head", "estimator": "ekfac"}
-    kinds |= {"training": "", "emergence": "", "behaviour": "", "base": "published"}
+    kinds |= {"training": "", "emergence": "", "capabilities": "", "base": "published"}
     several = {"intervention": {"remove", "augment"}}
     missing = []
     for key, places in settings().items():
@@ -530,8 +530,8 @@ def test_a_plan_says_that_what_an_arm_can_do_is_missing(context_of, baseline, ca
     card = "plan.hardware=h100"  # which takes no measuring of this machine
     run.preview([context_of(card).config], 1)
     assert "1 jobs; to build: nothing." in capsys.readouterr().out
-    run.preview([context_of(card, "behaviour.prompts=5").config], 1)
-    assert "1 jobs; to build: 1 behaviour." in capsys.readouterr().out
+    run.preview([context_of(card, "capabilities.prompts=5").config], 1)
+    assert "1 jobs; to build: 1 capabilities." in capsys.readouterr().out
 
 
 def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, inserted, tmp_path):
@@ -549,7 +549,7 @@ def test_a_plan_tells_jobs_apart_by_what_their_stages_read(context_of, inserted,
     feature = ("unit=sae_feature", "unit.label=generated_xml")
     assert first(keys(*feature, "sae.k=4"), keys(*feature, "sae.k=6")) == "sae"
     assert first(keys("sae.k=4"), keys("sae.k=6")) == NOTHING  # no head reads one
-    assert first(keys(), keys("behaviour.prompts=5")) == "behaviour"
+    assert first(keys(), keys("capabilities.prompts=5")) == "capabilities"
     assert first(keys(), keys("intervention.fraction=0.3")) == "arm"
     heavier = ("intervention=augment", "intervention.mode=upweight", "intervention.weight=3")
     assert first(keys(*heavier[:2]), keys(*heavier)) == "arm"

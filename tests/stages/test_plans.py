@@ -14,7 +14,7 @@ from mda.stages.context import Context
 from mda.stages.preview import preview_job
 from mda.store import Store
 
-AFTER_SCORES = ("arm", "behaviour")  # known by what was chosen, where the scores are there
+AFTER_SCORES = ("arm", "capabilities")  # known by what was chosen, where the scores are there
 SETTINGS = (
     "seed=1", "training.checkpoint_every=10", "training.stop_step=50", "emergence.every=20",
     "unit.threshold=0.04", "unit.threshold=0.05", "unit.locate=L0H1", "unit.locate=L1H0",
@@ -30,7 +30,7 @@ SETTINGS = (
     "intervention.select=random", "intervention.select=bottom", "intervention.ngram=4",
     "intervention.select=random intervention.seed=2", "intervention.match_targeted=allow",
     "intervention.mode=mask_tokens estimator=tracin", "intervention=augment", "intervention.seed=3",
-    "intervention=augment intervention.weight=3.0", "behaviour.prompts=5",
+    "intervention=augment intervention.weight=3.0", "capabilities.prompts=5",
     "intervention.window=auto unit.threshold=0.005 intervention.after_onset=20",
     "intervention.window=auto unit.threshold=0.006 intervention.after_onset=20",
 )  # fmt: skip
@@ -78,7 +78,7 @@ def agree(output: Path, pair: tuple[str, ...]) -> Counter:
         (("estimator.batch_size=8", "estimator.batch_size=16"), set()),
         (("unit.threshold=0.04", "unit.threshold=0.05"), set()),
         (("intervention=control", "intervention=control estimator=random"), set()),
-        (("behaviour.seed=0", "intervention.fraction=0.5"), {"arm", "behaviour"}),
+        (("capabilities.seed=0", "intervention.fraction=0.5"), {"arm", "capabilities"}),
     ],
 )
 def test_a_plan_counts_what_a_run_builds(tmp_path, pair, several):

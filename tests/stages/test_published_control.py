@@ -45,7 +45,7 @@ def test_a_control_says_how_far_it_is_from_the_published_run(control, tmp_path, 
     context, arm = control
     found = report_arm(
         context.config, "L1H0", arm.unit.window, arm.edited.plan, arm.unit.curve, arm.run.curve,
-        arm.run.folder, tmp_path, arm.behaviour.values,
+        arm.run.folder, tmp_path, arm.capabilities.values,
     )  # fmt: skip
     ours, theirs = (
         {row["step"]: (row["emergence/prefix_matching/L1H0"], row["val/loss"]) for row in curve}

@@ -1,4 +1,4 @@
-"""The behaviour group: tests of an arm's final model."""
+"""The capabilities group: tests of an arm's final model."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mda.schema.setting import Group, setting
 
 
 @dataclass
-class BehaviourConfig(Group):
+class CapabilitiesConfig(Group):
     """Tests of an arm's final model, with and without its strongest heads."""
 
-    key: ClassVar[str] = "behaviour"
+    key: ClassVar[str] = "capabilities"
     held_out: int = setting(128, "sequences of real text for loss and ICL score", low=2)
     prompts: int = setting(128, "prompts of each few-shot task, made of held-out text", low=2)
     shots: int = setting(8, "examples before the question; fewer where they do not fit", low=1)

@@ -1,15 +1,15 @@
-"""The abilities of a model with and without its strongest heads: is the unit load-bearing?
+"""The capabilities of a model with and without its strongest heads: is the unit load-bearing?
 
 Names, a public interface:
 
-    behaviour/real_loss       nats; mean token loss on held-out text that was not generated
-    behaviour/icl_score       nats; loss late minus loss early in that text: lower is more learning
-    behaviour/copy_gain       nats; few-shot copying: a span's loss at first minus its copy's
-    behaviour/copy_accuracy   share of the copy's tokens that are the most likely ones
-    behaviour/label_margin    nats; few-shot labels: log p of the right token minus the wrong one
-    behaviour/label_accuracy  share of prompts in which that is above 0; chance is .5
-    behaviour/<any>/top_heads      by how much it changes when the strongest heads are mean-ablated
-    behaviour/<any>/random_heads   the same for as many other heads, mean over random sets
+    capabilities/real_loss       nats; mean token loss on held-out text that was not generated
+    capabilities/icl_score       nats; loss late minus loss early in that text; lower: learns more
+    capabilities/copy_gain       nats; few-shot copying: a span's loss at first minus its copy's
+    capabilities/copy_accuracy   share of the copy's tokens that are the most likely ones
+    capabilities/label_margin    nats; few-shot labels: log p of the right token minus the wrong
+    capabilities/label_accuracy  share of prompts in which that is above 0; chance is .5
+    capabilities/<any>/top_heads      its change when the strongest heads are mean-ablated
+    capabilities/<any>/random_heads   the same for as many other heads, mean over random sets
 
 A unit is load-bearing for a number that changes more with `top_heads` than with `random_heads`. If
 a corpus has only generated text, that text is used as the real one; if it has no two classes, there
@@ -33,7 +33,7 @@ from mda.emergence.measure import GENERATED, icl_scores, in_batches, token_losse
 from mda.emergence.prompts import CopyPrompts, LabelPrompts, copy_prompts, label_prompts
 from mda.model.architecture import Architecture
 from mda.model.loss import unembedding
-from mda.schema import BehaviourConfig
+from mda.schema import CapabilitiesConfig
 from mda.types import HeadId
 from mda.unit.ablation import ablated, head_place, mean_inputs
 from mda.unit.tokens import token_distribution
@@ -51,7 +51,7 @@ class Trials:
     labelling: LabelPrompts | None
 
 
-def make_trials(corpus: Corpus, settings: BehaviourConfig, bands: Bands) -> Trials:
+def make_trials(corpus: Corpus, settings: CapabilitiesConfig, bands: Bands) -> Trials:
     """Draws the trials from a seed, the same for every arm.
 
     The separator is the most frequent token.
@@ -87,18 +87,18 @@ def try_out(model: PreTrainedModel, trials: Trials) -> dict[str, float]:
         row = {**_on_text(model, trials), **_on_copies(model, trials.copying)}
         if trials.labelling is not None:
             row |= _on_labels(model, trials.labelling)
-        return {f"behaviour/{name}": value for name, value in row.items()}
+        return {f"capabilities/{name}": value for name, value in row.items()}
     finally:
         model.train(training)
 
 
 @torch.no_grad()
-def behaviour(
+def capabilities(
     model: PreTrainedModel,
     architecture: Architecture,
     trials: Trials,
     strongest: Sequence[HeadId],
-    settings: BehaviourConfig,
+    settings: CapabilitiesConfig,
 ) -> dict[str, float]:
     """Returns the model's numbers, and their changes without the strongest or random heads.
 
@@ -123,7 +123,7 @@ def behaviour(
     return found
 
 
-def head_sets(strongest: Sequence[HeadId], settings: BehaviourConfig) -> list[list[HeadId]]:
+def head_sets(strongest: Sequence[HeadId], settings: CapabilitiesConfig) -> list[list[HeadId]]:
     """Returns the strongest heads, and random sets of the same number of others."""
     k = min(settings.heads, len(strongest) // 2)
     if k == 0:

@@ -1,4 +1,4 @@
-"""Behaviour at a run's end: its own stage, so that no training depends on it."""
+"""Capabilities at a run's end: its own stage, so that no training depends on it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 from mda import store
 from mda.cost import stages as cost
-from mda.emergence.behaviour import behaviour, make_trials
+from mda.emergence.capabilities import capabilities, make_trials
 from mda.emergence.measure import icl_bands
 from mda.emergence.onset import head_metric, heads_of
-from mda.schema import BehaviourConfig, UnitConfig
+from mda.schema import CapabilitiesConfig, UnitConfig
 from mda.stages.context import Runtime
 from mda.stages.corpus import fetch
-from mda.stages.declared import BEHAVIOUR
+from mda.stages.declared import CAPABILITIES
 from mda.stages.found import Made
 from mda.stages.runs import Run
 from mda.stages.stage import HashFile, Stage
@@ -26,37 +26,37 @@ from mda.types import HeadId
 
 
 @dataclass(frozen=True)
-class Behaviour(Made):
-    """The numbers by the names of `mda.emergence.behaviour`."""
+class Capabilities(Made):
+    """The numbers by the names of `mda.emergence.capabilities`."""
 
     @cached_property
     def values(self) -> dict[str, float]:
         """The numbers by name."""
-        return store.read_json(self.folder / "behaviour.json")
+        return store.read_json(self.folder / "capabilities.json")
 
 
 @dataclass(frozen=True)
-class BehaviourStage(Stage[Behaviour]):
+class CapabilitiesStage(Stage[Capabilities]):
     """Tests of the model of a run's last checkpoint, with and without its strongest heads."""
 
-    declared = BEHAVIOUR
-    costs = staticmethod(cost.behaviour)
+    declared = CAPABILITIES
+    costs = staticmethod(cost.capabilities)
 
     run: Run
     unit: UnitConfig
-    settings: BehaviourConfig
+    settings: CapabilitiesConfig
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
         emergence = self.run.recipe.emergence
         return {
             "run": self.run.fingerprint,
-            "behaviour": asdict(self.settings),
+            "capabilities": asdict(self.settings),
             "bands": {"late": emergence.icl_late, "early": emergence.icl_early},
             "heads": head_metric(self.unit.metric),
         }
 
     def code(self) -> tuple[str, ...]:
-        return ("mda.stages.behaviour", *self.run.code)
+        return ("mda.stages.capabilities", *self.run.code)
 
     def device(self) -> torch.device:
         return self.run.device
@@ -70,11 +70,11 @@ class BehaviourStage(Stage[Behaviour]):
             self.run.model(self.run.checkpoints[-1]),
             strongest_heads(self.unit, self.run),
         )
-        values = behaviour(model, self.run.architecture, trials, heads, self.settings)
-        store.write_json(part / "behaviour.json", values)
+        values = capabilities(model, self.run.architecture, trials, heads, self.settings)
+        store.write_json(part / "capabilities.json", values)
 
-    def open(self, artifact: Artifact, at: Runtime) -> Behaviour:
-        return Behaviour(artifact)
+    def open(self, artifact: Artifact, at: Runtime) -> Capabilities:
+        return Capabilities(artifact)
 
 
 def strongest_heads(unit: UnitConfig, run: Run) -> list[HeadId]:

@@ -1,4 +1,4 @@
-"""Few-shot tasks and ablation on models whose behaviour is planted, where the answer is known."""
+"""Few-shot tasks and ablation on models whose capabilities are planted and known."""
 
 import itertools
 from types import SimpleNamespace
@@ -10,17 +10,17 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from mda.data.stream import Corpus
-from mda.emergence.behaviour import behaviour, head_sets, make_trials, try_out
+from mda.emergence.capabilities import capabilities, head_sets, make_trials, try_out
 from mda.emergence.prompts import copy_prompts, label_prompts, shots_that_fit
 from mda.model.architecture import architecture
 from mda.model.build import scratch
-from mda.schema import BehaviourConfig, ScratchConfig
+from mda.schema import CapabilitiesConfig, ScratchConfig
 from mda.types import HeadId
 
 V, S, BAR = 60, 65, 0
 SURE = 20.0  # logit of what a planted model believes
 BANDS = ((32, 64), (0, 4))
-SMALL = BehaviourConfig(held_out=20, prompts=40, shots=4, span=5, snippet=6, random_sets=2)
+SMALL = CapabilitiesConfig(held_out=20, prompts=40, shots=4, span=5, snippet=6, random_sets=2)
 
 
 def corpus(labels=("code", "generated_xml", "prose"), n=48, seed=0) -> Corpus:
@@ -89,10 +89,10 @@ def trials(**labels):
 
 def test_a_model_that_knows_nothing_is_at_chance():
     found = try_out(Planted(lambda seen: {}), trials())
-    assert found["behaviour/real_loss"] == pytest.approx(np.log(V), rel=1e-6)
+    assert found["capabilities/real_loss"] == pytest.approx(np.log(V), rel=1e-6)
     for name in ("icl_score", "copy_gain", "label_margin"):
-        assert found[f"behaviour/{name}"] == pytest.approx(0, abs=1e-6)
-    assert found["behaviour/copy_accuracy"] < 0.1
+        assert found[f"capabilities/{name}"] == pytest.approx(0, abs=1e-6)
+    assert found["capabilities/copy_accuracy"] < 0.1
 
 
 def test_the_icl_score_is_the_loss_late_minus_the_loss_early():
@@ -108,39 +108,39 @@ def test_the_icl_score_is_the_loss_late_minus_the_loss_early():
         return {token if at >= late[0] else BAR: SURE}
 
     found = try_out(Planted(right_late), made)
-    assert found["behaviour/icl_score"] == pytest.approx(0 - np.log(V), abs=1e-5)
+    assert found["capabilities/icl_score"] == pytest.approx(0 - np.log(V), abs=1e-5)
     everywhere = (4 * np.log(V) + 28 * SURE + 32 * 0) / 64
-    assert found["behaviour/real_loss"] == pytest.approx(everywhere, abs=1e-5)
+    assert found["capabilities/real_loss"] == pytest.approx(everywhere, abs=1e-5)
 
 
 def test_a_planted_copier_copies_and_gains_what_the_first_showing_costs():
     found = try_out(Planted(shown_again), trials())
-    assert found["behaviour/copy_accuracy"] == 1
-    assert found["behaviour/copy_gain"] == pytest.approx(np.log(V), abs=0.01)
+    assert found["capabilities/copy_accuracy"] == 1
+    assert found["capabilities/copy_gain"] == pytest.approx(np.log(V), abs=0.01)
 
 
 def test_a_planted_induction_head_copies_all_but_a_spans_first_tokens():
     """The separator and the first token tell where it is; spans share hardly any two tokens."""
     found = try_out(Planted(induction), trials())
-    assert 0.7 < found["behaviour/copy_accuracy"] <= 1
-    assert found["behaviour/copy_gain"] > 0.6 * np.log(V)
+    assert 0.7 < found["capabilities/copy_accuracy"] <= 1
+    assert found["capabilities/copy_gain"] > 0.6 * np.log(V)
 
 
 def test_the_gain_of_a_copy_leaves_the_separator_out():
     """Who expects a separator everywhere is as wrong about the first showing as about the copy."""
     found = try_out(Planted(lambda seen: {BAR: SURE}), trials())
-    assert found["behaviour/copy_gain"] == pytest.approx(0, abs=1e-6)
-    assert found["behaviour/copy_accuracy"] == 0
+    assert found["capabilities/copy_gain"] == pytest.approx(0, abs=1e-6)
+    assert found["capabilities/copy_accuracy"] == 0
 
 
 def test_a_planted_reader_of_classes_knows_every_label():
     found = try_out(Planted(told_apart), trials())
-    assert found["behaviour/label_accuracy"] == 1
-    assert found["behaviour/label_margin"] == pytest.approx(SURE)
+    assert found["capabilities/label_accuracy"] == 1
+    assert found["capabilities/label_margin"] == pytest.approx(SURE)
     contrary = Planted(lambda seen: dict.fromkeys(told_apart(seen), -SURE))
     found = try_out(contrary, trials())
-    assert found["behaviour/label_accuracy"] == 0
-    assert found["behaviour/label_margin"] == pytest.approx(-SURE)
+    assert found["capabilities/label_accuracy"] == 0
+    assert found["capabilities/label_margin"] == pytest.approx(-SURE)
 
 
 def test_text_is_real_and_labels_are_of_classes():
@@ -150,7 +150,7 @@ def test_text_is_real_and_labels_are_of_classes():
     only = trials(labels=("generated_xml", "generated_json"))
     assert len(only.text_MT1) == 20 and only.labelling is not None
     assert trials(labels=("code",)).labelling is None
-    assert "behaviour/label_margin" not in try_out(
+    assert "capabilities/label_margin" not in try_out(
         Planted(lambda seen: {}), trials(labels=("code",))
     )
 
@@ -187,7 +187,7 @@ def test_ablation_changes_what_it_says_by_the_difference_of_two_measurements():
         for p in model.parameters():
             p.mul_(5 if p.ndim == 2 else 1)
     arch, heads = architecture(model), [HeadId(at, h) for at in (1, 0) for h in range(4)]
-    found = behaviour(model, arch, made, heads, SMALL)
+    found = capabilities(model, arch, made, heads, SMALL)
     plain = try_out(model, made)
     assert {name: found[name] for name in plain} == plain
     top, *others = sets = head_sets(heads, SMALL)
@@ -221,10 +221,10 @@ def test_ablation_changes_what_it_says_by_the_difference_of_two_measurements():
         assert found[f"{name}/top_heads"] == pytest.approx(top_change, abs=2e-5), name
         random_change = sum(other_changes) / 2
         assert found[f"{name}/random_heads"] == pytest.approx(random_change, abs=2e-5), name
-    real = [change["behaviour/real_loss"] for change in changes]
+    real = [change["capabilities/real_loss"] for change in changes]
     assert min(abs(a - b) for a, b in itertools.combinations([*real, 0], 2)) > 1e-3
-    off = BehaviourConfig(**(vars(SMALL) | {"ablation": False}))
-    assert behaviour(model, arch, made, heads, off) == plain
+    off = CapabilitiesConfig(**(vars(SMALL) | {"ablation": False}))
+    assert capabilities(model, arch, made, heads, off) == plain
     assert head_sets([HeadId(0, 0)], SMALL) == []
 
 
@@ -232,7 +232,7 @@ def test_random_heads_are_never_among_the_strongest():
     """Of eight heads every one but the two strongest is drawn, and none of those two ever is."""
     heads = [HeadId(at, h) for at in (1, 0) for h in range(4)]
     for seed in range(20):
-        settings = BehaviourConfig(heads=2, random_sets=20, seed=seed)
+        settings = CapabilitiesConfig(heads=2, random_sets=20, seed=seed)
         top, *others = head_sets(heads, settings)
         assert top == heads[:2] and len(others) == 20
         assert {head for one in others for head in one} == set(heads[2:])

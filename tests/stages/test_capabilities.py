@@ -7,8 +7,8 @@ import torch
 
 from mda import pipeline
 from mda.config import compose
-from mda.emergence.behaviour import make_trials
-from mda.stages.behaviour import strongest_heads
+from mda.emergence.capabilities import make_trials
+from mda.stages.capabilities import strongest_heads
 from mda.stages.runs import Run
 from mda.store import Artifact
 
@@ -49,11 +49,11 @@ def test_the_icl_score_of_a_model_is_of_the_bands_that_are_asked_for(context_of)
     bands = ("emergence.icl_late=[20,30]", "emergence.icl_early=[1,3]")
     context = context_of("intervention=control", *bands)
     arm = pipeline.arm(context)
-    text_MT1 = make_trials(arm.corpus, context.config.behaviour, ((1, 2), (0, 1))).text_MT1
+    text_MT1 = make_trials(arm.corpus, context.config.capabilities, ((1, 2), (0, 1))).text_MT1
     with torch.no_grad():
         logits = arm.run.model(60)(text_MT1[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.mT, text_MT1[:, 1:], reduction="none")
     expected = loss[:, 20:30].mean() - loss[:, 1:3].mean()
-    found = arm.behaviour.values["behaviour/icl_score"]
+    found = arm.capabilities.values["capabilities/icl_score"]
     assert found == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
     assert abs(found) > 1e-3
