@@ -249,6 +249,7 @@ class EditPlan:
     replacements: np.ndarray  # int64 [n]
     positions: np.ndarray  # int64 [n], -1 for a whole sample
     tokens: np.ndarray  # int64 [n], -1 where none is replaced
+    rows: np.ndarray | None = None  # int64 [m, T + 1], new samples; not in the file
 
     @property
     def n_samples(self) -> int:

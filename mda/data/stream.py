@@ -107,6 +107,11 @@ def open_corpus(folder: Path, fingerprint: str, tokens: TokenRows | None = None)
     )
 
 
+def mixed_seed(*seeds: int) -> int:
+    """Returns one 64-bit seed from several; different combinations give different seeds."""
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
+
+
 def stream_order(corpus: Corpus, seed: int | None) -> np.ndarray:
     """Returns the sample id at each position of the stream, int64.
 

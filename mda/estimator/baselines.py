@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mda.data.stream import mixed_seed
 from mda.estimator.estimator import TokenScorer, Work, step_of
 from mda.estimator.kfac_math import sequence_gradients
 from mda.estimator.repetition import repetition
@@ -50,11 +51,6 @@ class Random:
     def target_influence(self, work: Work) -> TokenScorer:
         seed, length = mixed_seed(work.seed, self.settings.seed, 1), work.corpus.seq_len
         return lambda ids: random_scores(ids, length, seed).double()
-
-
-def mixed_seed(*seeds: int) -> int:
-    """Returns one 64-bit seed from several; different combinations give different seeds."""
-    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0])
 
 
 def random_scores(sample_ids: np.ndarray, n_units: int, seed: int) -> Tensor:

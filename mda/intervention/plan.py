@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mda import store
-from mda.schema import AugmentConfig, RemoveConfig
+from mda.data.token_files import read_inserted
+from mda.schema import AugmentConfig, ControlConfig, RemoveConfig
 from mda.types import EditPlan, Scores
+
+if TYPE_CHECKING:
+    from mda.intervention.choice import Choice
 
 REMOVALS = ("mask", "drop", "replace")
 AUGMENTATIONS = ("duplicate", "upweight")
@@ -20,35 +25,30 @@ ACTIONS = ("none", *REMOVALS, *AUGMENTATIONS, "insert", *BY_TOKEN)
 _COLUMNS = ("sample_id", "step", "weight", "replacement", "position", "token")
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The samples that an edit has chosen, and their possible replacements."""
-
-    scores: Scores
-    sample_ids: np.ndarray  # int64 [n], in stream order
-    start: int  # the window's steps
-    end: int
-    unused: np.ndarray  # ids of the samples that the stream has after the window
-    seed: int  # of the edit's draws
-    rows: Callable[[np.ndarray], np.ndarray]  # the tokens of samples by their ids, [n, T + 1]
-    first_id: int  # of rows that the corpus does not hold
-
-    @property
-    def steps(self) -> np.ndarray:
-        """The step at which each of them is seen, int64 [n]."""
-        return _steps_of(self.scores, self.sample_ids, self.start, self.end)
+def unedited(config: ControlConfig, choice: Choice) -> EditPlan:
+    """Plans `intervention=control`: nothing."""
+    return control(choice.start, choice.end)
 
 
 def removal(config: RemoveConfig, choice: Choice) -> EditPlan:
-    """Returns the plan of `intervention=remove` for whole samples."""
+    """Plans `intervention=remove` of whole samples: modes mask, drop and replace."""
     given = choice.scores, choice.sample_ids, choice.start, choice.end
-    return remove(*given, config.mode, choice.unused, choice.seed)
+    return remove(*given, config.mode, choice.unused, choice.seed())
 
 
 def augmentation(config: AugmentConfig, choice: Choice) -> EditPlan:
-    """Returns the plan of `intervention=augment` for samples of the window."""
+    """Plans `intervention=augment` of samples of the window: modes duplicate and upweight."""
     given = choice.scores, choice.sample_ids, choice.start, choice.end
     return augment(*given, config.mode, config.weight)
+
+
+def insertion(config: AugmentConfig, choice: Choice) -> EditPlan:
+    """Plans `intervention.mode=insert`: rows of a file."""
+    n, corpus = len(choice.corpus.tokens), choice.corpus
+    rows = read_inserted(Path(str(config.rows)), corpus.seq_len, corpus.vocab_size)
+    first = choice.start if config.at_step is None else config.at_step
+    ids = np.arange(n, n + len(rows))
+    return replace(insert(ids, choice.start, choice.end, first, config.per_step), rows=rows)
 
 
 def control(start: int, end: int) -> EditPlan:
@@ -73,7 +73,7 @@ def remove(
     so the number of trained tokens stays the same.
     """
     _known(action, REMOVALS)
-    steps = _steps_of(scores, chosen, start, end)
+    steps = steps_of(scores, chosen, start, end)
     if action != "replace":
         return _plan(action, start, end, chosen, steps, 0.0)
     pool = np.setdiff1d(np.empty(0, np.int64) if unused is None else unused, scores.sample_ids)
@@ -101,7 +101,7 @@ def augment(
     _known(action, AUGMENTATIONS)
     if action == "upweight" and not (np.isfinite(weight) and weight > 0):
         raise ValueError(f"weight={weight} cannot up-weight a sample; it must be above 0")
-    steps = _steps_of(scores, chosen, start, end)
+    steps = steps_of(scores, chosen, start, end)
     return _plan(action, start, end, chosen, steps, 1.0 if action == "duplicate" else weight)
 
 
@@ -234,7 +234,11 @@ def _known(action: str, accepted: tuple[str, ...]) -> None:
         raise ValueError(f"action={action!r} is unknown here; choose one of {', '.join(accepted)}")
 
 
-def _steps_of(scores: Scores, chosen: np.ndarray, start: int, end: int) -> np.ndarray:
+def steps_of(scores: Scores, chosen: np.ndarray, start: int, end: int) -> np.ndarray:
+    """Returns the step at which each of some samples is seen, int64 [n].
+
+    Raises ValueError for a sample without a score, or outside the window.
+    """
     order = np.argsort(scores.sample_ids)
     at = np.searchsorted(scores.sample_ids, chosen, sorter=order)
     at = order[np.minimum(at, len(order) - 1)]

@@ -1,4 +1,4 @@
-"""Repeated spans of a sample and their replacements: pure functions of its tokens.
+"""Repeated spans of a sample and their replacements.
 
 A token is repeated if it is part of an n-gram that the sample contains more than once, the first
 occurrence included; a span is a run of such tokens. Two edits of the same tokens separate the
@@ -20,7 +20,41 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from mda.intervention.choice import Choice
+from mda.schema import RemoveConfig
+from mda.types import EditPlan
+
 TRIES = 1000  # draws before a sample is given up
+SPANS = 2  # the number of these draws; random scores of tokens have 1, of samples none
+
+
+def replacement(config: RemoveConfig, choice: Choice) -> EditPlan:
+    """Plans `intervention.mode=spans`: repeated spans of the first samples by score.
+
+    It edits up to the settings' amount of tokens. Except for the distribution of the replaced
+    tokens, which the new ones are drawn from, a sample's new tokens depend only on the seed and its
+    id: `SPANS` keeps them independent of a random score.
+    """
+    scores, corpus, order = choice.scores, choice.corpus, choice.order()
+    choice.fetch(scores.sample_ids)
+    rows = (corpus.rows(scores.sample_ids[[at]])[0].numpy() for at in order)
+    chosen = within_budget(rows, config.ngram, choice.n_tokens, corpus.special_ids)
+    marks = {at: marked for at, marked in zip(order, chosen, strict=False) if marked.any()}
+    places = np.array(sorted(marks))
+    marked, ids = np.stack([marks[at] for at in places]), scores.sample_ids[places]
+    old = corpus.rows(ids).numpy()
+    counts = np.bincount(old[marked], minlength=corpus.vocab_size)
+    draw, seed = {"fresh": fresh, "renamed": renamed}[config.spans], choice.seed(SPANS)
+    new = np.stack([
+        draw(row, mark, counts / counts.sum(), config.ngram, _generator(seed, sample))
+        for row, mark, sample in zip(old, marked, ids, strict=True)
+    ])  # fmt: skip
+    at, positions = np.nonzero(marked)
+    return choice.rewritten(ids[at], positions, new[at, positions])
+
+
+def _generator(seed: int, sample_id: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, int(sample_id)]))
 
 
 def repeated(tokens_S: np.ndarray, n: int) -> np.ndarray:

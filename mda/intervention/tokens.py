@@ -1,4 +1,4 @@
-"""The tokens of a window that an intervention masks: pure functions of the tokens' scores.
+"""The tokens of a window that an intervention masks: functions of the tokens' scores.
 
 A token is a pair (row, position): the row of the window's samples, and the position whose loss it
 is, that of predicting token position + 1. Every selection is two int64 arrays, sorted by row, then
@@ -11,8 +11,33 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mda.intervention.choice import Choice
+from mda.intervention.plan import mask_tokens
+from mda.intervention.select import amount
+from mda.schema import RemoveConfig
+from mda.types import EditPlan
+
 Tokens = tuple[np.ndarray, np.ndarray]
 """Rows and positions, int64 [n] each."""
+
+
+def masking(config: RemoveConfig, choice: Choice) -> EditPlan:
+    """Plans `intervention.mode=mask_tokens`; tokens without scores are drawn at random."""
+    scores, length, n = choice.scores, choice.corpus.seq_len, choice.n_tokens
+    pool = None if config.label is None else choice.order("random")
+    if config.within is not None:
+        ordered = choice.order()
+        pool = ordered[: amount(len(ordered), config.within)]
+    if choice.of_tokens is None:
+        chosen = random_tokens(len(scores.sample_ids), length, n, choice.seed(), pool)
+    else:
+        chosen = top_tokens(choice.of_tokens.parts(), n, pool, config.select)
+    if config.match == "sample":
+        exclude = config.match_targeted == "exclude"
+        chosen = matched_tokens(chosen, length, choice.seed(), exclude)
+    rows, positions = chosen
+    steps = scores.steps[rows]
+    return mask_tokens(scores.sample_ids[rows], steps, positions, choice.start, choice.end)
 
 
 def top_tokens(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,12 +30,25 @@ IN_EDIT = {
 """Settings that `InterventionConfig.edit` reads."""
 
 
+@dataclass(frozen=True)
+class EditMode:
+    """What a mode of an edit does, for those who do not know the mode."""
+
+    planner: str  # `module:function` of its plan, see mda/intervention/choice.py
+    of: str = "samples"  # what is chosen, and amounts are of: samples or tokens
+    reads: tuple[str, ...] = ()  # settings that no other mode reads
+    draws: bool = False  # other numbers than the choice, from the edit's seed
+    takes_unused: bool = False  # as many samples from behind the window as are edited
+
+
 @dataclass
 class InterventionConfig(Group):
     """The place of the edit in the stream; its class is chosen by `intervention=...`."""
 
     key: ClassVar[str] = "intervention"
     edits: ClassVar[bool] = True
+    planner: ClassVar[str] = ""  # of a kind without modes
+    modes: ClassVar[Mapping[str, EditMode]] = {}
     name: str = setting("???", "kind of edit, set by intervention=...")
     window: Any = setting(
         "auto",
@@ -52,8 +66,23 @@ class InterventionConfig(Group):
             raise self._refuse("window", "auto, or steps [start,end] with 0 <= start < end")
 
     @property
+    def edit_mode(self) -> EditMode:
+        """The planner and what it reads."""
+        return self.modes.get(getattr(self, "mode", ""), EditMode(self.planner, draws=True))
+
+    @property
+    def idle(self) -> set[str]:
+        """The names of settings without effect on the edit, given the others."""
+        return set()
+
+    @property
     def by_token(self) -> bool:
         """True if single tokens are edited: amounts are then of the window's tokens."""
+        return self.edit_mode.of == "tokens"
+
+    @property
+    def by_scores(self) -> bool:
+        """True if the edit depends on the samples' scores."""
         return False
 
     @property
@@ -84,10 +113,6 @@ class InterventionConfig(Group):
 @dataclass
 class EditConfig(InterventionConfig):
     """The choice of the window's samples that are edited."""
-
-    planner: ClassVar[str] = (
-        ""  # `module:function` of the plan for them, see mda/intervention/plan.py
-    )
 
     select: str = setting(
         "top", "samples by their score", one_of=("top", "bottom", "band", "random", "ids")
@@ -147,6 +172,24 @@ class EditConfig(InterventionConfig):
             edit = replace(edit, by=None, choose=Random(), amount=edit.size)
         return edit
 
+    @property
+    def by_scores(self) -> bool:
+        return self.select in ("top", "bottom", "band") or self.match == "loss"
+
+    @property
+    def idle(self) -> set[str]:
+        mode = self.edit_mode
+        idle = {name for other in self.modes.values() for name in other.reads} - {*mode.reads}
+        if self.select in ("band", "ids"):
+            idle |= {"fraction", "count"}
+        if self.select == "ids":
+            idle.add("label")
+        if self.match == "none":
+            idle.add("match_targeted")
+        if not (mode.draws or self.select == "random" or self.match != "none"):
+            idle.add("seed")
+        return idle
+
     def _match(self) -> Match | None:
         if self.match == "none":
             return None
@@ -164,14 +207,22 @@ class EditConfig(InterventionConfig):
 class RemoveConfig(EditConfig):
     """Takes samples, single tokens or repetitions out of the window."""
 
-    planner: ClassVar[str] = "mda.intervention.plan:removal"
+    modes: ClassVar[Mapping[str, EditMode]] = {
+        "mask": EditMode("mda.intervention.plan:removal"),
+        "drop": EditMode("mda.intervention.plan:removal", takes_unused=True),
+        "replace": EditMode("mda.intervention.plan:removal", draws=True, takes_unused=True),
+        "mask_tokens": EditMode("mda.intervention.tokens:masking", "tokens", ("within",)),
+        "spans": EditMode(
+            "mda.intervention.spans:replacement", "tokens", ("spans", "ngram"), draws=True
+        ),
+    }
 
     name: str = setting("remove", "kind of edit", one_of=("remove",))
     mode: str = setting(
         "mask",
         "mask: loss weight 0 in place; drop: the stream closes up; replace: by unused samples; "
         "mask_tokens: the loss of single tokens; spans: other tokens where a sample repeats itself",
-        one_of=("mask", "drop", "replace", "mask_tokens", "spans"),
+        one_of=tuple(modes),
     )
     within: float | None = setting(
         None, "with mode=mask_tokens, tokens of this share of samples only, null: of all",
@@ -194,10 +245,6 @@ class RemoveConfig(EditConfig):
             raise self._refuse("within", "null, or intervention.mode=mask_tokens")
 
     @property
-    def by_token(self) -> bool:
-        return self.mode in ("mask_tokens", "spans")
-
-    @property
     def scores_tokens(self) -> bool:
         return self.mode == "mask_tokens" and self.select != "random"
 
@@ -214,13 +261,19 @@ class RemoveConfig(EditConfig):
 class AugmentConfig(EditConfig):
     """Gives samples of the window more weight, or inserts rows of your own."""
 
-    planner: ClassVar[str] = "mda.intervention.plan:augmentation"
+    modes: ClassVar[Mapping[str, EditMode]] = {
+        "duplicate": EditMode("mda.intervention.plan:augmentation"),
+        "upweight": EditMode("mda.intervention.plan:augmentation", reads=("weight",)),
+        "insert": EditMode(
+            "mda.intervention.plan:insertion", reads=("rows", "at_step", "per_step")
+        ),
+    }
 
     name: str = setting("augment", "kind of edit", one_of=("augment",))
     mode: str = setting(
         "duplicate",
         "duplicate: one more copy in its step; upweight: its loss; insert: rows from a file",
-        one_of=("duplicate", "upweight", "insert"),
+        one_of=tuple(modes),
     )
     weight: float = setting(2.0, "loss weight with mode=upweight", above=0)
     rows: str | None = setting(None, ".npy of token rows with mode=insert")
@@ -236,6 +289,17 @@ class AugmentConfig(EditConfig):
     def inserted(self) -> str | None:
         return self.rows
 
+    @property
+    def by_scores(self) -> bool:
+        return self.inserted is None and super().by_scores
+
+    @property
+    def idle(self) -> set[str]:
+        idle = super().idle
+        if self.inserted is None:
+            return idle
+        return idle | {item.name for item in fields(EditConfig)}  # nothing is chosen
+
     def edit(self, estimator: str) -> Edit:
         if self.rows is not None:  # how many there are is known once the file is read
             return Edit(self.name, self.mode, by=Rows(Path(self.rows).stem))
@@ -247,6 +311,7 @@ class ControlConfig(InterventionConfig):
     """Trains on the unedited stream through the same code."""
 
     edits: ClassVar[bool] = False
+    planner: ClassVar[str] = "mda.intervention.plan:unedited"
 
     name: str = setting("control", "kind of edit", one_of=("control",))
     fraction: float | None = setting(None, "no effect: the edits' amount, which presets give")

@@ -178,7 +178,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from mda.intervention.plan import spans
 from mda.schema import EditConfig
 from mda.schema.plugins import add_option
 from mda.schema.setting import setting
@@ -196,10 +195,9 @@ class ReverseConfig(EditConfig):
 def reverse(config, choice):
     rows, n = choice.rows(choice.sample_ids), config.last
     length = rows.shape[1]
-    return spans(
-        np.repeat(choice.sample_ids, n), np.repeat(choice.steps, n),
+    return choice.rewritten(
+        np.repeat(choice.sample_ids, n),
         np.tile(np.arange(length - n, length), len(rows)), rows[:, :-n - 1:-1].ravel(),
-        choice.start, choice.end, choice.first_id,
     )
 
 

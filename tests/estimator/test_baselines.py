@@ -11,13 +11,13 @@ import torch
 from in_memory import Case, InMemoryWork, corpus_of, materials
 from plain_gradients import block_gradients
 
+from mda.data.stream import mixed_seed
 from mda.estimator.baselines import (
     GradientNorm,
     Loss,
     Random,
     Repetition,
     gradient_norms,
-    mixed_seed,
     random_scores,
 )
 from mda.estimator.repetition import repetition

@@ -8,9 +8,10 @@ import pytest
 from mda import pipeline
 from mda.config import compose
 from mda.data.stream import stream_order
+from mda.intervention.choice import select
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.editing import plan_edit, select
+from mda.stages.editing import plan_edit
 
 
 @pytest.fixture(scope="module")

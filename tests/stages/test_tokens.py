@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mda import pipeline
-from mda.estimator.baselines import mixed_seed
+from mda.data.stream import mixed_seed
 from mda.intervention.spans import fresh, repeated
 from mda.schema import ConfigError
 from mda.stages.editing import plan_edit

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from mda.data.stream import schedule, stream_order
 from mda.estimator.replay import TrainingWindow, load_state
 from mda.estimator.unrolled import unrolled_influence
+from mda.intervention.choice import select
 from mda.model.architecture import architecture
 from mda.model.build import from_config
 from mda.model.loss import label_uniforms
 from mda.schema import ConfigError, RemoveConfig
-from mda.stages.editing import plan_edit, select
+from mda.stages.editing import plan_edit
 from mda.types import Part
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import block_gradients, gather

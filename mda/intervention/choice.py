@@ -1,0 +1,134 @@
+"""What an edit may read and what it has chosen: the argument of every planner.
+
+A planner is a function of an edit's settings and a `Choice` that returns an `EditPlan`. The
+settings name it, `module:function`: those of this package in a table by mode, see
+`mda.schema.attribution`, those of a plugin in their class variable `planner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from mda.data.stream import Corpus, mixed_seed
+from mda.intervention import plan as plans
+from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
+from mda.schema import EditConfig
+from mda.types import EditPlan, Schedule, Scores, TokenScores
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The window of a stream, the scores of its samples, and the samples that an edit chooses."""
+
+    settings: Any  # InterventionConfig; only an EditConfig chooses samples
+    unit: str  # whose scores decide
+    base: Schedule  # the unedited steps of the window
+    corpus: Corpus
+    unused: np.ndarray  # ids of the samples that the stream has after the window
+    run_seed: int
+    fetch: Callable[[np.ndarray], None] = lambda ids: None  # makes samples' rows readable
+    of_samples: Scores | None = None  # None where the settings choose no samples
+    of_tokens: TokenScores | None = None  # None where no tokens are scored
+
+    @property
+    def start(self) -> int:
+        """The first step of the window."""
+        return self.base.start
+
+    @property
+    def end(self) -> int:
+        """The step after the window."""
+        return self.base.end
+
+    @property
+    def scores(self) -> Scores:
+        """The samples' scores. Raises ValueError where nothing is chosen by them."""
+        if self.of_samples is None:
+            raise ValueError("the edit reads scores, which its settings do not ask for")
+        return self.of_samples
+
+    @cached_property
+    def sample_ids(self) -> np.ndarray:
+        """The ids of the chosen samples, int64 [n], in stream order."""
+        return select(self.corpus, self.unit, self.settings, self.scores, self.run_seed)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The step at which each chosen sample is seen, int64 [n]."""
+        return self.steps_of(self.sample_ids)
+
+    def steps_of(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Returns the step at which each of some samples of the window is seen, int64 [n]."""
+        return plans.steps_of(self.scores, sample_ids, self.start, self.end)
+
+    def seed(self, *draws: int) -> int:
+        """Returns the seed of the edit's draws in this run; further numbers give further seeds."""
+        return mixed_seed(self.run_seed, self.settings.seed, *draws)
+
+    def rows(self, sample_ids: np.ndarray) -> np.ndarray:
+        """Returns the tokens of samples, int64 [n, T + 1]."""
+        self.fetch(sample_ids)
+        return self.corpus.rows(sample_ids).numpy()
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens that the settings' amount means, of all in the window."""
+        n = len(self.scores.sample_ids) * self.corpus.seq_len
+        return amount(n, self.settings.fraction, self.settings.count, "tokens")
+
+    def order(self, by: str | None = None) -> np.ndarray:
+        """Returns the places of samples among the scores in the order of the selection, int64.
+
+        `by` is another selection than the settings' own: `top`, `bottom` or `random`.
+        """
+        label = self.settings.label
+        labels = self.corpus.labels_of(self.scores.sample_ids) if label else None
+        by = by or self.settings.select
+        return ranked(self.scores, self.unit, by, label=label, labels=labels, seed=self.seed())
+
+    def rewritten(
+        self, sample_ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray
+    ) -> EditPlan:
+        """Returns the plan that puts tokens at positions of samples, one entry for each token."""
+        plan = plans.spans(
+            sample_ids, self.steps_of(sample_ids), positions, tokens,
+            self.start, self.end, first_id=len(self.corpus.tokens),
+        )  # fmt: skip
+        return replace(plan, rows=plans.rewritten(plan, self.rows))
+
+
+def select(
+    corpus: Corpus, unit: str, config: EditConfig, scores: Scores, run_seed: int
+) -> np.ndarray:
+    """Returns sample ids to edit, in stream order; with `match`, a matched random set.
+
+    Random choices depend on the run's seed as well as on the edit's.
+    """
+    seed = mixed_seed(run_seed, config.seed)
+    labels = corpus.labels_of(scores.sample_ids)
+    lower, upper = config.band or (None, None)
+    chosen = choose(
+        scores,
+        unit,
+        config.select,
+        fraction=config.fraction,
+        count=config.count,
+        lower=lower,
+        upper=upper,
+        label=config.label,
+        labels=labels,
+        ids=config.ids,
+        seed=seed,
+    )
+    if config.match == "none":
+        return chosen
+    if config.match == "loss" and np.isnan(scores.losses).any():
+        raise ValueError("match=loss: these scores have come without the samples' losses")
+    groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
+    exclude = config.match_targeted == "exclude"
+    return matched_random(scores.sample_ids, groups, chosen, seed, exclude)
