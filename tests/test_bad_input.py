@@ -65,7 +65,7 @@ BAD_CONFIG = {
     ),
     "tokens of an estimator that scores none": (
         "intervention.mode=mask_tokens estimator=loss",
-        "estimator=loss is refused; accepted: bm25, ekfac, exact, random, repetition, tracin with",
+        "estimator=loss is refused; accepted: bm25, ekfac, exact, ngram, random, repetition, t",
     ),
     "Adam's moments before the first update": (
         "estimator.checkpoint=0 estimator.adam_damping=true",
@@ -128,7 +128,7 @@ BAD_CONFIG = {
     ),
     "bad alternative of a sweep": (
         "-m estimator=ekfac,tracn",
-        "estimator=tracn does not exist (did you mean tracin?); accepted: bm25, ekfac, exact, ",
+        "estimator=tracn does not exist (did you mean tracin?); accepted: bm25, ekfac, embe",
     ),
     "no override": ("smoke", "smoke cannot be read; accepted: key=value, such as model.n_heads=4"),
     "equals sign in a path": (

@@ -60,16 +60,21 @@ def _ablates(job: Job) -> bool:
 
 def _metric(job: Job, stage: str, passes_made: int) -> Cost:
     """Returns the cost of so many forward passes over the text or probe of a unit's metric."""
-    unit, data = job.config.unit, job.config.data
-    if unit.reads_sae:
+    if job.config.unit.reads_sae:
         return Cost(stage, 0, None, None)
-    probe = getattr(unit, "probe", None)
-    n, length = (data.held_out // 2, data.seq_len)
-    if probe is not None and getattr(unit, "label", None) is None:
-        n, length = probe.n_sequences, probe.length * probe.repeats
+    n, length = _probe(job)
     flops = passes_made * n * passes.forward_flops(job.shape, length)
     memory = FLOAT * job.shape.n_parameters + measurement_bytes(job)
     return Cost(stage, passes_made * n * length, {"measure": flops}, memory)
+
+
+def _probe(job: Job) -> tuple[int, int]:
+    """Returns the sequences of a unit's metric or measurement, and their length."""
+    unit, data = job.config.unit, job.config.data
+    probe = getattr(unit, "probe", None)
+    if probe is not None and getattr(unit, "label", None) is None:
+        return probe.n_sequences, probe.length * probe.repeats
+    return data.held_out // 2, data.seq_len
 
 
 def ekfac(job: Job) -> list[Cost]:
@@ -152,6 +157,18 @@ def loss(job: Job) -> list[Cost]:
     return [
         Cost("scores", n * length, {"measure": n * passes.forward_flops(job.shape, length)}, memory)
     ]
+
+
+def embedding(job: Job) -> list[Cost]:
+    """Returns the cost of a forward pass over the window and over the probe."""
+    length, n = job.config.data.seq_len, job.samples
+    batch = job.config.estimator.batch_size  # type: ignore[attr-defined]
+    n_probe, probe_length = _probe(job)
+    flops = n * passes.forward_flops(job.shape, length)
+    flops += n_probe * passes.forward_flops(job.shape, probe_length)
+    memory = passes.capture_bytes(job.shape, min(n, batch), length)
+    tokens = n * length + n_probe * probe_length
+    return [Cost("scores", tokens, {"measure": flops}, memory)]
 
 
 def _tile_bytes(job: Job, n_sequences: int) -> float:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from mda.data.stream import mixed_seed
 from mda.estimator.estimator import TokenScorer, Work, step_of
 from mda.estimator.kfac_math import sequence_gradients
+from mda.estimator.lexical import Lexical, for_all
 from mda.estimator.repetition import repetition
 from mda.estimator.score import Rows, SampleScores, batches
 from mda.schema import GradientNormConfig, LossConfig, RandomConfig, RepetitionConfig
@@ -64,29 +65,13 @@ def random_scores(sample_ids: np.ndarray, n_units: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(scores)) if scores else torch.zeros(0, n_units)
 
 
-class Repetition:
-    """Scores the information in a sample that copying from its earlier text predicts."""
+class Repetition(Lexical):
+    """The information in a sample that copying from its earlier text predicts."""
+
+    bar = "repetitions"
 
     def __init__(self, settings: RepetitionConfig) -> None:
         self.settings = settings
-
-    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
-        return ()
-
-    def score(self, work: Work) -> SampleScores:
-        rows, counts = work.corpus.rows, work.corpus.counts
-
-        def part(ids: np.ndarray) -> SampleScores:
-            found = [repetition(rows(some).numpy(), counts).sum(1) for some in batches(ids, 4096)]
-            values = torch.from_numpy(np.concatenate(found)).float()
-            return SampleScores(for_all(values, work.units), torch.full_like(values, torch.nan))
-
-        return work.over_samples("repetitions", part)
-
-    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return torch.from_numpy(
-            repetition(work.corpus.rows(sample_ids).numpy(), work.corpus.counts)
-        )
 
     def target_influence(self, work: Work) -> TokenScorer:
         """Returns the scores of single losses: position t is that of predicting token t + 1."""
@@ -162,8 +147,3 @@ def gradient_norms(
         values.append(squares.sqrt().cpu())
         losses.append(captured.losses_B.cpu())
     return SampleScores(torch.cat(values), torch.cat(losses))
-
-
-def for_all(values_N: Tensor, units: Sequence[Unit]) -> Tensor:
-    """Returns the same score for every unit, [N, U]."""
-    return values_N[:, None].expand(-1, len(units)).contiguous()

@@ -13,49 +13,31 @@ Samples are packed to one length, so b matters only where special tokens fill a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mda.data.stream import Corpus
 from mda.estimator.estimator import TokenScorer, Work
-from mda.estimator.score import SampleScores, batches
+from mda.estimator.lexical import ROWS, Lexical
+from mda.estimator.score import batches
 from mda.schema import Bm25Config
-from mda.types import Window
-
-ROWS = 4096  # samples that are counted at a time
 
 
-class Bm25:
-    """BM25 of the measurement's tokens, the same for every unit."""
+class Bm25(Lexical):
+    """BM25 of the measurement's tokens."""
+
+    bar = "BM25"
 
     def __init__(self, settings: Bm25Config) -> None:
         self.settings = settings
 
-    def steps(self, kept: Sequence[int], window: Window) -> tuple[int, ...]:
-        return ()
-
-    def score(self, work: Work) -> SampleScores:
-        tokens, n_units = self.target_influence(work), len(work.units)
-
-        def part(ids: np.ndarray) -> SampleScores:
-            found = torch.cat([tokens(some).sum(1) for some in batches(ids, ROWS)])
-            values_NU = found[:, None].expand(-1, n_units).contiguous()
-            return SampleScores(values_NU, torch.full_like(found, torch.nan))
-
-        return work.over_samples("BM25", part)
-
-    def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:
-        return self.target_influence(work)(sample_ids)
-
     def target_influence(self, work: Work) -> TokenScorer:
         """Returns scores of single losses: position t has the part of token t + 1."""
         index, rows = Index.of(work.corpus, work.sample_ids), work.corpus.rows
-        query = np.asarray(work.query)
-        counts_V = np.bincount(query.ravel(), minlength=work.corpus.vocab_size) / len(query)
+        query, n_vocab = np.concatenate([np.asarray(one) for one in work.query]), index.idf_V.size
+        counts_V = np.bincount(query, minlength=n_vocab) / len(work.query)
         weights_V = counts_V * index.idf_V
         k1, b = self.settings.k1, self.settings.b
         return lambda ids: torch.from_numpy(index.terms(rows(ids).numpy(), weights_V, k1, b))

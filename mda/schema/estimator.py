@@ -254,6 +254,40 @@ class Bm25Config(EstimatorConfig):
 
 
 @dataclass
+class NgramConfig(EstimatorConfig):
+    """The share of a sample's n-grams that the probe has."""
+
+    estimator: ClassVar[str] = "mda.estimator.ngram:Ngram"
+    cost: ClassVar[str] = "mda.cost.scoring:no_model"
+    gives: ClassVar[tuple[str, ...]] = ("tokens",)
+
+    name: str = setting("ngram", "kind of estimator", one_of=("ngram",))
+    n: int = setting(2, "tokens of an n-gram", low=1)
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(query=True)
+
+
+@dataclass
+class EmbeddingConfig(AtCheckpoint):
+    """The cosine similarity of a sample's mean hidden state to the probe's, at one checkpoint."""
+
+    estimator: ClassVar[str] = "mda.estimator.embedding:Embedding"
+    cost: ClassVar[str] = "mda.cost.scoring:embedding"
+    gives: ClassVar[tuple[str, ...]] = ()
+
+    name: str = setting("embedding", "kind of estimator", one_of=("embedding",))
+    layer: int | None = setting(
+        None, "layer whose output is compared, null: the last, after the final norm", low=0
+    )
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(query=True)
+
+
+@dataclass
 class LossConfig(AtCheckpoint):
     """The sample's mean token loss at one checkpoint."""
 
@@ -312,6 +346,8 @@ ESTIMATORS: dict[str, type[Group]] = {
     "random": RandomConfig,
     "repetition": RepetitionConfig,
     "bm25": Bm25Config,
+    "ngram": NgramConfig,
+    "embedding": EmbeddingConfig,
     "loss": LossConfig,
     "gradient_norm": GradientNormConfig,
     "file": FileConfig,

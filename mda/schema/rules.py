@@ -148,6 +148,13 @@ def _unit_probe_fits_context(c: Config) -> None:
         raise refuse("unit.probe.length", probe.length, limit)
 
 
+def _scored_layer_exists(c: Config) -> None:
+    sizes: Any = c.model
+    layer = getattr(c.estimator, "layer", None)
+    if layer is not None and layer >= sizes.n_layers:
+        raise refuse("estimator.layer", layer, f"layers 0 to {sizes.n_layers - 1}, or null")
+
+
 def _scored_steps_exist(c: Config) -> None:
     step = getattr(c.estimator, "checkpoint", None)
     if isinstance(step, int) and (near := _instead_of(c, step)):
@@ -299,6 +306,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("unit", "estimator"), _metric_has_gradients),
     (("model", "unit"), _unit_probe_fits_context),
     (("base", "training", "estimator"), _scored_steps_exist),
+    (("model", "estimator"), _scored_layer_exists),
     (("training", "intervention"), _window_in_run),
     (("data", "training", "intervention"), _enough_to_edit),
     (("estimator", "intervention"), _tokens_are_scored),

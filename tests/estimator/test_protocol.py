@@ -33,7 +33,7 @@ from mda.unit.module import Modules
 
 PROBE = ProbeConfig(n_sequences=2, length=4, distribution="uniform")
 KEPT, WINDOW = [0, 3, 8], Window(2, 9, 4, "")
-SUMS = {"ekfac", "exact", "tracin", "repetition", "bm25"}  # what tokens add to the score is known
+SUMS = {"ekfac", "exact", "tracin", "repetition", "bm25", "ngram"}  # tokens' parts are known
 LOSSES = {"ekfac", "exact", "tracin", "loss", "gradient_norm"}
 ELSEWHERE = ("unrolled", "file")  # see test_unrolled and test_from_file
 AT_CHECKPOINTS = [name for name in OPTIONS["estimator"] if name not in ELSEWHERE]
@@ -109,9 +109,7 @@ def test_scores_and_what_tokens_add_to_them(work, name):
         assert tokens.shape == (2, work.corpus.seq_len)
         column = [unit.name for unit in work.units].index(work.found)
         expected = found.values_NU[[4, 1], column].double()
-        torch.testing.assert_close(
-            tokens.sum(1), expected, rtol=1e-5 if name == "repetition" else 1e-7, atol=1e-9
-        )
+        torch.testing.assert_close(tokens.sum(1), expected, rtol=1e-7, atol=1e-9)
     if name in {"ekfac", "exact", "tracin"}:
         assert found.values_NU.abs().sum(0).all() and tokens.any()
 

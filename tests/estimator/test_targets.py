@@ -158,7 +158,7 @@ def test_random_token_scores_belong_to_the_sample_and_are_not_its_own(work):
 
 @pytest.mark.parametrize("name", OPTIONS["estimator"])
 def test_settings_say_which_estimators_tell_tokens_apart(name):
-    known = {"ekfac", "exact", "tracin", "repetition", "bm25", "random"}
+    known = {"ekfac", "exact", "tracin", "repetition", "bm25", "ngram", "random"}
     assert ("tokens" in OPTIONS["estimator"][name].gives) == (name in known)
 
 

@@ -112,6 +112,14 @@ def test_an_estimator_s_settings_tell_what_its_scores_take(context_of):
     assert cost_of(replace(config, estimator=RandomConfig()), "scores").tokens == 0
 
 
+def test_a_score_by_embedding_takes_a_pass_over_the_window_and_one_over_the_probe(context_of):
+    config = context_of("estimator=embedding", "unit.probe.n_sequences=5").config
+    job, probe = job_of(config), config.unit.probe
+    asked = 5 * probe.length * probe.repeats
+    found = cost_of(config, "scores")
+    assert found.tokens == job.samples * config.data.seq_len + asked and found.flops["measure"]
+
+
 def test_tokens_are_those_of_updates_and_measurements(finished):
     trace, context = finished
     config = context.config

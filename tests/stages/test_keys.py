@@ -143,6 +143,8 @@ BESIDE = {  # setting -> the words that it needs beside it, its value, the first
     "estimator.checkpoints": ("estimator=tracin", "[20]", "scores"),
     "estimator.n_checkpoints": ("estimator=tracin", "1", "scores"),
     "estimator.lr_weights": ("estimator=tracin", "false", "scores"),
+    "estimator.n": ("estimator=ngram", "3", "scores"),
+    "estimator.layer": ("estimator=embedding", "0", "scores"),
     "estimator.adam_preconditioning": ("estimator=tracin", "true", "scores"),
     "intervention.within": (
         "intervention.mode=mask_tokens intervention.select=random", "0.5", "arm",
@@ -204,7 +206,14 @@ def test_a_setting_changes_the_key_of_the_first_stage_that_reads_it(context_of, 
 
 
 @pytest.mark.parametrize(
-    ("estimator", "reads"), [("bm25", True), ("gradient_norm", False), ("repetition", False)]
+    ("estimator", "reads"),
+    [
+        ("bm25", True),
+        ("ngram", True),
+        ("embedding", True),
+        ("gradient_norm", False),
+        ("repetition", False),
+    ],
 )
 def test_scores_are_of_one_probe_where_their_estimator_reads_it(
     context_of, baseline, estimator, reads

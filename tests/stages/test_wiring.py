@@ -125,6 +125,20 @@ def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labe
     assert_scores(trace, expected)
 
 
+def test_scores_by_embedding_compare_the_window_with_the_probe_at_the_scored_checkpoint(traced):
+    trace, context = traced("estimator=embedding", "estimator.layer=0", "estimator.checkpoint=32")
+    model, scores = model_at(trace, 32), trace.traced.scores
+    query = heads_of(trace, context, model).query()
+
+    def mean(rows):
+        hidden = model(rows[:, :-1], output_hidden_states=True).hidden_states[1]
+        return hidden.double().detach().mean(1)
+
+    of_query = mean(query).mean(0)  # its sequences are as long as each other
+    expected = torch.cosine_similarity(mean(trace.corpus.rows(scores.sample_ids)), of_query[None])
+    assert_scores(trace, expected.numpy())
+
+
 @pytest.mark.parametrize("adam", [False, True])
 def test_tracin_scores_are_their_definition(traced, adam):
     """sum_k eta_k <grad f, M_k grad L>, with each step's own rate and moments, and Adam's eps."""
