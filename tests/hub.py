@@ -13,6 +13,8 @@ from servers import running
 API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/?]+)")
 FILE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
+HEADER = "bytes=0-100000"  # what a client asks for to see the names of safetensors
+
 
 class Hub(ThreadingHTTPServer):
     """Serves `root/<owner>/<name>/<revision>/<file>`; `requests` are (method, path, byte range).
@@ -32,8 +34,9 @@ class Hub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def fetched(self, method: str = "GET") -> list[str]:
-        """`revision/file` of every body that was asked for."""
-        found = [FILE.fullmatch(path) for verb, path, _ in self.requests if verb == method]
+        """`revision/file` of every body that was asked for to its end."""
+        asked = [path for verb, path, part in self.requests if verb == method and part != HEADER]
+        found = [FILE.fullmatch(path) for path in asked]
         return [f"{revision_of(m['revision'])}/{m['name']}" for m in found if m]
 
 
@@ -90,11 +93,13 @@ class Handler(BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         if fault == "short":
             body = body[: len(body) // 2]
-        begin = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(begin[1]) if begin else 0
-        if begin:
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        self.answer(206 if begin else 200, headers, body[start:], fault == "cut")
+        part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start = int(part[1]) if part else 0
+        end = min(int(part[2]) + 1, len(body)) if part and part[2] else len(body)
+        if part:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(body)}"
+        cut = fault == "cut" and self.headers.get("Range") != HEADER
+        self.answer(206 if part else 200, headers, body[start:end], cut)
 
     def answer(self, status: int, headers: dict = {}, body: bytes = b"", cut: bool = False):  # noqa: B006
         self.send_response(status)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,6 @@ def check_weights(folder: Path, key: str) -> None:
 
     Reads the headers of a folder of safetensors, not the weights.
     """
-    config = _config_in(folder, key)
     shapes: dict[str, list[int]] = {}
     try:
         for path in _safetensors_in(folder):
@@ -105,6 +104,12 @@ def check_weights(folder: Path, key: str) -> None:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{key}: {_one_line(error)}") from error
+    check_shapes(folder, shapes, key)
+
+
+def check_shapes(folder: Path, shapes: Mapping[str, Sequence[int]], key: str) -> None:
+    """Raises ConfigError for names and shapes of weights that a config.json does not ask for."""
+    config = _config_in(folder, key)
     stand_ins = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
     _loaded(key, config, None, state_dict=stand_ins)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from mda.model.build import check_memory, check_weights
+from mda.model.build import check_memory, check_shapes, check_weights
 from mda.schema import (
     BaseConfig,
     CheckpointConfig,
@@ -17,7 +19,7 @@ from mda.schema import (
 )
 from mda.stages.context import Runtime, rank
 from mda.stages.found import FindOnly
-from mda.stages.hub import ask_for
+from mda.stages.hub import ask_for, ask_for_shapes
 from mda.stages.published import Check, WeightsStage
 from mda.store import say
 
@@ -38,29 +40,48 @@ def check_model(model: ModelConfig, base: BaseConfig, check: Check, at: Runtime)
 
 
 def _check_revisions(base: PublishedConfig, check: Check, at: Runtime) -> None:
-    """Checks every revision that is not in the store; one process asks for all."""
+    """Checks every revision that is not in the store; one process asks for all.
+
+    A local revision tells the shapes of its weights. Of a repository's revisions the first does,
+    after every one has been asked for: the others are of the same model.
+    """
+    missing = []
     for step in base.steps:
         stage = WeightsStage(base, step, check)
         inputs = stage.inputs(at.store.hash_file)
         if rank() > 0 or at.store.find("weights", inputs) is not None:
             continue
-        if base.repo is None:
-            if all(path.suffix != ".bin" for path in stage.files):
-                _check_once(stage.files[0].parent, stage.key)
-        elif error := _refusal(base.repo, stage.name):
-            if not (isinstance(error, Unavailable) and isinstance(at.store, FindOnly)):
+        if base.repo is not None:
+            missing.append(stage.name)
+        elif all(path.suffix != ".bin" for path in stage.files):
+            _check_once(stage.files[0].parent, stage.key)
+    if base.repo is None:
+        return
+    first = missing[:1] if len(missing) == len(base.steps) else []
+    for ask, revisions in ((ask_for, missing), (_ask_for_shapes, first)):
+        for revision in revisions:
+            error = _refusal(ask, base.repo, revision)
+            if isinstance(error, Unavailable) and isinstance(at.store, FindOnly):
+                return say(str(error))  # a plan can be made without a network
+            if error is not None:
                 raise error
-            say(str(error))  # a plan can be made without a network
-            return
+
+
+def _ask_for_shapes(repo: str, revision: str) -> None:
+    """Raises ConfigError for a revision whose weights do not fit its config.json."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        if shapes := ask_for_shapes(repo, revision, folder):
+            check_shapes(folder, shapes, f"base.repo={repo}, revision {revision}")
 
 
 _check_once = cache(check_weights)  # by each process: a plan of many jobs has them in common
 
 
 @cache
-def _refusal(repo: str, revision: str) -> ConfigError | None:
+def _refusal(ask: Callable[[str, str], None], repo: str, revision: str) -> ConfigError | None:
     try:
-        ask_for(repo, revision)
+        ask(repo, revision)
     except ConfigError as error:
         return error
     return None

@@ -49,9 +49,37 @@ def fetch_revision(
 
 def ask_for(repo: str, revision: str) -> None:
     """Raises ConfigError for a revision that does not exist or has no weights; fetches nothing."""
-    names = _described(repo, revision)[1]
+    _with_weights(repo, revision)
+
+
+def _with_weights(repo: str, revision: str) -> tuple[str, set[str]]:
+    """Returns the commit of a revision and the names of its files, weights among them."""
+    commit, names = _described(repo, revision)
     if names.isdisjoint(WEIGHTS):
         raise _no_weights(_key(repo, revision))
+    return commit, names
+
+
+def ask_for_shapes(repo: str, revision: str, folder: Path) -> dict[str, list[int]]:
+    """Returns the shapes of a revision's weights by their names; brings config.json to the folder.
+
+    Reads the headers of its safetensors, some 100 kB each. A revision without any has no shapes.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    key = _key(repo, revision)
+    commit, names = _with_weights(repo, revision)
+    _verified(repo, commit, "config.json", folder, key)
+    if names.isdisjoint(name for name in WEIGHTS if name.startswith("model.")):
+        return {}
+    with _explained(key):
+        try:
+            described = HfApi().get_safetensors_metadata(repo, revision=commit)
+        except SafetensorsParsingError as error:
+            raise ConfigError(f"{key}: its weights are no safetensors") from error
+    headers = described.files_metadata.values()
+    return {name: info.shape for header in headers for name, info in header.tensors.items()}
 
 
 def _key(repo: str, revision: str) -> str:
@@ -135,6 +163,8 @@ def _explained(key: str, name: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except ConfigError:
+        raise
     except Exception as error:  # the client's transport, and with it its errors, has changed twice
         disk = isinstance(error, OSError) and error.errno is not None
         if disk and not isinstance(error, ConnectionError | TimeoutError):

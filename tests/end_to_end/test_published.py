@@ -40,6 +40,7 @@ TOKEN = "hf_thisisnottobewritten"
 STEP_LIST = "base.steps=[0,20,40,60]"
 LLAMA = ("model=nano-llama", "model.n_key_value_heads=1")
 WINDOW = "intervention.window=[20,40]"
+LOOK = "step0/config.json"  # with the header of the weights, before a corpus is built
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_its_curve_is_the_one_that_was_measured_in_training(trained, finished_ru
 def test_every_file_is_fetched_once_and_the_token_is_written_nowhere(finished_runs):
     out, _, asked = finished_runs
     wanted = [f"step{s}/{name}" for s in STEPS for name in ("config.json", "model.safetensors")]
-    assert sorted(asked) == sorted(wanted)
+    assert sorted(asked) == sorted([LOOK, *wanted])
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) > 40
     assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
@@ -250,7 +251,7 @@ def test_sizes_that_are_not_the_repository_s_are_refused_before_weights_are_fetc
     says = "model.n_layers=3 is refused; accepted: 2, as base.repo=me/tiny, revision step0 has"
     with pytest.raises(ConfigError, match=re.escape(says)):
         attempt("model.n_layers=3")
-    assert hub.fetched() == ["step0/config.json"]
+    assert hub.fetched() == [LOOK, "step0/config.json"]
 
 
 TRAIN = ("base.repo=me/tiny", STEP_LIST)
@@ -348,6 +349,16 @@ def test_every_step_is_asked_for_before_anything_is_fetched_or_built(
     where = ["experiment=smoke", "base=published", *TRAIN, f"output_dir={tmp_path / 'out'}"]
     plan = compose([*where, "intervention.window=auto", choice])
     assert says in preview_job(plan, pipeline.arm).refused
+
+
+def test_weights_of_a_hub_that_do_not_fit_are_refused_by_their_names(hub, attempt, tmp_path):
+    path = hub.root / "me/tiny/step0/model.safetensors"
+    weights = {f"module.{name}": tensor for name, tensor in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    says = r"^base.repo=me/tiny, revision step0: \d+ missing weights, the first gpt_neox"
+    with pytest.raises(ConfigError, match=says):
+        attempt("intervention.window=auto")
+    assert hub.fetched() == [LOOK] and not (tmp_path / "out/store/corpus").exists()
 
 
 def test_a_plan_is_made_where_the_hub_cannot_be_reached(hub, monkeypatch, tmp_path, capsys):
