@@ -27,8 +27,8 @@ def run(config: Config, folder: Path) -> None:
     """Retrains the configured arm and writes its curve, plan and summary into `folder`."""
     from mda import pipeline
     from mda.report.arm import FILES, arm_name, report_arm
+    from mda.report.job_log import job_log
     from mda.report.summary import of_stages, write_summary
-    from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
     start = time.perf_counter()
@@ -86,7 +86,7 @@ def run(config: Config, folder: Path) -> None:
     )
     if not used["times"]["built"]:
         print("nothing to build: this arm was in the store")
-    print(f"{log.upload}next: {following(config, folder, arm.base.fingerprint)}")
+    print(f"{log.hint}next: {following(config, folder, arm.base.fingerprint)}")
     print(folder)
 
 

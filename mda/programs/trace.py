@@ -24,9 +24,9 @@ NEEDS = (*needs(SCORES), "plan", "report", "logger")
 def trace(config: Config, folder: Path) -> None:
     """Scores the window's samples and writes scores, tables and the page into `folder`."""
     from mda import pipeline
+    from mda.report.job_log import job_log
     from mda.report.summary import of_stages, write_summary
     from mda.report.trace import FILES, report_trace, sample_rows
-    from mda.report.wandb_logging import job_log
     from mda.stages.attribution import loss_influence, token_influence
     from mda.stages.context import Context, process_group
 
@@ -76,7 +76,7 @@ def trace(config: Config, folder: Path) -> None:
         print(f"scored at step {', '.join(map(str, traced.steps))}")
     print(f"scores of all units: {traced.folder}")
     edit = [] if config.intervention.edits else ["intervention=remove"]
-    print(f"{log.upload}next: {next_command('run', folder, f'seed={config.seed}', *edit)}")
+    print(f"{log.hint}next: {next_command('run', folder, f'seed={config.seed}', *edit)}")
     print(folder)
 
 

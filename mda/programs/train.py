@@ -21,8 +21,8 @@ def train(config: Config, folder: Path) -> None:
     """Trains the base run and writes its tables and figures into `folder`."""
     from mda import pipeline
     from mda.report.base import files_of, report_base
+    from mda.report.job_log import job_log
     from mda.report.summary import of_stages, write_summary
-    from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
 
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def train(config: Config, folder: Path) -> None:
         warnings=list(context.store.warnings.values()),
     )
     print(f"checkpoints: {base.folder / 'checkpoints'}")
-    print(f"{log.upload}next: {next_command('trace', folder, f'seed={config.seed}')}")
+    print(f"{log.hint}next: {next_command('trace', folder, f'seed={config.seed}')}")
     print(folder)
 
 

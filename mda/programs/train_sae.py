@@ -21,8 +21,8 @@ FILES = {"history.csv": "explained variance and share of dead features in the co
 def train_sae(config: Config, folder: Path) -> None:
     """Trains the sparse autoencoder and writes its quality into `folder`."""
     from mda import pipeline
+    from mda.report.job_log import job_log
     from mda.report.summary import of_stages, write_summary
-    from mda.report.wandb_logging import job_log
     from mda.stages.context import Context
     from mda.stages.sae import SaeStage
     from mda.stages.stage import make
@@ -51,7 +51,7 @@ def train_sae(config: Config, folder: Path) -> None:
     )
     print(f"autoencoder: {found.folder}")
     follows = next_command("trace", folder, "unit=sae_feature", f"seed={config.seed}")
-    print(f"{log.upload}next: {follows}")
+    print(f"{log.hint}next: {follows}")
     print(folder)
 
 

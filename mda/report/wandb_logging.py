@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,53 +18,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mda import store
+from mda.report.job_log import JobLog
 from mda.schema import Config, ConfigError, WandbConfig
-from mda.types import HeadId
 
 if TYPE_CHECKING:
     import wandb
 
-HEAD = re.compile(r"^emergence/\w+/L\d+H\d+$")
-"""Columns of single heads: of a model of 270 heads there are more than a thousand."""
 TAG = 64  # characters that W&B allows
 KEPT = "wandb_records.txt"
 """In the folder of a job that has not ended well: the run's id, settings, and records."""
 
 
-class JobLog:
-    """The target of one job's rows and figures: a W&B run, or nothing with `logger=csv`.
+class WandbLog(JobLog):
+    """A W&B run.
 
     `kept` is the file of its records; the server already has `lines` of them.
     """
 
-    def __init__(self, run: wandb.Run | None, kept: Path | None = None, lines: Sequence[str] = ()):
+    def __init__(self, run: wandb.Run, kept: Path, lines: Sequence[str] = ()):
         self.run, self.kept, self.there = run, kept, frozenset(lines)
         self.defined: set[str] = set()
 
     @property
     def id(self) -> str | None:
-        """W&B's id of the run, None where there is none."""
-        return None if self.run is None else self.run.id
+        return self.run.id
 
     @property
-    def upload(self) -> str:
-        """The command that uploads an offline run, as a line for the terminal, or an empty text."""
-        if self.run is None or not self.run.settings.mode.startswith("offline"):
+    def hint(self) -> str:
+        if not self.run.settings.mode.startswith("offline"):
             return ""
         return f"to upload:  wandb sync {shlex.quote(str(Path(self.run.dir).parent))}\n"
 
-    def row(self, row: Mapping[str, float]) -> None:
-        """Logs one row of a table; its `step` is the x-axis of all its metrics.
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """Logs the values of one step.
 
         Metrics are defined by their exact names, since overlapping globs resolve at random; a star
-        in the name of a class is replaced, because W&B reads it as a glob. Missing values (NaN) are
-        left out, and so are single heads, which `heads` and `unit` log.
+        in the name of a class is replaced, because W&B reads it as a glob.
         """
-        if self.run is None:
-            return
-        row = {name.replace("*", "\N{ASTERISK OPERATOR}"): value
-               for name, value in row.items()
-               if not (math.isnan(value) or HEAD.match(name))}  # fmt: skip
+        row = {name.replace("*", "\N{ASTERISK OPERATOR}"): value for name, value in values.items()}
         for name in row.keys() - self.defined:
             if name == "step":
                 self.run.define_metric(name, hidden=True)
@@ -78,64 +67,34 @@ class JobLog:
             self._log(row, record)
 
     def _log(self, values: Mapping[str, Any], record: str = "-") -> None:
-        assert self.run is not None
-        if self.kept is not None:  # first the line: the server may have less than that, not more
-            with self.kept.open("a", encoding="utf-8") as file:
-                file.write(f"{record}\n")
+        # First the line: the server may have less than that, not more.
+        with self.kept.open("a", encoding="utf-8") as file:
+            file.write(f"{record}\n")
         self.run.log(dict(values))
 
     def figures(self, paths: Sequence[Path]) -> None:
-        """Logs pictures under `figures/<file name>`."""
-        if self.run is not None:
-            import wandb
+        import wandb
 
-            self._log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
+        self._log({f"figures/{path.stem}": wandb.Image(str(path)) for path in paths})
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs a table whose columns are the first row's keys."""
-        if self.run is not None and rows:
-            import wandb
+        import wandb
 
+        if rows:
             columns: list[Any] = list(rows[0])
             data: list[Any] = [[row[column] for column in columns] for row in rows]
             self._log({name: wandb.Table(columns=columns, data=data)})
 
-    def heads(self, curve: Sequence[Mapping[str, float]]) -> None:
-        """Logs the metrics of every head at every measured step as the table `heads`."""
-        names = [name for name in curve[0] if HEAD.match(name)]
-        metrics = list(dict.fromkeys(name.split("/")[1] for name in names))
-        heads = list(dict.fromkeys(HeadId.parse(name.split("/")[2]) for name in names))
-        rows = [
-            {"layer": head.layer, "head": head.head, "step": int(row["step"])}
-            | {metric: row[f"emergence/{metric}/{head}"] for metric in metrics}
-            for row in curve
-            for head in heads
-        ]
-        self.table("heads", rows)
-
-    def unit(
-        self, metric: str, members: Sequence[str], curve: Sequence[Mapping[str, float]]
-    ) -> None:
-        """Logs a unit's metric, its mean over the unit's members, as `emergence/<metric>/unit`."""
-        columns = [f"emergence/{metric}/{member}" for member in members]
-        for row in curve:
-            value = sum(row[column] for column in columns) / len(columns)
-            self.row({"step": row["step"], f"emergence/{metric}/unit": value})
-
     def artifact(self, name: str, kind: str, files: Sequence[Path]) -> None:
-        """Logs files as one artifact of the run."""
-        if self.run is not None:
-            import wandb
+        import wandb
 
-            artifact = wandb.Artifact(name, type=kind)
-            for path in files:
-                artifact.add_file(str(path))
-            self.run.log_artifact(artifact)
+        artifact = wandb.Artifact(name, type=kind)
+        for path in files:
+            artifact.add_file(str(path))
+        self.run.log_artifact(artifact)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Sets values of the run's summary."""
-        if self.run is not None:
-            self.run.summary.update(dict(values))
+        self.run.summary.update(dict(values))
 
 
 def group_of(logger: WandbConfig, folder: Path) -> str:
@@ -185,26 +144,20 @@ def reaching(logger: WandbConfig) -> Iterator[None]:
 
 
 @contextmanager
-def job_log(
-    config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str, arm: str = ""
-) -> Iterator[JobLog]:
-    """Yields the log of one job.
-
-    `settings` is the whole configuration as nested dictionaries.
-
-    `arm` names the job's arm, which is the same over seeds, so W&B can group by it.
+def wandb_log(
+    config: Config, folder: Path, *, settings: Mapping[str, Any], job_type: str, arm: str
+) -> Iterator[WandbLog]:
+    """Yields the log of one job, a W&B run.
 
     Every record is flushed at once, so that a killed job keeps what it logged. The environment is
     not changed, and the run is closed with the block, so jobs of a sweep cannot mix. Files are in
     `folder`, or in WANDB_DIR if set; the address of an online run is printed. Raises ConfigError
     where W&B cannot be reached.
     """
-    logger = config.logger
-    if not isinstance(logger, WandbConfig):
-        yield JobLog(None)
-        return
     import wandb
 
+    logger = config.logger
+    assert isinstance(logger, WandbConfig)
     folder.mkdir(parents=True, exist_ok=True)
     kept, online = folder / KEPT, mode_of(logger) == "online"
     about = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
@@ -233,7 +186,7 @@ def job_log(
     logged = lines[: run.starting_step] if online else []
     kept.write_text("".join(f"{line}\n" for line in (f"{run.id} {about}", *logged)), "utf-8")
     try:
-        yield JobLog(run, kept, logged)
+        yield WandbLog(run, kept, logged)
     except BaseException:
         run.finish(exit_code=1)  # as a `with` block would, which prints the traceback besides
         raise

@@ -51,7 +51,14 @@ from mda.schema.model import (
     ScratchConfig,
 )
 from mda.schema.motifs import MotifsConfig, SynthesisConfig
-from mda.schema.root import OPTIONS, Config, LoggerConfig, ReportConfig, WandbConfig
+from mda.schema.root import (
+    OPTIONS,
+    Config,
+    LoggerConfig,
+    ReportConfig,
+    TensorboardConfig,
+    WandbConfig,
+)
 from mda.schema.rules import validate, validate_sizes
 from mda.schema.run import EmergenceConfig, TrainingConfig
 from mda.schema.sae import SaeConfig
@@ -118,6 +125,7 @@ __all__ = [
     "SynthesisConfig",
     "SyntheticConfig",
     "TemplateWeights",
+    "TensorboardConfig",
     "TokensConfig",
     "TracinConfig",
     "TrainingConfig",

@@ -58,19 +58,29 @@ class ReportConfig(Group):
     )
 
 
+LOGGERS = "csv: nowhere else; wandb: Weights & Biases; tensorboard: events in the run's folder"
+
+
 @dataclass
 class LoggerConfig(Group):
     """The target of metrics besides the CSV that is always written."""
 
     key: ClassVar[str] = "logger"
-    name: str = setting("csv", "csv: nowhere else; wandb: Weights & Biases", one_of=("csv",))
+    name: str = setting("csv", LOGGERS, one_of=("csv",))
+
+
+@dataclass
+class TensorboardConfig(LoggerConfig):
+    """TensorBoard, by the extra `tensorboard`; `tensorboard --logdir outputs/runs` shows it."""
+
+    name: str = setting("tensorboard", LOGGERS, one_of=("tensorboard",))
 
 
 @dataclass
 class WandbConfig(LoggerConfig):
     """Weights & Biases; offline runs are uploaded with `wandb sync`."""
 
-    name: str = setting("wandb", "csv: nowhere else; wandb: Weights & Biases", one_of=("wandb",))
+    name: str = setting("wandb", LOGGERS, one_of=("wandb",))
     mode: str | None = setting(
         None,
         "offline needs no account; null: WANDB_MODE, else offline",
@@ -136,6 +146,6 @@ OPTIONS: dict[str, dict[str, type[Group]]] = {
         "checkpoint": CheckpointConfig,
         "published": PublishedModelConfig,
     },
-    "logger": {"csv": LoggerConfig, "wandb": WandbConfig},
+    "logger": {"csv": LoggerConfig, "wandb": WandbConfig, "tensorboard": TensorboardConfig},
 }
 """Groups whose options differ in kind, and the class of each."""

@@ -10,11 +10,12 @@ import pytest
 from programs import ROOT, command, kill_when, leet
 
 from mda.config import compose
-from mda.report.wandb_logging import KEPT, group_of, job_log, mode_of, project_of
+from mda.report.job_log import job_log
+from mda.report.wandb_logging import KEPT, group_of, mode_of, project_of
 from mda.schema import ConfigError
 from mda.store import git_state
 
-FLUSH_S = 1  # W&B writes to disk at least so often, see `job_log`
+FLUSH_S = 1  # W&B writes to disk at least so often, see `wandb_log`
 
 
 def test_without_wandb_everything_works_from_local_files(tmp_path):
@@ -59,7 +60,7 @@ def test_two_jobs_of_one_process_are_two_runs(tmp_path):
         with job_log(config, folder, settings={"seed": seed}, job_type="arm", arm="control") as log:
             for step in range(3):
                 log.row({"step": step, "tokens": 8 * step, "val/loss": 10 * seed + step})
-        assert "wandb sync" in log.upload
+        assert "wandb sync" in log.hint
     for seed in (0, 1):
         (offline,) = (tmp_path / f"job{seed}").glob("wandb/offline-run-*")
         records = leet(offline)
@@ -160,7 +161,7 @@ def test_the_environment_counts_where_no_setting_says_otherwise(tmp_path, monkey
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with job_log(config, tmp_path / "job", settings={}, job_type="arm") as log:
         log.row({"step": 1, "val/loss": 2.0})
-        assert log.upload == ""
+        assert log.hint == ""
     assert len(list(tmp_path.glob("elsewhere/wandb/offline-run-*"))) == 1
     monkeypatch.setenv("WANDB_MODE", "online")
     given = compose(["logger=wandb", "logger.mode=offline", "logger.project=p"]).logger
