@@ -33,16 +33,16 @@ from mda.schema import Config
 from mda.stages.context import Context
 from mda.training.loop import train
 from mda.training.optimizer import adamw, learning_rate
-from mda.types import Schedule
+from mda.types import Stream
 
 
-def bare_updates(config: Config, rows: Corpus, schedule: Schedule) -> Iterator[int]:
+def bare_updates(config: Config, rows: Corpus, stream: Stream) -> Iterator[int]:
     """Runs the same updates in a plain PyTorch loop, one for each item, and yields the step."""
     settings = config.training
     model = initial_model(config.model, config.seed).train()
     optimizer = adamw(model, settings)
-    for step in range(schedule.end):
-        tokens = rows.rows(schedule.at(step)[0])
+    for step in range(stream.end):
+        tokens = rows.rows(stream.at(step)[0])
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, settings)
         for part in tokens.split(settings.micro_batch_size or len(tokens)):
@@ -55,10 +55,10 @@ def bare_updates(config: Config, rows: Corpus, schedule: Schedule) -> Iterator[i
         yield step + 1
 
 
-def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, Clock]:
-    """Returns the time of the framework's training of `schedule`, and of the bare loop's."""
-    model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, schedule)
-    keep = replace(config.training, stop_step=schedule.end).checkpoints
+def one_round(config: Config, rows: Corpus, stream: Stream) -> tuple[Clock, Clock]:
+    """Returns the time of the framework's training of `stream`, and of the bare loop's."""
+    model, updates = initial_model(config.model, config.seed), bare_updates(config, rows, stream)
+    keep = replace(config.training, stop_step=stream.end).checkpoints
     both, bare, done = Clock(), Clock(), 0
 
     def turn(row: Mapping[str, float]) -> None:
@@ -71,35 +71,35 @@ def one_round(config: Config, rows: Corpus, schedule: Schedule) -> tuple[Clock, 
         curve = EmergenceCurve(
             Path(folder) / "curve.csv",
             make_probes(rows, config.emergence),
-            curve_steps(0, schedule.end, config.emergence.every),
-            curve_steps(0, schedule.end, held_out_every(config.emergence)),
-            schedule.batch_size * rows.seq_len,
+            curve_steps(0, stream.end, config.emergence.every),
+            curve_steps(0, stream.end, held_out_every(config.emergence)),
+            stream.batch_size * rows.seq_len,
         )
         train(
             Path(folder),
             model,
             rows,
-            schedule,
+            stream,
             config.training,
             checkpoints=keep,
             curves=[curve],
             log=turn,
             progress=None,
         )
-        turn({"step": schedule.end})
+        turn({"step": stream.end})
     return both - bare, bare
 
 
 def run(steps: int, rounds: int, overrides: list[str]) -> dict[str, object]:
     """Returns the figures of one benchmark."""
     config = compose([f"training.stop_step={steps}", *overrides])
-    stream = pipeline.stream_of(Context.of(config))
-    rows, schedule = stream.corpus, stream.schedule(0, config.training.last_step)
-    one_round(config, rows, stream.schedule(0, min(20, steps)))  # warm up
+    order = pipeline.order_of(Context.of(config))
+    rows, stream = order.corpus, order.stream(0, config.training.last_step)
+    one_round(config, rows, order.stream(0, min(20, steps)))  # warm up
     load = Load()
-    loop, bare = zip(*(one_round(config, rows, schedule) for _ in range(rounds)), strict=True)
+    loop, bare = zip(*(one_round(config, rows, stream) for _ in range(rounds)), strict=True)
     others = load.others()
-    tokens = steps * schedule.batch_size * rows.seq_len
+    tokens = steps * stream.batch_size * rows.seq_len
     return {
         "loop_tokens_per_s": tokens / statistics.median(clock.wall_s for clock in loop),
         "bare_tokens_per_s": tokens / statistics.median(clock.wall_s for clock in bare),

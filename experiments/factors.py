@@ -245,9 +245,9 @@ def base_run(args: argparse.Namespace) -> list[dict]:
     corpus, base = pipeline.train(context, needs(SCORES))
     unit = pipeline.unit_of(context, base)
     window = unit.window
-    stream = base.stream.schedule(window.start, window.end).sample_ids
-    fit_ids = fit_subset(stream, args.fit, 0)
-    score_ids = fit_subset(np.setdiff1d(stream, fit_ids), args.score, 1)
+    ids = base.order.stream(window.start, window.end).sample_ids
+    fit_ids = fit_subset(ids, args.fit, 0)
+    score_ids = fit_subset(np.setdiff1d(ids, fit_ids), args.score, 1)
     step = step_of("window_middle", base.checkpoints, window)
     model = base.model(step)
     wanted = next(one for one in unit.units if one.name == unit.name)

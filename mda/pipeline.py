@@ -23,10 +23,10 @@ from mda.stages.declared import BASE, SCORES, needs
 from mda.stages.editing import Edited, check_edit, edited_stream, plan_edit
 from mda.stages.found import NotBuilt
 from mda.stages.locating import Located, check_label, locate
+from mda.stages.order import Order
 from mda.stages.published import Check, published_run
 from mda.stages.runs import ArmStage, BaseStage, Recipe, Run, origin_of, state_at
 from mda.stages.stage import make
-from mda.stages.stream import Stream
 from mda.stages.tokens import TokensStage, TracedTokens
 from mda.training.available import check_devices
 
@@ -70,10 +70,10 @@ def corpus_of(context: Context) -> Corpus:
     return make(CorpusStage(context.config.data), context.at)
 
 
-def stream_of(context: Context) -> Stream:
+def order_of(context: Context) -> Order:
     """Returns the corpus, in the order of a run."""
     config, corpus = context.config, corpus_of(context)
-    return Stream.of(corpus, config.data, config.training.batch_size, config.seed)
+    return Order.of(corpus, config.data, config.training.batch_size, config.seed)
 
 
 def sizes_of(config: Config, groups: Sequence[str]) -> Check:
@@ -91,24 +91,24 @@ def look_at(context: Context, groups: Sequence[str]) -> None:
     check_model(config.model, config.base, sizes_of(config, groups), context.at)
 
 
-def base_of(context: Context, stream: Stream, groups: Sequence[str]) -> Run:
+def base_of(context: Context, order: Order, groups: Sequence[str]) -> Run:
     """Returns the base run: trained, or published, as `base` says."""
     config, at, base = context.config, context.at, context.config.base
     recipe = Recipe(config.training, config.emergence)
     if not isinstance(base, PublishedConfig):
-        return make(BaseStage(stream, config.model, recipe), at)
+        return make(BaseStage(order, config.model, recipe), at)
     if rank() == 0 and (seen := trained_on_held_out(base, config.data, config.training.batch_size)):
-        at.store.warn(stream.corpus.fingerprint, seen)
-    return published_run(base, stream, recipe, sizes_of(config, groups), at)
+        at.store.warn(order.corpus.fingerprint, seen)
+    return published_run(base, order, recipe, sizes_of(config, groups), at)
 
 
 def train(context: Context, groups: Sequence[str] = needs(BASE)) -> tuple[Corpus, Run]:
     """Returns the base run, after building its corpus."""
     look_at(context, groups)
-    stream = stream_of(context)
+    order = order_of(context)
     if "unit" in groups:
-        check_label(context.config.unit, stream.corpus)
-    return stream.corpus, base_of(context, stream, groups)
+        check_label(context.config.unit, order.corpus)
+    return order.corpus, base_of(context, order, groups)
 
 
 def unit_of(context: Context, base: Run) -> Located:
@@ -129,14 +129,14 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     config, at, edit = context.config, context.at, context.config.intervention
     check_devices(config.training)
     look_at(context, needs(SCORES))
-    stream = stream_of(base_context or context)
+    order = order_of(base_context or context)
     with suppress(NotBuilt):
-        check_edit(edit, stream, edit.steps)
-    check_label(config.unit, stream.corpus)
-    base = base_of(base_context or context, stream, needs(SCORES))
+        check_edit(edit, order, edit.steps)
+    check_label(config.unit, order.corpus)
+    base = base_of(base_context or context, order, needs(SCORES))
     unit = unit_of(context, base)
     if edit.steps is None and unit.steps is not None:
-        check_edit(edit, stream, unit.steps)
+        check_edit(edit, order, unit.steps)
     traced = score(unit, config.estimator, at) if edit.chooses else None
     tokens = make(TokensStage(traced), at) if traced and edit.scores_tokens else None
 
@@ -148,4 +148,4 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     trained = edited_stream(edit, unit, traced, tokens, edited)
     run = make(ArmStage(base, trained, start, unit.followed), at)
     able = make(CapabilitiesStage(run, config.unit, config.capabilities), at)
-    return Arm(stream.corpus, base, unit, traced, tokens, edited, run, able)
+    return Arm(order.corpus, base, unit, traced, tokens, edited, run, able)

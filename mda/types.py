@@ -143,7 +143,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Stream:
     """Samples and their loss weights at each step of [start, end).
 
     Step `start + i` trains on rows `offsets[i]:offsets[i + 1]` of `sample_ids` and `weights`. Its

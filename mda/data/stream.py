@@ -18,7 +18,7 @@ import torch
 from mda import store
 from mda.data.errors import DataError
 from mda.data.tokenizer import FILE, decode, opened
-from mda.types import Schedule
+from mda.types import Stream
 
 
 class TokenRows(Protocol):
@@ -123,8 +123,8 @@ def stream_order(corpus: Corpus, seed: int | None) -> np.ndarray:
     return ids if seed is None else np.random.default_rng(seed).permutation(ids)
 
 
-def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedule:
-    """Returns the unedited schedule of steps [start, end): every sample once, with weight 1.
+def unedited(order: np.ndarray, batch_size: int, start: int, end: int) -> Stream:
+    """Returns the unedited stream of steps [start, end): every sample once, with weight 1.
 
     Raises DataError where the stream is shorter than that.
     """
@@ -134,7 +134,7 @@ def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedu
             f"training to step {end:,} needs {end * batch_size:,} sequences, training.batch_size="
             f"{batch_size} at a step; data has {len(order):,} that are not held out"
         )
-    return Schedule(
+    return Stream(
         start=start,
         batch_size=batch_size,
         offsets=np.arange(0, len(rows) + 1, batch_size, dtype=np.int64),
@@ -143,8 +143,8 @@ def schedule(order: np.ndarray, batch_size: int, start: int, end: int) -> Schedu
     )
 
 
-def schedule_hash(one: Schedule) -> str:
-    """Returns the hash of a whole schedule; equal schedules train equal models."""
+def stream_hash(one: Stream) -> str:
+    """Returns the hash of a whole stream; equal streams train equal models."""
     head = np.array([one.start, one.batch_size], dtype=np.int64)
     masked = [one.masked] if len(one.masked) else []
     return store.hash_arrays(head, one.offsets, one.sample_ids, one.weights, *masked)

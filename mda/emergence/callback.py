@@ -1,4 +1,4 @@
-"""Measures the emergence curve during training: one row of `curve.csv` at each scheduled step."""
+"""Measures the emergence curve during training: one row of `curve.csv` at chosen steps."""
 
 from __future__ import annotations
 

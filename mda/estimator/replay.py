@@ -21,7 +21,7 @@ from mda.schema import TrainingConfig
 from mda.training import checkpoint
 from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw, learning_rate
-from mda.types import Schedule
+from mda.types import Stream
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainingWindow:
     """
 
     model: PreTrainedModel
-    schedule: Schedule
+    stream: Stream
     rows: Rows
     settings: TrainingConfig
 
@@ -62,14 +62,14 @@ class TrainingWindow:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Returns tokens [B, T + 1] and loss weights [B] of one step."""
-        sample_ids, weights = self.schedule.at(step)
+        sample_ids, weights = self.stream.at(step)
         weights_B = torch.from_numpy(weights).to(self.model.device, self.model.dtype)
         return self.rows(sample_ids).to(self.model.device), weights_B
 
     def rows_of(self, steps: range) -> slice:
-        """Returns the slice of the schedule's arrays that holds consecutive steps."""
+        """Returns the slice of the stream's arrays that holds consecutive steps."""
         first, last = (
-            self.schedule.offsets[at - self.schedule.start] for at in (steps.start, steps.stop)
+            self.stream.offsets[at - self.stream.start] for at in (steps.start, steps.stop)
         )
         return slice(first, last)
 
@@ -120,7 +120,7 @@ def replay(
     for step in steps:
         optimizer.zero_grad()
         accumulate_gradients(
-            window.model, *window.batch(step), window.schedule.batch_size, settings.micro_batch_size
+            window.model, *window.batch(step), window.stream.batch_size, settings.micro_batch_size
         )
         if settings.grad_clip:
             clip_grad_norm_(clipped, settings.grad_clip)

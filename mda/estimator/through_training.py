@@ -35,7 +35,7 @@ class Unrolled:
         """Returns scores of the found unit; NaN for the other units of the pass, and for losses."""
         window, states = work.training()
         kept = work.kept(PROGRESS)
-        wanted, n_steps = self.settings, window.schedule.end - window.schedule.start
+        wanted, n_steps = self.settings, window.stream.end - window.stream.start
         segment = min(wanted.segment or n_steps, n_steps)
         total = -(-(wanted.last_steps or n_steps) // segment) * max(1, wanted.n_perturbed)
         try:

@@ -18,7 +18,7 @@ The states that this needs come from training again, with the training's own ker
 on a CPU bit for bit what was trained. The double backward writes attention out (`PlainAttention`),
 because the fused kernel has no second derivative; its gradients agree up to rounding.
 
-Shapes: P parameters, all of the model's in one vector; N rows of the schedule; U measurements.
+Shapes: P parameters, all of the model's in one vector; N rows of the stream; U measurements.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ def unrolled_influence(
     seed: int = 0,
     resume: Progress | None = None,
 ) -> Iterator[Progress]:
-    """Yields df/dw of every row of the schedule and every measurement, last segment first.
+    """Yields df/dw of every row of the stream and every measurement, last segment first.
 
-    The `values_NU` of the last item are the scores, in the schedule's order. `states` are known
-    ones by step: that before the schedule's first step, and any others (a run's checkpoints).
+    The `values_NU` of the last item are the scores, in the stream's order. `states` are known
+    ones by step: that before the stream's first step, and any others (a run's checkpoints).
 
     From one known state to the next training is repeated, and `segment` steps at a time are
     differentiated. In memory are their states, 3 P numbers each, and one for each segment between
@@ -113,24 +113,22 @@ def unrolled_influence(
     there from a known state. The model's weights are overwritten. Raises ValueError for a `segment`
     or `last_steps` that does not fit the window.
     """
-    schedule, n_runs = window.schedule, max(1, n_perturbed)
-    n_steps = schedule.end - schedule.start
+    stream, n_runs = window.stream, max(1, n_perturbed)
+    n_steps = stream.end - stream.start
     last_steps = n_steps if last_steps is None else last_steps
     segment = n_steps if segment is None else segment
     for name, value in (("last_steps", last_steps), ("segment", segment)):
         if not 1 <= value <= n_steps:
             raise ValueError(f"{name}={value}; accepted: 1 to the window's {n_steps} steps")
-    first = schedule.end - last_steps
-    values = states[schedule.start].weights_P.new_zeros(len(schedule.sample_ids), len(measurements))
+    first = stream.end - last_steps
+    values = states[stream.start].weights_P.new_zeros(len(stream.sample_ids), len(measurements))
     if resume is not None:
         values = resume.values_NU.to(values).clone()
     for run in range(resume.run if resume else 0, n_runs):
         known = states
         if n_perturbed:
-            known = {
-                schedule.start: perturbed(window, states[schedule.start], perturbation, seed, run)
-            }
-        end, adjoint = schedule.end, None
+            known = {stream.start: perturbed(window, states[stream.start], perturbation, seed, run)}
+        end, adjoint = stream.end, None
         if resume is not None and run == resume.run:
             end, adjoint = resume.step, resume.adjoint.to(values.device)
         parts = _segments_back(window, known, range(first, end), segment, measurements, adjoint)
@@ -211,7 +209,7 @@ def _gradient(window: TrainingWindow, tokens_BS: Tensor, weights_B: Tensor) -> _
     weights_B = weights_B.clone().requires_grad_()
     with PlainAttention():
         losses_B = plain_losses(window.model, tokens_BS).mean(1)
-    loss = (weights_B * losses_B).sum() / window.schedule.batch_size
+    loss = (weights_B * losses_B).sum() / window.stream.batch_size
     by_parameter = torch.autograd.grad(
         loss, window.parameters, create_graph=True, materialize_grads=True
     )

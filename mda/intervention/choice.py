@@ -18,7 +18,7 @@ from mda.data.stream import Corpus, mixed_seed
 from mda.intervention import plan as plans
 from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
 from mda.schema import EditConfig
-from mda.types import EditPlan, Schedule, Scores, TokenScores
+from mda.types import EditPlan, Scores, Stream, TokenScores
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Choice:
 
     settings: Any  # InterventionConfig; only an EditConfig chooses samples
     unit: str  # whose scores decide
-    base: Schedule  # the unedited steps of the window
+    base: Stream  # the unedited steps of the window
     corpus: Corpus
     unused: np.ndarray  # ids of the samples that the stream has after the window
     run_seed: int

@@ -1,4 +1,4 @@
-"""Applying an EditPlan to the base run's Schedule: the schedule that the arm trains on."""
+"""Applying an EditPlan to the base run's Stream: the stream that the arm trains on."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from mda.types import EditPlan, Schedule
+from mda.types import EditPlan, Stream
 
 
-def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) -> Schedule:
-    """Returns the base schedule with the plan applied; nothing else differs.
+def edit(plan: EditPlan, base: Stream, following: np.ndarray | None = None) -> Stream:
+    """Returns the base stream with the plan applied; nothing else differs.
 
-    - `none`: the base schedule itself, array for array.
+    - `none`: the base stream itself, array for array.
     - `mask`, `upweight`: the sample keeps its place and gets the plan's weight.
     - `replace`: the replacement takes the sample's place, with the weight of the plan.
     - `drop`: later samples move forward, through the end of `base`; batch sizes stay, and the
@@ -22,7 +22,7 @@ def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) ->
     - `duplicate`, `insert`: extra rows at the end of the step's batch, so that the base's rows
       keep their places. The batch grows; `batch_size`, by which the loss is divided, does not.
 
-    Raises ValueError where the plan does not fit the schedule.
+    Raises ValueError where the plan does not fit the stream.
     """
     _check_window(plan, base)
     if plan.action == "none":
@@ -48,10 +48,10 @@ def edit(plan: EditPlan, base: Schedule, following: np.ndarray | None = None) ->
     return replace(base, sample_ids=sample_ids, weights=weights)
 
 
-def _check_window(plan: EditPlan, base: Schedule) -> None:
+def _check_window(plan: EditPlan, base: Stream) -> None:
     if not base.start <= plan.start < plan.end <= base.end:
         raise ValueError(
-            f"the plan's window [{plan.start}, {plan.end}) is not inside the schedule "
+            f"the plan's window [{plan.start}, {plan.end}) is not inside the stream "
             f"[{base.start}, {base.end})"
         )
     if (outside := (plan.steps < plan.start) | (plan.steps >= plan.end)).any():
@@ -61,18 +61,18 @@ def _check_window(plan: EditPlan, base: Schedule) -> None:
         )
 
 
-def _row_steps(base: Schedule) -> np.ndarray:
+def _row_steps(base: Stream) -> np.ndarray:
     return np.repeat(np.arange(base.start, base.end), np.diff(base.offsets))
 
 
-def _without_tokens(plan: EditPlan, base: Schedule) -> Schedule:
+def _without_tokens(plan: EditPlan, base: Stream) -> Stream:
     masked = np.stack([_rows_of(plan, base), plan.positions], 1)
     order = np.lexsort((masked[:, 1], masked[:, 0]))
     return replace(base, masked=masked[order])
 
 
-def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
-    """Returns the row of the schedule for each (step, sample) of the plan, int64 [n].
+def _rows_of(plan: EditPlan, base: Stream) -> np.ndarray:
+    """Returns the row of the stream for each (step, sample) of the plan, int64 [n].
 
     Each pair occurs once; where the plan edits single tokens, each token occurs once.
     """
@@ -85,7 +85,7 @@ def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
     pairs = list(zip(plan.steps.tolist(), plan.sample_ids.tolist(), strict=True))
     for step, sample in pairs:
         if (step, sample) not in row_at:
-            raise ValueError(f"sample {sample} is not in the schedule's step {step}")
+            raise ValueError(f"sample {sample} is not in the stream's step {step}")
     named = np.stack([plan.steps, plan.sample_ids, plan.positions], 1)
     values, counts = np.unique(named, axis=0, return_counts=True)
     if (counts > 1).any():
@@ -97,20 +97,20 @@ def _rows_of(plan: EditPlan, base: Schedule) -> np.ndarray:
     return np.array([row_at[pair] for pair in pairs], dtype=np.int64)
 
 
-def _check_replacements(plan: EditPlan, base: Schedule) -> None:
+def _check_replacements(plan: EditPlan, base: Stream) -> None:
     if (plan.replacements < 0).any():
         sample = plan.sample_ids[plan.replacements < 0][0]
         raise ValueError(f"the plan names no replacement for sample {sample}")
     if len(used := np.intersect1d(plan.replacements, base.sample_ids)):
-        raise ValueError(f"replacement {used[0]} is already in the schedule")
+        raise ValueError(f"replacement {used[0]} is already in the stream")
     pairs = np.unique(np.stack([plan.sample_ids, plan.replacements], 1), axis=0)
     if len(np.unique(plan.replacements)) < len(pairs):
         raise ValueError("a sample replaces two others")
 
 
 def _closed_up(
-    plan: EditPlan, base: Schedule, rows: np.ndarray, following: np.ndarray | None
-) -> Schedule:
+    plan: EditPlan, base: Stream, rows: np.ndarray, following: np.ndarray | None
+) -> Stream:
     tail = np.empty(0, np.int64) if following is None else np.asarray(following, np.int64)
     if len(tail) < len(rows):
         raise ValueError(
@@ -127,7 +127,7 @@ def _closed_up(
     )
 
 
-def _with_extra(plan: EditPlan, base: Schedule) -> Schedule:
+def _with_extra(plan: EditPlan, base: Stream) -> Stream:
     steps = np.concatenate([_row_steps(base), plan.steps])
     order = np.argsort(steps, kind="stable")
     counts = np.bincount(steps - base.start, minlength=base.end - base.start)

@@ -147,7 +147,7 @@ def about(
         "units": dict(located),
         "estimators": list(settings.estimators),
         "window": [bench.window.start, bench.window.end],
-        "samples": len(bench.schedule.sample_ids),
+        "samples": len(bench.stream.sample_ids),
         "planned": {
             "estimators": pairs,
             "sets": settings.subsets,

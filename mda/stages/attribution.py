@@ -34,7 +34,7 @@ from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
-from mda.types import Schedule, Scores, Unit, Window
+from mda.types import Scores, Stream, Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement
 
@@ -68,7 +68,7 @@ class ScoringWork:
     at: Runtime
     located: Located
     settings: EstimatorConfig
-    schedule: Schedule
+    stream: Stream
     steps: tuple[int, ...]
     part: Path | None = None  # where shards lie; None where no pass over samples is meant
 
@@ -86,7 +86,7 @@ class ScoringWork:
 
     @property
     def sample_ids(self) -> np.ndarray:
-        return self.schedule.sample_ids
+        return self.stream.sample_ids
 
     @property
     def units(self) -> Sequence[Unit]:
@@ -98,7 +98,7 @@ class ScoringWork:
 
     @property
     def seed(self) -> int:
-        return self.base.stream.seed
+        return self.base.order.seed
 
     @property
     def adam_eps(self) -> float:
@@ -132,12 +132,12 @@ class ScoringWork:
     def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
         lend("the training", self.settings.requires.trajectory)
         self._refuse_published()
-        settings, start = self._training, self.schedule.start
+        settings, start = self._training, self.stream.start
         model = self.base.model(self.base.checkpoints[-1])
         folders = {step: self.base.checkpoint(step) for step in self.steps if step != start}
         folders[start] = state_at(self.base, start, self.at).folder
         states = {step: load_state(folder, model, settings) for step, folder in folders.items()}
-        return TrainingWindow(model, self.schedule, self.corpus.rows, settings), states
+        return TrainingWindow(model, self.stream, self.corpus.rows, settings), states
 
     def _scored(self, step: int) -> int:
         """Returns a step that is in the scores' key. Raises ValueError for another."""
@@ -253,7 +253,7 @@ class ScoresStage(Stage[Traced]):
             inputs["found"] = [located.members_key, located.together, located.settings.metric]
         if base.published is not None:  # what the key of a trained run has already
             training = without(asdict(base.recipe.training), *NOT_SCORED)
-            own = {"stream": base.stream.inputs, "seed": base.stream.seed, "training": training}
+            own = {"stream": base.order.inputs, "seed": base.order.seed, "training": training}
             inputs |= own
         return inputs
 
@@ -269,13 +269,13 @@ class ScoresStage(Stage[Traced]):
 
     def build(self, part: Path, at: Runtime) -> None:
         located, window = self.located, self.located.window
-        schedule = located.base.stream.schedule(window.start, window.end)
-        fetch(at, located.base.corpus, schedule.sample_ids, together=True)
+        stream = located.base.order.stream(window.start, window.end)
+        fetch(at, located.base.corpus, stream.sample_ids, together=True)
         assert self.steps is not None
-        work = ScoringWork(at, located, self.settings, schedule, self.steps, part)
+        work = ScoringWork(at, located, self.settings, stream, self.steps, part)
         scored = estimator_of(self.settings).score(work)
         if rank() == 0:
-            _save(part, schedule, located.units, scored)
+            _save(part, stream, located.units, scored)
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
@@ -332,14 +332,14 @@ def loss_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.nd
 
 def _work(traced: Traced, at: Runtime) -> ScoringWork:
     window, located = traced.located.window, traced.located
-    schedule = located.base.stream.schedule(window.start, window.end)
-    return ScoringWork(at, located, traced.settings, schedule, traced.steps)
+    stream = located.base.order.stream(window.start, window.end)
+    return ScoringWork(at, located, traced.settings, stream, traced.steps)
 
 
-def _save(part: Path, schedule: Schedule, units: Sequence[Unit], found: SampleScores) -> None:
-    rows = np.diff(schedule.offsets)
-    store.write_npy(part / "sample_ids.npy", schedule.sample_ids)
-    store.write_npy(part / "steps.npy", np.repeat(np.arange(schedule.start, schedule.end), rows))
+def _save(part: Path, stream: Stream, units: Sequence[Unit], found: SampleScores) -> None:
+    rows = np.diff(stream.offsets)
+    store.write_npy(part / "sample_ids.npy", stream.sample_ids)
+    store.write_npy(part / "steps.npy", np.repeat(np.arange(stream.start, stream.end), rows))
     values = (values_NU.float().numpy() for values_NU in found.values_NU.split(1024))
     shape = (len(found.values_NU), len(units))
     store.write_npy_parts(part / "values.npy", values, shape, np.float32)

@@ -11,7 +11,7 @@ from typing import cast
 
 import numpy as np
 
-from mda.data.stream import Corpus, schedule_hash
+from mda.data.stream import Corpus, stream_hash
 from mda.data.token_files import read_inserted
 from mda.intervention.choice import Choice
 from mda.intervention.edit import edit
@@ -27,19 +27,19 @@ from mda.stages.attribution import Traced
 from mda.stages.corpus import fetch
 from mda.stages.found import NotBuilt, known
 from mda.stages.locating import Located
+from mda.stages.order import Order
 from mda.stages.runs import EditedStream
-from mda.stages.stream import Stream
 from mda.stages.tokens import TracedTokens
 from mda.store import hash_arrays
-from mda.types import EditPlan, Schedule, Scores, TokenScores
+from mda.types import EditPlan, Scores, Stream, TokenScores
 
 
 @dataclass(frozen=True)
 class Edited:
-    """The training data of an arm: the plan, its schedule, and the rows of the schedule."""
+    """The training data of an arm: the plan, its stream, and the rows of the stream."""
 
     plan: EditPlan
-    schedule: Schedule
+    stream: Stream
     corpus: Corpus
     inserted: str | None  # hash of rows from outside the corpus
 
@@ -51,13 +51,13 @@ class Edited:
 
 
 def check_edit(
-    intervention: InterventionConfig, stream: Stream, steps: tuple[int, int] | None
+    intervention: InterventionConfig, order: Order, steps: tuple[int, int] | None
 ) -> None:
     """Raises ConfigError for an edit of the window's steps that is impossible for any scores.
 
     If the window is not known yet (None), only the label and the inserted rows are checked.
     """
-    corpus = stream.corpus
+    corpus = order.corpus
     label = getattr(intervention, "label", None)
     if label is not None and label not in corpus.label_names:
         accepted = f"null, or one of the corpus' labels {show(corpus.label_names)}"
@@ -66,7 +66,7 @@ def check_edit(
         read_inserted(Path(intervention.inserted), corpus.seq_len, corpus.vocab_size)
     if steps is None or not intervention.edits:
         return
-    choice = _choice(intervention, stream, steps)
+    choice = _choice(intervention, order, steps)
     with _named(intervention):
         if intervention.inserted is not None:
             _planned(choice)
@@ -77,8 +77,8 @@ def check_edit(
 def _check_amount(choice: Choice) -> None:
     """Raises ConfigError for an amount that cannot be chosen, by choosing from made-up scores."""
     config, ids = cast(EditConfig, choice.settings), choice.base.sample_ids
-    order = np.arange(len(ids), dtype=np.float32)
-    made_up = Scores(ids, np.zeros_like(ids), order[:, None], ("",), order)
+    ranking = np.arange(len(ids), dtype=np.float32)
+    made_up = Scores(ids, np.zeros_like(ids), ranking[:, None], ("",), ranking)
     unmatched = replace(config, match="none")
     choice = replace(choice, settings=unmatched, of_samples=made_up)
     if config.by_token:
@@ -115,24 +115,24 @@ def edited_stream(
     which mean the same training share an arm; before there are scores, it is the settings that
     decide the choice.
     """
-    stream, key = unit.base.stream, unit.window_key
-    inputs: object = stream.inputs | {"window": key}
+    order, key = unit.base.order, unit.window_key
+    inputs: object = order.inputs | {"window": key}
     if intervention.edits:
         scored = tokens or traced
         own = decided_by(intervention, unit.at.store.hash_file)
         if own["scores"]:
             found = {"unit": unit.members_key, "together": unit.together}
             own |= {"scores": scored and scored.fingerprint, **found}
-        run = stream.inputs | {"corpus": stream.corpus.fingerprint, "seed": stream.seed}
+        run = order.inputs | {"corpus": order.corpus.fingerprint, "seed": order.seed}
         inputs = known(
-            lambda: [schedule_hash(edited().schedule), edited().inserted],
+            lambda: [stream_hash(edited().stream), edited().inserted],
             run | {"window": key, "edit": own},
         )
     try:
         rows = edited().corpus
     except NotBuilt:
-        rows = stream.corpus
-    return EditedStream(unit.steps, inputs, lambda: edited().schedule, rows)
+        rows = order.corpus
+    return EditedStream(unit.steps, inputs, lambda: edited().stream, rows)
 
 
 def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:
@@ -154,30 +154,30 @@ def plan_edit(
     scores: Scores | None,
     tokens: TokenScores | None = None,
 ) -> Edited:
-    """Chooses samples or tokens, writes the plan, and applies it to the unedited schedule.
+    """Chooses samples or tokens, writes the plan, and applies it to the unedited stream.
 
     `scores` are not needed by a control arm, `tokens` by edits of scored tokens alone. Raises
     ConfigError where the edit is impossible.
     """
-    stream, window = unit.base.stream, unit.window
-    choice = _choice(intervention, stream, (window.start, window.end), unit.name)
-    fetched = partial(fetch, unit.at, stream.corpus)
+    order, window = unit.base.order, unit.window
+    choice = _choice(intervention, order, (window.start, window.end), unit.name)
+    fetched = partial(fetch, unit.at, order.corpus)
     with _named(intervention):
         return _planned(replace(choice, fetch=fetched, of_samples=scores, of_tokens=tokens))
 
 
 def _choice(
-    intervention: InterventionConfig, stream: Stream, steps: tuple[int, int], unit: str = ""
+    intervention: InterventionConfig, order: Order, steps: tuple[int, int], unit: str = ""
 ) -> Choice:
-    base, unused = stream.schedule(*steps), stream.following(steps[1])
-    return Choice(intervention, unit, base, stream.corpus, unused, stream.seed)
+    base, unused = order.stream(*steps), order.following(steps[1])
+    return Choice(intervention, unit, base, order.corpus, unused, order.seed)
 
 
 def _planned(choice: Choice) -> Edited:
     """Returns the edit as its planner makes it."""
     plan = implementation(choice.settings.edit_mode.planner)(choice.settings, choice)
-    schedule, corpus = edit(plan, choice.base, choice.unused), choice.corpus
+    stream, corpus = edit(plan, choice.base, choice.unused), choice.corpus
     if plan.rows is None:
-        return Edited(plan, schedule, corpus, None)
+        return Edited(plan, stream, corpus, None)
     longer = replace(corpus, extra=plan.rows.astype(corpus.tokens.dtype))
-    return Edited(plan, schedule, longer, hash_arrays(plan.rows))
+    return Edited(plan, stream, longer, hash_arrays(plan.rows))

@@ -33,9 +33,9 @@ from mda.stages.context import Runtime, without
 from mda.stages.declared import BASE, CURVE, WEIGHTS
 from mda.stages.found import Made, NotBuilt, is_there, known
 from mda.stages.hub import fetch_revision, weight_files
+from mda.stages.order import Order
 from mda.stages.runs import Published, Recipe, Run, adapter_of
 from mda.stages.stage import HashFile, Stage, make
-from mda.stages.stream import Stream
 from mda.store import Artifact
 from mda.training.checkpoint import check_moments, checkpoint_folder
 from mda.training.table import CsvTable
@@ -79,7 +79,7 @@ class Revision(Made):
 
 
 def published_run(
-    settings: PublishedConfig, stream: Stream, recipe: Recipe, check: Check, at: Runtime
+    settings: PublishedConfig, order: Order, recipe: Recipe, check: Check, at: Runtime
 ) -> Run:
     """Returns the published checkpoints as a run.
 
@@ -92,10 +92,10 @@ def published_run(
     with suppress(NotBuilt):
         _refuse_different(settings, revisions)
         _refuse_same(settings, hashes)
-    shared = {"corpus": stream.corpus.fingerprint, "config": _function(revisions[0])}
-    curve = make(CurveStage(revisions, hashes, stream, recipe), at)
+    shared = {"corpus": order.corpus.fingerprint, "config": _function(revisions[0])}
+    curve = make(CurveStage(revisions, hashes, order, recipe), at)
     published = Published(hashes, curve.fingerprint, shared | recipe.threads)
-    return make(PublishedStage(settings, revisions, published, curve, stream, recipe), at)
+    return make(PublishedStage(settings, revisions, published, curve, order, recipe), at)
 
 
 @dataclass(frozen=True)
@@ -161,17 +161,17 @@ class CurveStage(Stage[Made]):
 
     revisions: Sequence[Revision]
     hashes: Mapping[int, str]
-    stream: Stream
+    order: Order
     recipe: Recipe
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
         return {
-            "corpus": self.stream.corpus.fingerprint,
+            "corpus": self.order.corpus.fingerprint,
             "weights": {str(step): digest for step, digest in self.hashes.items()},
             "config": _function(self.revisions[0]),
             "emergence": without(asdict(self.recipe.emergence), "every", "arm_held_out_every"),
             "metrics": metrics.functions(),
-            "batch_size": self.stream.batch_size,
+            "batch_size": self.order.batch_size,
             **self.recipe.threads,
         }
 
@@ -182,7 +182,7 @@ class CurveStage(Stage[Made]):
         return self.recipe.device
 
     def build(self, part: Path, at: Runtime) -> None:
-        corpus, revisions = self.stream.corpus, self.revisions
+        corpus, revisions = self.order.corpus, self.revisions
         probes = make_probes(corpus, self.recipe.emergence)
         table = CsvTable(part / "curve.csv")
         done = {row["step"] for row in table.keep_until(revisions[-1].step)}
@@ -190,7 +190,7 @@ class CurveStage(Stage[Made]):
             if one.step in done:
                 continue
             model = read_model(one.folder / CONFIG_FILE, one.weights).to(self.device())  # type: ignore[arg-type]
-            tokens = one.step * self.stream.batch_size * corpus.seq_len
+            tokens = one.step * self.order.batch_size * corpus.seq_len
             table.append({"step": one.step, "tokens": tokens, **measure(model, probes)})
 
     def open(self, artifact: Artifact, at: Runtime) -> Made:
@@ -208,7 +208,7 @@ class PublishedStage(Stage[Run]):
     revisions: Sequence[Revision]
     published: Published
     curve: Made
-    stream: Stream
+    order: Order
     recipe: Recipe
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
@@ -219,7 +219,7 @@ class PublishedStage(Stage[Run]):
             "states": {str(step): hash_file(path) for step, path in states.items()},
             "curve": self.curve.fingerprint,
             "training": self.recipe.inputs,  # of arms
-            "seed": self.stream.seed,
+            "seed": self.order.seed,
         }
 
     def build(self, part: Path, at: Runtime) -> None:
@@ -242,7 +242,7 @@ class PublishedStage(Stage[Run]):
 
     def open(self, artifact: Artifact, at: Runtime) -> Run:
         steps, content = tuple(self.base.steps), self.revisions[0].content
-        of = (artifact, self.recipe.device, steps, content, self.stream, self.recipe)
+        of = (artifact, self.recipe.device, steps, content, self.order, self.recipe)
         run = Run(*of, self.published)
         with suppress(NotBuilt):
             for row in run.curve:

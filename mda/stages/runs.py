@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mda import store
 from mda.cost import stages as cost
-from mda.data.stream import Corpus, schedule_hash
+from mda.data.stream import Corpus, stream_hash
 from mda.emergence.measure import Follow, make_probes
 from mda.emergence.steps import curve_steps, held_out_every
 from mda.model.architecture import Architecture, architecture
@@ -32,13 +32,13 @@ from mda.stages.context import Runtime, without
 from mda.stages.corpus import fetch
 from mda.stages.declared import ARM, BASE, STATE
 from mda.stages.found import Made, NotBuilt, is_there, known
+from mda.stages.order import Order
 from mda.stages.plugin import module_of
 from mda.stages.stage import HashFile, Stage, make
-from mda.stages.stream import Stream
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
 from mda.training.table import LOGGED_EVERY, RowLog, read_rows
-from mda.types import Schedule, Window
+from mda.types import Stream, Window
 
 NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
@@ -96,7 +96,7 @@ class Run(Made):
     device: torch.device  # where its models are put
     checkpoints: tuple[int, ...]  # steps whose checkpoint was kept
     config: Mapping[str, Any]  # of its model, as config.json has it
-    stream: Stream  # what it was trained on, and in which order
+    order: Order  # what it was trained on, and in which order
     recipe: Recipe
     published: Published | None = None  # None for a run that was trained here
 
@@ -134,7 +134,7 @@ class Run(Made):
     @property
     def corpus(self) -> Corpus:
         """The rows that it was trained on."""
-        return self.stream.corpus
+        return self.order.corpus
 
     @property
     def measured_key(self) -> str:
@@ -159,7 +159,7 @@ class BaseStage(Stage[Run]):
     declared = BASE
     costs = staticmethod(cost.base)
 
-    stream: Stream
+    order: Order
     model: ModelConfig
     recipe: Recipe
 
@@ -170,15 +170,15 @@ class BaseStage(Stage[Run]):
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
         with suppress(NotBuilt):  # refused here where the stream is too short
-            self.stream.schedule(0, self.recipe.training.last_step)
+            self.order.stream(0, self.recipe.training.last_step)
         return {
-            "corpus": self.stream.corpus.fingerprint,
-            "stream": self.stream.inputs,
+            "corpus": self.order.corpus.fingerprint,
+            "stream": self.order.inputs,
             "model": model_inputs(self.model, hash_file),
             "training": self.recipe.inputs,
             "emergence": without(asdict(self.recipe.emergence), "arm_held_out_every"),
             "metrics": metrics.functions(),
-            "seed": self.stream.seed,
+            "seed": self.order.seed,
             "checkpoints": self.checkpoints,
         }
 
@@ -189,15 +189,15 @@ class BaseStage(Stage[Run]):
         return self.recipe.device
 
     def build(self, part: Path, at: Runtime) -> None:
-        training = Training(self.stream, self.recipe, self.checkpoints)
-        model = initial_model(self.model, self.stream.seed)
-        schedule = self.stream.schedule(0, self.recipe.training.last_step)
-        training.run(part, at, model, schedule, None, "base run")
+        training = Training(self.order, self.recipe, self.checkpoints)
+        model = initial_model(self.model, self.order.seed)
+        stream = self.order.stream(0, self.recipe.training.last_step)
+        training.run(part, at, model, stream, None, "base run")
 
     def open(self, artifact: Artifact, at: Runtime) -> Run:
         _log(artifact, at.log)
         kept, function = tuple(self.checkpoints), function_of(self.model)
-        return Run(artifact, self.device(), kept, function, self.stream, self.recipe)
+        return Run(artifact, self.device(), kept, function, self.order, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -224,10 +224,10 @@ class StateStage(Stage[Start]):
 
     def build(self, part: Path, at: Runtime) -> None:
         earlier = max(kept for kept in self.base.checkpoints if kept < self.step)
-        start, stream = self.base.checkpoint(earlier), self.base.stream
-        training = Training(stream, self.base.recipe, [self.step])
-        schedule, model = stream.schedule(earlier, self.step), _model_in(self.base, start)
-        training.run(part, at, model, schedule, start, f"to step {self.step}")
+        start, order = self.base.checkpoint(earlier), self.base.order
+        training = Training(order, self.base.recipe, [self.step])
+        stream, model = order.stream(earlier, self.step), _model_in(self.base, start)
+        training.run(part, at, model, stream, start, f"to step {self.step}")
 
     def open(self, artifact: Artifact, at: Runtime) -> Start:
         return Start(artifact, self.step)
@@ -246,7 +246,7 @@ class EditedStream:
 
     steps: tuple[int, int] | None  # None where the window is not known yet
     inputs: object  # what enters the key: how the stream is made, or its hash
-    schedule: Callable[[], Schedule]
+    stream: Callable[[], Stream]
     corpus: Corpus  # with the rows from outside
 
 
@@ -296,18 +296,18 @@ class ArmStage(Stage[Run]):
 
     def build(self, part: Path, at: Runtime) -> None:
         assert self.start is not None
-        schedule, model = self.edit.schedule(), _model_in(self.base, self.start.folder)
-        stream = replace(self.base.stream, corpus=self.edit.corpus)
+        stream, model = self.edit.stream(), _model_in(self.base, self.start.folder)
+        order = replace(self.base.order, corpus=self.edit.corpus)
         also = self.base.checkpoints if self.base.published else ()
         follow = self.followed.follow if self.followed else None
         recipe = replace(self.base.recipe, emergence=self.base.recipe.emergence.in_arms)
-        training = Training(stream, recipe, [schedule.end], follow, also)
-        training.run(part, at, model, schedule, self.start.folder, "arm")
+        training = Training(order, recipe, [stream.end], follow, also)
+        training.run(part, at, model, stream, self.start.folder, "arm")
 
     def open(self, artifact: Artifact, at: Runtime) -> Run:
         _log(artifact, at.log)
         base, end = self.base, () if self.edit.steps is None else (self.edit.steps[1],)
-        return Run(artifact, base.device, end, base.config, base.stream, base.recipe)
+        return Run(artifact, base.device, end, base.config, base.order, base.recipe)
 
 
 def origin_of(base: Run, window: Window, hash_file: HashFile) -> str:
@@ -316,8 +316,8 @@ def origin_of(base: Run, window: Window, hash_file: HashFile) -> str:
     Runs of two seeds that share it are one: neither weights nor data differ.
     """
     weights = base.checkpoint(base.checkpoints[0]) / "model.safetensors"
-    unedited = base.stream.schedule(window.start, window.end)
-    inputs = {"weights": hash_file(weights), "window": schedule_hash(unedited)}
+    unedited = base.order.stream(window.start, window.end)
+    inputs = {"weights": hash_file(weights), "window": stream_hash(unedited)}
     return store.fingerprint("origin", inputs)
 
 
@@ -344,7 +344,7 @@ def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:
 class Training:
     """Updates on a stream by a recipe, with checkpoints and a curve."""
 
-    stream: Stream
+    order: Order
     recipe: Recipe
     keep: Sequence[int]
     follow: Follow | None = None
@@ -355,7 +355,7 @@ class Training:
         part: Path,
         at: Runtime,
         model: PreTrainedModel,
-        schedule: Schedule,
+        stream: Stream,
         start_from: Path | None,
         name: str,
     ) -> None:
@@ -364,10 +364,10 @@ class Training:
         from mda.emergence.callback import EmergenceCurve
         from mda.training.loop import train
 
-        corpus, emergence = self.stream.corpus, self.recipe.emergence
-        steps = schedule.start, schedule.end
+        corpus, emergence = self.order.corpus, self.recipe.emergence
+        steps = stream.start, stream.end
         also = {step for step in self.measured if steps[0] <= step <= steps[1]}
-        fetch(at, corpus, schedule.sample_ids)
+        fetch(at, corpus, stream.sample_ids)
         store.free_memory()
         store.write_json(part / CONFIG_FILE, saved_config(model))
         curve = EmergenceCurve(
@@ -375,20 +375,20 @@ class Training:
             make_probes(corpus, emergence),
             also.union(curve_steps(*steps, emergence.every)),
             also.union(curve_steps(*steps, held_out_every(emergence))),
-            schedule.batch_size * corpus.seq_len,
+            stream.batch_size * corpus.seq_len,
             self.follow,
         )
         train(
             part,
             model,
             corpus,
-            schedule,
+            stream,
             self.recipe.training,
             checkpoints=self.keep,
             start_from=start_from,
             curves=[curve],
             log=at.log,
-            progress=f"{name} (seed {self.stream.seed})" if at.progress else None,
+            progress=f"{name} (seed {self.order.seed})" if at.progress else None,
         )
 
 

@@ -76,11 +76,11 @@ class TokensStage(Stage[TracedTokens]):
 
     def build(self, part: Path, at: Runtime) -> None:
         traced, located, settings = self.traced, self.traced.located, self.traced.settings
-        schedule = located.base.stream.schedule(located.window.start, located.window.end)
-        fetch(at, located.base.corpus, schedule.sample_ids, together=True)
-        work = ScoringWork(at, located, settings, schedule, traced.steps, part)
+        stream = located.base.order.stream(located.window.start, located.window.end)
+        fetch(at, located.base.corpus, stream.sample_ids, together=True)
+        work = ScoringWork(at, located, settings, stream, traced.steps, part)
         scorer = cast(TokenEstimator, estimator_of(settings)).target_influence(work)
-        todo = mine(list(enumerate(sharded(schedule.sample_ids, *SCORE_SHARDS))))
+        todo = mine(list(enumerate(sharded(stream.sample_ids, *SCORE_SHARDS))))
         for i, ids in at.bar(todo, "scores of tokens", len(todo)):
             if not (path := _file(part, i)).exists():
                 store.write_safetensors(path, packed(scorer(ids)))

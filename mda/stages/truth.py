@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mda import store
-from mda.data.stream import Corpus, schedule_hash
+from mda.data.stream import Corpus, stream_hash
 from mda.estimator import ekfac
 from mda.estimator.replay import TrainingWindow, load_state, perturbed
 from mda.intervention import plan as plans
@@ -27,13 +27,13 @@ from mda.stages.attribution import Traced, score
 from mda.stages.context import Runtime
 from mda.stages.declared import STATE
 from mda.stages.locating import Located, locate
+from mda.stages.order import Order
 from mda.stages.runs import ArmStage, EditedStream, Run, Start, origin_of, state_at
 from mda.stages.stage import HashFile, Stage, make
-from mda.stages.stream import Stream
 from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import adamw
-from mda.types import EditPlan, Schedule, Scores, Window
+from mda.types import EditPlan, Scores, Stream, Window
 
 
 class Outcome(NamedTuple):
@@ -82,7 +82,7 @@ class Bench:
 
     @property
     def seed(self) -> int:
-        return self.base.stream.seed
+        return self.base.order.seed
 
     @property
     def last_step(self) -> int:
@@ -94,9 +94,9 @@ class Bench:
         return {name: one.locate(self.base, self.at) for name, one in self.units.items()}
 
     @cached_property
-    def schedule(self) -> Schedule:
+    def stream(self) -> Stream:
         """The unedited stream of the window."""
-        return self.base.stream.schedule(self.window.start, self.window.end)
+        return self.base.order.stream(self.window.start, self.window.end)
 
     def traced(self, unit: str, settings: EstimatorConfig) -> Traced:
         """Returns scores of one unit by an estimator."""
@@ -104,15 +104,15 @@ class Bench:
 
     def arm(self, plan: EditPlan | None, start: Start | None = None) -> Run:
         """Returns the window trained again with an edit; None means the unedited stream."""
-        schedule = self.schedule if plan is None else edit(plan, self.schedule)
+        stream = self.stream if plan is None else edit(plan, self.stream)
         quiet = replace(self.at, progress=False)  # who retrains many draws a bar of its own
         start = start or state_at(self.base, self.window.start, quiet)
         steps = self.window.start, self.window.end
-        inputs: object = [schedule_hash(schedule), None]
+        inputs: object = [stream_hash(stream), None]
         if plan is None:
-            inputs = self.base.stream.inputs | {"window": list(steps)}
-        stream = EditedStream(steps, inputs, lambda: schedule, self.corpus)
-        return make(ArmStage(self.base, stream, start), quiet)
+            inputs = self.base.order.inputs | {"window": list(steps)}
+        edited = EditedStream(steps, inputs, lambda: stream, self.corpus)
+        return make(ArmStage(self.base, edited, start), quiet)
 
     def removal(self, sample_ids: np.ndarray) -> EditPlan:
         """Returns the plan that masks some samples: weight 0, all else in place."""
@@ -127,8 +127,8 @@ class Bench:
     @cached_property
     def _placed(self) -> Scores:
         """The step of every sample of the window, as plans read it from scores."""
-        ids, rows = self.schedule.sample_ids, np.diff(self.schedule.offsets)
-        steps = np.repeat(np.arange(self.schedule.start, self.schedule.end), rows)
+        ids, rows = self.stream.sample_ids, np.diff(self.stream.offsets)
+        steps = np.repeat(np.arange(self.stream.start, self.stream.end), rows)
         empty = np.empty((len(ids), 0), np.float32)
         return Scores(ids, steps, empty, (), np.full(len(ids), np.nan, np.float32))
 
@@ -150,7 +150,7 @@ class Bench:
 
     def perturbed_start(self, size: float, seed: int, number: int) -> Start:
         """Returns the base run's state at the window's start with noise in the weights."""
-        return make(PerturbedStage(self.base, self.schedule, (size, seed, number)), self.at)
+        return make(PerturbedStage(self.base, self.stream, (size, seed, number)), self.at)
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class PerturbedStage(Stage[Start]):
     declared = STATE
 
     base: Run
-    window: Schedule
+    window: Stream
     noise: tuple[float, int, int]  # size, seed, number
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
@@ -196,7 +196,7 @@ def other_initialisation(config: Config, corpus: Corpus, seed: int) -> Config:
         data = replace(data, order_seed=config.seed)
     other = replace(config, seed=seed, data=data)
     mine, its = (
-        Stream.of(corpus, one.data, one.training.batch_size, one.seed).samples
+        Order.of(corpus, one.data, one.training.batch_size, one.seed).samples
         for one in (config, other)
     )
     assert np.array_equal(mine, its)
@@ -232,7 +232,7 @@ def curvature_of(bench: Bench, scores: Mapping[str, Any]) -> Path | None:
     estimator = scores["estimator"]
     if estimator["name"] != "ekfac":
         return None
-    ids = ekfac.fit_subset(bench.schedule.sample_ids, estimator["fit_sequences"], estimator["seed"])
+    ids = ekfac.fit_subset(bench.stream.sample_ids, estimator["fit_sequences"], estimator["seed"])
     entering = {
         "base": scores["base"],
         "step": scores["steps"][0],
@@ -258,7 +258,7 @@ def _time(manifest: Mapping[str, Any], before_end: float) -> datetime:
 def causes(bench: Bench, unit: str, planted: Sequence[str]) -> np.ndarray:
     """Returns which samples of the window have a planted label, the unit's own if it has one."""
     label = getattr(bench.units[unit].unit, "label", None)
-    labels = np.asarray(bench.corpus.labels_of(bench.schedule.sample_ids))
+    labels = np.asarray(bench.corpus.labels_of(bench.stream.sample_ids))
     return np.isin(labels, [label] if label else list(planted))
 
 

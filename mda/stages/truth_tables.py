@@ -53,7 +53,7 @@ def subsets_of(bench: Bench, settings: TruthConfig, traces: Traces) -> list[Subs
         )
     bands_of = {name: values_of(bench, traces, first, name) for name in settings.strata_of}
     return draw_subsets(
-        bench.schedule.sample_ids, settings.subsets, settings.fractions, bands_of,
+        bench.stream.sample_ids, settings.subsets, settings.fractions, bands_of,
         settings.strata, settings.seed,
     )  # fmt: skip
 
@@ -73,7 +73,7 @@ def subset_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator
         if (i, 0) not in measured:
             continue
         reruns = [measured[i, run] for run in range(1, 1 + settings.reruns) if (i, run) in measured]
-        inside = np.isin(bench.schedule.sample_ids, subset.sample_ids)
+        inside = np.isin(bench.stream.sample_ids, subset.sample_ids)
         for unit in settings.units:
             predicted = {
                 f"removed/{name}": float(values_of(bench, traces, unit, name)[inside].sum())
@@ -179,7 +179,7 @@ def estimator_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Itera
 
 def top_rows(bench: Bench, settings: TruthConfig, traces: Traces, n: int = 10) -> Iterator[Row]:
     """Returns the n samples of highest score of some estimators, with their first words."""
-    ids = bench.schedule.sample_ids
+    ids = bench.stream.sample_ids
     for unit, name in _shown(settings, traces):
         values = values_of(bench, traces, unit, name)
         for place, at in enumerate(np.argsort(-values, kind="stable")[:n], 1):
@@ -199,7 +199,7 @@ def top_rows(bench: Bench, settings: TruthConfig, traces: Traces, n: int = 10) -
 
 def label_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator[Row]:
     """Returns the labels of the top 10 %, against the window."""
-    labels = bench.corpus.labels_of(bench.schedule.sample_ids)
+    labels = bench.corpus.labels_of(bench.stream.sample_ids)
     for unit, name in _shown(settings, traces):
         values = values_of(bench, traces, unit, name)
         top = np.argsort(-values, kind="stable")[: round(0.1 * len(values))]

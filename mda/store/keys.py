@@ -45,7 +45,7 @@ SETTLED = (
     "mda.schema", "mda.cost", "mda.stages.context", "mda.stages.corpus", "mda.stages.declared",
     "mda.stages.found", "mda.stages.plugin", "mda.stages.stage", "mda.training.progress",
 )  # fmt: skip
-"""Modules whose effect is in the inputs (settings, corpora and schedules have hashes of their
+"""Modules whose effect is in the inputs (settings, corpora and streams have hashes of their
 own), or that make keys, count costs, draw bars and find implementations; what a stage finds by
 name it names as a root."""
 

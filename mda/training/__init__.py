@@ -1,1 +1,1 @@
-"""Training on a fixed schedule: optimizers, checkpoints, exact resumption."""
+"""Training on a fixed stream: optimizers, checkpoints, exact resumption."""

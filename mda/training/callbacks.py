@@ -1,4 +1,4 @@
-"""Checkpoints on a declared schedule, a rolling one to resume from, and the loss log."""
+"""Checkpoints at declared steps, a rolling one to resume from, and the loss log."""
 
 from __future__ import annotations
 

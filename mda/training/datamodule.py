@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from mda.types import Schedule
+from mda.types import Stream
 
 
 class Rows(Protocol):
@@ -23,28 +23,28 @@ class Rows(Protocol):
 
 
 class StepDataset(IterableDataset):
-    """Batches of the schedule's steps [first, end), one dictionary each."""
+    """Batches of the stream's steps [first, end), one dictionary each."""
 
-    def __init__(self, corpus: Rows, schedule: Schedule, first: int):
-        self.corpus, self.schedule, self.first = corpus, schedule, first
+    def __init__(self, corpus: Rows, stream: Stream, first: int):
+        self.corpus, self.stream, self.first = corpus, stream, first
 
     def __len__(self) -> int:
-        return self.schedule.end - self.first
+        return self.stream.end - self.first
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
-        for step in range(self.first, self.schedule.end):
-            sample_ids, _ = self.schedule.at(step)
+        for step in range(self.first, self.stream.end):
+            sample_ids, _ = self.stream.at(step)
             yield {
                 "tokens": self.corpus.rows(sample_ids),
-                "weights": loss_weights(self.schedule, step, self.corpus.seq_len),
-                "batch_size": self.schedule.batch_size,
+                "weights": loss_weights(self.stream, step, self.corpus.seq_len),
+                "batch_size": self.stream.batch_size,
             }
 
 
-def loss_weights(schedule: Schedule, step: int, seq_len: int) -> torch.Tensor:
+def loss_weights(stream: Stream, step: int, seq_len: int) -> torch.Tensor:
     """Returns the loss weights of one step: of samples, [B], or where tokens are masked, [B, T]."""
-    weights_B = torch.from_numpy(schedule.at(step)[1])
-    masked = torch.from_numpy(schedule.masked_at(step))
+    weights_B = torch.from_numpy(stream.at(step)[1])
+    masked = torch.from_numpy(stream.masked_at(step))
     if not len(masked):
         return weights_B
     weights_BT = weights_B[:, None].repeat(1, seq_len)
@@ -52,13 +52,13 @@ def loss_weights(schedule: Schedule, step: int, seq_len: int) -> torch.Tensor:
     return weights_BT
 
 
-class ScheduleData(pl.LightningDataModule):
-    """Serves a schedule from step `first` on."""
+class StreamData(pl.LightningDataModule):
+    """Serves a stream from step `first` on."""
 
-    def __init__(self, corpus: Rows, schedule: Schedule, first: int):
+    def __init__(self, corpus: Rows, stream: Stream, first: int):
         super().__init__()
-        self.dataset = StepDataset(corpus, schedule, first)
+        self.dataset = StepDataset(corpus, stream, first)
 
     def train_dataloader(self) -> DataLoader:
-        """Returns one batch for each remaining update of the schedule."""
+        """Returns one batch for each remaining update of the stream."""
         return DataLoader(self.dataset, batch_size=None)

@@ -1,7 +1,7 @@
 """Training on several devices of one machine: one process each, joined by Lightning's DDP.
 
 The process that calls `train` is the first. It alone reads the corpus, measures, logs and writes;
-it starts the others, which know the model's shape, the schedule and the settings, and get weights
+it starts the others, which know the model's shape, the stream and the settings, and get weights
 and rows from it. They end with it, and it ends with an error when one of them dies.
 
 Several processes give the gradient of one process up to the order of addition: within 1e-5 of its
@@ -32,7 +32,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mda.data.embedded import end_with_parent
 from mda.schema import ConfigError, TrainingConfig
 from mda.training.fit import Process, fit, make_trainer
-from mda.types import Schedule
+from mda.types import Stream
 
 GRACE_S = 20.0
 """How long the first process may take to notice by itself that another one died."""
@@ -48,7 +48,7 @@ class Job:
     architecture: type[PreTrainedModel]
     config: PreTrainedConfig
     seq_len: int
-    schedule: Schedule
+    stream: Stream
     settings: TrainingConfig
     first: int
     resume: Path | None
@@ -120,9 +120,9 @@ def _follow(job: Job, process: Process) -> None:
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first one ends the rest
     model = job.architecture(job.config)
-    trainer = make_trainer(job.settings, job.schedule.end - job.first, process)
+    trainer = make_trainer(job.settings, job.stream.end - job.first, process)
     rows = RowsToCome(job.seq_len)
-    fit(trainer, model, rows, job.schedule, job.settings, job.first, job.resume)
+    fit(trainer, model, rows, job.stream, job.settings, job.first, job.resume)
     dist.destroy_process_group()
 
 

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 
 from mda.schema import ConfigError, TrainingConfig
 from mda.training.available import check_devices
-from mda.training.datamodule import Rows, ScheduleData
+from mda.training.datamodule import Rows, StreamData
 from mda.training.module import LanguageModel
-from mda.types import Schedule
+from mda.types import Stream
 
 PATIENCE = timedelta(days=1)
 """How long processes wait for each other: one may be measuring; a dead one is noticed at once."""
@@ -140,18 +140,18 @@ def fit(
     trainer: pl.Trainer,
     model: PreTrainedModel,
     corpus: Rows,
-    schedule: Schedule,
+    stream: Stream,
     settings: TrainingConfig,
     first: int,
     resume: Path | None,
 ) -> None:
-    """Trains from step `first` to the schedule's end. Raises KeyboardInterrupt after Ctrl-C."""
+    """Trains from step `first` to the stream's end. Raises KeyboardInterrupt after Ctrl-C."""
     try:
         with quiet():
             if settings.activation_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
             module = LanguageModel(model.train(), settings, first, resume)
-            trainer.fit(module, ScheduleData(corpus, schedule, first))
+            trainer.fit(module, StreamData(corpus, stream, first))
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

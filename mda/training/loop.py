@@ -1,4 +1,4 @@
-"""Trains a model on a schedule with Lightning: resumable at any moment, exact on CPU.
+"""Trains a model on a stream with Lightning: resumable at any moment, exact on CPU.
 
 Everything lives in one folder: `checkpoints/step_<n>/`, `train.csv`, and what other callbacks (the
 emergence curve) keep there. Called again on the same folder, it resumes from the newest complete
@@ -24,7 +24,7 @@ from mda.training.devices import Job, joined, refuse_nested
 from mda.training.fit import Process, fit, make_trainer
 from mda.training.progress import StepBar
 from mda.training.table import RowLog
-from mda.types import Schedule
+from mda.types import Stream
 
 
 class Resumable(Protocol):
@@ -37,7 +37,7 @@ def train(
     folder: Path,
     model: PreTrainedModel,
     corpus: Rows,
-    schedule: Schedule,
+    stream: Stream,
     settings: TrainingConfig,
     *,
     checkpoints: Sequence[int],
@@ -46,21 +46,19 @@ def train(
     log: RowLog = lambda row: None,
     progress: str | None = "training",
 ) -> None:
-    """Runs the updates of `schedule` and completes `folder`.
+    """Runs the updates of `stream` and completes `folder`.
 
-    `model` holds the initial weights; `start_from` is the checkpoint folder of the schedule's start
+    `model` holds the initial weights; `start_from` is the checkpoint folder of the stream's start
     (weights and optimizer), None for a run from step 0. `curves` are callbacks that keep tables of
     their own. Each call sends every row of a curve and every 20th update's loss to `log` exactly
     once, including those of an earlier, killed call. `progress` names the progress bar, None hides
     it.
     """
     root = folder / "checkpoints"
-    done = [step for step in checkpoint.steps(root) if schedule.start <= step <= schedule.end]
-    first = done[-1] if done else schedule.start
+    done = [step for step in checkpoint.steps(root) if stream.start <= step <= stream.end]
+    first = done[-1] if done else stream.start
     resume = checkpoint.checkpoint_folder(root, first) if done else start_from
-    if lost := [
-        step for step in checkpoints if schedule.start <= step < first and step not in done
-    ]:
+    if lost := [step for step in checkpoints if stream.start <= step < first and step not in done]:
         raise Torn(f"the checkpoint of step {lost[0]} is missing")
     for step in set(done) - {first, *checkpoints}:  # rolling ones that a kill left behind
         shutil.rmtree(checkpoint.checkpoint_folder(root, step))
@@ -71,20 +69,20 @@ def train(
     # done has its row.
     tables = [
         *curves,
-        LossLog(folder / "train.csv", schedule.batch_size * corpus.seq_len, schedule.start),
+        LossLog(folder / "train.csv", stream.batch_size * corpus.seq_len, stream.start),
     ]
     for callback in tables:
         callback.resume(first, log)
-    if first == schedule.end:
+    if first == stream.end:
         return
     keep = Checkpoints(root, checkpoints, resumed=first if done else None)
-    bar = [StepBar(progress, schedule.end)] if progress else []
+    bar = [StepBar(progress, stream.end)] if progress else []
     callbacks = [*tables, keep, *bar]
     if settings.devices == 1:
-        trainer = make_trainer(settings, schedule.end - first, Process(), callbacks)
-        return fit(trainer, model, corpus, schedule, settings, first, resume)
+        trainer = make_trainer(settings, stream.end - first, Process(), callbacks)
+        return fit(trainer, model, corpus, stream, settings, first, resume)
     refuse_nested(settings.devices)
-    job = Job(type(model), model.config, corpus.seq_len, schedule, settings, first, resume)
+    job = Job(type(model), model.config, corpus.seq_len, stream, settings, first, resume)
     with joined(settings.devices, job) as process:
-        trainer = make_trainer(settings, schedule.end - first, process, callbacks)
-        fit(trainer, model, corpus, schedule, settings, first, resume)
+        trainer = make_trainer(settings, stream.end - first, process, callbacks)
+        fit(trainer, model, corpus, stream, settings, first, resume)

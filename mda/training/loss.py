@@ -1,4 +1,4 @@
-"""The loss of a schedule's samples, and its gradient by micro-batches."""
+"""The loss of a stream's samples, and its gradient by micro-batches."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class LanguageModel(pl.LightningModule):
             loss.backward()  # what Lightning would do, without its hooks for every micro-batch
             return
         # Gradients are exchanged once an update. They come back as the mean over the processes,
-        # where the schedule wants the sum.
+        # where the stream wants the sum.
         strategy: Any = self.trainer.strategy
         with nullcontext() if last or world == 1 else strategy.block_backward_sync():
             self.manual_backward(loss * world if world > 1 else loss)

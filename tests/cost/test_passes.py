@@ -23,7 +23,7 @@ from mda.schema import ScratchConfig, TrainingConfig
 from mda.schema.estimator import FACTORS
 from mda.training.loss import sample_losses
 from mda.training.optimizer import adamw
-from mda.types import ParameterBlock, Part, Schedule, Tap, Unit
+from mda.types import ParameterBlock, Part, Stream, Tap, Unit
 from mda.unit.blocks import Directions
 from mda.unit.capture import modules_of, record
 
@@ -236,8 +236,8 @@ def test_a_fit_takes_no_more_bytes_than_are_said(name, n, factors):
 def test_a_step_backwards_takes_the_bytes_that_are_said(name, other):
     settings, model = model_of(name, **other)
     shape, tokens = Shape.of(model), tokens_of(settings)
-    schedule = Schedule(0, B, np.array([0, B]), np.arange(B), np.ones(B))
-    window = TrainingWindow(model, schedule, lambda ids: tokens[ids], TrainingConfig(batch_size=B))
+    stream = Stream(0, B, np.array([0, B]), np.arange(B), np.ones(B))
+    window = TrainingWindow(model, stream, lambda ids: tokens[ids], TrainingConfig(batch_size=B))
     weights = flat(window.parameters).detach().clone()
     start = TrainingState(0, weights, torch.zeros_like(weights), torch.zeros_like(weights))
     after = replay(window, start, range(1))[1]

@@ -8,7 +8,7 @@ from mda import store
 from mda.data import pile
 from mda.data.errors import DataError
 from mda.data.shards import Layout
-from mda.data.stream import open_corpus, schedule, stream_order
+from mda.data.stream import open_corpus, stream_order, unedited
 from mda.schema import ConfigError, PileConfig, Unavailable
 
 WIDTH, N, BATCH = 9, 100, 8
@@ -127,8 +127,8 @@ def open_again(folder, config):
 
 
 def steps(corpus, start, end):
-    plan = schedule(stream_order(corpus, None), BATCH, start, end)
-    return [corpus.rows(plan.at(step)[0]).tolist() for step in range(start, end)]
+    stream = unedited(stream_order(corpus, None), BATCH, start, end)
+    return [corpus.rows(stream.at(step)[0]).tolist() for step in range(start, end)]
 
 
 def test_pythia_s_own_layout_is_what_its_readme_says():

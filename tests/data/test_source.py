@@ -106,28 +106,28 @@ def test_one_order_meets_many_initialisations(tmp_path):
     shuffled = ("data.shuffle=true", "data.order_seed=5")
     contexts = [tokens(tmp_path, *shuffled, f"seed={seed}") for seed in (0, 1)]
     rows = pipeline.corpus_of(contexts[0])
-    orders = [pipeline.stream_of(c).samples for c in contexts]
+    orders = [pipeline.order_of(c).samples for c in contexts]
     assert np.array_equal(*orders)
     assert np.array_equal(orders[0], stream_order(rows, 5))
-    schedules = [pipeline.stream_of(c).schedule(0, 4).sample_ids for c in contexts]
-    assert np.array_equal(*schedules)
+    streams = [pipeline.order_of(c).stream(0, 4).sample_ids for c in contexts]
+    assert np.array_equal(*streams)
     other = tokens(tmp_path, "data.shuffle=true", "data.order_seed=6")
-    assert not np.array_equal(pipeline.stream_of(other).samples, orders[0])
+    assert not np.array_equal(pipeline.order_of(other).samples, orders[0])
 
 
 def test_without_an_order_seed_the_run_s_seed_orders_the_stream(tmp_path):
     contexts = [tokens(tmp_path, "data.shuffle=true", f"seed={seed}") for seed in (0, 1)]
     rows = pipeline.corpus_of(contexts[0])
-    first, second = (pipeline.stream_of(c).samples for c in contexts)
+    first, second = (pipeline.order_of(c).samples for c in contexts)
     assert np.array_equal(first, stream_order(rows, 0))
     assert np.array_equal(second, stream_order(rows, 1))
-    assert np.array_equal(pipeline.stream_of(tokens(tmp_path)).samples, np.arange(36))
+    assert np.array_equal(pipeline.order_of(tokens(tmp_path)).samples, np.arange(36))
 
 
 def test_an_edit_replaces_by_what_follows_in_the_same_order(tmp_path):
     shuffled = tokens(tmp_path, "data.shuffle=true", "data.order_seed=5", "seed=1")
     rows = pipeline.corpus_of(shuffled)
-    assert np.array_equal(pipeline.stream_of(shuffled).following(3), stream_order(rows, 5)[12:])
+    assert np.array_equal(pipeline.order_of(shuffled).following(3), stream_order(rows, 5)[12:])
 
 
 def test_an_order_seed_that_nothing_reads_is_refused():
@@ -193,10 +193,10 @@ def test_a_tiny_pile_is_fetched_ahead_and_the_store_leaves_the_rows_alone(tmp_pa
     with serving(folder) as server:
         remote = context(tmp_path, *given, f"data.source={server.url}")
         found = pipeline.corpus_of(remote)
-        plan = pipeline.stream_of(remote).schedule(0, remote.config.training.last_step)
-        fetch(remote.at, found, plan.sample_ids)
+        stream = pipeline.order_of(remote).stream(0, remote.config.training.last_step)
+        fetch(remote.at, found, stream.sample_ids)
         assert server.sent == (4 + 16) * 34
-    assert found.rows(plan.sample_ids).tolist() == rows[:16].tolist(), "the server is gone"
+    assert found.rows(stream.sample_ids).tolist() == rows[:16].tolist(), "the server is gone"
     local = pipeline.corpus_of(context(tmp_path, *given, f"data.source={folder}"))
     assert local.fingerprint == found.fingerprint, "a mirror of the same shards"
     assert Store(tmp_path / "store").unreadable() == []

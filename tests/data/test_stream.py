@@ -5,7 +5,7 @@ import pytest
 
 from mda import store
 from mda.data.errors import DataError
-from mda.data.stream import open_corpus, schedule, schedule_hash, stream_order
+from mda.data.stream import open_corpus, stream_hash, stream_order, unedited
 from mda.data.token_files import map_rows
 from mda.data.tokens import build_tokens
 
@@ -54,8 +54,8 @@ def test_order_is_a_permutation_of_what_is_not_held_out(corpus):
 
 def test_a_step_trains_on_its_slice_of_the_order(corpus):
     order = stream_order(corpus, 3)
-    whole = schedule(order, 4, 0, 8)
-    part = schedule(order, 4, 5, 8)
+    whole = unedited(order, 4, 0, 8)
+    part = unedited(order, 4, 5, 8)
     for step in range(5, 8):
         ids, weights = part.at(step)
         assert ids.tolist() == order[4 * step : 4 * step + 4].tolist()
@@ -65,17 +65,17 @@ def test_a_step_trains_on_its_slice_of_the_order(corpus):
         part.at(4)
 
 
-def test_a_schedule_needs_enough_samples(corpus):
+def test_a_stream_needs_enough_samples(corpus):
     with pytest.raises(ValueError, match="32"):
-        schedule(stream_order(corpus, 0), 4, 0, 9)
+        unedited(stream_order(corpus, 0), 4, 0, 9)
 
 
-def test_schedule_hash_sees_every_field(corpus):
+def test_stream_hash_sees_every_field(corpus):
     order = stream_order(corpus, 0)
-    base = schedule(order, 4, 0, 8)
-    assert schedule_hash(base) == schedule_hash(schedule(order, 4, 0, 8))
-    assert schedule_hash(base) != schedule_hash(schedule(order, 4, 1, 8))
-    assert schedule_hash(base) != schedule_hash(schedule(order[::-1], 4, 0, 8))
+    base = unedited(order, 4, 0, 8)
+    assert stream_hash(base) == stream_hash(unedited(order, 4, 0, 8))
+    assert stream_hash(base) != stream_hash(unedited(order, 4, 1, 8))
+    assert stream_hash(base) != stream_hash(unedited(order[::-1], 4, 0, 8))
 
 
 def bad_files(folder):

@@ -32,8 +32,8 @@ from mda.programs.reproduce import reproduce
 from mda.schema import ConfigError, Unavailable
 from mda.stages import before
 from mda.stages.context import Context
+from mda.stages.order import Order
 from mda.stages.preview import preview_job
-from mda.stages.stream import Stream
 from mda.training.optimizer import adamw, learning_rate
 
 TOKEN = "hf_thisisnottobewritten"
@@ -148,9 +148,9 @@ def test_an_arm_is_trained_on_by_a_fresh_adamw_at_that_step_s_learning_rate(trai
         base / "model_config.json", base / "checkpoints/step_20/model.safetensors"
     ).train()
     optimizer = adamw(model, config.training)
-    plan = Stream.of(corpus, config.data, config.training.batch_size, 0).schedule(20, 40)
+    stream = Order.of(corpus, config.data, config.training.batch_size, 0).stream(20, 40)
     for step in range(20, 40):
-        ids, _ = plan.at(step)
+        ids, _ = stream.at(step)
         tokens = corpus.rows(ids)
         logits = model(tokens[:, :-1]).logits
         optimizer.zero_grad()
@@ -171,8 +171,8 @@ def test_the_arms_differ_and_are_compared(finished_runs):
     ends = {name: rows_of(runs[name] / "curve.csv") for name in ("remove", "control")}
     assert ends["remove"][0] == ends["control"][0]  # both start from the published weights
     assert ends["remove"][-1] != ends["control"][-1]
-    plan = [line for line in (runs["remove"] / "plan.csv").read_text().splitlines() if line]
-    assert len(plan) == 2 + 20  # of 80 samples a quarter
+    edit = [line for line in (runs["remove"] / "plan.csv").read_text().splitlines() if line]
+    assert len(edit) == 2 + 20  # of 80 samples a quarter
     assert (runs["compare"] / "report.html").stat().st_size > 0
 
 
@@ -347,8 +347,8 @@ def test_every_step_is_asked_for_before_anything_is_fetched_or_built(
     assert hub.fetched() == []
     assert not (tmp_path / "out/store/corpus").exists()
     where = ["experiment=smoke", "base=published", *TRAIN, f"output_dir={tmp_path / 'out'}"]
-    plan = compose([*where, "intervention.window=auto", choice])
-    assert says in preview_job(plan, pipeline.arm).refused
+    config = compose([*where, "intervention.window=auto", choice])
+    assert says in preview_job(config, pipeline.arm).refused
 
 
 def test_weights_of_a_hub_that_do_not_fit_are_refused_by_their_names(hub, attempt, tmp_path):

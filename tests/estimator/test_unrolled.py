@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from mda.data.stream import open_corpus, schedule, stream_order
+from mda.data.stream import open_corpus, stream_order, unedited
 from mda.data.token_files import map_rows
 from mda.data.tokens import build_tokens
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state, perturbed, replay
@@ -18,7 +18,7 @@ from mda.model.plain_attention import PlainAttention
 from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loop import train
 from mda.training.optimizer import learning_rate
-from mda.types import Schedule
+from mda.types import Stream
 
 SHAPE = ScratchConfig(
     n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=30, max_seq_len=16, rotary_pct=0.5
@@ -45,11 +45,11 @@ TOKENS = random_tokens((START + STEPS + 2) * BATCH, 9, seed=1)
 REPEATED = random_tokens(5, LENGTH, seed=2).repeat(1, 2)
 
 
-def plan_of(start, end):
+def stream_of(start, end):
     ids = np.arange(start * BATCH, end * BATCH)
     offsets = np.arange(0, len(ids) + 1, BATCH)
     weights = np.random.default_rng(3).uniform(0.5, 1.5, len(TOKENS))[ids]
-    return Schedule(start, BATCH, offsets, ids, weights)
+    return Stream(start, BATCH, offsets, ids, weights)
 
 
 def copying(model):
@@ -73,13 +73,13 @@ MEASUREMENTS = (copying, induction)
 def window():
     torch.set_num_threads(1)
     model = scratch(SHAPE, 0).double()
-    return TrainingWindow(model, plan_of(START, START + STEPS), lambda ids: TOKENS[ids], SETTINGS)
+    return TrainingWindow(model, stream_of(START, START + STEPS), lambda ids: TOKENS[ids], SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def start(window):
     """Ten updates into the training, so that the moments are not zero."""
-    before = replace(window, schedule=plan_of(0, START))
+    before = replace(window, stream=stream_of(0, START))
     weights = torch.cat([p.detach().flatten() for p in scratch(SHAPE, 0).double().parameters()])
     zeros = torch.zeros_like(weights)
     return {START: replay(before, TrainingState(0, weights, zeros, zeros), range(START))[START]}
@@ -113,7 +113,7 @@ def retrain(window, start, weights):
     clipped = []
     for i in range(STEPS):
         here = slice(i * BATCH, (i + 1) * BATCH)
-        tokens = TOKENS[window.schedule.sample_ids[here]]
+        tokens = TOKENS[window.stream.sample_ids[here]]
         loss = 0.0
         for row, weight in zip(tokens, weights[here], strict=True):
             logits = model(input_ids=row[None, :-1]).logits[0]
@@ -144,7 +144,7 @@ def test_score_is_the_finite_difference_of_retraining(window, start, scores, n):
     """Fourth-order central difference in one sample's weight; float32 anywhere would miss it."""
     h, difference = 1e-3, np.zeros(len(MEASUREMENTS))
     for factor, at in ((1, -2), (-8, -1), (8, 1), (-1, 2)):
-        weights = window.schedule.weights.copy()
+        weights = window.stream.weights.copy()
         weights[n] += at * h
         values, clipped = retrain(window, start, weights)
         difference += factor * values / (12 * h)
@@ -168,7 +168,7 @@ def test_recomputed_states_give_the_same_scores_bit_for_bit(window, start, score
 @pytest.mark.parametrize("steps", [[12, 25], [29], range(START, START + STEPS + 2)])
 def test_known_states_change_nothing(window, start, scores, segment, steps):
     """Some beyond the window too, as a run's checkpoints are."""
-    longer = replace(window, schedule=plan_of(START, START + STEPS + 2))
+    longer = replace(window, stream=stream_of(START, START + STEPS + 2))
     replayed = replay(longer, start[START], range(START, START + STEPS + 2))
     known = start | {step: replayed[step] for step in steps}
     values = last(unrolled_influence(window, known, MEASUREMENTS, segment=segment)).values_NU
@@ -188,19 +188,19 @@ def test_micro_batches_give_the_same_scores_up_to_rounding(window, start, scores
 
 def test_a_step_without_samples_is_one_whose_samples_weigh_nothing(window, start):
     """Its update moves the weights all the same, by momentum."""
-    plan, gone = window.schedule, slice(5 * BATCH, 6 * BATCH)
-    weightless = plan.weights.copy()
+    stream, gone = window.stream, slice(5 * BATCH, 6 * BATCH)
+    weightless = stream.weights.copy()
     weightless[gone] = 0
-    offsets = plan.offsets - BATCH * (np.arange(STEPS + 1) > 5)
+    offsets = stream.offsets - BATCH * (np.arange(STEPS + 1) > 5)
     dropped = replace(
-        plan,
+        stream,
         offsets=offsets,
-        sample_ids=np.delete(plan.sample_ids, gone),
-        weights=np.delete(plan.weights, gone),
+        sample_ids=np.delete(stream.sample_ids, gone),
+        weights=np.delete(stream.weights, gone),
     )
     with_zeros, without = (
-        last(unrolled_influence(replace(window, schedule=p), start, MEASUREMENTS)).values_NU
-        for p in (replace(plan, weights=weightless), dropped)
+        last(unrolled_influence(replace(window, stream=p), start, MEASUREMENTS)).values_NU
+        for p in (replace(stream, weights=weightless), dropped)
     )
     kept = torch.from_numpy(np.delete(np.arange(STEPS * BATCH), gone))
     torch.testing.assert_close(with_zeros[kept], without, rtol=1e-8, atol=1e-12)
@@ -254,7 +254,7 @@ def test_the_planted_sample_has_the_highest_score(window, start):
         return -F.cross_entropy(logits, TOKENS[77][1:])
 
     values = last(unrolled_influence(window, start, [likelihood])).values_NU[:, 0]
-    assert window.schedule.sample_ids[values.argmax()] == 77
+    assert window.stream.sample_ids[values.argmax()] == 77
     assert values.max() > 3 * values.sort().values[-2] > 0
 
 
@@ -276,7 +276,7 @@ def test_replay_and_the_real_training_end_in_the_same_state_bit_for_bit(tmp_path
         tmp_path / "run",
         scratch(SHAPE, 0),
         corpus,
-        schedule(order, BATCH, 0, 30),
+        unedited(order, BATCH, 0, 30),
         SETTINGS,
         checkpoints=[0, 10, 30],
         progress=None,
@@ -285,8 +285,8 @@ def test_replay_and_the_real_training_end_in_the_same_state_bit_for_bit(tmp_path
     model = scratch(SHAPE, 1)
     end = load_state(folders[30], model, SETTINGS)
     for step in (0, 10):
-        plan = schedule(order, BATCH, step, 30)
-        window = TrainingWindow(model, plan, corpus.rows, SETTINGS)
+        stream = unedited(order, BATCH, step, 30)
+        window = TrainingWindow(model, stream, corpus.rows, SETTINGS)
         state = load_state(folders[step], model, SETTINGS)
         assert state.updates == step
         again = replay(window, state, range(step, 30), keep=[30])[30]

@@ -1,4 +1,4 @@
-"""What an edited schedule is, checked by hand and by what every edit must conserve."""
+"""What an edited stream is, checked by hand and by what every edit must conserve."""
 
 from collections import Counter
 
@@ -17,15 +17,15 @@ from mda.intervention.plan import (
     save_plan,
     spans,
 )
-from mda.types import EditPlan, Schedule, Scores
+from mda.types import EditPlan, Scores, Stream
 
 START, STEPS, BATCH = 100, 30, 4
 UNUSED = np.arange(5000, 5100)
 
 
-def make_base(steps=STEPS, seed=0) -> Schedule:
+def make_base(steps=STEPS, seed=0) -> Stream:
     n = steps * BATCH
-    return Schedule(
+    return Stream(
         start=START,
         batch_size=BATCH,
         offsets=np.arange(0, n + 1, BATCH, dtype=np.int64),
@@ -34,7 +34,7 @@ def make_base(steps=STEPS, seed=0) -> Schedule:
     )
 
 
-def scores_of(base: Schedule) -> Scores:
+def scores_of(base: Stream) -> Scores:
     n = len(base.sample_ids)
     return Scores(
         sample_ids=base.sample_ids,
@@ -45,7 +45,7 @@ def scores_of(base: Schedule) -> Scores:
     )
 
 
-def make_plan(action: str, base: Schedule, n=17, seed=0) -> EditPlan:
+def make_plan(action: str, base: Stream, n=17, seed=0) -> EditPlan:
     """A plan of each kind over the window [105, 125)."""
     rng = np.random.default_rng(seed)
     scores = scores_of(base)
@@ -67,8 +67,8 @@ def make_plan(action: str, base: Schedule, n=17, seed=0) -> EditPlan:
     return augment(scores, chosen, 105, 125, action, weight=2.5)
 
 
-def ids(schedule: Schedule) -> Counter:
-    return Counter(schedule.sample_ids.tolist())
+def ids(stream: Stream) -> Counter:
+    return Counter(stream.sample_ids.tolist())
 
 
 FOLLOWING = np.arange(9000, 9100)
@@ -142,7 +142,7 @@ def test_the_multiset_of_samples_changes_by_the_plan_only(action, seed):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_base_schedule_is_left_alone(action):
+def test_the_base_stream_is_left_alone(action):
     base, copy = make_base(), make_base()
     edit(make_plan(action, base), base, FOLLOWING)
     for name in ("offsets", "sample_ids", "weights"):
@@ -200,9 +200,9 @@ def test_a_duplicate_weighs_as_much_as_weight_two():
     heavy = edit(augment(scores, chosen, 105, 125, "upweight", weight=2.0), base)
     for step in range(base.start, base.end):
         totals = []
-        for schedule in (twice, heavy):
+        for stream in (twice, heavy):
             total: dict[int, float] = {}
-            for sample, weight in zip(*schedule.at(step), strict=True):
+            for sample, weight in zip(*stream.at(step), strict=True):
                 total[int(sample)] = total.get(int(sample), 0.0) + float(weight)
             totals.append(total)
         assert totals[0] == totals[1]
@@ -254,7 +254,7 @@ def test_bad_plans_give_one_clear_error():
             make()
 
 
-def test_a_plan_that_does_not_fit_the_schedule_is_refused():
+def test_a_plan_that_does_not_fit_the_stream_is_refused():
     base = make_base()
     n = np.array([3, 3])
     twice = base.sample_ids[[40, 40]]
@@ -271,13 +271,13 @@ def test_a_plan_that_does_not_fit_the_schedule_is_refused():
         (plan(start=90), r"\[90, 120\) is not inside"),
         (plan(end=140), r"\[105, 140\) is not inside"),
         (plan(steps=(104, 110)), "edits step 104"),
-        (plan(sample_ids=n + 5000), "sample 5003 is not in the schedule's step 110"),
+        (plan(sample_ids=n + 5000), "sample 5003 is not in the stream's step 110"),
         (plan("duplicate", sample_ids=n + 5000), "sample 5003 is not in"),
         (plan(), f"sample {twice[0]} at step 110 twice"),
         (plan("burn", sample_ids=twice[:1], steps=(110,)), "action='burn'"),
         (plan("none"), "lists 2 samples"),
         (plan("replace", sample_ids=twice[:1], steps=(110,)), "no replacement"),
-        (plan("replace", sample_ids=twice[:1], steps=(110,), other=3), "already in the schedule"),
+        (plan("replace", sample_ids=twice[:1], steps=(110,), other=3), "already in the stream"),
         (plan("replace", sample_ids=base.sample_ids[40:42], steps=(110, 110), other=5000),
          "replaces two others"),
         (plan("drop", sample_ids=twice[:1], steps=(110,)), "the stream has 0 left after step 130"),

@@ -8,7 +8,7 @@ import pytest
 from mda.intervention.edit import edit
 from mda.intervention.plan import rewritten, spans
 from mda.intervention.spans import fresh, renamed, repeated, within_budget
-from mda.types import Schedule
+from mda.types import Stream
 
 V = 60
 
@@ -114,7 +114,7 @@ def test_a_budget_takes_samples_as_long_as_they_fit():
 def test_rewritten_rows_stand_in_their_samples_places():
     corpus = np.arange(60).reshape(12, 5)
     ids, offsets = np.array([7, 3, 9, 1, 0, 2]), np.array([0, 3, 6])
-    base = Schedule(100, 3, offsets, ids, np.ones(6, np.float32))
+    base = Stream(100, 3, offsets, ids, np.ones(6, np.float32))
     plan = spans(
         np.array([9, 9, 2]), np.array([100, 100, 101]), np.array([0, 4, 1]),
         np.array([81, 82, 83]), 100, 102, first_id=12,

@@ -1,4 +1,4 @@
-"""Which tokens are masked, against a plain sort; and what the schedule then says."""
+"""Which tokens are masked, against a plain sort; and what the stream then says."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from mda.intervention.edit import edit
 from mda.intervention.plan import load_plan, mask_tokens, save_plan
 from mda.intervention.tokens import matched_tokens, random_tokens, top_tokens
-from mda.types import Schedule
+from mda.types import Stream
 
 N, T = 30, 7
 
@@ -76,9 +76,9 @@ def test_what_can_not_be_chosen_is_said():
         top_tokens([scores()], 5, None, "band")
 
 
-def base() -> Schedule:
+def base() -> Stream:
     offsets, ids = np.array([0, 4, 8, 12]), np.array([7, 3, 9, 1, 0, 2, 11, 4, 5, 6, 8, 10])
-    return Schedule(100, 4, offsets, ids, np.ones(12, np.float32))
+    return Stream(100, 4, offsets, ids, np.ones(12, np.float32))
 
 
 def test_masked_tokens_stand_at_their_samples_steps_and_nothing_else_changes(tmp_path):
@@ -100,7 +100,7 @@ def test_masked_tokens_stand_at_their_samples_steps_and_nothing_else_changes(tmp
 def test_a_token_that_is_not_there_or_listed_twice_is_refused():
     with pytest.raises(ValueError, match="position 2 of sample 3 at step 100 twice"):
         edit(mask_tokens(np.array([3, 3]), np.full(2, 100), np.array([2, 2]), 100, 103), base())
-    with pytest.raises(ValueError, match="sample 3 is not in the schedule's step 101"):
+    with pytest.raises(ValueError, match="sample 3 is not in the stream's step 101"):
         edit(mask_tokens(np.array([3]), np.array([101]), np.array([2]), 100, 103), base())
     with pytest.raises(ValueError, match="names no position of sample 3"):
         edit(mask_tokens(np.array([3]), np.array([100]), np.array([-1]), 100, 103), base())

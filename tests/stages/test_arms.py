@@ -112,7 +112,7 @@ def test_what_comes_in_place_of_removed_samples_lies_behind_the_window_in_the_st
     """The samples that come next where the stream closes up, and any later ones as replacements."""
     dropped = arm("intervention=remove", "intervention.mode=drop")
     later = stream_order(dropped.corpus, 0)[40 * 4 :]
-    assert dropped.edited.schedule.sample_ids[-8:].tolist() == later[:8].tolist()
+    assert dropped.edited.stream.sample_ids[-8:].tolist() == later[:8].tolist()
     replaced = arm("intervention=remove", "intervention.mode=replace", "intervention.fraction=1")
     assert len(set(replaced.edited.plan.replacements.tolist())) == 80
     assert set(replaced.edited.plan.replacements.tolist()) <= set(later.tolist())
@@ -127,8 +127,8 @@ def test_every_seed_draws_its_own_replacements_for_the_same_samples(arm):
             f"seed={seed}", f"intervention.seed={own}", "data.order_seed=0",
         ])  # fmt: skip
         assert found.traced is not None
-        stream = replace(found.base.stream, seed=seed)
-        unit = replace(found.unit, base=replace(found.base, stream=stream))
+        order = replace(found.base.order, seed=seed)
+        unit = replace(found.unit, base=replace(found.base, order=order))
         edited = plan_edit(config.intervention, unit, found.traced.scores)
         plans[seed, own] = edited.plan
     drawn = {seeds: frozenset(plan.replacements.tolist()) for seeds, plan in plans.items()}
@@ -160,9 +160,9 @@ def test_inserted_rows_are_trained_on(arm, tmp_path, at_step, first):
     rows = np.random.default_rng(0).integers(2, 250, (10, 33), dtype=np.uint16)
     found = arm(*insert(tmp_path, rows, per_step=4), f"intervention.at_step={at_step}")
     extra = dict(zip(range(first, first + 3), (4, 4, 2), strict=True))
-    sizes = np.diff(found.edited.schedule.offsets)
+    sizes = np.diff(found.edited.stream.offsets)
     assert sizes.tolist() == [4 + extra.get(step, 0) for step in range(20, 40)]
-    ids, _ = found.edited.schedule.at(first)
+    ids, _ = found.edited.stream.at(first)
     assert found.edited.corpus.rows(ids[-4:]).tolist() == rows[:4].tolist()
 
 

@@ -468,8 +468,8 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
     _, given, _ = published
     context = context_of(*given, *SCORED, *TRACIN)
     trace = pipeline.trace(context)
-    schedule, settings = trace.base.stream.schedule(20, 40), context.config.estimator
-    work = ScoringWork(context.at, trace.unit, settings, schedule, trace.traced.steps)
+    stream, settings = trace.base.order.stream(20, 40), context.config.estimator
+    work = ScoringWork(context.at, trace.unit, settings, stream, trace.traced.steps)
     work.model(20)
     adam = replace(work, settings=TracinConfig(adam_preconditioning=True))
     unrolled = replace(work, settings=UnrolledConfig())

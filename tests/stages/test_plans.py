@@ -9,7 +9,7 @@ import pytest
 
 from mda import pipeline
 from mda.config import compose
-from mda.data.stream import schedule_hash
+from mda.data.stream import stream_hash
 from mda.stages.context import Context
 from mda.stages.preview import preview_job
 from mda.store import Store
@@ -61,7 +61,7 @@ def agree(output: Path, pair: tuple[str, ...]) -> Counter:
     foreseen = planned(configs)
     arms = [pipeline.arm(Context(c, Store(output / "store"), progress=False)) for c in configs]
     there = built(output)
-    edits = {(one.base.fingerprint, schedule_hash(one.edited.schedule)) for one in arms}
+    edits = {(one.base.fingerprint, stream_hash(one.edited.stream)) for one in arms}
     chosen_alike = len(edits) < len(arms)  # which no plan can know before the scores
     for kind in foreseen | there:
         if not (chosen_alike and kind in AFTER_SCORES):

@@ -11,7 +11,7 @@ import torch
 
 from mda.estimator.score import SampleScores
 from mda.stages import attribution, curvature
-from mda.types import Schedule
+from mda.types import Stream
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def anonymous_bytes() -> int:
 def test_scores_of_many_samples_and_units_lie_on_disk(context_of, tmp_path):
     """100,000 samples of 144 units, 115 MB in float64, added up over two checkpoints, and saved."""
     n, units = 100_000, [SimpleNamespace(name=f"u{i}", parts=()) for i in range(144)]
-    order = Schedule(0, 4, np.arange(0, n + 1, 4), np.arange(n), np.ones(n, np.float32))
+    stream = Stream(0, 4, np.arange(0, n + 1, 4), np.arange(n), np.ones(n, np.float32))
     located: Any = SimpleNamespace(units=units)
     context = context_of()
-    given = (context.at, located, context.config.estimator, order, (0, 1), tmp_path)
+    given = (context.at, located, context.config.estimator, stream, (0, 1), tmp_path)
     work = attribution.ScoringWork(*given)
 
     def score(ids):
@@ -79,7 +79,7 @@ def test_scores_of_many_samples_and_units_lie_on_disk(context_of, tmp_path):
     first, total = (work.over_samples(name, score) for name in ("one", "two"))
     total.values_NU.add_(first.values_NU)
     most = anonymous_bytes() - before
-    attribution._save(tmp_path, order, units, total)
+    attribution._save(tmp_path, stream, units, total)
     scores = attribution.load_scores(tmp_path)
     most = max(most, anonymous_bytes() - before)
     assert scores.values.shape == (n, 144) and scores.values.dtype == np.float32

@@ -41,7 +41,7 @@ def test_stored_token_scores_sum_to_their_samples_scores_and_choose_the_plan(arm
     best = np.argsort(-values.ravel(), kind="stable")[: BUDGET["mask"]]
     expected = {(int(scores.sample_ids[i // 32]), int(i % 32)) for i in best}
     assert masked(found) == expected
-    assert found.edited.n_tokens == len(found.edited.schedule.masked) == BUDGET["mask"]
+    assert found.edited.n_tokens == len(found.edited.stream.masked) == BUDGET["mask"]
 
 
 def test_tokens_can_be_chosen_within_the_highest_samples_or_one_class(arm):
@@ -71,9 +71,9 @@ def test_random_controls_have_the_budget_of_the_targeted_edit(arm):
 def test_what_is_masked_is_what_is_trained_without(arm):
     """The first update of the arm against plain torch: loss of the tokens that are left."""
     found = arm(*MASK, "intervention.window=[20,21]", "intervention.fraction=0.2")
-    ids, _ = found.edited.schedule.at(20)
+    ids, _ = found.edited.stream.at(20)
     left = torch.ones(4, 32, dtype=torch.float64)
-    for row, position in found.edited.schedule.masked_at(20).tolist():
+    for row, position in found.edited.stream.masked_at(20).tolist():
         left[row, position] = 0
     model = found.base.model(20).double()
     rows = found.corpus.rows(ids)
@@ -114,7 +114,7 @@ def test_repeated_spans_become_others_and_all_else_stays(arm, kind):
     for row, mark in zip(new, marks, strict=True):
         again = repeated(row, 3)
         assert np.array_equal(again, mark) if kind == "renamed" else not again.any()
-    trained, kept = found.edited.schedule.sample_ids, found.traced.scores.sample_ids
+    trained, kept = found.edited.stream.sample_ids, found.traced.scores.sample_ids
     changed = trained != kept
     assert sorted(kept[changed].tolist()) == ids.tolist()
     assert set(trained[changed].tolist()) == set(plan.replacements.tolist())

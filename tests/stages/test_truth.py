@@ -161,7 +161,7 @@ def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces
     _, base = pipeline.train(replace(contexts[HEAD], config=others[HEAD]))
     to = Bench.of(there, base, bench.window, bench.at)
     assert to.seed == 1 and base.fingerprint != bench.base.fingerprint
-    assert np.array_equal(to.schedule.sample_ids, bench.schedule.sample_ids)
+    assert np.array_equal(to.stream.sample_ids, bench.stream.sample_ids)
     own, theirs = (one.base.model(0).state_dict() for one in (bench, to))
     assert any(not torch.equal(own[k], theirs[k]) for k in own)
     few = TruthConfig(**{**vars(SETTINGS), "edits_of": [HEAD], "estimators": ["repetition"]})
@@ -178,7 +178,7 @@ def test_sets_of_one_run_are_edited_in_another_with_the_same_order(bench, traces
 
 def test_planted_causes_are_the_labels_of_the_heads_and_the_neuron_s_own(bench, traces):
     rows = {(r["unit"], r["estimator"]): r for r in make.planted_rows(bench, SETTINGS, traces)}
-    labels = np.array(bench.corpus.labels_of(bench.schedule.sample_ids))
+    labels = np.array(bench.corpus.labels_of(bench.stream.sample_ids))
     for unit, label in ((HEAD, "generated_repeat"), (NEURON, "generated_xml")):
         row, cause = rows[unit, "repetition"], labels == label
         assert row["causes"] == cause.sum() > 0
@@ -200,7 +200,7 @@ def test_the_samples_and_labels_that_are_shown_are_those_of_the_highest_scores(
     shown = {HEAD: {**traces[HEAD], "ekfac": ekfac}, NEURON: traces[NEURON]}
     values = ekfac.scores.of(bench.located[HEAD].name).tolist()
     best = sorted(range(80), key=lambda i: -values[i])
-    ids = bench.schedule.sample_ids
+    ids = bench.stream.sample_ids
     labels = np.array(bench.corpus.labels_of(ids))
     rows = list(make.top_rows(bench, SETTINGS, shown))
     assert {(row["unit"], row["estimator"]) for row in rows} == {(HEAD, "ekfac")}

@@ -14,7 +14,7 @@ import torch
 from derivatives import parameter_gradients, sequence_losses
 from safetensors.torch import load_file
 
-from mda.data.stream import schedule, stream_order
+from mda.data.stream import stream_order, unedited
 from mda.estimator.replay import TrainingWindow, load_state
 from mda.estimator.unrolled import unrolled_influence
 from mda.intervention.choice import select
@@ -360,7 +360,7 @@ def test_unrolled_scores_of_a_perturbed_start_are_those_of_noise_drawn_here(trac
     spread = torch.cat([p.std(correction=0).expand(len(p)) for p in parts])
     moved = torch.cat(parts) + 0.05 * spread * torch.from_numpy(noise).float()
     order = stream_order(trace.corpus, context.config.seed)
-    window = TrainingWindow(model, schedule(order, 4, 20, 60), trace.corpus.rows, settings)
+    window = TrainingWindow(model, unedited(order, 4, 20, 60), trace.corpus.rows, settings)
     metric = heads_of(trace, context, model).differentiable(name, [name])
     *_, last = unrolled_influence(
         window, {20: replace(state, weights_P=moved)}, [metric], last_steps=3

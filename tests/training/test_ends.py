@@ -13,7 +13,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 from safetensors.torch import load_file
 
 from mda import store
-from mda.data.stream import schedule, stream_order
+from mda.data.stream import stream_order, unedited
 from mda.emergence.callback import EmergenceCurve
 from mda.emergence.measure import make_probes
 from mda.model.build import scratch
@@ -29,10 +29,12 @@ SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64,
 
 def run(corpus, folder, model=None, curves=(), **settings):
     settings = {"batch_size": 4, "total_steps": 12, "warmup_steps": 2, **settings}
-    plan = schedule(stream_order(corpus, 0), 4, 0, settings["total_steps"])
+    stream = unedited(stream_order(corpus, 0), 4, 0, settings["total_steps"])
     model = model or scratch(SHAPE, 0)
-    kept = [0, plan.end]
-    train(folder, model, corpus, plan, TrainingConfig(**settings), checkpoints=kept, curves=curves)
+    kept = [0, stream.end]
+    train(
+        folder, model, corpus, stream, TrainingConfig(**settings), checkpoints=kept, curves=curves
+    )
     return folder
 
 
@@ -110,7 +112,7 @@ def fp16(corpus, folder, scale, resume=None):
     """Train in fp16 on the CPU, which torch can and Lightning's own choice of precision can't."""
     folder.mkdir(exist_ok=True)
     precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
-    plan = schedule(stream_order(corpus, 0), 4, 0, 3)
+    stream = unedited(stream_order(corpus, 0), 4, 0, 3)
     settings = TrainingConfig(batch_size=4, total_steps=12, warmup_steps=2, grad_clip=0.01)
     log = LossLog(folder / "train.csv", 64, 0)
     log.resume(0, lambda row: None)
@@ -124,7 +126,7 @@ def fp16(corpus, folder, scale, resume=None):
         enable_model_summary=False,
         callbacks=[log, Checkpoints(folder, [1, 3])],
     )
-    fit(trainer, scratch(SHAPE, 0), corpus, plan, settings, 0, resume)
+    fit(trainer, scratch(SHAPE, 0), corpus, stream, settings, 0, resume)
     return folder
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mda.data.stream import schedule_hash
+from mda.data.stream import stream_hash
 from mda.model.build import scratch
 from mda.model.loss import Unembedding
 from mda.schema import ScratchConfig
@@ -18,7 +18,7 @@ from mda.training.loss import (
     sample_losses,
     vocabulary_losses,
 )
-from mda.types import Schedule
+from mda.types import Stream
 
 SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 EDITED = [1.0, 0.0, 2.0, 1.0, 0.5, 1.0, 1.0]  # seven rows where the batch size is 5
@@ -79,7 +79,7 @@ def test_micro_batches_give_the_whole_batch_s_gradient(corpus, make, micro, dtyp
     assert loss.item() == pytest.approx(whole_loss.item(), rel=tolerance)
 
 
-def test_the_gradient_is_that_of_the_schedule_s_formula(corpus):
+def test_the_gradient_is_that_of_the_stream_s_formula(corpus):
     model, tokens = neox(torch.float64), corpus.rows(np.arange(7))
     _, ours = gradient(model, tokens, EDITED, 5, 3)
     model.zero_grad()
@@ -205,14 +205,14 @@ def test_a_masked_token_has_no_gradient_and_the_others_have_what_they_had(corpus
     assert (parts - ours).norm() <= 1e-6 * ours.norm()  # weights of this one are float32
 
 
-def test_a_schedules_masked_tokens_become_weights_of_their_batch_alone(corpus):
+def test_a_streams_masked_tokens_become_weights_of_their_batch_alone(corpus):
     ids = np.arange(6)
     masked = np.array([[3, 1], [3, 4], [5, 0]])
-    plan = Schedule(10, 3, np.array([0, 3, 6]), ids, np.full(6, 2, np.float32), masked)
-    assert loss_weights(plan, 10, corpus.seq_len).tolist() == [2, 2, 2]
-    weights = loss_weights(plan, 11, corpus.seq_len)
+    stream = Stream(10, 3, np.array([0, 3, 6]), ids, np.full(6, 2, np.float32), masked)
+    assert loss_weights(stream, 10, corpus.seq_len).tolist() == [2, 2, 2]
+    weights = loss_weights(stream, 11, corpus.seq_len)
     assert weights.shape == (3, corpus.seq_len)
     assert (weights == 0).nonzero().tolist() == [[0, 1], [0, 4], [2, 0]]
     assert weights.unique().tolist() == [0, 2]
-    unmasked = Schedule(10, 3, np.array([0, 3, 6]), ids, np.full(6, 2, np.float32))
-    assert schedule_hash(plan) != schedule_hash(unmasked)
+    unmasked = Stream(10, 3, np.array([0, 3, 6]), ids, np.full(6, 2, np.float32))
+    assert stream_hash(stream) != stream_hash(unmasked)

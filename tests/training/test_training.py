@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import load_file
 
-from mda.data.stream import schedule, stream_order
+from mda.data.stream import stream_order, unedited
 from mda.emergence.callback import EmergenceCurve
 from mda.emergence.measure import make_probes
 from mda.emergence.steps import curve_steps
@@ -27,22 +27,22 @@ SETTINGS = TrainingConfig(
 )
 
 
-def run(corpus, folder, plan, log=lambda row: None, start_from=None, keep=(0, 10, 24)):
+def run(corpus, folder, stream, log=lambda row: None, start_from=None, keep=(0, 10, 24)):
     probes = make_probes(corpus, EmergenceConfig(n_sequences=4, length=8, held_out=16))
     train(
         folder,
         scratch(SHAPE, 0),
         corpus,
-        plan,
+        stream,
         SETTINGS,
-        checkpoints=[step for step in keep if plan.start <= step <= plan.end],
+        checkpoints=[step for step in keep if stream.start <= step <= stream.end],
         start_from=start_from,
         curves=[
             EmergenceCurve(
                 folder / "curve.csv",
                 probes,
-                curve_steps(plan.start, plan.end, 5),
-                curve_steps(plan.start, plan.end, 10),
+                curve_steps(stream.start, stream.end, 5),
+                curve_steps(stream.start, stream.end, 10),
                 64,
             )
         ],
@@ -56,7 +56,7 @@ def run(corpus, folder, plan, log=lambda row: None, start_from=None, keep=(0, 10
 def base(corpus, tmp_path_factory):
     rows = []
     folder = tmp_path_factory.mktemp("base")
-    run(corpus, folder, schedule(stream_order(corpus, 0), 4, 0, 24), rows.append)
+    run(corpus, folder, unedited(stream_order(corpus, 0), 4, 0, 24), rows.append)
     return folder, rows
 
 
@@ -136,8 +136,8 @@ def test_a_run_leaves_what_it_declared(base):
 
 def test_replaying_a_window_from_its_checkpoint_is_bit_equal(corpus, base, tmp_path):
     folder, _ = base
-    plan = schedule(stream_order(corpus, 0), 4, 10, 24)
-    run(corpus, tmp_path, plan, start_from=folder / "checkpoints" / "step_10")
+    stream = unedited(stream_order(corpus, 0), 4, 10, 24)
+    run(corpus, tmp_path, stream, start_from=folder / "checkpoints" / "step_10")
     same_files(folder, tmp_path, 24)
     of = {"tail": folder, "replay": tmp_path}
     lines = {name: (path / "curve.csv").read_text().splitlines() for name, path in of.items()}
@@ -152,17 +152,17 @@ def moments(folder, step):
 
 def test_the_sample_of_weight_0_is_missing_from_its_update_alone(corpus, base, tmp_path):
     """Nine tenths of a first moment and a tenth of the gradient, by plain autograd, is the next."""
-    plan = schedule(stream_order(corpus, 0), 4, 10, 24)
-    weights = plan.weights.copy()
+    stream = unedited(stream_order(corpus, 0), 4, 10, 24)
+    weights = stream.weights.copy()
     weights[6] = 0  # the third sample of the second update
-    edited = replace(plan, weights=weights)
+    edited = replace(stream, weights=weights)
     start = base[0] / "checkpoints" / "step_10"
     run(corpus, tmp_path, edited, start_from=start, keep=(10, 11, 12))
     for step, samples in ((10, [0, 1, 2, 3]), (11, [4, 5, 7])):
         weights = load_file(tmp_path / f"checkpoints/step_{step}/model.safetensors")
         model = scratch(SHAPE, 0)
         model.load_state_dict(weights, strict=False)
-        tokens = corpus.rows(plan.sample_ids[samples])
+        tokens = corpus.rows(stream.sample_ids[samples])
         logits = model(tokens[:, :-1]).logits.flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="sum")
         (loss / (4 * corpus.seq_len)).backward()
@@ -175,13 +175,13 @@ def test_the_sample_of_weight_0_is_missing_from_its_update_alone(corpus, base, t
 
 def test_masking_all_tokens_of_a_sample_is_masking_the_sample(corpus, base, tmp_path):
     folder, _ = base
-    plan = schedule(stream_order(corpus, 0), 4, 10, 24)
-    start, weights = folder / "checkpoints" / "step_10", plan.weights.copy()
+    stream = unedited(stream_order(corpus, 0), 4, 10, 24)
+    start, weights = folder / "checkpoints" / "step_10", stream.weights.copy()
     weights[[3, 21]] = 0
     tokens = np.array([[row, t] for row in (3, 21) for t in range(corpus.seq_len)])
     ends = []
     for name, edited in {
-        "sample": replace(plan, weights=weights), "tokens": replace(plan, masked=tokens),
+        "sample": replace(stream, weights=weights), "tokens": replace(stream, masked=tokens),
     }.items():  # fmt: skip
         run(corpus, tmp_path / name, edited, start_from=start)
         ends.append(load_file(tmp_path / name / "checkpoints/step_24/model.safetensors"))
@@ -193,13 +193,13 @@ def test_a_run_cut_off_after_any_file_resumes_bit_equal(corpus, base, tmp_path):
     """What a kill leaves: rows beyond the checkpoint, a torn line, a half-written checkpoint."""
     folder, _ = base
     order = stream_order(corpus, 0)
-    run(corpus, tmp_path, schedule(order, 4, 0, 14), keep=(0, 10, 14))
+    run(corpus, tmp_path, unedited(order, 4, 0, 14), keep=(0, 10, 14))
     with (tmp_path / "curve.csv").open("a") as file:
         file.write("15,960,0.1")
     (tmp_path / "checkpoints" / "step_16.part").mkdir()
     (tmp_path / "checkpoints" / "step_16.part" / "model.safetensors").write_bytes(b"torn")
     rows = []
-    run(corpus, tmp_path, schedule(order, 4, 0, 24), rows.append)
+    run(corpus, tmp_path, unedited(order, 4, 0, 24), rows.append)
     same_files(folder, tmp_path, 24)
     # The first call ended at step 14 and measured there; the uninterrupted run did not.
     mine = [x for x in (tmp_path / "curve.csv").read_text().splitlines() if x[:3] != "14,"]
@@ -233,14 +233,14 @@ def test_slow_checkpoints_are_written_so_seldom_that_they_take_a_twentieth_of_th
     time = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr("mda.training.callbacks.time", time)
     monkeypatch.setattr(checkpoint, "save", slowly)
-    plan = schedule(stream_order(corpus, 0), 4, 0, 24)
+    stream = unedited(stream_order(corpus, 0), 4, 0, 24)
     start = {"checkpoints": [0, 24], "curves": [Clock()], "progress": None}
-    train(tmp_path, scratch(SHAPE, 0), corpus, plan, SETTINGS, **start)
+    train(tmp_path, scratch(SHAPE, 0), corpus, stream, SETTINGS, **start)
     assert saved == [0, 11, 22, 24], "11 updates are the first to take more than 40 seconds"
 
 
 def test_measuring_does_not_change_the_run(corpus, base, tmp_path):
     folder, _ = base
-    plan = schedule(stream_order(corpus, 0), 4, 0, 24)
-    train(tmp_path, scratch(SHAPE, 0), corpus, plan, SETTINGS, checkpoints=[24], progress=None)
+    stream = unedited(stream_order(corpus, 0), 4, 0, 24)
+    train(tmp_path, scratch(SHAPE, 0), corpus, stream, SETTINGS, checkpoints=[24], progress=None)
     same_files(folder, tmp_path, 24)

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mda.data.stream import open_corpus, schedule, stream_order
+from mda.data.stream import open_corpus, stream_order, unedited
 from mda.data.token_files import map_rows
 from mda.data.tokens import build_tokens
 from mda.model.build import scratch
 from mda.schema import ScratchConfig, TrainingConfig
 from mda.training.loop import train
-from mda.types import Schedule
+from mda.types import Stream
 
 SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 
@@ -38,17 +38,17 @@ def corpus(folder: Path):
     return open_corpus(folder / "corpus", "fp", map_rows(folder / "rows.npy", 16))
 
 
-def edited(plan: Schedule) -> Schedule:
+def edited(stream: Stream) -> Stream:
     """Of the first update all samples but one are dropped, the second has one more, of weight 2."""
-    sizes = np.diff(plan.offsets)
-    keep = np.ones(len(plan.sample_ids), dtype=bool)
-    keep[1 : plan.offsets[1]] = False
+    sizes = np.diff(stream.offsets)
+    keep = np.ones(len(stream.sample_ids), dtype=bool)
+    keep[1 : stream.offsets[1]] = False
     sizes[0] = 1
-    ids, weights = plan.sample_ids[keep], plan.weights[keep]
+    ids, weights = stream.sample_ids[keep], stream.weights[keep]
     ids, weights = np.insert(ids, 1, 7), np.insert(weights, 1, np.float32(2))
     sizes[1] += 1
     offsets = np.concatenate([[0], sizes.cumsum()])
-    return Schedule(plan.start, plan.batch_size, offsets, ids, weights)
+    return Stream(stream.start, stream.batch_size, offsets, ids, weights)
 
 
 def run(folder: Path, given: dict, updates: int) -> None:
@@ -58,10 +58,10 @@ def run(folder: Path, given: dict, updates: int) -> None:
         **{"batch_size": 4, "total_steps": 10_000, "warmup_steps": 4, "peak_lr": 1e-2, **given}
     )
     rows = corpus(folder / "corpus")
-    plan = edited(schedule(stream_order(rows, 0), 4, 0, updates))
+    stream = edited(unedited(stream_order(rows, 0), 4, 0, updates))
     kept = [0, 1, 2, updates]
     model = scratch(SHAPE, 0)
-    train(folder / "run", model, rows, plan, settings, checkpoints=kept, progress=None)
+    train(folder / "run", model, rows, stream, settings, checkpoints=kept, progress=None)
 
 
 if __name__ == "__main__":

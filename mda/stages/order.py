@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mda.data.stream import Corpus, schedule, stream_order
+from mda.data.stream import Corpus, stream_order, unedited
 from mda.schema import DataConfig
-from mda.types import Schedule
+from mda.types import Stream
 
 
 @dataclass(frozen=True)
-class Stream:
+class Order:
     """A corpus in the order of one run and of all its arms."""
 
     corpus: Corpus
-    order: int | None  # what the order is drawn from; None for the corpus' own
+    drawn_from: int | None  # what the order is drawn from; None for the corpus' own
     batch_size: int
     seed: int  # of the run
 
     @classmethod
-    def of(cls, corpus: Corpus, data: DataConfig, batch_size: int, seed: int) -> Stream:
-        """Returns the stream drawn from `data.order_seed`, else from the run's seed.
+    def of(cls, corpus: Corpus, data: DataConfig, batch_size: int, seed: int) -> Order:
+        """Returns the order drawn from `data.order_seed`, else from the run's seed.
 
         Without a shuffle it is in the stored order.
         """
@@ -32,16 +32,16 @@ class Stream:
     @property
     def inputs(self) -> dict[str, object]:
         """The inputs that decide a step's samples, beside the corpus."""
-        return {"order": self.order, "batch_size": self.batch_size}
+        return {"order": self.drawn_from, "batch_size": self.batch_size}
 
     @property
     def samples(self) -> np.ndarray:
         """The sample id at each position of the stream."""
-        return stream_order(self.corpus, self.order)
+        return stream_order(self.corpus, self.drawn_from)
 
-    def schedule(self, start: int, end: int) -> Schedule:
+    def stream(self, start: int, end: int) -> Stream:
         """Returns the unedited steps. Raises DataError where the stream is too short for them."""
-        return schedule(self.samples, self.batch_size, start, end)
+        return unedited(self.samples, self.batch_size, start, end)
 
     def following(self, step: int) -> np.ndarray:
         """Returns the samples that a run would see from a step on, to the end of the stream."""
