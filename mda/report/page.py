@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mda import store
-from mda.analysis.claims import Verdict
-from mda.analysis.effects import Comparison
-from mda.analysis.metrics import Measurements
 from mda.schema.plugins import implementation
-from mda.schema.sections import SECTIONS
+from mda.schema.sections import LAST, SECTIONS
+
+if TYPE_CHECKING:
+    from mda.report.sections import Compared
 
 TEMPLATES = Path(__file__).parent / "templates"
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
 def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Returns the page's HTML. `context` fills the tables of the template, `data` feeds the script.
+    """Returns the page's HTML. `context` is its title and sections, `data` feeds the script.
 
     Scripts, styles and data are inline, and its policy forbids any request.
     """
@@ -40,17 +40,22 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     )
 
 
-def sections(
-    measured: Measurements, rows: Sequence[Comparison], verdicts: Sequence[Verdict]
-) -> list[dict[str, Any]]:
-    """Returns the name, title and HTML of every section of a plugin that has something to show."""
+def sections(compared: Compared) -> list[dict[str, Any]]:
+    """Returns the name, title, heading and HTML of every section that has something to show."""
     parts = []
-    for section in SECTIONS.values():
-        values = implementation(section.function)(measured, rows, verdicts)
-        if values is not None:
-            template = _environment().from_string(section.template.read_text("utf-8"))
-            html = Markup(template.render(**values))
-            parts.append({"name": section.name, "title": section.title, "html": html})
+    for section in (*SECTIONS.values(), LAST):
+        values = implementation(section.function)(compared)
+        if values is None:
+            continue
+        template = _environment().from_string(section.template.read_text("utf-8"))
+        parts.append(
+            {
+                "name": section.name,
+                "title": section.title,
+                "heading": section.heading or section.title,
+                "html": Markup(template.render(**values).rstrip()),
+            }
+        )
     return parts
 
 

@@ -211,8 +211,8 @@ from mda.schema.plugins import add_section
 from mda.schema.sections import Section
 
 
-def spread(measured, rows, verdicts):
-    return {"arms": sorted({run.arm.name for run in measured.runs}), "word": "<b>"}
+def spread(compared):
+    return {"arms": sorted({run.arm.name for run in compared.measured.runs}), "word": "<b>"}
 
 
 template = Path(__file__).with_name("spread.html.j2")
