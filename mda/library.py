@@ -28,7 +28,7 @@ from mda.data.packers import Document, across
 from mda.data.stream import Corpus
 from mda.emergence.measure import make_probes, measure
 from mda.estimator.ekfac import Curvature, Fit, fit_curvature
-from mda.estimator.estimator import lend
+from mda.estimator.estimator import Work
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
 from mda.model.architecture import architecture
@@ -43,9 +43,8 @@ from mda.schema import (
 )
 from mda.schema.setting import nearest
 from mda.stages.plugin import estimator_of, kind_of
-from mda.types import Unit, Window
-from mda.unit.blocks import BlockTensors
-from mda.unit.kind import Materials, Measurement, UnitKind
+from mda.types import Window
+from mda.unit.kind import Materials, UnitKind
 
 if TYPE_CHECKING:
     import pandas
@@ -256,8 +255,20 @@ def influence(
     if not own:
         raise ConfigError(f"unit={unit.name} does not exist in this model")
     made = estimator_of(chosen)
-    work = InMemory(model, corpus, unit.kind, own, unit.name, chosen, progress)
-    work = work.reading(made.steps([STEP], Window(STEP, STEP + 1, STEP, "the model in memory")))
+    work = InMemory(
+        chosen,
+        corpus,
+        np.arange(len(corpus.tokens)),
+        unit.kind,
+        own,
+        unit.name,
+        [unit.name],
+        made.steps([STEP], Window(STEP, STEP + 1, STEP, "the model in memory")),
+        seed=0,
+        adam_eps=1e-8,
+        only=model,
+        progress=progress,
+    )
     found = made.score(work)
     return Influence(
         unit.name,
@@ -279,40 +290,15 @@ def upweight(rows: Iterable[int], weight: float = 2.0) -> list[tuple[int, float]
 
 
 @dataclass(frozen=True)
-class InMemory:
-    """One model and its rows as the `mda.estimator.estimator.Work` of an estimator."""
+class InMemory(Work):
+    """What a model and its rows in memory lend to an estimator."""
 
     only: PreTrainedModel
-    corpus: Corpus
-    kind: UnitKind
-    units: Sequence[Unit]
-    found: str
-    settings: EstimatorConfig
     progress: bool
-    steps: Sequence[int] = ()
-    seed: int = 0
-    adam_eps: float = 1e-8
     fitted: dict[Fit, Curvature] = field(default_factory=dict, repr=False)
-
-    def reading(self, steps: Sequence[int]) -> InMemory:
-        """Returns the same with the steps that an estimator reads."""
-        return replace(self, steps=tuple(steps))
-
-    @property
-    def sample_ids(self) -> np.ndarray:
-        return np.arange(len(self.corpus.tokens))
 
     def model(self, step: int) -> PreTrainedModel:
         return self.only
-
-    @property
-    def query(self) -> Tensor:
-        lend("a query", self.settings.requires.query)
-        return self.kind.query()
-
-    def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        lend("gradients", bool(target := self.settings.requires.target))
-        return self.kind.gradients(model, self.units, target)
 
     def curvature(self, step: int, fit: Fit) -> Curvature:
         if fit in self.fitted:  # scores of tokens come after those of rows
@@ -340,16 +326,6 @@ class InMemory:
             "estimator=unrolled repeats the training, which is not in memory; expected another "
             "estimator here, or mda trace estimator=unrolled"
         )
-
-    def differentiable(self, unit: str) -> Measurement:
-        lend("a function of the model", self.settings.requires.found)
-        return self.kind.differentiable(unit, [unit], self.settings.requires.target)
-
-    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps nothing: there is no store."""
-
-    def kept(self, name: str) -> dict[str, Tensor] | None:
-        return None
 
     def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
         return iter(tqdm(items, name, total, disable=not self.progress, leave=False))

@@ -1,4 +1,4 @@
-"""The protocols of an estimator, and of the work that a stage hands to it.
+"""The protocol of an estimator, and the work that a stage or the library hands to it.
 
 One file or class holds one estimator.
 """
@@ -6,6 +6,7 @@ One file or class holds one estimator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,10 +17,10 @@ from mda.data.stream import Corpus
 from mda.estimator.ekfac import Curvature, Fit
 from mda.estimator.replay import TrainingState, TrainingWindow
 from mda.estimator.score import SampleScores
-from mda.schema import ConfigError
+from mda.schema import ConfigError, EstimatorConfig
 from mda.types import Unit, Window
 from mda.unit.blocks import BlockTensors
-from mda.unit.kind import Measurement
+from mda.unit.kind import Measurement, UnitKind
 
 Item = TypeVar("Item")
 
@@ -27,76 +28,82 @@ TokenScorer = Callable[[np.ndarray], Tensor]
 """Sample ids -> what the loss at each position adds to the samples' scores, float64 [n, T]."""
 
 
-class Work(Protocol):
+@dataclass(frozen=True)
+class Work:
     """The samples and units to score, with models, curvature and resumable passes.
 
     `query`, `gradients`, `differentiable`, `second_moments` and `training` raise ValueError for an
     estimator whose settings do not list them in `requires`.
     """
 
-    @property
-    def sample_ids(self) -> np.ndarray: ...  # int64 [N], the window's samples in stream order
-    @property
-    def corpus(self) -> Corpus: ...
-    @property
-    def units(self) -> Sequence[Unit]: ...
-    @property
-    def steps(self) -> Sequence[int]: ...  # what the estimator's `steps` answered
-    @property
-    def found(self) -> str: ...  # the unit that was located, or the mechanism
-    @property
-    def seed(self) -> int: ...  # the run's own
-    @property
-    def adam_eps(self) -> float: ...  # what the run's Adam adds to the root of a second moment
-
-    def model(self, step: int) -> PreTrainedModel:
-        """Returns the model at a kept checkpoint, on the device of training."""
-        ...
+    settings: EstimatorConfig
+    corpus: Corpus
+    sample_ids: np.ndarray  # int64 [N], the window's samples in the order of the run
+    kind: UnitKind
+    units: Sequence[Unit]
+    found: str  # the unit that was located, or the mechanism
+    members: Sequence[str]  # of the mechanism, else the unit alone
+    steps: Sequence[int]  # what the estimator's `steps` answered
+    seed: int  # the run's own
+    adam_eps: float  # what the run's Adam adds to the root of a second moment
 
     @property
     def query(self) -> Tensor:
         """The measurement's tokens, int64 [M, S]; `corpus.decode` gives their text."""
-        ...
+        self.lend("a query", self.settings.requires.query)
+        return self.kind.query()
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
         """Returns the gradient of each unit's measurement, or metric, in its own blocks."""
-        ...
-
-    def curvature(self, step: int, fit: Fit) -> Curvature:
-        """Returns the EK-FAC curvature of a fit at a checkpoint, of a subset of the samples."""
-        ...
-
-    def learning_rate(self, step: int) -> float:
-        """Returns the learning rate of the update after a step."""
-        ...
-
-    def second_moments(self, step: int) -> dict[str, Tensor]:
-        """Returns Adam's bias-corrected second moments by parameter name."""
-        ...
-
-    def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
-        """Returns the window as it was trained, and its states at the estimator's steps."""
-        ...
+        self.lend("gradients", bool(target := self.settings.requires.target))
+        return self.kind.gradients(model, self.units, target)
 
     def differentiable(self, unit: str) -> Measurement:
         """Returns a unit's metric, or measurement, as a differentiable function of the model."""
-        ...
+        self.lend("a function of the model", self.settings.requires.found)
+        return self.kind.differentiable(unit, self.members, self.settings.requires.target)
+
+    def lend(self, what: str, required: bool) -> None:
+        """Raises ValueError where an estimator reads something that it does not require."""
+        if not required:
+            raise ValueError(
+                f"the estimator asks for {what}; its settings' `requires` does not say so"
+            )
+
+    def model(self, step: int) -> PreTrainedModel:
+        """Returns the model at a kept checkpoint, on the device of training."""
+        raise NotImplementedError
+
+    def curvature(self, step: int, fit: Fit) -> Curvature:
+        """Returns the EK-FAC curvature of a fit at a checkpoint, of a subset of the samples."""
+        raise NotImplementedError
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of the update after a step."""
+        raise NotImplementedError
+
+    def second_moments(self, step: int) -> dict[str, Tensor]:
+        """Returns Adam's bias-corrected second moments by parameter name."""
+        raise NotImplementedError
+
+    def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
+        """Returns the window as it was trained, and its states at the estimator's steps."""
+        raise NotImplementedError
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Saves the progress of a computation, for resuming after a kill."""
-        ...
 
     def kept(self, name: str) -> dict[str, Tensor] | None:
         """Returns the progress that was saved last; None at the start."""
-        ...
+        return None
 
     def bar(self, items: Iterable[Item], name: str, total: int) -> Iterator[Item]:
         """Yields items with a progress bar."""
-        ...
+        raise NotImplementedError
 
     def over_samples(self, name: str, scores: Callable[[np.ndarray], SampleScores]) -> SampleScores:
         """Runs a pass over all samples in resumable parts, which processes may share."""
-        ...
+        raise NotImplementedError
 
 
 class Estimator(Protocol):
@@ -127,12 +134,6 @@ class TokenEstimator(Estimator, Protocol):
     def target_influence(self, work: Work) -> TokenScorer:
         """Returns the function that scores single losses for the found unit."""
         ...
-
-
-def lend(what: str, required: bool) -> None:
-    """Raises ValueError where an estimator reads something that its settings do not require."""
-    if not required:
-        raise ValueError(f"the estimator asks for {what}; its settings' `requires` does not say so")
 
 
 def kept_step(kept: Sequence[int], step: int, key: str) -> int:

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 
 from mda import store
 from mda.cost import scoring
-from mda.data.stream import Corpus
 from mda.estimator import ekfac
-from mda.estimator.estimator import Item, TokenEstimator, lend
+from mda.estimator.estimator import Item, TokenEstimator, Work
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
 from mda.schema import EstimatorConfig, TrainingConfig, refuse
@@ -35,8 +34,6 @@ from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
 from mda.types import Scores, Stream, Unit, Window
-from mda.unit.blocks import BlockTensors
-from mda.unit.kind import Measurement
 
 SCORE_SHARDS = (64, 1024)  # see `sharded`
 NOT_SCORED = (
@@ -62,59 +59,20 @@ class Traced(Made):
 
 
 @dataclass(frozen=True)
-class ScoringWork:
-    """The implementation of `mda.estimator.estimator.Work` that a stage hands to an estimator."""
+class ScoringWork(Work):
+    """What a stage lends to an estimator."""
 
     at: Runtime
-    located: Located
-    settings: EstimatorConfig
+    base: Run
     stream: Stream
-    steps: tuple[int, ...]
     part: Path | None = None  # where shards lie; None where no pass over samples is meant
-
-    @property
-    def base(self) -> Run:
-        return self.located.base
-
-    @property
-    def corpus(self) -> Corpus:
-        return self.base.corpus
 
     @property
     def _training(self) -> TrainingConfig:
         return self.base.recipe.training
 
-    @property
-    def sample_ids(self) -> np.ndarray:
-        return self.stream.sample_ids
-
-    @property
-    def units(self) -> Sequence[Unit]:
-        return self.located.units
-
-    @property
-    def found(self) -> str:
-        return self.located.name
-
-    @property
-    def seed(self) -> int:
-        return self.base.order.seed
-
-    @property
-    def adam_eps(self) -> float:
-        return self._training.eps
-
     def model(self, step: int) -> PreTrainedModel:
         return self.base.model(self._scored(step))
-
-    @property
-    def query(self) -> Tensor:
-        lend("a query", self.settings.requires.query)
-        return self.located.kind.query()
-
-    def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        lend("gradients", bool(target := self.settings.requires.target))
-        return self.located.kind.gradients(model, self.units, target)
 
     def curvature(self, step: int, fit: ekfac.Fit) -> ekfac.Curvature:
         ids, step = fit.subset(self.sample_ids), self._scored(step)
@@ -124,13 +82,13 @@ class ScoringWork:
         return learning_rate(step, self._training)
 
     def second_moments(self, step: int) -> dict[str, Tensor]:
-        lend("Adam's moments", bool(self.settings.requires.moments))
+        self.lend("Adam's moments", bool(self.settings.requires.moments))
         self._refuse_published()
         beta2 = self._training.beta2
         return checkpoint.second_moments(self.base.checkpoint(step), beta2)
 
     def training(self) -> tuple[TrainingWindow, dict[int, TrainingState]]:
-        lend("the training", self.settings.requires.trajectory)
+        self.lend("the training", self.settings.requires.trajectory)
         self._refuse_published()
         settings, start = self._training, self.stream.start
         model = self.base.model(self.base.checkpoints[-1])
@@ -151,12 +109,6 @@ class ScoringWork:
         if self.base.published is not None:
             accepted = "what needs no optimizer state, which base=published lacks"
             raise refuse("estimator", self.settings.name, accepted)
-
-    def differentiable(self, unit: str) -> Measurement:
-        lend("a function of the model", self.settings.requires.found)
-        return self.located.kind.differentiable(
-            unit, self.located.members, self.settings.requires.target
-        )
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
         assert self.part is not None
@@ -190,6 +142,34 @@ class ScoringWork:
             first += len(done["values"])
         barrier()  # every process has read the shards before the first one deletes them
         return SampleScores(values, torch.cat(losses))
+
+
+def work_of(
+    located: Located,
+    settings: EstimatorConfig,
+    steps: tuple[int, ...],
+    at: Runtime,
+    part: Path | None = None,
+) -> ScoringWork:
+    """Returns the work of scoring a unit's window."""
+    base, window = located.base, located.window
+    stream = base.order.stream(window.start, window.end)
+    return ScoringWork(
+        settings,
+        base.corpus,
+        stream.sample_ids,
+        located.kind,
+        located.units,
+        located.name,
+        located.members,
+        steps,
+        base.order.seed,
+        base.recipe.training.eps,
+        at,
+        base,
+        stream,
+        part,
+    )
 
 
 def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
@@ -268,14 +248,12 @@ class ScoresStage(Stage[Traced]):
         return self.located.base.device
 
     def build(self, part: Path, at: Runtime) -> None:
-        located, window = self.located, self.located.window
-        stream = located.base.order.stream(window.start, window.end)
-        fetch(at, located.base.corpus, stream.sample_ids, together=True)
         assert self.steps is not None
-        work = ScoringWork(at, located, self.settings, stream, self.steps, part)
+        work = work_of(self.located, self.settings, self.steps, at, part)
+        fetch(at, work.corpus, work.sample_ids, together=True)
         scored = estimator_of(self.settings).score(work)
         if rank() == 0:
-            _save(part, stream, located.units, scored)
+            _save(part, work.stream, work.units, scored)
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
@@ -311,7 +289,7 @@ def token_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.n
     Position t is that of the input token at which the unit's parameters act; a row's sum is the
     sample's score.
     """
-    work = _work(traced, at)
+    work = work_of(traced.located, traced.settings, traced.steps, at)
     influence = estimator_of(traced.settings).token_influence(work, sample_ids)
     if influence is None:
         return np.zeros((len(sample_ids), work.corpus.seq_len))
@@ -327,13 +305,8 @@ def loss_influence(traced: Traced, at: Runtime, sample_ids: np.ndarray) -> np.nd
     if "tokens" not in traced.settings.gives:
         return None
     estimator = cast(TokenEstimator, estimator_of(traced.settings))
-    return estimator.target_influence(_work(traced, at))(sample_ids).double().numpy()
-
-
-def _work(traced: Traced, at: Runtime) -> ScoringWork:
-    window, located = traced.located.window, traced.located
-    stream = located.base.order.stream(window.start, window.end)
-    return ScoringWork(at, located, traced.settings, stream, traced.steps)
+    work = work_of(traced.located, traced.settings, traced.steps, at)
+    return estimator.target_influence(work)(sample_ids).double().numpy()
 
 
 def _save(part: Path, stream: Stream, units: Sequence[Unit], found: SampleScores) -> None:

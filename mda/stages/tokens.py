@@ -19,7 +19,7 @@ from torch import Tensor
 from mda import store
 from mda.cost import scoring
 from mda.estimator.estimator import TokenEstimator
-from mda.stages.attribution import SCORE_SHARDS, ScoringWork, Traced
+from mda.stages.attribution import SCORE_SHARDS, Traced, work_of
 from mda.stages.context import Runtime, barrier, mine
 from mda.stages.corpus import fetch
 from mda.stages.curvature import sharded
@@ -75,12 +75,11 @@ class TokensStage(Stage[TracedTokens]):
         return self.traced.located.base.device
 
     def build(self, part: Path, at: Runtime) -> None:
-        traced, located, settings = self.traced, self.traced.located, self.traced.settings
-        stream = located.base.order.stream(located.window.start, located.window.end)
-        fetch(at, located.base.corpus, stream.sample_ids, together=True)
-        work = ScoringWork(at, located, settings, stream, traced.steps, part)
-        scorer = cast(TokenEstimator, estimator_of(settings)).target_influence(work)
-        todo = mine(list(enumerate(sharded(stream.sample_ids, *SCORE_SHARDS))))
+        traced = self.traced
+        work = work_of(traced.located, traced.settings, traced.steps, at, part)
+        fetch(at, work.corpus, work.sample_ids, together=True)
+        scorer = cast(TokenEstimator, estimator_of(traced.settings)).target_influence(work)
+        todo = mine(list(enumerate(sharded(work.sample_ids, *SCORE_SHARDS))))
         for i, ids in at.bar(todo, "scores of tokens", len(todo)):
             if not (path := _file(part, i)).exists():
                 store.write_safetensors(path, packed(scorer(ids)))

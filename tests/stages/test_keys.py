@@ -19,7 +19,7 @@ from mda.programs import run
 from mda.schema import OPTIONS, ConfigError, TracinConfig, UnrolledConfig
 from mda.schema.keys import settings
 from mda.schema.metrics import HEAD_METRICS, HeadMetric
-from mda.stages.attribution import ScoringWork
+from mda.stages.attribution import work_of
 from mda.stages.preview import fingerprints, preview_job
 from mda.stages.runs import Recipe, model_inputs
 
@@ -468,8 +468,7 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
     _, given, _ = published
     context = context_of(*given, *SCORED, *TRACIN)
     trace = pipeline.trace(context)
-    stream, settings = trace.base.order.stream(20, 40), context.config.estimator
-    work = ScoringWork(context.at, trace.unit, settings, stream, trace.traced.steps)
+    work = work_of(trace.unit, context.config.estimator, trace.traced.steps, context.at)
     work.model(20)
     adam = replace(work, settings=TracinConfig(adam_preconditioning=True))
     unrolled = replace(work, settings=UnrolledConfig())

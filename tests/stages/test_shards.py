@@ -65,10 +65,11 @@ def test_scores_of_many_samples_and_units_lie_on_disk(context_of, tmp_path):
     """100,000 samples of 144 units, 115 MB in float64, added up over two checkpoints, and saved."""
     n, units = 100_000, [SimpleNamespace(name=f"u{i}", parts=()) for i in range(144)]
     stream = Stream(0, 4, np.arange(0, n + 1, 4), np.arange(n), np.ones(n, np.float32))
-    located: Any = SimpleNamespace(units=units)
-    context = context_of()
-    given = (context.at, located, context.config.estimator, stream, (0, 1), tmp_path)
-    work = attribution.ScoringWork(*given)
+    context, unused = context_of(), dict.fromkeys(
+        ("settings", "corpus", "kind", "found", "members", "steps", "seed", "adam_eps", "base")
+    )  # fmt: skip
+    given: Any = unused | {"units": units, "sample_ids": stream.sample_ids, "stream": stream}
+    work = attribution.ScoringWork(**given, at=context.at, part=tmp_path)
 
     def score(ids):
         values = torch.from_numpy(ids)[:, None] + 1000.0 * torch.arange(144)
