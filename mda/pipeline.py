@@ -1,4 +1,4 @@
-"""Pipeline: corpus, base run, unit, scores, plan, retrained arm, in this order.
+"""Pipeline: corpus, base run, unit, scores, edit, retrained arm, in this order.
 
 Each stage is found in the store by the hash of everything that enters it, or built once. A stage
 sees the ones before it and the configuration; nothing flows back.
@@ -20,7 +20,7 @@ from mda.stages.capabilities import Capabilities, CapabilitiesStage
 from mda.stages.context import Context, rank
 from mda.stages.corpus import CorpusStage, trained_on_held_out
 from mda.stages.declared import BASE, SCORES, needs
-from mda.stages.editing import Edited, check_edit, edited_stream, plan_edit
+from mda.stages.editing import Edited, check_edit, edited_stream, make_edit
 from mda.stages.found import NotBuilt
 from mda.stages.locating import Located, check_label, locate
 from mda.stages.order import Order
@@ -56,7 +56,7 @@ class Arm:
 
     @property
     def edited(self) -> Edited:
-        """The plan of the edit, and the stream that results from it."""
+        """The changes of the edit, and the stream that results from them."""
         return self.edit()
 
     @property
@@ -142,7 +142,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
 
     @cache
     def edited() -> Edited:
-        return plan_edit(edit, unit, traced and traced.scores, tokens and tokens.scores)
+        return make_edit(edit, unit, traced and traced.scores, tokens and tokens.scores)
 
     start = state_at(base, unit.steps[0], at) if unit.steps else None
     trained = edited_stream(edit, unit, traced, tokens, edited)

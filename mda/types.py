@@ -230,13 +230,13 @@ class Window:
 
 
 @dataclass(frozen=True)
-class EditPlan:
+class Changes:
     """The changes of an arm to the stream inside the window [start, end), saved as CSV.
 
     `action` is `none`, `mask`, `drop`, `replace`, `duplicate`, `upweight`, `insert`, `mask_tokens`
     or `spans`; the other columns are parallel: the sample, the step it concerns, its loss weight
     afterwards, and, for `replace`, the sample that takes its place (-1 otherwise). The last two
-    edit single tokens, a row of the plan for each: `mask_tokens` takes the loss at `positions` out
+    edit single tokens, a row for each: `mask_tokens` takes the loss at `positions` out
     (that of predicting token t + 1), `spans` puts `tokens` in place of the tokens at `positions`.
     """
 

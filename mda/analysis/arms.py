@@ -20,7 +20,7 @@ import numpy as np
 from mda import store
 from mda.schema import StudyArm
 from mda.schema.edit import Band, Bottom, Count, Edit, Ids, Rows, Share, Top, edit_from
-from mda.schema.old_words import groups_now, metric_now, read_summary
+from mda.schema.old_words import FILES, groups_now, metric_now, read_summary
 from mda.types import HeadId
 
 
@@ -273,7 +273,7 @@ def _refuse_changed(folder: Path, hashes: Mapping[str, str]) -> None:
     """Raises ValueError for a table that has changed since its run wrote it."""
     if "curve.csv" not in hashes:
         raise ValueError("its summary has no hash of curve.csv")
-    for name in ("curve.csv", "plan.csv"):
+    for name in ("curve.csv", "edit.csv", *FILES):
         if name in hashes and store.hash_file(folder / name) != hashes[name]:
             raise ValueError(f"{name} has changed since the run left it")
 

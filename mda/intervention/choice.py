@@ -1,8 +1,8 @@
-"""What an edit may read and what it has chosen: the argument of every planner.
+"""What an edit may read and what it has chosen: the argument of every maker of changes.
 
-A planner is a function of an edit's settings and a `Choice` that returns an `EditPlan`. The
+A maker is a function of an edit's settings and a `Choice` that returns `Changes`. The
 settings name it, `module:function`: those of this package in a table by mode, see
-`mda.schema.attribution`, those of a plugin in their class variable `planner`.
+`mda.schema.attribution`, those of a plugin in their class variable `maker`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mda.data.stream import Corpus, mixed_seed
-from mda.intervention import plan as plans
+from mda.intervention.changes import rewritten, spans, steps_of
 from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
 from mda.schema import EditConfig
-from mda.types import EditPlan, Scores, Stream, TokenScores
+from mda.types import Changes, Scores, Stream, TokenScores
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Choice:
 
     def steps_of(self, sample_ids: np.ndarray) -> np.ndarray:
         """Returns the step at which each of some samples of the window is seen, int64 [n]."""
-        return plans.steps_of(self.scores, sample_ids, self.start, self.end)
+        return steps_of(self.scores, sample_ids, self.start, self.end)
 
     def seed(self, *draws: int) -> int:
         """Returns the seed of the edit's draws in this run; further numbers give further seeds."""
@@ -93,13 +93,13 @@ class Choice:
 
     def rewritten(
         self, sample_ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray
-    ) -> EditPlan:
-        """Returns the plan that puts tokens at positions of samples, one entry for each token."""
-        plan = plans.spans(
+    ) -> Changes:
+        """Returns the changes that put tokens at positions of samples, one entry for each token."""
+        changes = spans(
             sample_ids, self.steps_of(sample_ids), positions, tokens,
             self.start, self.end, first_id=len(self.corpus.tokens),
         )  # fmt: skip
-        return replace(plan, rows=plans.rewritten(plan, self.rows))
+        return replace(changes, rows=rewritten(changes, self.rows))
 
 
 def select(

@@ -22,13 +22,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from mda.intervention.choice import Choice
 from mda.schema import RemoveConfig
-from mda.types import EditPlan
+from mda.types import Changes
 
 TRIES = 1000  # draws before a sample is given up
 SPANS = 2  # the number of these draws; random scores of tokens have 1, of samples none
 
 
-def replacement(config: RemoveConfig, choice: Choice) -> EditPlan:
+def replacement(config: RemoveConfig, choice: Choice) -> Changes:
     """Plans `intervention.mode=spans`: repeated spans of the first samples by score.
 
     It edits up to the settings' amount of tokens. Except for the distribution of the replaced

@@ -11,17 +11,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mda.intervention.changes import mask_tokens
 from mda.intervention.choice import Choice
-from mda.intervention.plan import mask_tokens
 from mda.intervention.select import amount
 from mda.schema import RemoveConfig
-from mda.types import EditPlan
+from mda.types import Changes
 
 Tokens = tuple[np.ndarray, np.ndarray]
 """Rows and positions, int64 [n] each."""
 
 
-def masking(config: RemoveConfig, choice: Choice) -> EditPlan:
+def masking(config: RemoveConfig, choice: Choice) -> Changes:
     """Plans `intervention.mode=mask_tokens`; tokens without scores are drawn at random."""
     scores, length, n = choice.scores, choice.corpus.seq_len, choice.n_tokens
     pool = None if config.label is None else choice.order("random")

@@ -1,6 +1,6 @@
 """Run one arm of the experiment: edit the stream, retrain the window, measure the unit.
 
-Corpus, base run, scores and plan come from the store, or are built first. The arm starts from the
+Corpus, base run, scores and edit come from the store, or are built first. The arm starts from the
 base run's weights and optimizer at the window's start; everything but the edit is unchanged.
 `intervention=control` retrains the unedited stream and repeats the base run. A run that is started
 with `study=` keeps the hash of that study (conf/study), which registers its claims: claims written
@@ -24,7 +24,7 @@ NEEDS = (*needs(CAPABILITIES), "study", "plan", "report", "logger")
 
 
 def run(config: Config, folder: Path) -> None:
-    """Retrains the configured arm and writes its curve, plan and summary into `folder`."""
+    """Retrains the configured arm and writes its curve, edit and summary into `folder`."""
     from mda import pipeline
     from mda.report.arm import FILES, arm_name, report_arm
     from mda.report.job_log import job_log
@@ -39,7 +39,7 @@ def run(config: Config, folder: Path) -> None:
             config,
             arm.unit.members[0],
             arm.unit.window,
-            arm.edited.plan,
+            arm.edited.changes,
             arm.unit.curve,
             arm.run.curve,
             arm.run.folder,
@@ -55,11 +55,11 @@ def run(config: Config, folder: Path) -> None:
               "capabilities": arm.capabilities}  # fmt: skip
     used = of_stages(arm.corpus.fingerprint, stages, start)
     used["fingerprints"]["origin"] = arm.origin
-    settings = asdict(config.intervention) | {"action": arm.edited.plan.action}
-    settings |= {"n": arm.edited.plan.n_samples, "tokens": arm.edited.n_tokens}
+    settings = asdict(config.intervention) | {"action": arm.edited.changes.action}
+    settings |= {"n": arm.edited.changes.n_samples, "tokens": arm.edited.n_tokens}
     edit = config.intervention.edit(config.estimator.name)
     if config.intervention.inserted is not None:
-        edit = replace(edit, amount=Count(arm.edited.plan.n_samples, of="rows"))
+        edit = replace(edit, amount=Count(arm.edited.changes.n_samples, of="rows"))
     write_summary(
         folder,
         "run",

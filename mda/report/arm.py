@@ -1,4 +1,4 @@
-"""The output of one arm: its plan, its curve on the base run's axes, its effect."""
+"""The output of one arm: its edit, its curve on the base run's axes, its effect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mda.analysis.arms import Arm
 from mda.analysis.bearing import ABLE
 from mda.analysis.folders import IN_NAME
 from mda.emergence.onset import Curve, column, measured, unit_onset
-from mda.intervention.plan import save_plan
+from mda.intervention.changes import save_changes
 from mda.intervention.window import Window
 from mda.report.curves import plot_heat_maps
 from mda.report.drawing import plt, save_figure
@@ -22,10 +22,10 @@ from mda.schema import Config, UnitConfig
 from mda.schema.edit import Scorer
 from mda.schema.metrics import HEAD_METRICS
 from mda.schema.setting import default_of
-from mda.types import EditPlan
+from mda.types import Changes
 
 FILES = {
-    "plan.csv": "the edit: sample, step, loss weight, replacement; position and token, if of one",
+    "edit.csv": "the edit: sample, step, loss weight, replacement; position and token, if of one",
     "curve.csv": "emergence curve of the arm, from the window's start to its end",
     "train.csv": "loss and learning rate of every update",
     "curves.png": "the arm's unit against the base run's",
@@ -71,7 +71,7 @@ def report_arm(
     config: Config,
     head: str,
     window: Window,
-    plan: EditPlan,
+    changes: Changes,
     base_curve: Curve,
     curve: Curve,
     source: Path,
@@ -86,7 +86,7 @@ def report_arm(
     rows: list[dict[str, float]] = [*map(dict, curve[:-1]), {**curve[-1], **able}]
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
     shutil.copyfile(source / "train.csv", folder / "train.csv")
-    save_plan(plan, folder / "plan.csv")
+    save_changes(changes, folder / "edit.csv")
     plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png", config.report.dpi)
     metric = config.unit.metric
     name = f"emergence/{metric}/{head}"
@@ -100,9 +100,9 @@ def report_arm(
     print(f"window: {window.rule}")
     if onset.before:
         print(f"{head} was there before step {window.start}: it has no onset and no delay")
-    edited = f"{plan.n_samples:,} samples"
-    if plan.by_token:
-        edited = f"{len(plan.sample_ids):,} tokens of {edited}"
+    edited = f"{changes.n_samples:,} samples"
+    if changes.by_token:
+        edited = f"{len(changes.sample_ids):,} tokens of {edited}"
     print(
         f"{arm}: {edited} edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"

@@ -152,7 +152,7 @@ def _write_tables(
 def _run_files() -> dict[str, str]:
     return {
         "<run>/curve.csv": "a run's emergence curve: every metric on this page is read from it",
-        "<run>/plan.csv": "what the run's edit did to which sample",
+        "<run>/edit.csv": "what the run's edit did to which sample",
         "<run>/config.yaml": "the run's resolved configuration",
     }
 

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from mda.report.terminal import shown
 from mda.schema import ConfigError
+from mda.schema.old_words import FILES, metric_now
 
-TABLES = ("curve.csv", "train.csv", "scores.csv", "plan.csv", "revisions.csv")
+TABLES = ("curve.csv", "train.csv", "scores.csv", "edit.csv", "revisions.csv")
 LIMIT = 100_000_000  # bytes of a table: two million scores
 
 Tables = dict[str, dict[str, list[str]]]  # name -> column -> values as they were written
@@ -38,7 +39,11 @@ def read_tables(run: Path) -> Tables:
     Raises ConfigError where there is none, or where one is not a regular file of at most `LIMIT`
     bytes with as many values in every row.
     """
-    tables = {name: _columns(run / name) for name in TABLES if os.path.lexists(run / name)}
+    tables = {
+        FILES.get(name, name): _columns(run / name)
+        for name in (*TABLES, *FILES)
+        if os.path.lexists(run / name)
+    }
     if not tables:
         raise ConfigError(f"{run} is refused; accepted: a run with one of {', '.join(TABLES)}")
     return tables
@@ -92,6 +97,7 @@ def _columns(path: Path) -> dict[str, list[str]]:
             raise ValueError(f"it has more than {LIMIT:,} bytes")
         lines = content.decode().splitlines()
         header, *rows = [*csv.reader(line for line in lines if not line.startswith("#"))] or [[]]
-        return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True)) if rows else {}
+        columns = map(list, zip(*rows, strict=True))
+        return dict(zip(map(metric_now, header), columns, strict=True)) if rows else {}
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{path} is refused; accepted: a table of a run ({error})") from error

@@ -34,7 +34,7 @@ IN_EDIT = {
 class EditMode:
     """What a mode of an edit does, for those who do not know the mode."""
 
-    planner: str  # `module:function` of its plan, see mda/intervention/choice.py
+    maker: str  # `module:function` of its changes, see mda/intervention/choice.py
     of: str = "samples"  # what is chosen, and amounts are of: samples or tokens
     reads: tuple[str, ...] = ()  # settings that no other mode reads
     draws: bool = False  # other numbers than the choice, from the edit's seed
@@ -47,7 +47,7 @@ class InterventionConfig(Group):
 
     key: ClassVar[str] = "intervention"
     edits: ClassVar[bool] = True
-    planner: ClassVar[str] = ""  # of a kind without modes
+    maker: ClassVar[str] = ""  # of a kind without modes
     modes: ClassVar[Mapping[str, EditMode]] = {}
     name: str = setting("???", "kind of edit, set by intervention=...")
     window: Any = setting(
@@ -67,8 +67,8 @@ class InterventionConfig(Group):
 
     @property
     def edit_mode(self) -> EditMode:
-        """The planner and what it reads."""
-        return self.modes.get(getattr(self, "mode", ""), EditMode(self.planner, draws=True))
+        """The maker of its changes, and what that reads."""
+        return self.modes.get(getattr(self, "mode", ""), EditMode(self.maker, draws=True))
 
     @property
     def idle(self) -> set[str]:
@@ -208,9 +208,9 @@ class RemoveConfig(EditConfig):
     """Takes samples, single tokens or repetitions out of the window."""
 
     modes: ClassVar[Mapping[str, EditMode]] = {
-        "mask": EditMode("mda.intervention.plan:removal"),
-        "drop": EditMode("mda.intervention.plan:removal", takes_unused=True),
-        "replace": EditMode("mda.intervention.plan:removal", draws=True, takes_unused=True),
+        "mask": EditMode("mda.intervention.changes:removal"),
+        "drop": EditMode("mda.intervention.changes:removal", takes_unused=True),
+        "replace": EditMode("mda.intervention.changes:removal", draws=True, takes_unused=True),
         "mask_tokens": EditMode("mda.intervention.tokens:masking", "tokens", ("within",)),
         "spans": EditMode(
             "mda.intervention.spans:replacement", "tokens", ("spans", "ngram"), draws=True
@@ -262,10 +262,10 @@ class AugmentConfig(EditConfig):
     """Gives samples of the window more weight, or inserts rows of your own."""
 
     modes: ClassVar[Mapping[str, EditMode]] = {
-        "duplicate": EditMode("mda.intervention.plan:augmentation"),
-        "upweight": EditMode("mda.intervention.plan:augmentation", reads=("weight",)),
+        "duplicate": EditMode("mda.intervention.changes:augmentation"),
+        "upweight": EditMode("mda.intervention.changes:augmentation", reads=("weight",)),
         "insert": EditMode(
-            "mda.intervention.plan:insertion", reads=("rows", "at_step", "per_step")
+            "mda.intervention.changes:insertion", reads=("rows", "at_step", "per_step")
         ),
     }
 
@@ -311,7 +311,7 @@ class ControlConfig(InterventionConfig):
     """Trains on the unedited stream through the same code."""
 
     edits: ClassVar[bool] = False
-    planner: ClassVar[str] = "mda.intervention.plan:unedited"
+    maker: ClassVar[str] = "mda.intervention.changes:unedited"
 
     name: str = setting("control", "kind of edit", one_of=("control",))
     fraction: float | None = setting(None, "no effect: the edits' amount, which presets give")

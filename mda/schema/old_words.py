@@ -41,6 +41,9 @@ METRICS = {
 GROUPS = {"behaviour": "capabilities"}
 """Groups of settings, stages and metrics that had another name."""
 
+FILES = {"plan.csv": "edit.csv"}
+"""Files of a run that had another name."""
+
 NO_SETTINGS = {"emergence": ("onset",)}
 """Group -> settings that saved runs have and that no longer exist: each metric has a threshold."""
 

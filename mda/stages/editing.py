@@ -1,4 +1,4 @@
-"""Makes an edit plan from scores, and an arm's stream from the plan."""
+"""Makes an edit's changes from scores, and an arm's stream from the changes."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from mda.stages.order import Order
 from mda.stages.runs import EditedStream
 from mda.stages.tokens import TracedTokens
 from mda.store import hash_arrays
-from mda.types import EditPlan, Scores, Stream, TokenScores
+from mda.types import Changes, Scores, Stream, TokenScores
 
 
 @dataclass(frozen=True)
 class Edited:
-    """The training data of an arm: the plan, its stream, and the rows of the stream."""
+    """The training data of an arm: the changes, the stream, and the rows of the stream."""
 
-    plan: EditPlan
+    changes: Changes
     stream: Stream
     corpus: Corpus
     inserted: str | None  # hash of rows from outside the corpus
 
     @property
     def n_tokens(self) -> int:
-        """The number of tokens that the plan edits."""
-        n = len(self.plan.sample_ids)
-        return n if self.plan.by_token else n * self.corpus.seq_len
+        """The number of tokens that the edit changes."""
+        n = len(self.changes.sample_ids)
+        return n if self.changes.by_token else n * self.corpus.seq_len
 
 
 def check_edit(
@@ -148,13 +148,13 @@ def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> 
     return decided | {"kind": config.name, "scores": config.by_scores}
 
 
-def plan_edit(
+def make_edit(
     intervention: InterventionConfig,
     unit: Located,
     scores: Scores | None,
     tokens: TokenScores | None = None,
 ) -> Edited:
-    """Chooses samples or tokens, writes the plan, and applies it to the unedited stream.
+    """Chooses samples or tokens, makes the changes, and applies them to the unedited stream.
 
     `scores` are not needed by a control arm, `tokens` by edits of scored tokens alone. Raises
     ConfigError where the edit is impossible.
@@ -174,10 +174,10 @@ def _choice(
 
 
 def _planned(choice: Choice) -> Edited:
-    """Returns the edit as its planner makes it."""
-    plan = implementation(choice.settings.edit_mode.planner)(choice.settings, choice)
-    stream, corpus = edit(plan, choice.base, choice.unused), choice.corpus
-    if plan.rows is None:
-        return Edited(plan, stream, corpus, None)
-    longer = replace(corpus, extra=plan.rows.astype(corpus.tokens.dtype))
-    return Edited(plan, stream, longer, hash_arrays(plan.rows))
+    """Returns the edit as its maker makes it."""
+    changes = implementation(choice.settings.edit_mode.maker)(choice.settings, choice)
+    stream, corpus = edit(changes, choice.base, choice.unused), choice.corpus
+    if changes.rows is None:
+        return Edited(changes, stream, corpus, None)
+    longer = replace(corpus, extra=changes.rows.astype(corpus.tokens.dtype))
+    return Edited(changes, stream, longer, hash_arrays(changes.rows))

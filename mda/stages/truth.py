@@ -20,7 +20,7 @@ from mda import store
 from mda.data.stream import Corpus, stream_hash
 from mda.estimator import ekfac
 from mda.estimator.replay import TrainingWindow, load_state, perturbed
-from mda.intervention import plan as plans
+from mda.intervention.changes import augment, remove
 from mda.intervention.edit import edit
 from mda.schema import Config, EstimatorConfig, InterventionConfig, SaeConfig, UnitConfig
 from mda.stages.attribution import Traced, score
@@ -33,7 +33,7 @@ from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import adamw
-from mda.types import EditPlan, Scores, Stream, Window
+from mda.types import Changes, Scores, Stream, Window
 
 
 class Outcome(NamedTuple):
@@ -102,31 +102,31 @@ class Bench:
         """Returns scores of one unit by an estimator."""
         return score(self.located[unit], settings, self.at)
 
-    def arm(self, plan: EditPlan | None, start: Start | None = None) -> Run:
+    def arm(self, changes: Changes | None, start: Start | None = None) -> Run:
         """Returns the window trained again with an edit; None means the unedited stream."""
-        stream = self.stream if plan is None else edit(plan, self.stream)
+        stream = self.stream if changes is None else edit(changes, self.stream)
         quiet = replace(self.at, progress=False)  # who retrains many draws a bar of its own
         start = start or state_at(self.base, self.window.start, quiet)
         steps = self.window.start, self.window.end
         inputs: object = [stream_hash(stream), None]
-        if plan is None:
+        if changes is None:
             inputs = self.base.order.inputs | {"window": list(steps)}
         edited = EditedStream(steps, inputs, lambda: stream, self.corpus)
         return make(ArmStage(self.base, edited, start), quiet)
 
-    def removal(self, sample_ids: np.ndarray) -> EditPlan:
-        """Returns the plan that masks some samples: weight 0, all else in place."""
+    def removal(self, sample_ids: np.ndarray) -> Changes:
+        """Returns the changes that mask some samples: weight 0, all else in place."""
         window = self.window
-        return plans.remove(self._placed, sample_ids, window.start, window.end, "mask")
+        return remove(self._placed, sample_ids, window.start, window.end, "mask")
 
-    def doubling(self, sample_ids: np.ndarray) -> EditPlan:
-        """Returns the plan with one more copy of some samples, in the step that has them."""
+    def doubling(self, sample_ids: np.ndarray) -> Changes:
+        """Returns the changes with one more copy of some samples, in the step that has them."""
         window = self.window
-        return plans.augment(self._placed, sample_ids, window.start, window.end, "duplicate")
+        return augment(self._placed, sample_ids, window.start, window.end, "duplicate")
 
     @cached_property
     def _placed(self) -> Scores:
-        """The step of every sample of the window, as plans read it from scores."""
+        """The step of every sample of the window, as edits read it from scores."""
         ids, rows = self.stream.sample_ids, np.diff(self.stream.offsets)
         steps = np.repeat(np.arange(self.stream.start, self.stream.end), rows)
         empty = np.empty((len(ids), 0), np.float32)

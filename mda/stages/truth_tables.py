@@ -20,7 +20,7 @@ from mda.schema import ConfigError, TruthConfig
 from mda.stages.attribution import Traced
 from mda.stages.found import NotBuilt
 from mda.stages.truth import Bench, Outcome, causes, scoring_seconds, seconds
-from mda.types import EditPlan
+from mda.types import Changes
 
 Row = dict[str, object]
 Traces = Mapping[str, Mapping[str, Traced]]
@@ -66,8 +66,8 @@ def subset_rows(bench: Bench, settings: TruthConfig, traces: Traces) -> Iterator
     arms = [(i, run) for run in range(1 + settings.reruns) for i in range(len(subsets))]
     measured: dict[tuple[int, int], dict[str, Outcome]] = {}
     for i, run in bench.at.bar(arms, "sets removed", len(arms)):
-        plan = bench.removal(subsets[i].sample_ids)
-        if (found := outcomes_of(bench, plan, settings, run)) is not None:
+        changes = bench.removal(subsets[i].sample_ids)
+        if (found := outcomes_of(bench, changes, settings, run)) is not None:
             measured[i, run] = found
     for i, subset in enumerate(subsets):
         if (i, 0) not in measured:
@@ -116,8 +116,8 @@ def edit_rows(
     for fraction, edit, unit, name in bench.at.bar(arms, said, len(arms)):
         scores = traces[unit][name].scores
         chosen = choose(scores, bench.located[unit].name, "top", fraction=fraction)
-        plan = where.removal(chosen) if edit == "remove" else where.doubling(chosen)
-        if (found := outcomes_of(where, plan)) is not None:
+        changes = where.removal(chosen) if edit == "remove" else where.doubling(chosen)
+        if (found := outcomes_of(where, changes)) is not None:
             yield {
                 "seed": bench.seed,
                 "to_seed": where.seed,
@@ -214,7 +214,7 @@ def _shown(settings: TruthConfig, traces: Traces) -> list[tuple[str, str]]:
 
 
 def outcomes_of(
-    bench: Bench, plan: EditPlan | None, settings: TruthConfig | None = None, rerun: int = 0
+    bench: Bench, changes: Changes | None, settings: TruthConfig | None = None, rerun: int = 0
 ) -> dict[str, Outcome] | None:
     """Returns every unit after an arm, from a perturbed start if `rerun` is not 0, or None."""
 
@@ -222,7 +222,7 @@ def outcomes_of(
         start = None
         if settings is not None and rerun:
             start = bench.perturbed_start(settings.perturbation, settings.seed, rerun)
-        return bench.outcomes(bench.arm(plan, start))
+        return bench.outcomes(bench.arm(changes, start))
 
     return finished(build)
 

@@ -35,10 +35,15 @@ LIGHTNING = "Only training and the curve know Lightning"
 OLD_NAME = "Lightning is imported by its old name alone"
 PLANTED = [  # module, its line, what it imports, the rule that this breaks
     ("training.loop", "from mda.unit import metrics", "mda.unit.metrics", FLOW),
-    ("training.loop", "from mda.intervention.plan import remove", "mda.intervention.plan", FLOW),
+    (
+        "training.loop",
+        "from mda.intervention.changes import remove",
+        "mda.intervention.changes",
+        FLOW,
+    ),
     ("training.loop", "from wandb import init", "wandb", DRAWING),
     ("training.loop", "import lightning", "lightning", OLD_NAME),
-    ("intervention.plan", "import mda.estimator.ekfac", "mda.estimator.ekfac", SCORES),
+    ("intervention.changes", "import mda.estimator.ekfac", "mda.estimator.ekfac", SCORES),
     ("data.stream", "from mda.model import build", "mda.model.build", FLOW),
     ("data.packing", "from ..model import build", "mda.model.build", FLOW),
     ("data.stream", "import omegaconf", "omegaconf", HYDRA),

@@ -78,11 +78,11 @@ def test_an_arm_edits_what_its_plan_says(out, quarter):
     units = list(json.loads((scores / "units.json").read_text()))
     ids = np.load(scores / "sample_ids.npy")
     order = np.argsort(-values[:, units.index(found["unit"])], kind="stable")
-    lines = (folder / "plan.csv").read_text().splitlines()
-    plan = list(csv.DictReader(lines[1:]))
-    assert {int(row["sample_id"]) for row in plan} == set(ids[order[:20]].tolist())
-    assert {float(row["weight"]) for row in plan} == {0.0}
-    assert found["intervention"]["n"] == len(plan) == 20
+    lines = (folder / "edit.csv").read_text().splitlines()
+    changes = list(csv.DictReader(lines[1:]))
+    assert {int(row["sample_id"]) for row in changes} == set(ids[order[:20]].tolist())
+    assert {float(row["weight"]) for row in changes} == {0.0}
+    assert found["intervention"]["n"] == len(changes) == 20
     manifest = json.loads(
         (artifact(out, "arm", found["fingerprints"]["arm"]) / "manifest.json").read_text()
     )
@@ -95,7 +95,7 @@ def test_a_table_that_was_changed_after_the_run_is_not_compared(quarter, tmp_pat
     read_run(quarter)
     for name, damage in (
         ("curve.csv", lambda lines: [*lines[:2], *lines[3:]]),  # cut short before the end
-        ("plan.csv", lambda lines: lines[:-1]),
+        ("edit.csv", lambda lines: lines[:-1]),
     ):
         changed = shutil.copytree(quarter, tmp_path / name)
         lines = (changed / name).read_text().splitlines(keepends=True)

@@ -110,7 +110,7 @@ def test_a_miniature_of_the_paper_s_experiment_runs(published, tmp_path, monkeyp
     assert window.tolist() == list(range(BATCH * start, BATCH * end)), "rows in Pythia's order"
     assert done.corpus.rows(window).tolist() == TOKENS[window].tolist()
     scores = done.traced.scores.of(done.unit.name)
-    removed = done.edited.plan.sample_ids
+    removed = done.edited.changes.sample_ids
     assert len(removed) == config.intervention.count
     highest = np.argsort(-scores, kind="stable")[: len(removed)]
     assert set(removed) == set(window[highest])

@@ -187,7 +187,7 @@ from mda.schema.setting import setting
 class ReverseConfig(EditConfig):
     """Turn the end of samples around."""
 
-    planner: ClassVar[str] = "reverse_edit:reverse"
+    maker: ClassVar[str] = "reverse_edit:reverse"
     name: str = setting("reverse", "kind of edit", one_of=("reverse",))
     last: int = setting(8, "tokens that are turned around", low=2)
 
@@ -324,12 +324,12 @@ def test_an_edit_and_a_section_of_the_page_come_from_outside(folder):
         arm = start("run", folder, *cheap, f"intervention={kind}", f"name={kind}", **plugins)
         assert arm.returncode == 0, arm.stderr
     runs = folder / "outputs" / "runs" / "run"
-    lines = (runs / "reverse" / "plan.csv").read_text().splitlines()
-    plan = [dict(zip(lines[1].split(","), line.split(","), strict=True)) for line in lines[2:]]
+    lines = (runs / "reverse" / "edit.csv").read_text().splitlines()
+    changes = [dict(zip(lines[1].split(","), line.split(","), strict=True)) for line in lines[2:]]
     (rows,) = (folder / "outputs" / "store" / "corpus").glob("*/tokens.npy")
     corpus = np.load(rows)
-    assert len(plan) == 4 * 8  # a tenth of 80 samples
-    for edited in plan:
+    assert len(changes) == 4 * 8  # a tenth of 80 samples
+    for edited in changes:
         own = corpus[int(edited["sample_id"])]
         mirrored = own[2 * len(own) - 5 - int(edited["position"])]
         assert int(edited["token"]) == mirrored

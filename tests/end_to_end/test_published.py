@@ -171,7 +171,7 @@ def test_the_arms_differ_and_are_compared(finished_runs):
     ends = {name: rows_of(runs[name] / "curve.csv") for name in ("remove", "control")}
     assert ends["remove"][0] == ends["control"][0]  # both start from the published weights
     assert ends["remove"][-1] != ends["control"][-1]
-    edit = [line for line in (runs["remove"] / "plan.csv").read_text().splitlines() if line]
+    edit = [line for line in (runs["remove"] / "edit.csv").read_text().splitlines() if line]
     assert len(edit) == 2 + 20  # of 80 samples a quarter
     assert (runs["compare"] / "report.html").stat().st_size > 0
 

@@ -135,7 +135,7 @@ def test_the_scores_choose_what_an_arm_removes_and_another_content_is_another_tr
     np.testing.assert_allclose(traced.scores.values[:, 0], scores, rtol=1e-6)
     done = arm(Context.of(compose([*words, "intervention=remove"])))
     top = traced.scores.sample_ids[np.sort(np.argsort(-scores)[:8])]
-    assert sorted(done.edited.plan.sample_ids) == sorted(top)
+    assert sorted(done.edited.changes.sample_ids) == sorted(top)
 
     turned = trace(Context.of(compose([*words, "estimator.negate=true"]))).traced
     np.testing.assert_allclose(turned.scores.values[:, 0], -scores, rtol=1e-6)

@@ -5,19 +5,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mda.intervention.edit import edit
-from mda.intervention.plan import (
+from mda.intervention.changes import (
     ACTIONS,
     augment,
     control,
     insert,
-    load_plan,
+    load_changes,
     mask_tokens,
     remove,
-    save_plan,
+    save_changes,
     spans,
 )
-from mda.types import EditPlan, Scores, Stream
+from mda.intervention.edit import edit
+from mda.types import Changes, Scores, Stream
 
 START, STEPS, BATCH = 100, 30, 4
 UNUSED = np.arange(5000, 5100)
@@ -45,8 +45,8 @@ def scores_of(base: Stream) -> Scores:
     )
 
 
-def make_plan(action: str, base: Stream, n=17, seed=0) -> EditPlan:
-    """A plan of each kind over the window [105, 125)."""
+def make_changes(action: str, base: Stream, n=17, seed=0) -> Changes:
+    """Changes of each kind over the window [105, 125)."""
     rng = np.random.default_rng(seed)
     scores = scores_of(base)
     inside = scores.sample_ids[(scores.steps >= 105) & (scores.steps < 125)]
@@ -112,7 +112,7 @@ def test_insert_by_hand():
 
 def test_control_is_the_base_byte_for_byte():
     base = make_base()
-    out = edit(make_plan("none", base), base)
+    out = edit(make_changes("none", base), base)
     for name in ("offsets", "sample_ids", "weights"):
         ours, theirs = getattr(out, name), getattr(base, name)
         assert ours.tobytes() == theirs.tobytes() and ours.dtype == theirs.dtype
@@ -121,12 +121,12 @@ def test_control_is_the_base_byte_for_byte():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("action", ACTIONS)
-def test_the_multiset_of_samples_changes_by_the_plan_only(action, seed):
+def test_the_multiset_of_samples_changes_by_the_edit_only(action, seed):
     base = make_base(seed=seed)
-    plan = make_plan(action, base, seed=seed)
-    before, after, edited = ids(base), ids(edit(plan, base, FOLLOWING)), Counter()
-    edited.update(plan.sample_ids.tolist())
-    named = Counter(set(plan.sample_ids.tolist()))
+    changes = make_changes(action, base, seed=seed)
+    before, after, edited = ids(base), ids(edit(changes, base, FOLLOWING)), Counter()
+    edited.update(changes.sample_ids.tolist())
+    named = Counter(set(changes.sample_ids.tolist()))
     expected = {
         "none": before,
         "mask": before,
@@ -136,7 +136,7 @@ def test_the_multiset_of_samples_changes_by_the_plan_only(action, seed):
         "duplicate": before + edited,
         "insert": before + edited,
         "drop": before - edited + Counter(FOLLOWING[:17].tolist()),
-        "replace": before - edited + Counter(plan.replacements.tolist()),
+        "replace": before - edited + Counter(changes.replacements.tolist()),
     }[action]
     assert after == expected
 
@@ -144,7 +144,7 @@ def test_the_multiset_of_samples_changes_by_the_plan_only(action, seed):
 @pytest.mark.parametrize("action", ACTIONS)
 def test_the_base_stream_is_left_alone(action):
     base, copy = make_base(), make_base()
-    edit(make_plan(action, base), base, FOLLOWING)
+    edit(make_changes(action, base), base, FOLLOWING)
     for name in ("offsets", "sample_ids", "weights"):
         assert np.array_equal(getattr(base, name), getattr(copy, name))
 
@@ -153,9 +153,9 @@ def test_the_base_stream_is_left_alone(action):
                                     "mask_tokens", "spans"])  # fmt: skip
 def test_unedited_samples_keep_step_place_and_weight(action):
     base = make_base()
-    plan = make_plan(action, base)
-    out = edit(plan, base)
-    edited = set(zip(plan.steps.tolist(), plan.sample_ids.tolist(), strict=True))
+    changes = make_changes(action, base)
+    out = edit(changes, base)
+    edited = set(zip(changes.steps.tolist(), changes.sample_ids.tolist(), strict=True))
     for step in range(base.start, base.end):
         was, _ = base.at(step)
         now, weights = out.at(step)
@@ -167,28 +167,28 @@ def test_unedited_samples_keep_step_place_and_weight(action):
 @pytest.mark.parametrize("action", ["mask", "replace", "drop"])
 def test_removal_takes_exactly_the_chosen_samples_out_of_training(action):
     base = make_base()
-    plan = make_plan(action, base)
-    out = edit(plan, base, FOLLOWING)
+    changes = make_changes(action, base)
+    out = edit(changes, base, FOLLOWING)
     trained = set(out.sample_ids[out.weights > 0].tolist())
-    assert not trained & set(plan.sample_ids.tolist())
-    assert set(base.sample_ids.tolist()) - set(plan.sample_ids.tolist()) <= trained
+    assert not trained & set(changes.sample_ids.tolist())
+    assert set(base.sample_ids.tolist()) - set(changes.sample_ids.tolist()) <= trained
     assert out.end == base.end and np.array_equal(out.offsets, base.offsets)
 
 
 def test_replace_and_drop_keep_the_number_of_trained_tokens():
     base = make_base()
     for action in ("replace", "drop"):
-        out = edit(make_plan(action, base), base, FOLLOWING)
+        out = edit(make_changes(action, base), base, FOLLOWING)
         assert out.weights.sum() == base.weights.sum()
 
 
 def test_drop_leaves_what_came_before_and_keeps_the_order():
     base = make_base()
-    plan = make_plan("drop", base)
-    out = edit(plan, base, FOLLOWING)
-    stream = [i for i in [*base.sample_ids.tolist(), *FOLLOWING] if i not in plan.sample_ids]
+    changes = make_changes("drop", base)
+    out = edit(changes, base, FOLLOWING)
+    stream = [i for i in [*base.sample_ids.tolist(), *FOLLOWING] if i not in changes.sample_ids]
     assert out.sample_ids.tolist() == stream[: len(base.sample_ids)]
-    untouched = (plan.steps.min() - START) * BATCH
+    untouched = (changes.steps.min() - START) * BATCH
     assert np.array_equal(out.sample_ids[:untouched], base.sample_ids[:untouched])
 
 
@@ -209,28 +209,28 @@ def test_a_duplicate_weighs_as_much_as_weight_two():
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_plans_survive_their_csv(action, tmp_path):
-    plan = make_plan(action, make_base())
+def test_changes_survive_their_csv(action, tmp_path):
+    changes = make_changes(action, make_base())
     if action == "upweight":
-        plan.weights[:] = np.float32(1 / 3)
-    save_plan(plan, tmp_path / "plan.csv")
-    again = load_plan(tmp_path / "plan.csv")
-    assert (again.action, again.start, again.end) == (plan.action, plan.start, plan.end)
+        changes.weights[:] = np.float32(1 / 3)
+    save_changes(changes, tmp_path / "edit.csv")
+    again = load_changes(tmp_path / "edit.csv")
+    assert (again.action, again.start, again.end) == (changes.action, changes.start, changes.end)
     for name in ("sample_ids", "steps", "weights", "replacements", "positions", "tokens"):
-        ours, theirs = getattr(again, name), getattr(plan, name)
+        ours, theirs = getattr(again, name), getattr(changes, name)
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
-    assert [p.name for p in tmp_path.iterdir()] == ["plan.csv"]
+    assert [p.name for p in tmp_path.iterdir()] == ["edit.csv"]
 
 
-def test_a_file_that_is_no_plan_is_refused_by_name(tmp_path):
-    path = tmp_path / "plan.csv"
+def test_a_file_that_is_no_edit_is_refused_by_name(tmp_path):
+    path = tmp_path / "edit.csv"
     for text in ("id,step\n1,2\n", "# action=burn start=1 end=2\nsample_id\n", "# action=mask\n"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"plan\.csv is not an edit plan"):
-            load_plan(path)
+        with pytest.raises(ValueError, match=r"edit\.csv is not the file of an edit"):
+            load_changes(path)
 
 
-def test_bad_plans_give_one_clear_error():
+def test_bad_edits_give_one_clear_error():
     base = make_base()
     scores = scores_of(base)
     some = base.sample_ids[24:27]
@@ -254,33 +254,34 @@ def test_bad_plans_give_one_clear_error():
             make()
 
 
-def test_a_plan_that_does_not_fit_the_stream_is_refused():
+def test_an_edit_that_does_not_fit_the_stream_is_refused():
     base = make_base()
     n = np.array([3, 3])
     twice = base.sample_ids[[40, 40]]
 
-    def plan(action="mask", start=105, end=120, sample_ids=twice, steps=(110, 110), other=-1):
+    def changes(action="mask", start=105, end=120, sample_ids=twice, steps=(110, 110), other=-1):
         n = len(sample_ids)
         weights, others, none = np.zeros(n, np.float32), np.full(n, other), np.full(n, -1)
-        return EditPlan(
+        return Changes(
             action, start, end, np.asarray(sample_ids), np.asarray(steps), weights, others, none,
             none,
         )  # fmt: skip
 
     cases = [
-        (plan(start=90), r"\[90, 120\) is not inside"),
-        (plan(end=140), r"\[105, 140\) is not inside"),
-        (plan(steps=(104, 110)), "edits step 104"),
-        (plan(sample_ids=n + 5000), "sample 5003 is not in the stream's step 110"),
-        (plan("duplicate", sample_ids=n + 5000), "sample 5003 is not in"),
-        (plan(), f"sample {twice[0]} at step 110 twice"),
-        (plan("burn", sample_ids=twice[:1], steps=(110,)), "action='burn'"),
-        (plan("none"), "lists 2 samples"),
-        (plan("replace", sample_ids=twice[:1], steps=(110,)), "no replacement"),
-        (plan("replace", sample_ids=twice[:1], steps=(110,), other=3), "already in the stream"),
-        (plan("replace", sample_ids=base.sample_ids[40:42], steps=(110, 110), other=5000),
+        (changes(start=90), r"\[90, 120\) is not inside"),
+        (changes(end=140), r"\[105, 140\) is not inside"),
+        (changes(steps=(104, 110)), "changes step 104"),
+        (changes(sample_ids=n + 5000), "sample 5003 is not in the stream's step 110"),
+        (changes("duplicate", sample_ids=n + 5000), "sample 5003 is not in"),
+        (changes(), f"sample {twice[0]} at step 110 twice"),
+        (changes("burn", sample_ids=twice[:1], steps=(110,)), "action='burn'"),
+        (changes("none"), "lists 2 samples"),
+        (changes("replace", sample_ids=twice[:1], steps=(110,)), "no replacement"),
+        (changes("replace", sample_ids=twice[:1], steps=(110,), other=3), "already in the stream"),
+        (changes("replace", sample_ids=base.sample_ids[40:42], steps=(110, 110), other=5000),
          "replaces two others"),
-        (plan("drop", sample_ids=twice[:1], steps=(110,)), "the stream has 0 left after step 130"),
+        (changes("drop", sample_ids=twice[:1], steps=(110,)),
+         "the stream has 0 left after step 130"),
     ]  # fmt: skip
     for bad, message in cases:
         with pytest.raises(ValueError, match=message):

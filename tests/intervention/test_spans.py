@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mda.intervention.changes import rewritten, spans
 from mda.intervention.edit import edit
-from mda.intervention.plan import rewritten, spans
 from mda.intervention.spans import fresh, renamed, repeated, within_budget
 from mda.types import Stream
 
@@ -115,12 +115,12 @@ def test_rewritten_rows_stand_in_their_samples_places():
     corpus = np.arange(60).reshape(12, 5)
     ids, offsets = np.array([7, 3, 9, 1, 0, 2]), np.array([0, 3, 6])
     base = Stream(100, 3, offsets, ids, np.ones(6, np.float32))
-    plan = spans(
+    changes = spans(
         np.array([9, 9, 2]), np.array([100, 100, 101]), np.array([0, 4, 1]),
         np.array([81, 82, 83]), 100, 102, first_id=12,
     )  # fmt: skip
-    extra = rewritten(plan, lambda wanted: corpus[wanted])
+    extra = rewritten(changes, lambda wanted: corpus[wanted])
     assert extra.tolist() == [[81, 46, 47, 48, 82], [10, 83, 12, 13, 14]]
-    out = edit(plan, base)
+    out = edit(changes, base)
     assert out.sample_ids.tolist() == [7, 3, 12, 1, 0, 13]
-    assert np.array_equal(out.weights, base.weights) and plan.n_samples == 2
+    assert np.array_equal(out.weights, base.weights) and changes.n_samples == 2

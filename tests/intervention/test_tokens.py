@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from mda.intervention.changes import load_changes, mask_tokens, save_changes
 from mda.intervention.edit import edit
-from mda.intervention.plan import load_plan, mask_tokens, save_plan
 from mda.intervention.tokens import matched_tokens, random_tokens, top_tokens
 from mda.types import Stream
 
@@ -83,17 +83,17 @@ def base() -> Stream:
 
 def test_masked_tokens_stand_at_their_samples_steps_and_nothing_else_changes(tmp_path):
     ids, steps = np.array([11, 3, 3, 5]), np.array([101, 100, 100, 102])
-    plan = mask_tokens(ids, steps, np.array([0, 6, 2, 4]), 100, 103)
-    assert (plan.n_samples, plan.by_token) == (3, True)
-    out = edit(plan, base())
+    changes = mask_tokens(ids, steps, np.array([0, 6, 2, 4]), 100, 103)
+    assert (changes.n_samples, changes.by_token) == (3, True)
+    out = edit(changes, base())
     for name in ("offsets", "sample_ids", "weights"):
         assert np.array_equal(getattr(out, name), getattr(base(), name))
     assert out.masked_at(100).tolist() == [[1, 2], [1, 6]]
     assert out.masked_at(101).tolist() == [[2, 0]]
     assert out.masked_at(102).tolist() == [[0, 4]]
     assert base().masked_at(101).tolist() == []
-    save_plan(plan, tmp_path / "plan.csv")
-    again = load_plan(tmp_path / "plan.csv")
+    save_changes(changes, tmp_path / "edit.csv")
+    again = load_changes(tmp_path / "edit.csv")
     assert np.array_equal(edit(again, base()).masked, out.masked)
 
 

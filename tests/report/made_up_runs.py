@@ -110,7 +110,7 @@ def _write_run(root: Path, seed: int, edit: Edit, replicate: int, noise: float) 
     rows[-1] |= {f"capabilities/{name}": value for name, value in (edit.able or {}).items()}
     store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
     store.write_json(folder / "summary.json", _summary(seed, edit, replicate, unit, folder.name))
-    store.write_csv(folder / "plan.csv", [])
+    store.write_csv(folder / "edit.csv", [])
     seal(folder)
     lines = [f"intervention={edit.intervention}", f"estimator={edit.estimator or 'ekfac'}"]
     overrides = [*lines, f"seed={seed}"]
@@ -212,7 +212,7 @@ def _summary(seed: int, edit: Edit, replicate: int, unit: tuple[int, int], name:
             "corpus": "made-up",
             "base": f"base{seed}",
             "scores": f"scores{seed}",
-            "plan": f"plan-{seed}-{name}",
+            "edit": f"edit-{seed}-{name}",
             "arm": f"arm-{seed}-{name}",
         },
         "times": {"total_s": 1.0},

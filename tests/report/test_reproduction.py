@@ -46,7 +46,7 @@ def tables(folder, **contents):
 
 
 def test_values_are_compared_as_they_were_written(tmp_path):
-    old = tables(tmp_path / "old", curve="step,x,y\n1,0.1,2\n2,0.5,4\n", plan="# mask\nid\n",
+    old = tables(tmp_path / "old", curve="step,x,y\n1,0.1,2\n2,0.5,4\n", edit="# mask\nid\n",
                  train="step\n1\n")  # fmt: skip
     new = tables(tmp_path / "new", curve="step,x,y\n1,0.1,2\n2,0.25,4.0\n")
     found = {(one.table, one.column): (one.equal, one.largest) for one in agreement(old, new)}
@@ -73,3 +73,9 @@ def test_names_of_columns_speak_to_no_terminal(tmp_path, capsys):
     assert not print_agreement(agreement(*both))
     out = capsys.readouterr().out
     assert "[/red]?[2J" in out and "\x1b" not in out
+
+
+def test_the_tables_of_an_old_run_are_read_in_the_words_of_today(tmp_path):
+    old = tables(tmp_path / "old", plan="sample_id\n3\n", curve="step,behaviour/real_loss\n1,2.5\n")
+    assert old == {"edit.csv": {"sample_id": ["3"]},
+                   "curve.csv": {"step": ["1"], "capabilities/real_loss": ["2.5"]}}  # fmt: skip

@@ -11,7 +11,7 @@ from mda.data.stream import stream_order
 from mda.intervention.choice import select
 from mda.schema import ConfigError
 from mda.stages.context import Context
-from mda.stages.editing import plan_edit
+from mda.stages.editing import make_edit
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def refused_before(kind: str, out, *overrides: str, says: str) -> None:
 )
 def test_every_kind_of_arm_edits_and_differs_from_control(arm, overrides):
     control, found = arm("intervention=control"), arm(*overrides)
-    assert len(found.edited.plan.sample_ids) == 8
+    assert len(found.edited.changes.sample_ids) == 8
     assert found.base.fingerprint == control.base.fingerprint
     assert found.run.fingerprint != control.run.fingerprint
     assert found.run.curve[-1] != control.run.curve[-1]
@@ -98,7 +98,7 @@ def test_held_out_text_is_measured_as_often_as_is_asked_of_arms(arm):
 def test_a_matched_set_leaves_targeted_samples_out_or_may_hold_them(arm):
     def samples(fraction: float, *overrides: str) -> set[int]:
         found = arm(f"intervention.fraction={fraction}", *overrides)
-        return set(found.edited.plan.sample_ids.tolist())
+        return set(found.edited.changes.sample_ids.tolist())
 
     without = ("intervention.match=label", "intervention.match_targeted=exclude")
     allowed = ("intervention.match=label", "intervention.match_targeted=allow")
@@ -114,13 +114,13 @@ def test_what_comes_in_place_of_removed_samples_lies_behind_the_window_in_the_st
     later = stream_order(dropped.corpus, 0)[40 * 4 :]
     assert dropped.edited.stream.sample_ids[-8:].tolist() == later[:8].tolist()
     replaced = arm("intervention=remove", "intervention.mode=replace", "intervention.fraction=1")
-    assert len(set(replaced.edited.plan.replacements.tolist())) == 80
-    assert set(replaced.edited.plan.replacements.tolist()) <= set(later.tolist())
+    assert len(set(replaced.edited.changes.replacements.tolist())) == 80
+    assert set(replaced.edited.changes.replacements.tolist()) <= set(later.tolist())
 
 
 def test_every_seed_draws_its_own_replacements_for_the_same_samples(arm):
     found = arm("intervention.mode=replace")
-    plans = {}
+    made = {}
     for seed, own in ((0, 0), (1, 0), (1, 1)):
         config = compose([
             "experiment=smoke", "intervention.window=[20,40]", "intervention.mode=replace",
@@ -129,19 +129,20 @@ def test_every_seed_draws_its_own_replacements_for_the_same_samples(arm):
         assert found.traced is not None
         order = replace(found.base.order, seed=seed)
         unit = replace(found.unit, base=replace(found.base, order=order))
-        edited = plan_edit(config.intervention, unit, found.traced.scores)
-        plans[seed, own] = edited.plan
-    drawn = {seeds: frozenset(plan.replacements.tolist()) for seeds, plan in plans.items()}
+        edited = make_edit(config.intervention, unit, found.traced.scores)
+        made[seed, own] = edited.changes
+    drawn = {seeds: frozenset(changes.replacements.tolist()) for seeds, changes in made.items()}
     assert all(
-        np.array_equal(plan.sample_ids, found.edited.plan.sample_ids) for plan in plans.values()
+        np.array_equal(changes.sample_ids, found.edited.changes.sample_ids)
+        for changes in made.values()
     )
-    assert np.array_equal(plans[0, 0].replacements, found.edited.plan.replacements)
+    assert np.array_equal(made[0, 0].replacements, found.edited.changes.replacements)
     assert len(set(drawn.values())) == 3
 
 
 def test_an_arm_is_trained_once_however_it_was_chosen(arm):
     first = arm("estimator=random", "estimator.seed=3")
-    ids = ",".join(map(str, first.edited.plan.sample_ids))
+    ids = ",".join(map(str, first.edited.changes.sample_ids))
     again = arm("intervention.select=ids", f"intervention.ids=[{ids}]")
     assert not again.run.built
     assert again.run.fingerprint == first.run.fingerprint
@@ -150,7 +151,7 @@ def test_an_arm_is_trained_once_however_it_was_chosen(arm):
 def test_upweighting_twice_is_a_duplicate(arm):
     one = arm("intervention=augment", "intervention.mode=duplicate")
     two = arm("intervention=augment", "intervention.mode=upweight", "intervention.weight=2")
-    assert np.array_equal(one.edited.plan.sample_ids, two.edited.plan.sample_ids)
+    assert np.array_equal(one.edited.changes.sample_ids, two.edited.changes.sample_ids)
     a, b = one.run.curve[-1]["val/loss"], two.run.curve[-1]["val/loss"]
     assert a == pytest.approx(b, rel=1e-5)
 

@@ -258,7 +258,7 @@ def test_a_setting_that_needs_another_one_changes_the_key_of_its_stage_by_itself
 ):
     beside, value, stage = BESIDE[setting]
     _, arm = baseline
-    one, *others = arm.edited.plan.sample_ids[:3].tolist()
+    one, *others = arm.edited.changes.sample_ids[:3].tolist()
     known = {"unit": arm.unit.name, "id": one, "ids": ",".join(map(str, others)), **inserted}
     words = beside.format(**known).split()
     before, after = (

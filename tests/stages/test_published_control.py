@@ -44,7 +44,7 @@ def test_an_arm_is_measured_at_the_steps_that_were_published_too(control, contex
 def test_a_control_says_how_far_it_is_from_the_published_run(control, tmp_path, capsys):
     context, arm = control
     found = report_arm(
-        context.config, "L1H0", arm.unit.window, arm.edited.plan, arm.unit.curve, arm.run.curve,
+        context.config, "L1H0", arm.unit.window, arm.edited.changes, arm.unit.curve, arm.run.curve,
         arm.run.folder, tmp_path, arm.capabilities.values,
     )  # fmt: skip
     ours, theirs = (

@@ -8,7 +8,7 @@ from mda import pipeline
 from mda.data.stream import mixed_seed
 from mda.intervention.spans import fresh, repeated
 from mda.schema import ConfigError
-from mda.stages.editing import plan_edit
+from mda.stages.editing import make_edit
 from mda.stages.tokens import packed, unpacked
 from mda.types import TokenScores
 
@@ -27,12 +27,12 @@ def token_scores(found) -> np.ndarray:
 
 
 def masked(found) -> set[tuple[int, int]]:
-    plan = found.edited.plan
-    return set(zip(plan.sample_ids.tolist(), plan.positions.tolist(), strict=True))
+    changes = found.edited.changes
+    return set(zip(changes.sample_ids.tolist(), changes.positions.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("estimator", ["ekfac", "tracin", "repetition"])
-def test_stored_token_scores_sum_to_their_samples_scores_and_choose_the_plan(arm, estimator):
+def test_stored_token_scores_sum_to_their_samples_scores_and_choose_the_edit(arm, estimator):
     found = arm(*MASK, f"estimator={estimator}")
     values, scores = token_scores(found), found.traced.scores
     assert np.array_equal(found.tokens.scores.sample_ids, scores.sample_ids)
@@ -50,7 +50,7 @@ def test_tokens_can_be_chosen_within_the_highest_samples_or_one_class(arm):
     top = scores.sample_ids[np.argsort(-scores.of(within.unit.name), kind="stable")[:16]]
     assert {sample for sample, _ in masked(within)} <= set(top.tolist())
     label = arm(*MASK, "intervention.label=generated_xml")
-    ids = np.unique(label.edited.plan.sample_ids)
+    ids = np.unique(label.edited.changes.sample_ids)
     assert set(label.corpus.labels_of(ids)) == {"generated_xml"}
     assert len(masked(within)) == len(masked(label)) == BUDGET["mask"]
 
@@ -62,7 +62,7 @@ def test_random_controls_have_the_budget_of_the_targeted_edit(arm):
     for other in (free, drawn, same):
         assert len(masked(other)) == BUDGET["mask"]
         assert len(masked(other) & masked(targeted)) < 10
-    assert np.array_equal(same.edited.plan.sample_ids, targeted.edited.plan.sample_ids)
+    assert np.array_equal(same.edited.changes.sample_ids, targeted.edited.changes.sample_ids)
     assert not masked(same) & masked(targeted)
     assert drawn.tokens is None and masked(drawn) != masked(free)
     assert len({found.run.fingerprint for found in (targeted, free, drawn, same)}) == 4
@@ -103,13 +103,13 @@ def highest_that_repeat(found, budget) -> list[int]:
 @pytest.mark.parametrize("kind", ["fresh", "renamed"])
 def test_repeated_spans_become_others_and_all_else_stays(arm, kind):
     found = arm(*SPANS, f"intervention.spans={kind}")
-    plan, corpus, base = found.edited.plan, found.edited.corpus, found.corpus
-    assert BUDGET["spans"] - 32 < len(plan.sample_ids) <= BUDGET["spans"]
-    ids, first = np.unique(plan.sample_ids, return_index=True)
+    changes, corpus, base = found.edited.changes, found.edited.corpus, found.corpus
+    assert BUDGET["spans"] - 32 < len(changes.sample_ids) <= BUDGET["spans"]
+    ids, first = np.unique(changes.sample_ids, return_index=True)
     assert ids.tolist() == sorted(highest_that_repeat(found, BUDGET["spans"]))
-    old, new = base.rows(ids).numpy(), corpus.rows(plan.replacements[first]).numpy()
+    old, new = base.rows(ids).numpy(), corpus.rows(changes.replacements[first]).numpy()
     marks = np.stack([repeated(row, 3) for row in old])
-    assert marks.sum() == len(plan.sample_ids)
+    assert marks.sum() == len(changes.sample_ids)
     assert np.array_equal(old[~marks], new[~marks])
     for row, mark in zip(new, marks, strict=True):
         again = repeated(row, 3)
@@ -117,28 +117,28 @@ def test_repeated_spans_become_others_and_all_else_stays(arm, kind):
     trained, kept = found.edited.stream.sample_ids, found.traced.scores.sample_ids
     changed = trained != kept
     assert sorted(kept[changed].tolist()) == ids.tolist()
-    assert set(trained[changed].tolist()) == set(plan.replacements.tolist())
+    assert set(trained[changed].tolist()) == set(changes.replacements.tolist())
 
 
 def test_both_kinds_of_spans_replace_the_same_tokens_and_a_random_control_as_many(arm):
     one, other = (arm(*SPANS, f"intervention.spans={kind}") for kind in ("fresh", "renamed"))
     assert masked(one) == masked(other)
-    assert not np.array_equal(one.edited.plan.tokens, other.edited.plan.tokens)
+    assert not np.array_equal(one.edited.changes.tokens, other.edited.changes.tokens)
     drawn = arm(*SPANS, "estimator=random")
-    assert BUDGET["spans"] - 32 < len(drawn.edited.plan.sample_ids) <= BUDGET["spans"]
+    assert BUDGET["spans"] - 32 < len(drawn.edited.changes.sample_ids) <= BUDGET["spans"]
     assert masked(drawn) != masked(one)
 
 
 def test_what_a_sample_becomes_does_not_depend_on_the_random_score_that_chose_it(arm):
     """Both are drawn from the seeds and the sample's id: from streams of their own."""
     found = arm("estimator=random", *SPANS, "intervention.fraction=0.15")
-    plan, scores = found.edited.plan, found.traced.scores
+    changes, scores = found.edited.changes, found.traced.scores
     heads = [unit.name for unit in found.unit.units]
     key = mixed_seed(0, 0)
     same = np.random.Generator(np.random.Philox(key=[key, int(scores.sample_ids[0])]))
     drawn = same.standard_normal(len(heads), dtype=np.float32)
     assert np.array_equal(drawn, scores.values[0])  # the stream of the scores, drawn here
-    ids, first = np.unique(plan.sample_ids, return_index=True)
+    ids, first = np.unique(changes.sample_ids, return_index=True)
     old = found.corpus.rows(ids).numpy()
     marks = np.stack([repeated(row, 3) for row in old])
     counts = np.bincount(old[marks], minlength=found.corpus.vocab_size)
@@ -146,7 +146,7 @@ def test_what_a_sample_becomes_does_not_depend_on_the_random_score_that_chose_it
     for row, mark, at, sample in zip(old, marks, first, ids, strict=True):
         own = np.random.Generator(np.random.Philox(key=[key, int(sample)]))
         of_the_scores = fresh(row, mark, counts / counts.sum(), 3, own)[mark]
-        equal.append((of_the_scores == plan.tokens[at : at + mark.sum()]).mean())
+        equal.append((of_the_scores == changes.tokens[at : at + mark.sum()]).mean())
     assert len(ids) > 10 and np.mean(equal) < 0.5
 
 
@@ -169,9 +169,9 @@ def test_float16_keeps_each_samples_values_to_eleven_bits():
 def places(found, edited) -> frozenset[tuple[int, int]]:
     """Which rows of the window, in the order of its stream, and which of their positions."""
     row = {sample: at for at, sample in enumerate(found.traced.scores.sample_ids.tolist())}
-    plan = edited.plan
-    ids = plan.sample_ids.tolist()
-    return frozenset(zip((row[one] for one in ids), plan.positions.tolist(), strict=True))
+    changes = edited.changes
+    ids = changes.sample_ids.tolist()
+    return frozenset(zip((row[one] for one in ids), changes.positions.tolist(), strict=True))
 
 
 def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
@@ -180,7 +180,7 @@ def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
         for own in (0, 1):
             edit = (*MASK, "intervention.select=random", f"intervention.seed={own}")
             found, context = traced("estimator=random", f"seed={run}", *edit)
-            edited = plan_edit(context.config.intervention, found.unit, found.traced.scores)
+            edited = make_edit(context.config.intervention, found.unit, found.traced.scores)
             sets.add(places(found, edited))
     assert len(sets) == 4
 
@@ -189,8 +189,8 @@ def test_tokens_that_are_drawn_depend_on_the_runs_seed_and_on_the_edits(traced):
 def test_spans_become_draws_of_both_seeds_from_the_tokens_that_are_replaced(traced, run, own):
     edit = (*SPANS, f"intervention.seed={own}", "intervention.fraction=0.15")
     found, context = traced("estimator=random", f"seed={run}", *edit)
-    plan = plan_edit(context.config.intervention, found.unit, found.traced.scores).plan
-    ids, first = np.unique(plan.sample_ids, return_index=True)
+    changes = make_edit(context.config.intervention, found.unit, found.traced.scores).changes
+    ids, first = np.unique(changes.sample_ids, return_index=True)
     old = found.corpus.rows(ids).numpy()
     marks = np.stack([repeated(row, 3) for row in old])
     counts = np.bincount(old[marks], minlength=found.corpus.vocab_size)
@@ -198,7 +198,7 @@ def test_spans_become_draws_of_both_seeds_from_the_tokens_that_are_replaced(trac
         key = [mixed_seed(run, own, 2), int(sample)]
         drawn = np.random.Generator(np.random.Philox(key=key))
         expected = fresh(row, mark, counts / counts.sum(), 3, drawn)[mark]
-        assert np.array_equal(plan.tokens[at : at + mark.sum()], expected)
+        assert np.array_equal(changes.tokens[at : at + mark.sum()], expected)
 
 
 def test_a_share_of_the_samples_is_one_of_the_class_that_is_asked_for(traced):
@@ -210,12 +210,12 @@ def test_a_share_of_the_samples_is_one_of_the_class_that_is_asked_for(traced):
     tokens = TokenScores(
         scores.sample_ids, scores.steps, lambda: iter([worth + np.zeros((1, 32), np.float32)])
     )
-    plan = plan_edit(context.config.intervention, found.unit, scores, tokens).plan
+    changes = make_edit(context.config.intervention, found.unit, scores, tokens).changes
     own = np.array(corpus.labels_of(scores.sample_ids)) == "generated_xml"
     values = np.where(own, scores.of(found.unit.name), -np.inf)
     best = np.argsort(-values, kind="stable")[: int(0.25 * own.sum() + 0.5)]
     last = scores.sample_ids[sorted(best.tolist())[-2:]]  # 51 tokens, of which a sample has 32
-    assert set(plan.sample_ids.tolist()) == set(last.tolist())
+    assert set(changes.sample_ids.tolist()) == set(last.tolist())
 
 
 def test_a_matched_draw_may_hold_targeted_tokens_where_that_is_allowed(traced):
@@ -226,9 +226,9 @@ def test_a_matched_draw_may_hold_targeted_tokens_where_that_is_allowed(traced):
         scores = found.traced.scores
         values = np.random.default_rng(0).normal(size=(160, 32)).astype(np.float32)
         tokens = TokenScores(scores.sample_ids, scores.steps, lambda v=values: iter([v]))
-        edited = plan_edit(context.config.intervention, found.unit, scores, tokens)
+        edited = make_edit(context.config.intervention, found.unit, scores, tokens)
         best = np.argsort(-values.ravel(), kind="stable")[: round(0.1 * 160 * 32)]
         targeted = {(int(i // 32), int(i % 32)) for i in best}
         overlap = len(places(found, edited) & targeted)
-        assert len(edited.plan.sample_ids) == len(best)
+        assert len(edited.changes.sample_ids) == len(best)
         assert overlap > 20 if allowed == "allow" else overlap == 0  # 51 by chance

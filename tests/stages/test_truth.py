@@ -70,11 +70,11 @@ def test_an_arm_is_the_one_that_a_run_of_the_same_edit_makes(bench, traces, cont
     edit = ("intervention=remove", "estimator=repetition", "intervention.window=[20,40]")
     arm = pipeline.arm(context_of(*edit))
     assert arm.unit.name == bench.located[HEAD].name
-    again = bench.arm(bench.removal(arm.edited.plan.sample_ids))
+    again = bench.arm(bench.removal(arm.edited.changes.sample_ids))
     assert not again.built and again.fingerprint == arm.run.fingerprint
     doubled = pipeline.arm(context_of("intervention=augment", *edit[1:]))
-    plan = bench.doubling(doubled.edited.plan.sample_ids)
-    assert bench.arm(plan).fingerprint == doubled.run.fingerprint
+    changes = bench.doubling(doubled.edited.changes.sample_ids)
+    assert bench.arm(changes).fingerprint == doubled.run.fingerprint
     control = pipeline.arm(context_of("intervention=control", "intervention.window=[20,40]"))
     assert bench.arm(None).fingerprint == control.run.fingerprint
 

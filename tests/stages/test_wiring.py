@@ -22,7 +22,7 @@ from mda.model.architecture import architecture
 from mda.model.build import from_config
 from mda.model.loss import label_uniforms
 from mda.schema import ConfigError, RemoveConfig
-from mda.stages.editing import plan_edit
+from mda.stages.editing import make_edit
 from mda.types import Part
 from mda.unit.attention_head import AttentionHeads
 from mda.unit.blocks import block_gradients, gather
@@ -301,7 +301,7 @@ def test_rows_that_cannot_be_read_are_no_fault_of_the_edit(traced, context_of, p
     trace, context = traced(*own)
     (tmp_path / "rows-0.bin").unlink()
     with pytest.raises(ConfigError, match=r"^data\.source=.*: there is no rows-0\.bin in it"):
-        plan_edit(context.config.intervention, trace.unit, trace.traced.scores)
+        make_edit(context.config.intervention, trace.unit, trace.traced.scores)
 
 
 @pytest.mark.parametrize("target", ["metric", "measurement"])

@@ -1,4 +1,4 @@
-"""Making an EditPlan from chosen samples, and plans as readable CSV files."""
+"""The changes that an edit makes of chosen samples, and their readable CSV file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from mda import store
 from mda.data.token_files import read_inserted
 from mda.schema import AugmentConfig, ControlConfig, RemoveConfig
-from mda.types import EditPlan, Scores
+from mda.types import Changes, Scores
 
 if TYPE_CHECKING:
     from mda.intervention.choice import Choice
@@ -25,24 +25,24 @@ ACTIONS = ("none", *REMOVALS, *AUGMENTATIONS, "insert", *BY_TOKEN)
 _COLUMNS = ("sample_id", "step", "weight", "replacement", "position", "token")
 
 
-def unedited(config: ControlConfig, choice: Choice) -> EditPlan:
+def unedited(config: ControlConfig, choice: Choice) -> Changes:
     """Plans `intervention=control`: nothing."""
     return control(choice.start, choice.end)
 
 
-def removal(config: RemoveConfig, choice: Choice) -> EditPlan:
+def removal(config: RemoveConfig, choice: Choice) -> Changes:
     """Plans `intervention=remove` of whole samples: modes mask, drop and replace."""
     given = choice.scores, choice.sample_ids, choice.start, choice.end
     return remove(*given, config.mode, choice.unused, choice.seed())
 
 
-def augmentation(config: AugmentConfig, choice: Choice) -> EditPlan:
+def augmentation(config: AugmentConfig, choice: Choice) -> Changes:
     """Plans `intervention=augment` of samples of the window: modes duplicate and upweight."""
     given = choice.scores, choice.sample_ids, choice.start, choice.end
     return augment(*given, config.mode, config.weight)
 
 
-def insertion(config: AugmentConfig, choice: Choice) -> EditPlan:
+def insertion(config: AugmentConfig, choice: Choice) -> Changes:
     """Plans `intervention.mode=insert`: rows of a file."""
     n, corpus = len(choice.corpus.tokens), choice.corpus
     rows = read_inserted(Path(str(config.rows)), corpus.seq_len, corpus.vocab_size)
@@ -51,10 +51,10 @@ def insertion(config: AugmentConfig, choice: Choice) -> EditPlan:
     return replace(insert(ids, choice.start, choice.end, first, config.per_step), rows=rows)
 
 
-def control(start: int, end: int) -> EditPlan:
-    """Returns the empty plan, for the arm that trains on the unedited stream."""
+def control(start: int, end: int) -> Changes:
+    """Returns no changes, for the arm that trains on the unedited stream."""
     empty = np.empty(0, dtype=np.int64)
-    return _plan("none", start, end, empty, empty, 1.0, empty)
+    return _changes("none", start, end, empty, empty, 1.0, empty)
 
 
 def remove(
@@ -65,8 +65,8 @@ def remove(
     action: str = "mask",
     unused: np.ndarray | None = None,
     seed: int = 0,
-) -> EditPlan:
-    """Returns the plan that takes the chosen samples out of the window's training.
+) -> Changes:
+    """Returns the changes that take the chosen samples out of the window's training.
 
     `mask` sets their loss weight to 0 and leaves them in place; `drop` lets the stream close up;
     `replace` puts a sample drawn (seeded, without repetition) from `unused` in each one's place,
@@ -75,14 +75,14 @@ def remove(
     _known(action, REMOVALS)
     steps = steps_of(scores, chosen, start, end)
     if action != "replace":
-        return _plan(action, start, end, chosen, steps, 0.0)
+        return _changes(action, start, end, chosen, steps, 0.0)
     pool = np.setdiff1d(np.empty(0, np.int64) if unused is None else unused, scores.sample_ids)
     if len(pool) < len(chosen):
         raise ValueError(
             f"replacing {len(chosen)} samples needs as many unused ones; there are {len(pool)}"
         )
     drawn = np.random.default_rng(seed).choice(pool, len(chosen), replace=False)
-    return _plan(action, start, end, chosen, steps, 1.0, drawn)
+    return _changes(action, start, end, chosen, steps, 1.0, drawn)
 
 
 def augment(
@@ -92,8 +92,8 @@ def augment(
     end: int,
     action: str = "duplicate",
     weight: float = 2.0,
-) -> EditPlan:
-    """Returns the plan that gives the chosen samples more weight.
+) -> Changes:
+    """Returns the changes that give the chosen samples more weight.
 
     `duplicate` adds one extra copy of each to the step that has it; `upweight` multiplies its
     loss by `weight`, which must be finite and positive. With weight 2 both give the same gradient.
@@ -102,11 +102,11 @@ def augment(
     if action == "upweight" and not (np.isfinite(weight) and weight > 0):
         raise ValueError(f"weight={weight} cannot up-weight a sample; it must be above 0")
     steps = steps_of(scores, chosen, start, end)
-    return _plan(action, start, end, chosen, steps, 1.0 if action == "duplicate" else weight)
+    return _changes(action, start, end, chosen, steps, 1.0 if action == "duplicate" else weight)
 
 
-def insert(sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step: int) -> EditPlan:
-    """Returns the plan that adds rows, `per_step` to each step from `at_step` on, in their order.
+def insert(sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step: int) -> Changes:
+    """Returns the changes that add rows, `per_step` to each step from `at_step` on, in their order.
 
     The last step takes what is left. Raises ValueError where the rows do not fit before `end`.
     """
@@ -122,17 +122,17 @@ def insert(sample_ids: np.ndarray, start: int, end: int, at_step: int, per_step:
             f"{len(sample_ids)} rows, {per_step} a step from step {at_step}, need steps up to "
             f"{steps[-1] + 1}; the window ends at {end}"
         )
-    return _plan("insert", start, end, sample_ids, steps, 1.0)
+    return _changes("insert", start, end, sample_ids, steps, 1.0)
 
 
 def mask_tokens(
     sample_ids: np.ndarray, steps: np.ndarray, positions: np.ndarray, start: int, end: int
-) -> EditPlan:
-    """Returns the plan that removes single tokens' losses from the window's training.
+) -> Changes:
+    """Returns the changes that remove single tokens' losses from the window's training.
 
     Position t is that of predicting token t + 1. The arrays are parallel, a token each.
     """
-    return _plan("mask_tokens", start, end, sample_ids, steps, 0.0, positions=positions)
+    return _changes("mask_tokens", start, end, sample_ids, steps, 0.0, positions=positions)
 
 
 def spans(
@@ -143,45 +143,45 @@ def spans(
     start: int,
     end: int,
     first_id: int,
-) -> EditPlan:
-    """Returns the plan that replaces the tokens at `positions`, one entry for each token.
+) -> Changes:
+    """Returns the changes that replace the tokens at `positions`, one entry for each token.
 
     The samples so changed are new rows, which take the samples' places under the ids `first_id`,
     `first_id` + 1, ..., in the order in which the samples are first named; see `rewritten`.
     """
     _, first, inverse = np.unique(sample_ids, return_index=True, return_inverse=True)
     replacements = first_id + np.argsort(np.argsort(first))[inverse]
-    return _plan("spans", start, end, sample_ids, steps, 1.0, replacements, positions, tokens)
+    return _changes("spans", start, end, sample_ids, steps, 1.0, replacements, positions, tokens)
 
 
-def rewritten(plan: EditPlan, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Returns the rows that a plan of spans inserts, in the order of their ids, [n, T + 1].
+def rewritten(changes: Changes, rows: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Returns the rows that changes of spans insert, in the order of their ids, [n, T + 1].
 
     `rows` gives the tokens of samples by their ids.
     """
-    new_ids, first, place = np.unique(plan.replacements, return_index=True, return_inverse=True)
-    originals = np.array(rows(plan.sample_ids[first]))
-    originals[place, plan.positions] = plan.tokens
+    new_ids, first, place = np.unique(changes.replacements, return_index=True, return_inverse=True)
+    originals = np.array(rows(changes.sample_ids[first]))
+    originals[place, changes.positions] = changes.tokens
     assert len(originals) == len(new_ids)
     return originals
 
 
-def save_plan(plan: EditPlan, path: Path) -> None:
-    """Writes a plan as CSV under one comment line with its action and window, atomically.
+def save_changes(changes: Changes, path: Path) -> None:
+    """Writes changes as CSV under one comment line with their action and window, atomically.
 
     Weights are written without loss of precision.
     """
-    weights = (repr(float(w)) for w in plan.weights)
-    rest = (plan.replacements, plan.positions, plan.tokens)
+    weights = (repr(float(w)) for w in changes.weights)
+    rest = (changes.replacements, changes.positions, changes.tokens)
     with store.replacing(path) as file:
-        file.write(f"# action={plan.action} start={plan.start} end={plan.end}\n")
+        file.write(f"# action={changes.action} start={changes.start} end={changes.end}\n")
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(_COLUMNS)
-        rows.writerows(zip(plan.sample_ids, plan.steps, weights, *rest, strict=True))
+        rows.writerows(zip(changes.sample_ids, changes.steps, weights, *rest, strict=True))
 
 
-def load_plan(path: Path) -> EditPlan:
-    """Reads a file of `save_plan`. Raises ValueError, naming the file, for anything else."""
+def load_changes(path: Path) -> Changes:
+    """Reads a file of `save_changes`. Raises ValueError, naming the file, for anything else."""
     head, *lines = path.read_text(encoding="utf-8").splitlines()
     try:
         facts = dict(part.split("=") for part in head.removeprefix("# ").split())
@@ -194,11 +194,11 @@ def load_plan(path: Path) -> EditPlan:
         sample_ids, steps, *rest = (np.array(columns[i], np.int64) for i in (0, 1, 3, 4, 5))
         weights = np.array([float(w) for w in columns[2]], np.float32)
     except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is not an edit plan: {error}") from error
-    return EditPlan(action, start, end, sample_ids, steps, weights, *rest)
+        raise ValueError(f"{path} is not the file of an edit: {error}") from error
+    return Changes(action, start, end, sample_ids, steps, weights, *rest)
 
 
-def _plan(
+def _changes(
     action: str,
     start: int,
     end: int,
@@ -208,7 +208,7 @@ def _plan(
     replacements: np.ndarray | None = None,
     positions: np.ndarray | None = None,
     tokens: np.ndarray | None = None,
-) -> EditPlan:
+) -> Changes:
     if not 0 <= start < end:
         raise ValueError(f"the window [{start}, {end}) is empty; it needs 0 <= start < end")
     n = len(sample_ids)
@@ -216,7 +216,7 @@ def _plan(
     def column(values: np.ndarray | None) -> np.ndarray:
         return np.full(n, -1, np.int64) if values is None else np.asarray(values, np.int64)
 
-    return EditPlan(
+    return Changes(
         action=action,
         start=start,
         end=end,
