@@ -15,7 +15,7 @@ from typing import Any
 from mda.data.stream import Corpus
 from mda.schema import Config, PublishedConfig, validate_sizes
 from mda.stages.attribution import Traced, score
-from mda.stages.before import check_model
+from mda.stages.before import check_model, check_prompts
 from mda.stages.capabilities import Capabilities, CapabilitiesStage
 from mda.stages.context import Context, rank
 from mda.stages.corpus import CorpusStage, trained_on_held_out
@@ -106,6 +106,7 @@ def train(context: Context, groups: Sequence[str] = needs(BASE)) -> tuple[Corpus
     """Returns the base run, after building its corpus."""
     look_at(context, groups)
     order = order_of(context)
+    check_prompts(context.config, order.corpus, groups)
     if "unit" in groups:
         check_label(context.config.unit, order.corpus)
     return order.corpus, base_of(context, order, groups)
@@ -133,6 +134,7 @@ def arm(context: Context, base_context: Context | None = None) -> Arm:
     with suppress(NotBuilt):
         check_edit(edit, order, edit.steps)
     check_label(config.unit, order.corpus)
+    check_prompts(config, order.corpus, needs(SCORES))
     base = base_of(base_context or context, order, needs(SCORES))
     unit = unit_of(context, base)
     if edit.steps is None and unit.steps is not None:

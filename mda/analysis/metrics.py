@@ -29,6 +29,8 @@ METRICS = {
     "strongest_onset_step": "step at which the largest over all heads crosses it",
     "strongest_onset_tokens": "the same in tokens",
     "copy_gain": "log-prob gain on the second copy, nats",
+    "prompts": "log-prob of right continuations of emergence.prompts minus wrong ones, nats",
+    "prompts/curve": "the same, mean over the window",
     "icl_score": "loss late minus loss early in the context, nats: lower is more learning",
     "icl_score/curve": "the same, mean over the window, of the points that have it: see "
     "emergence.arm_held_out_every",
@@ -62,7 +64,8 @@ METRICS = {
 }
 """Name -> what it is; at the window's end unless it says otherwise."""
 
-ICL = ("icl_score", "icl_score/real", "icl_score/generated")
+OPTIONAL = ("prompts", "icl_score", "icl_score/real", "icl_score/generated")
+"""Columns that not every curve, or not every point of one, has."""
 
 MATCHED = {"matched": False, "matched_overlap": True}
 """Reference -> whether its random sets may hold samples of the targeted one."""
@@ -243,7 +246,7 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
         values[names[1]] = None if step is None else step * run.tokens_per_step
     for name in ("copy_gain", "icl_score"):
         values[name] = run.at_end(f"emergence/{name}")
-    for name in (name for name in ICL if f"emergence/{name}" in run.curve):
+    for name in (name for name in OPTIONAL if f"emergence/{name}" in run.curve):
         values[name] = run.at_end(f"emergence/{name}")
         values[f"{name}/curve"] = _over_window(run, run.curve[f"emergence/{name}"])
     shown = ("val/loss", "capabilities/")

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,8 @@ from mda.schema.setting import show
 LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
 PATHS = (
     *("data.path", "data.labels", "data.tokenizer", "data.source", "data.dataset"),
-    *("base.folder", "base.state", "model.source", "intervention.rows", "unit.source"),
+    *("base.folder", "base.state", "model.source", "intervention.rows", "estimator.path"),
+    *("unit.source", "unit.probe.file", "emergence.prompts"),
 )
 
 
@@ -141,10 +144,9 @@ def differences(then: object, now: object, key: str = "") -> Iterator[tuple[str,
 
 def _words(saved: Saved, output_dir: Path) -> list[str]:
     """Returns the run's overrides for a run elsewhere, with paths as they are read from here."""
-    places: dict[str, str] = {"output_dir": str(output_dir)}
+    places, config = {"output_dir": str(output_dir)}, saved.config
     for key in PATHS:
-        group, _, name = key.partition(".")
-        places[key] = str(getattr(getattr(saved.config, group), name, ""))
+        places[key] = str(reduce(lambda one, name: getattr(one, name, ""), key.split("."), config))
     given = [word for word in saved.overrides if not word.startswith(("output_dir=", "logger"))]
     keys = [word.partition("=")[0] for word in given]
     words = [
@@ -196,12 +198,14 @@ def _refuse_interpolation(content: object, key: str = "") -> None:
 
 def _with_paths(content: dict[str, Any], directory: Path) -> dict[str, Any]:
     """Makes relative paths absolute where the file exists in the run's working directory."""
-    content = {name: dict(v) if isinstance(v, dict) else v for name, v in content.items()}
+    content = deepcopy(content)
     for key in PATHS:
-        group, _, name = key.partition(".")
-        section = content.get(group)
+        *groups, name = key.split(".")
+        section: Any = content
+        for group in groups:
+            section = section.get(group) if isinstance(section, dict) else None
         value = section.get(name) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(value, str) and value:
+        if isinstance(value, str) and value:
             path = directory / value
             if path.exists():
                 section[name] = str(path)

@@ -11,6 +11,7 @@ from mda.cost.passes import FLOAT
 from mda.model.loss import chunk_at_once
 from mda.schema import UnrolledConfig
 from mda.schema.plugins import implementation
+from mda.schema.prompts import read_prompts, size_of
 from mda.training.optimizer import learning_rate
 
 
@@ -72,6 +73,8 @@ def _probe(job: Job) -> tuple[int, int]:
     """Returns the sequences of a unit's metric or measurement, and their length."""
     unit, data = job.config.unit, job.config.data
     probe = getattr(unit, "probe", None)
+    if probe is not None and probe.file is not None:
+        return size_of(read_prompts(probe.file, f"{probe.key}.file"))
     if probe is not None and getattr(unit, "label", None) is None:
         return probe.n_sequences, probe.length * probe.repeats
     return data.held_out // 2, data.seq_len

@@ -11,6 +11,7 @@ from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
 from mda.emergence.steps import curve_steps, held_out_every
 from mda.schema import Config, PublishedConfig
+from mda.schema.prompts import read_prompts, size_of
 from mda.training.loss import logits_at_once
 
 TOKEN_BYTES = 2  # uint16
@@ -118,7 +119,12 @@ def _measurement(job: Job, points: int, held_out_points: int) -> tuple[float, fl
     texts = held_out_points * rows
     flops = probes * passes.forward_flops(job.shape, repeated)
     flops += texts * passes.forward_flops(job.shape, length)
-    return probes * repeated + texts * length, flops
+    tokens = probes * repeated + texts * length
+    if settings.prompts is not None:
+        rows, size = size_of(read_prompts(settings.prompts, f"{settings.key}.prompts"))
+        flops += points * rows * passes.forward_flops(job.shape, size)
+        tokens += points * rows * size
+    return tokens, flops
 
 
 def _published(config: Config) -> PublishedConfig:

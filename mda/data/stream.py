@@ -71,6 +71,12 @@ class Corpus:
         """Returns the class label of each sample."""
         return [self.label_names[i] for i in self.labels[np.asarray(sample_ids)]]
 
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text, as it is; raises ValueError without a tokenizer."""
+        if self.tokenizer is None:
+            raise ValueError("the corpus has no tokenizer; accepted: token ids")
+        return opened(self.tokenizer).encode(text, add_special_tokens=False).ids
+
     def decode(self, token_ids: Sequence[int]) -> list[str]:
         """Returns one string for each token, which join to the text.
 

@@ -6,6 +6,8 @@ Names, a public interface (`<head>` is L{layer}H{head}, `<label>` a class of the
     emergence/<metric>/strongest              largest over the heads
     emergence/<metric>_se/<head>              standard error of that mean over the sequences
     emergence/copy_gain      nats; mean log p of the second copy's tokens minus the first copy's
+    emergence/prompts        nats; the measurement of `mda.unit.prompts`, of a file that is given
+    emergence/prompts_se     its standard error over the prompts
     emergence/icl_score      nats; mean loss of a band of late positions minus that of early ones
     emergence/icl_score_se   its standard error over the held-out sequences
     emergence/icl_score/real, emergence/icl_score/generated    where the corpus has both kinds
@@ -35,6 +37,7 @@ from mda.schema.metrics import HEAD_METRICS
 from mda.training.loss import vocabulary_losses
 from mda.types import HeadId
 from mda.unit.metrics import metric_function
+from mda.unit.prompts import PromptObjective, prompt_objective
 from mda.unit.tokens import repeated_tokens, token_distribution
 
 Follow = Callable[[PreTrainedModel], Mapping[str, float]]
@@ -55,6 +58,7 @@ class Probes:
     held_out_labels: tuple[str, ...]  # one a held-out row
     icl_late: tuple[int, int]  # positions [start, end)
     icl_early: tuple[int, int]
+    prompts: PromptObjective | None = None
 
 
 def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
@@ -75,6 +79,9 @@ def make_probes(corpus: Corpus, settings: EmergenceConfig) -> Probes:
         held_out_labels=tuple(corpus.labels_of(held_out)),
         icl_late=late,
         icl_early=early,
+        prompts=prompt_objective(settings.prompts, f"{settings.key}.prompts", corpus)
+        if settings.prompts is not None
+        else None,
     )
 
 
@@ -100,7 +107,8 @@ def measure(model: PreTrainedModel, probes: Probes, held_out: bool = True) -> di
     model.eval()
     try:
         loss_MT = held_out_losses(model, probes) if held_out else unmeasured(probes)
-        return {**_on_repeats(model, probes), **_on_held_out(loss_MT, probes)}
+        on_prompts = _on_prompts(model, probes.prompts) if probes.prompts else {}
+        return {**_on_repeats(model, probes), **on_prompts, **_on_held_out(loss_MT, probes)}
     finally:
         model.train(training)
 
@@ -153,6 +161,14 @@ def unmeasured(probes: Probes) -> Tensor:
     """Returns NaN for every held-out token, [M, T]."""
     rows, length = probes.held_out_MT1.shape
     return torch.full((rows, length - 1), torch.nan, dtype=torch.float64)
+
+
+def _on_prompts(model: PreTrainedModel, prompts: PromptObjective) -> dict[str, float]:
+    contrast_M = prompts.contrasts(model)
+    row = {"emergence/prompts": contrast_M.mean().item()}
+    if len(contrast_M) > 1:
+        row["emergence/prompts_se"] = (contrast_M.std() / len(contrast_M) ** 0.5).item()
+    return row
 
 
 def _on_held_out(loss_MT: Tensor, probes: Probes) -> dict[str, float]:

@@ -48,8 +48,8 @@ class Work:
     adam_eps: float  # what the run's Adam adds to the root of a second moment
 
     @property
-    def query(self) -> Tensor:
-        """The measurement's tokens, int64 [M, S]; `corpus.decode` gives their text."""
+    def query(self) -> Sequence[Tensor]:
+        """The measurement's token sequences, each int64 [S]; `corpus.decode` gives their text."""
         self.lend("a query", self.settings.requires.query)
         return self.kind.query()
 

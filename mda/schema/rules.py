@@ -10,7 +10,9 @@ from typing import Any
 
 from mda.schema.base import PublishedConfig
 from mda.schema.data import EmbeddedConfig, PileConfig, SyntheticConfig, untyped
+from mda.schema.metrics import HEAD_METRICS
 from mda.schema.model import SIZES, PublishedModelConfig
+from mda.schema.prompts import read_prompts
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import refuse, show
 from mda.schema.unit import HeadConfig
@@ -116,8 +118,10 @@ def _metric_has_gradients(c: Config) -> None:
         return
     if "qk" not in c.unit.blocks:
         raise refuse("unit.blocks", c.unit.blocks, "qk among them with estimator.target=metric")
-    if c.unit.locate == "mechanism" and c.unit.probe.target == "copy":
-        limit = "measurement with unit.locate=mechanism and unit.probe.target=copy"
+    if c.unit.locate == "mechanism" and c.unit.probe.target not in HEAD_METRICS:
+        limit = (
+            f"measurement with unit.locate=mechanism and unit.probe.target={c.unit.probe.target}"
+        )
         raise refuse("estimator.target", wanted.target, limit)
 
 
@@ -146,6 +150,23 @@ def _unit_probe_fits_context(c: Config) -> None:
     if probe is not None and probe.length * probe.repeats > context:
         limit = f"at most {context // probe.repeats}, model.max_seq_len / unit.probe.repeats"
         raise refuse("unit.probe.length", probe.length, limit)
+
+
+def _probed_prompts_fit(c: Config) -> None:
+    probe = getattr(c.unit, "probe", None)
+    if probe is not None:
+        _prompts_fit(c, probe.file, "unit.probe.file")
+
+
+def _measured_prompts_fit(c: Config) -> None:
+    _prompts_fit(c, c.emergence.prompts, "emergence.prompts")
+
+
+def _prompts_fit(c: Config, file: str | None, key: str) -> None:
+    """Checks token ids; a text has at least one token, and more is known with its tokenizer."""
+    for one in read_prompts(file, key) if file else ():
+        for tokens, _ in one.tokens(lambda _: [0]):
+            one.check(tokens, c.data.vocab_size, c.data.seq_len + 1)
 
 
 def _scored_layer_exists(c: Config) -> None:
@@ -296,6 +317,8 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "data", "training", "intervention"), _window_lasts),
     (("data", "intervention"), _inserted_rows_are_typed),
     (("data", "unit"), _label_is_told),
+    (("data", "unit"), _probed_prompts_fit),
+    (("data", "emergence"), _measured_prompts_fit),
     (("data", "emergence"), _icl_positions_exist),
     (("data", "capabilities"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),

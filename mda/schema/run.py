@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from mda.schema.prompts import read_prompts
 from mda.schema.setting import Group, is_range, setting
 
 DISTRIBUTIONS = ("unigram_sqrt", "unigram", "uniform")
@@ -97,6 +98,9 @@ class EmergenceConfig(Group):
     arm_held_out_every: int | None = setting(
         None, "the same in arms, 1: at every point of their window; null: as in the base run", low=1
     )
+    prompts: str | None = setting(
+        None, "file of prompts, as unit.probe.file, measured at every point; null: none"
+    )
     icl_late: list[int] | None = setting(
         None, "late positions [start,end) of the ICL score, null: the second half", low=0
     )
@@ -112,6 +116,8 @@ class EmergenceConfig(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prompts is not None:
+            read_prompts(self.prompts, f"{self.key}.prompts")
         for name in ("icl_late", "icl_early"):
             if getattr(self, name) is not None and not is_range(getattr(self, name)):
                 raise self._refuse(name, "[start,end] with start below end, or null")

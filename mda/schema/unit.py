@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from mda.schema.metrics import HEAD_METRICS, modules
+from mda.schema.prompts import read_prompts
 from mda.schema.run import DISTRIBUTIONS
 from mda.schema.setting import Group, nearest, setting
 
@@ -24,8 +26,9 @@ class ProbeConfig(Group):
     target: str = setting(
         "copy",
         "copy: log p of the token that followed the first time; label: log p of held-out text of "
-        "one class; or a metric of heads, such as previous_token: the attention A[t, t-1]",
-        accepts="copy, label, or a metric of heads such as previous_token",
+        "one class; prompts: log p of right continuations minus wrong ones; or a metric of heads, "
+        "such as previous_token: the attention A[t, t-1]",
+        accepts="copy, label, prompts, or a metric of heads such as previous_token",
     )
     n_sequences: int = setting(64, "probe sequences", low=1)
     length: int = setting(64, "tokens of a sequence before it repeats", low=2)
@@ -36,13 +39,24 @@ class ProbeConfig(Group):
     seed: int = setting(
         1, "seed of the probe tokens; must differ from emergence.seed", low=0, high=2**32 - 2
     )
+    file: str | None = setting(
+        None,
+        "prompts with unit.probe.target=prompts: JSON lines with prompt, right and, in all or "
+        "none, wrong, each a text or token ids",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = ("copy", *HEAD_METRICS, "label")
+        known = ("copy", *HEAD_METRICS, "label", "prompts")
         if self.target not in known:
             near = nearest(self.target, known)
             raise self._refuse("target", f"one of {', '.join(known)}{near}")
+        if (self.target == "prompts") != (self.file is not None):
+            raise self._refuse(
+                "file", "a file of prompts with unit.probe.target=prompts, else null"
+            )
+        if self.file is not None:
+            read_prompts(self.file, f"{self.key}.file")
         metric, beside = HEAD_METRICS.get(self.target), f"with unit.probe.target={self.target}"
         repeats = metric.repeats if metric else 1 + (self.target == "copy")
         if self.repeats < repeats:
@@ -82,6 +96,11 @@ class UnitConfig(Group):
         if self.threshold is None:
             raise self._refuse("threshold", "a number")
         return self.threshold
+
+    def files(self) -> list[Path]:
+        """Files whose content decides the measurement, or the units."""
+        probe = getattr(self, "probe", None)
+        return [Path(probe.file)] if probe is not None and probe.file else []
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -126,7 +145,9 @@ class HeadConfig(UnitConfig):
             known = ", ".join(HEAD_BLOCKS)
             raise self._refuse("blocks", f"each of {known} at most once, one at least")
         if self.probe.target == "label":
-            raise self.probe._refuse("target", f"copy, {', '.join(HEAD_METRICS)} for heads")
+            raise self.probe._refuse(
+                "target", f"copy, {', '.join(HEAD_METRICS)} or prompts for heads"
+            )
         if self.probe.target in HEAD_METRICS and "qk" not in self.blocks:
             raise self._refuse(
                 "blocks", f"qk among them with unit.probe.target={self.probe.target}"
@@ -192,7 +213,7 @@ class ModuleConfig(UnitConfig):
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise self._refuse("parts", "attention, mlp or both, each at most once, one at least")
         if self.probe.target in HEAD_METRICS:
-            raise self.probe._refuse("target", "copy or label for modules")
+            raise self.probe._refuse("target", "copy, label or prompts for modules")
         if (self.probe.target == "label") != (self.label is not None):
             raise self._refuse("label", "a class of text with unit.probe.target=label, else null")
 

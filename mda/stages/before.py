@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mda.data.stream import Corpus
 from mda.model.build import check_memory, check_shapes, check_weights
 from mda.schema import (
     BaseConfig,
     CheckpointConfig,
+    Config,
     ConfigError,
     ModelConfig,
     PublishedConfig,
@@ -18,10 +21,11 @@ from mda.schema import (
     Unavailable,
 )
 from mda.stages.context import Runtime, rank
-from mda.stages.found import FindOnly
+from mda.stages.found import FindOnly, NotBuilt
 from mda.stages.hub import ask_for, ask_for_shapes
 from mda.stages.published import Check, WeightsStage
 from mda.store import say
+from mda.unit.prompts import prompt_objective
 
 
 def check_model(model: ModelConfig, base: BaseConfig, check: Check, at: Runtime) -> None:
@@ -37,6 +41,18 @@ def check_model(model: ModelConfig, base: BaseConfig, check: Check, at: Runtime)
         _check_once(Path(model.source), f"model.source={model.source}")
     elif isinstance(model, ScratchConfig) and not isinstance(at.store, FindOnly):
         check_memory(model)
+
+
+def check_prompts(config: Config, corpus: Corpus, groups: Sequence[str]) -> None:
+    """Raises ConfigError, before any training, for prompts that the tokenizer makes too long."""
+    probe = getattr(config.unit, "probe", None)
+    files = {"emergence.prompts": config.emergence.prompts}
+    if "unit" in groups and probe is not None:
+        files["unit.probe.file"] = probe.file
+    with suppress(NotBuilt):
+        for key, file in files.items():
+            if file is not None:
+                prompt_objective(file, key, corpus, corpus.seq_len + 1)
 
 
 def _check_revisions(base: PublishedConfig, check: Check, at: Runtime) -> None:

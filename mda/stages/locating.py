@@ -33,7 +33,7 @@ from mda.unit.blocks import shared_owners
 from mda.unit.kind import Materials, UnitKind
 from mda.unit.kind import check_label as check_label_of
 
-NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source", "only")
+NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source", "only", "file")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,10 @@ class Located:
         """The settings that decide the units' measurement, for keys."""
         settings = self.settings
         found = without(asdict(settings), *NOT_THE_MEASUREMENT) | {"kind": settings.kind}
+        if isinstance(probe := found.get("probe"), dict):
+            found["probe"] = without(probe, "file")
+        if files := settings.files():
+            found["files"] = [self.at.store.hash_file(path) for path in files]
         if self._trained_sae is not None:
             found["sae"] = self._trained_sae.fingerprint
         elif settings.reads_sae:

@@ -13,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
@@ -169,7 +169,7 @@ class CurveStage(Stage[Made]):
             "corpus": self.order.corpus.fingerprint,
             "weights": {str(step): digest for step, digest in self.hashes.items()},
             "config": _function(self.revisions[0]),
-            "emergence": without(asdict(self.recipe.emergence), "every", "arm_held_out_every"),
+            "emergence": without(self.recipe.curve_inputs(hash_file), "every"),
             "metrics": metrics.functions(),
             "batch_size": self.order.batch_size,
             **self.recipe.threads,

@@ -60,6 +60,13 @@ class Recipe:
         """The number of threads where results depend on it: on a CPU."""
         return {"threads": self.training.threads} if self.device.type == "cpu" else {}
 
+    def curve_inputs(self, hash_of: HashFile) -> dict[str, object]:
+        """Returns the inputs of keys from the settings of a base run's curve."""
+        found = without(asdict(self.emergence), "arm_held_out_every", "prompts")
+        if self.emergence.prompts is not None:
+            found["prompts"] = hash_of(Path(self.emergence.prompts))
+        return found
+
     @property
     def inputs(self) -> dict[str, object]:
         """The inputs of keys from the settings of training."""
@@ -176,7 +183,7 @@ class BaseStage(Stage[Run]):
             "stream": self.order.inputs,
             "model": model_inputs(self.model, hash_file),
             "training": self.recipe.inputs,
-            "emergence": without(asdict(self.recipe.emergence), "arm_held_out_every"),
+            "emergence": self.recipe.curve_inputs(hash_file),
             "metrics": metrics.functions(),
             "seed": self.order.seed,
             "checkpoints": self.checkpoints,

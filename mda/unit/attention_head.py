@@ -1,14 +1,15 @@
 """Attention heads as units: induction heads, previous-token heads, or several as one mechanism.
 
-Measurements: `copy`, shared by all heads, or a metric of each head's own attention, such as
-`previous_token`, A[t, t-1]: the MEAN over sequences of what mda/schema/metrics.py names. It depends
-on the head's own W_Q and W_K, and on the layers below. For heads that are traced together it is the
-mean over them, and its gradient in every head goes through the layers in between.
+Measurements: `copy` or `prompts`, shared by all heads, or a metric of each head's own attention,
+such as `previous_token`, A[t, t-1]: the MEAN over sequences of what mda/schema/metrics.py names. It
+depends on the head's own W_Q and W_K, and on the layers below. For heads that are traced together
+it is the mean over them, and its gradient in every head goes through the layers in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from transformers import PreTrainedModel
 from mda.model.architecture import Architecture
 from mda.model.plain_attention import PlainAttention
 from mda.schema import HeadConfig
+from mda.schema.metrics import HEAD_METRICS
 from mda.types import HeadId, ParameterBlock, Part, Unit
 from mda.unit.blocks import BlockTensors, block_gradients, outer_sum
 from mda.unit.capture import frozen, joined, modules_of, record
 from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement, joint
 from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
 from mda.unit.metrics import Metric, metric_function
+from mda.unit.prompts import prompt_objective
 
 
 class AttentionHeads:
@@ -35,19 +38,27 @@ class AttentionHeads:
             {name: arch.head_blocks(layer, settings.biases)[name] for name in settings.blocks}
             for layer in range(arch.n_layers)
         ]
-        probabilities = materials.probabilities(probe.distribution)
-        shape = {"n": probe.n_sequences, "length": probe.length, "repeats": probe.repeats}
+        self.corpus = materials.corpus
+        self.probabilities = materials.probabilities(probe.distribution)
         self.metric_tokens_MT = attention_tokens(
-            probabilities, n=probe.n_sequences, length=probe.length, repeats=2, seed=probe.seed
+            self.probabilities, n=probe.n_sequences, length=probe.length, repeats=2, seed=probe.seed
         )
         metric = metric_function(settings.metric)
         self.attended = OwnAttention(arch, self.metric_tokens_MT, metric, probe.length)
-        self.measured: TokenObjective | OwnAttention
+
+    @cached_property
+    def measured(self) -> TokenObjective | OwnAttention:
+        """The measurement, made on use: a plan has units and no tokenizer."""
+        probe = self.settings.probe
+        if probe.target == "prompts":
+            assert probe.file is not None  # so says the schema
+            return prompt_objective(probe.file, f"{probe.key}.file", self.corpus)
+        shape = {"n": probe.n_sequences, "length": probe.length, "repeats": probe.repeats}
         if probe.target == "copy":
-            self.measured = copy_objective(probabilities, **shape, seed=probe.seed)
-        else:
-            tokens = attention_tokens(probabilities, **shape, seed=probe.seed)
-            self.measured = OwnAttention(arch, tokens, metric_function(probe.target), probe.length)
+            return copy_objective(self.probabilities, **shape, seed=probe.seed)
+        tokens = attention_tokens(self.probabilities, **shape, seed=probe.seed)
+        metric = metric_function(probe.target)
+        return OwnAttention(self.architecture, tokens, metric, probe.length)
 
     def ranking(self, model: PreTrainedModel) -> Mapping[str, float]:
         """Returns nothing, because every curve has the metrics of all heads."""
@@ -71,12 +82,12 @@ class AttentionHeads:
         if not together:
             return units
         mechanism = joint(units, names)
-        return [mechanism] if isinstance(self.measured, OwnAttention) else [*units, mechanism]
+        return [mechanism] if self.settings.probe.target in HEAD_METRICS else [*units, mechanism]
 
-    def query(self) -> Tensor:
-        """Returns the measurement's tokens, [M, S]."""
+    def query(self) -> Sequence[Tensor]:
+        """Returns the measurement's token sequences."""
         asked = self.measured
-        return asked.tokens_MS if isinstance(asked, TokenObjective) else asked.tokens_MT
+        return asked.sequences if isinstance(asked, TokenObjective) else list(asked.tokens_MT)
 
     def gradients(
         self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT

@@ -47,8 +47,11 @@ class UnitKind(Protocol):
         """
         ...
 
-    def query(self) -> Tensor:
-        """Returns the measurement's tokens, int64 [M, S]; of a label those of its class."""
+    def query(self) -> Sequence[Tensor]:
+        """Returns the measurement's token sequences, each int64 [S].
+
+        They are those that it rewards: of a label its class, of prompts the right continuations.
+        """
         ...
 
     def gradients(

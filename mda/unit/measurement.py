@@ -4,8 +4,9 @@
          positions of every copy after the first, and over sequences. (The paper sums; that is
          M * P times this.)
 `label`  log-probability of held-out text of one class, in nats: the MEAN over its tokens.
+`prompts`  right continuations against wrong ones, see `mda.unit.prompts`.
 
-Both are one number for the whole model, shared by all units. The position matters (the copy probe
+All are one number for the whole model, shared by all units. The position matters (the copy probe
 of the authors' release is off by one): with a prefix of P tokens, position t >= P holds the same
 token as t - P, the token that followed it is at t - P + 1, and the logits at t are those of token t
 + 1. The rows are therefore P * repeats tokens and the first token once more, so that the last
@@ -44,16 +45,26 @@ class TokenObjective:
             (tokens.to(model.device), weights.to(model.device)) for tokens, weights in pairs
         )
 
-    @torch.no_grad()
+    @property
+    def sequences(self) -> list[Tensor]:
+        """The rows that f rewards, each int64 [S], up to the last token that counts."""
+        rows = zip(self.tokens_MS, self.weights_MT, strict=True)
+        return [row[: int(w.nonzero()[-1]) + 2] for row, w in rows if w.sum() < 0]
+
     def value(self, model: PreTrainedModel) -> float:
         """Returns f at this model."""
-        total = 0.0
+        return self.row_values(model).sum().item()
+
+    @torch.no_grad()
+    def row_values(self, model: PreTrainedModel) -> Tensor:
+        """Returns what each row adds to f, float64 [M]."""
+        found = []
         with frozen(model):
             for tokens, weights in self.chunks(model):
                 hidden = model.base_model(tokens[:, :-1], use_cache=False).last_hidden_state
                 losses = cross_entropy(hidden, unembedding(model), tokens[:, 1:])
-                total += (losses * weights).sum().item()
-        return total
+                found.append((losses * weights).sum(1).cpu())
+        return torch.cat(found)
 
     def differentiable(self, model: PreTrainedModel) -> Tensor:
         """Returns f with a graph to the parameters that can be differentiated twice."""

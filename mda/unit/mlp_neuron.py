@@ -59,9 +59,9 @@ class MlpNeurons:
             for n in range(self.architecture.d_ff)
         ]
 
-    def query(self) -> Tensor:
-        """Returns the held-out text of the label's class, [M, T + 1]."""
-        return self.measured_text.tokens_MS[self.measured_text.has_label_M]
+    def query(self) -> Sequence[Tensor]:
+        """Returns the held-out rows of the label's class, each [T + 1]."""
+        return list(self.measured_text.tokens_MS[self.measured_text.has_label_M])
 
     def gradients(
         self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT

@@ -1,15 +1,17 @@
 """Whole modules as units: a layer's attention, its MLP, or both.
 
 Metric: the loss of the measurement without the module, in nats: f minus f with the module's output
-replaced by its mean over the same tokens (`mda.unit.ablation`). Measurement: `copy` or `label`, see
-`mda.unit.measurement`.
+replaced by its mean over the same tokens (`mda.unit.ablation`). Measurement: `copy`, `label` or
+`prompts`, see `mda.unit.measurement`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +22,7 @@ from mda.unit.ablation import ablated, mean_inputs, module_place
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.measurement import TokenObjective, copy_objective, label_objective
+from mda.unit.prompts import prompt_objective
 
 SUFFIX = {"attention": ".attn", "mlp": ".mlp", "both": ""}  # L2.attn, L2.mlp, L2
 PARTS = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}
@@ -30,16 +33,28 @@ class Modules:
 
     def __init__(self, settings: ModuleConfig, materials: Materials) -> None:
         self.settings, self.architecture = settings, materials.architecture
-        self.measured = self._objective(materials, settings.probe.seed, materials.measurement_ids())
-        self.on_metric = self._objective(materials, settings.probe.seed + 1, materials.metric_ids())
+        self.materials = materials
         self.members = {
             f"L{layer}{SUFFIX[part]}": (layer, PARTS[part])
             for layer in range(self.architecture.n_layers)
             for part in settings.parts
         }
 
-    def _objective(self, materials: Materials, seed: int, ids) -> TokenObjective:
-        probe = self.settings.probe
+    @cached_property
+    def measured(self) -> TokenObjective:
+        """The measurement, made on use: a plan has units and no tokenizer."""
+        return self._objective(self.settings.probe.seed, self.materials.measurement_ids())
+
+    @cached_property
+    def on_metric(self) -> TokenObjective:
+        """The measurement that ablation changes: on other tokens, but for prompts."""
+        return self._objective(self.settings.probe.seed + 1, self.materials.metric_ids())
+
+    def _objective(self, seed: int, ids: np.ndarray) -> TokenObjective:
+        probe, materials = self.settings.probe, self.materials
+        if probe.target == "prompts":
+            assert probe.file is not None  # so says the schema
+            return prompt_objective(probe.file, f"{probe.key}.file", materials.corpus)
         if probe.target == "copy":
             return copy_objective(
                 materials.probabilities(probe.distribution),
@@ -85,9 +100,9 @@ class Modules:
             for name, (layer, parts) in self.members.items()
         ]
 
-    def query(self) -> Tensor:
-        """Returns the measurement's tokens, [M, S]."""
-        return self.measured.tokens_MS
+    def query(self) -> Sequence[Tensor]:
+        """Returns the measurement's token sequences."""
+        return self.measured.sequences
 
     def gradients(
         self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT

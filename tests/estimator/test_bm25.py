@@ -31,7 +31,7 @@ def by_hand(work, k1, b):
     ]
     mean_length = sum(map(len, documents)) / len(documents)
     having = Counter(token for document in documents for token in set(document))
-    query = [token for row in work.query.tolist() for token in row if token not in SPECIAL]
+    query = [int(token) for row in work.query for token in row if token not in SPECIAL]
     scores = []
     for document in documents:
         times, score = Counter(document), 0.0
@@ -60,6 +60,6 @@ def test_tokens_add_up_to_the_score_and_those_outside_the_query_add_nothing(work
     parts = estimator.token_influence(work, some)
     scores = estimator.score(work).values_NU[[4, 1], 0]
     torch.testing.assert_close(parts.sum(1), scores, rtol=1e-9, atol=0)
-    asked = set(work.query.flatten().tolist()) - set(SPECIAL)
+    asked = set(torch.cat(list(work.query)).tolist()) - set(SPECIAL)
     for tokens, values in zip(work.corpus.rows(some)[:, 1:].tolist(), parts.tolist(), strict=True):
         assert [value > 0 for value in values] == [token in asked for token in tokens]

@@ -29,7 +29,7 @@ def cosines(work, at, model):
             found = model(rows[:, :-1], output_hidden_states=True).hidden_states[at]
         return found.numpy()
 
-    query = hidden(work.query).reshape(-1, model.config.hidden_size).mean(0)
+    query = hidden(torch.stack(list(work.query))).reshape(-1, model.config.hidden_size).mean(0)
     means = hidden(work.corpus.rows(work.sample_ids)).mean(1)
     return means @ query / np.linalg.norm(means, axis=1) / np.linalg.norm(query)
 

@@ -45,7 +45,7 @@ def by_hand(query, rows, n):
 def test_scores_are_those_of_sets_of_tuples(work, n):
     estimator = estimator_of(NgramConfig(n=n))
     rows = work.corpus.rows(work.sample_ids)
-    expected = np.array(list(by_hand(work.query.tolist(), rows.tolist(), n)))
+    expected = np.array(list(by_hand([one.tolist() for one in work.query], rows.tolist(), n)))
     found = estimator.score(work)
     for values_N in found.values_NU.T:
         assert values_N.tolist() == pytest.approx(expected.sum(1).tolist(), rel=1e-12)

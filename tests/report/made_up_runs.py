@@ -148,6 +148,7 @@ def _curve(seed: int, edit: Edit, rng: np.random.Generator, noise: float):
                 v for k, v in row.items() if k.startswith(prefix)
             )
         row["emergence/copy_gain"] = 0.45 * rise + 5 * offsets[2]
+        row["emergence/prompts"] = 1.5 * rise + 5 * offsets[2]
         row["emergence/icl_score"] = -0.02 - 0.18 * rise + offsets[3]
         row["emergence/icl_score/real"] = -0.01 - 0.08 * rise + offsets[3]
         row["emergence/icl_score/generated"] = -0.03 - 0.28 * rise + offsets[3]

@@ -313,6 +313,7 @@ def test_the_mean_over_the_curve_is_its_area_by_the_windows_length(compared):
     _, measured, rows = compared
     run = measured.runs[-1]
     columns = {"unit/curve": f"prefix_matching/{run.unit}", "icl_score/curve": "icl_score"}
+    columns |= {"prompts/curve": "prompts"}
     steps = run.curve["step"]
     for name, column in columns.items():
         curve = run.curve[f"emergence/{column}"]

@@ -19,6 +19,7 @@ from mda import pipeline
 from mda.cost.hardware import WORK, Rates
 from mda.cost.job import Cost
 from mda.emergence.capabilities import make_trials
+from mda.emergence.steps import curve_steps
 from mda.model.plain_attention import eager_attention
 from mda.report.costs import duration
 from mda.schema.estimator import RandomConfig
@@ -130,6 +131,18 @@ def test_tokens_are_those_of_updates_and_measurements(finished):
     assert 2 <= with_text < len(curve)
     text = with_text * config.emergence.held_out * config.data.seq_len
     assert cost_of(config, "base").tokens == updates + probes + text
+
+
+def test_prompts_are_counted_at_every_point_of_a_curve(context_of, tmp_path):
+    """Two of five tokens, of which four go through the model, right and wrong."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": [5, 6, 7, 8], "right": [9], "wrong": [4]}\n' * 2)
+    without, given = (
+        cost_of(context_of(*words).config, "base") for words in ((), (f"emergence.prompts={file}",))
+    )
+    points = len(curve_steps(0, 60, context_of().config.emergence.every))
+    assert given.tokens - without.tokens == points * 4 * 4
+    assert given.flops["measure"] > without.flops["measure"]
 
 
 def test_tracin_passes_over_the_window_once_for_each_checkpoint_it_reads(traced):

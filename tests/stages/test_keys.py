@@ -4,6 +4,7 @@ A key that misses a setting returns the result of another configuration; one tha
 computes again what is there. So both sides are written down here, for every setting there is.
 """
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -140,6 +141,10 @@ BESIDE = {  # setting -> the words that it needs beside it, its value, the first
     "unit.label": ("unit=mlp_neuron", "generated_json", "ranking"),
     "unit.parts": ("unit=module", "[mlp]", "ranking"),
     "unit.probe.repeats": ("unit.probe.length=10", "3", "scores"),
+    "unit.probe.file": (
+        "unit.probe.target=prompts unit.probe.file={prompts}", "{others}", "scores",
+    ),
+    "emergence.prompts": ("emergence.prompts={prompts}", "{others}", "base"),
     "estimator.checkpoints": ("estimator=tracin", "[20]", "scores"),
     "estimator.n_checkpoints": ("estimator=tracin", "1", "scores"),
     "estimator.lr_weights": ("estimator=tracin", "false", "scores"),
@@ -244,12 +249,15 @@ def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch)
 
 @pytest.fixture(scope="module")
 def inserted(context_of, tmp_path_factory):
-    """Two files of rows that could be inserted, by the words of `BESIDE`."""
+    """Two files of rows and two of prompts, by the words of `BESIDE`."""
     folder, data = tmp_path_factory.mktemp("rows"), context_of().config.data
     for name, seed in (("rows", 0), ("other", 1)):
         rows = np.random.default_rng(seed).integers(2, 250, (6, data.seq_len + 1))
         np.save(folder / f"{name}.npy", rows.astype(np.uint16))
-    return {name: str(folder / f"{name}.npy") for name in ("rows", "other")}
+        line = {"prompt": [5, 6], "right": [7 + seed], "wrong": [9]}
+        (folder / f"{name}.jsonl").write_text(json.dumps(line))
+    files = {name: str(folder / f"{name}.npy") for name in ("rows", "other")}
+    return files | {"prompts": f"{folder}/rows.jsonl", "others": f"{folder}/other.jsonl"}
 
 
 @pytest.mark.parametrize("setting", BESIDE)
@@ -266,6 +274,28 @@ def test_a_setting_that_needs_another_one_changes_the_key_of_its_stage_by_itself
         for changed in ((), (f"{setting}={value.format(**known)}",))
     )
     assert stage in before and first_difference(before, after) == stage
+
+
+@pytest.mark.parametrize(
+    ("words", "stage"),
+    [
+        ("unit.probe.target=prompts unit.probe.file={}", "scores"),
+        ("emergence.prompts={}", "base"),
+    ],
+)
+def test_a_file_of_prompts_is_known_by_what_it_holds(context_of, baseline, tmp_path, words, stage):
+    file, copy = tmp_path / "prompts.jsonl", tmp_path / "copy.jsonl"
+
+    def keys(path) -> dict[str, str]:
+        return fingerprints(context_of(*words.format(path).split()).config, pipeline.arm)
+
+    for path in (file, copy):
+        path.write_text('{"prompt": [5], "right": [6]}')
+    before = keys(file)
+    assert first_difference(baseline[0], before) == stage
+    assert first_difference(before, keys(copy)) == NOTHING
+    file.write_text('{"prompt": [5], "right": [8]}')
+    assert first_difference(before, keys(file)) == stage
 
 
 AGAIN = {  # settings of above beside words with which another stage, or part of it, reads them

@@ -13,6 +13,7 @@ import pytest
 import torch
 from derivatives import parameter_gradients, sequence_losses
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from mda.data.stream import stream_order, unedited
 from mda.estimator.replay import TrainingWindow, load_state
@@ -128,7 +129,7 @@ def test_ekfac_scores_are_their_definition_at_the_scored_checkpoint(traced, labe
 def test_scores_by_embedding_compare_the_window_with_the_probe_at_the_scored_checkpoint(traced):
     trace, context = traced("estimator=embedding", "estimator.layer=0", "estimator.checkpoint=32")
     model, scores = model_at(trace, 32), trace.traced.scores
-    query = heads_of(trace, context, model).query()
+    query = torch.stack(heads_of(trace, context, model).query())
 
     def mean(rows):
         hidden = model(rows[:, :-1], output_hidden_states=True).hidden_states[1]
@@ -244,6 +245,73 @@ def test_an_arm_starts_from_the_base_runs_state_and_a_control_repeats_it(context
     assert 21 not in arm.base.checkpoints
     last = {row["step"]: row for row in arm.base.curve}[60]
     assert arm.run.curve[-1] == last
+
+
+PROMPTS = [
+    {"prompt": "the same words as", "right": " before", "wrong": " after"},
+    {"prompt": [70, 80, 90, 70, 80], "right": [90], "wrong": [71]},
+]
+
+
+def contrast_of(model, corpus, lines):
+    """The mean of log p(right) - log p(wrong), each from one sequence by itself."""
+    tokenizer, total = Tokenizer.from_file(str(corpus.tokenizer)), 0.0
+
+    def ids(value):
+        return tokenizer.encode(value).ids if isinstance(value, str) else value
+
+    for line in lines:
+        for side, sign in (("right", 1), ("wrong", -1)):
+            before, after = ids(line["prompt"]), ids(line[side])
+            log_p = model(torch.tensor([[*before, *after]])).logits[0].double().log_softmax(-1)
+            for n, token in enumerate(after):
+                total += sign * log_p[len(before) + n - 1, token] / len(lines)
+    return total
+
+
+def test_prompts_are_what_scores_and_curves_of_the_base_run_and_of_arms_are_of(
+    context_of, tmp_path
+):
+    from mda import pipeline
+
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in PROMPTS))
+    given = ("unit.probe.target=prompts", f"unit.probe.file={file}", f"emergence.prompts={file}")
+    given += ("estimator=tracin", "estimator.checkpoints=[40]", "estimator.lr_weights=false")
+    trace = pipeline.trace(context_of(*given))
+    arm = pipeline.arm(context_of(*given, "intervention=control"))
+    for curve, step in ((trace.base.curve, 20), (trace.base.curve, 60), (arm.run.curve, 60)):
+        row = {row["step"]: row for row in curve}[step]
+        expected = contrast_of(model_at(trace, step), trace.corpus, PROMPTS).item()
+        assert row["emergence/prompts"] == pytest.approx(expected, rel=1e-4)
+    model = model_at(trace, 40)
+    wanted = parameter_gradients(model, contrast_of(model, trace.corpus, PROMPTS))
+    expected = []
+    for id_ in trace.traced.scores.sample_ids:
+        losses = sequence_losses(model, trace.corpus.rows(np.array([id_])))
+        found = parameter_gradients(model, losses[0])
+        pairs = [(gather(b, wanted)[row], gather(b, found)[row]) for b, row in own_parts(trace)]
+        expected.append(-sum((mine * its).sum().item() for mine, its in pairs))
+    assert_scores(trace, np.array(expected))
+
+
+def test_prompts_that_are_too_long_are_refused_before_there_is_a_base_run(context_of, tmp_path):
+    from mda import pipeline, store
+
+    file, used = tmp_path / "prompts.jsonl", []
+    file.write_text(json.dumps({"prompt": "a " * 99, "right": " b"}))
+    context = context_of(f"emergence.prompts={file}")
+    said = rf"^emergence\.prompts={file}, line 1: \d+ tokens with .* at most 33, data\.seq_len and"
+    for stages in (pipeline.trace, pipeline.arm):
+        with (
+            store.noting_uses(lambda kind, _: used.append(kind)),
+            pytest.raises(ConfigError, match=said),
+        ):
+            stages(context)
+    assert set(used) == {"corpus"}
+    file.write_text(json.dumps({"prompt": [1, 999], "right": [5]}))
+    with pytest.raises(ConfigError, match="line 1: token 999 is refused; accepted: ids from 0 to"):
+        context_of(f"emergence.prompts={file}")
 
 
 @pytest.mark.parametrize("unit", ["mlp_neuron", "module"])

@@ -167,7 +167,10 @@ def test_metric_and_measurement_use_different_text(corpus):
 def test_wrong_settings_are_named():
     for settings, says in (
         ({"parts": ["mlp", "mlp"]}, "at most once"),
-        ({"probe": ProbeConfig(target="previous_token", repeats=1)}, "copy or label for modules"),
+        (
+            {"probe": ProbeConfig(target="previous_token", repeats=1)},
+            "copy, label or prompts for mod",
+        ),
         ({"probe": ProbeConfig(target="label")}, "a class of text"),
         ({"label": "code"}, "a class of text"),
     ):
