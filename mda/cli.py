@@ -20,11 +20,15 @@ PROGRAMS = {
     "synthesize": "token rows made from motifs, and the rows to compare them with",
     "compare": "arms against control and random edits: effects, tests, verdicts, one page",
     "truth": "how well estimators predict what retraining does to a unit: a leaderboard",
+    "view": "the newest page, or a run's, in a browser",
+    "push": "a run as a data set with a card, for the Hugging Face hub",
     "reproduce": "a finished run again, every value compared",
     "wandb_report": "the comparison as a W&B report",
     "store": "what has been computed: list it, check it, clean it up",
 }
 COMPLETION = "-sc"
+WITHOUT_SETTINGS = ("push", "reproduce", "store", "view")
+"""Programs whose words are options and paths."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +79,7 @@ def complete(rest: Sequence[str]) -> int:
         if len(typed) < 2 or (len(typed) == 2 and not line[-1].isspace()):
             print(" ".join(PROGRAMS))
             return 0
-        if typed[1] not in PROGRAMS or typed[1] in ("store", "reproduce"):
+        if typed[1] not in PROGRAMS or typed[1] in WITHOUT_SETTINGS:
             return 0
         os.environ["COMP_LINE"] = line.removeprefix(typed[0]).lstrip()
         _start(typed[1], [COMPLETION, *rest])

@@ -13,9 +13,11 @@ import warm
 from mda import cli
 from mda.cli import PROGRAMS
 from mda.config import setting_word
+from mda.programs.view import page_of
+from mda.schema import ConfigError
 
 ROOT = Path(__file__).parents[1]
-OWN_WORDS = ("plan", "store")  # a part of run, and no experiment
+OWN_WORDS = ("plan", "push", "store", "view")  # a part of run, and no experiments
 FILES = sorted(set(PROGRAMS) - set(OWN_WORDS))
 
 
@@ -136,3 +138,36 @@ def test_bash_takes_the_completion(tmp_path):
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
     assert "unit=induction_head" in done.stdout.split(), done.stderr
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """An outputs folder with a trace and a newer comparison; a browser that notes its word."""
+    for age, place in ((20, "trace/first/top_samples.html"), (10, "compare/second/report.html")):
+        path = tmp_path / "outputs" / "runs" / place
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/asked\n')
+    browser.chmod(0o755)
+    return tmp_path
+
+
+def test_view_opens_the_newest_page_in_the_browser_and_prints_its_path(pages):
+    done = mda("view", cwd=pages, BROWSER=f"{pages}/browser %s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "outputs/runs/compare/second/report.html\n"
+    page = pages / "outputs" / "runs" / "compare" / "second" / "report.html"
+    assert (pages / "asked").read_text() == f"{page.as_uri()}\n"
+
+
+def test_view_takes_a_run_and_refuses_one_without_a_page(pages):
+    outputs = pages / "outputs"
+    trace = outputs / "runs" / "trace" / "first"
+    assert page_of(trace, outputs) == trace / "top_samples.html"
+    (outputs / "runs" / "train" / "third").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"third has no page; accepted: the folder of"):
+        page_of(outputs / "runs" / "train" / "third", outputs)
+    with pytest.raises(ConfigError, match=r"--outputs .*none has no page"):
+        page_of(None, pages / "none")

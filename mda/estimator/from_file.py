@@ -1,9 +1,10 @@
-"""Scores that were made elsewhere: by another tool, or by hand.
+"""Scores that were made elsewhere: by another tool, by hand, or by a run that was pushed.
 
-A file of four kinds, or a folder as two other tools write it:
+A file of three kinds, or a folder as others write it:
 
 .npy                 one score for each sample of the window, in stream order
 .csv, .parquet       columns `sample_id` and, by `estimator.column`, the scores
+mda push             a data set's folder: its `scores.parquet`
 bergson              `info.json` and `scores.bin`: items are the window's samples in stream order,
                      or those that `candidates.npy` numbers
 dattri-llm           `metadata.json` and `scores.pt`: rows are sample ids, `row_train_ids`
@@ -29,6 +30,7 @@ from mda.estimator.baselines import for_all
 from mda.estimator.estimator import Work
 from mda.estimator.score import SampleScores
 from mda.schema import ConfigError, FileConfig, refuse
+from mda.schema.estimator import PUSHED
 from mda.types import Window
 
 ID = "sample_id"
@@ -68,6 +70,8 @@ def read_scores(path: Path, column: str | None) -> np.ndarray | Mapping[int, flo
             return _bergson(path, column)
         if (path / DATTRI).exists():
             return _dattri(path, column)
+        if (path / PUSHED).exists():
+            path = path / PUSHED
         if path.suffix == ".npy":
             return _flat(np.load(path, allow_pickle=False))
         if path.suffix == ".csv":
@@ -77,7 +81,8 @@ def read_scores(path: Path, column: str | None) -> np.ndarray | Mapping[int, flo
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, RuntimeError) as error:
         raise ConfigError(f"estimator.path={path} cannot be read: {error}") from error
     accepted = (
-        f".npy, .csv, .parquet, or a folder with {BERGSON} (bergson) or {DATTRI} (dattri-llm)"
+        f".npy, .csv, .parquet, or a folder with {PUSHED} (mda push), {BERGSON} (bergson) or "
+        f"{DATTRI} (dattri-llm)"
     )
     raise refuse("estimator.path", str(path), accepted)
 

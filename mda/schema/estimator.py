@@ -307,6 +307,10 @@ class GradientNormConfig(AtCheckpoint):
     name: str = setting("gradient_norm", "kind of estimator", one_of=("gradient_norm",))
 
 
+PUSHED = "scores.parquet"
+"""The table of scores in a data set of `mda push`."""
+
+
 @dataclass
 class FileConfig(EstimatorConfig):
     """Scores that another tool has made, read from a file."""
@@ -318,7 +322,7 @@ class FileConfig(EstimatorConfig):
     path: str = setting(
         "???",
         "scores of the window's samples: .npy in stream order; .csv or .parquet with sample_id; "
-        "or a folder of bergson or dattri-llm",
+        "or a folder of bergson, dattri-llm or `mda push`",
         enters=False,  # the content of the files is in the key instead
     )
     column: str | None = setting(
@@ -335,6 +339,8 @@ class FileConfig(EstimatorConfig):
     def files(self) -> list[Path]:
         """Files whose content decides the scores: the file, or all of the folder's."""
         path = Path(self.path)
+        if (path / PUSHED).is_file():
+            return [path / PUSHED]
         return sorted(one for one in path.iterdir() if one.is_file()) if path.is_dir() else [path]
 
 

@@ -20,7 +20,6 @@ from mda.cli import PROGRAMS
 from mda.config import check
 from mda.data.packing import train_tokenizer
 from mda.model.build import scratch
-from mda.programs import store
 from mda.schema import ConfigError, ScratchConfig
 
 ROOT = Path(__file__).parents[2]
@@ -67,8 +66,8 @@ def take(name: str, words: list[str]) -> None:
     """Compose what the command would run; raises ConfigError or SystemExit for a mistake."""
     if name in ("--help", "-sc") or "--help" in words:
         return
-    if name == "store":
-        store._parser().parse_args(words)
+    if name in ("push", "store", "view"):
+        import_module(f"mda.programs.{name}")._parser().parse_args(words)
         return
     if name not in PROGRAMS or name == "reproduce":  # results, bench_*: they have no settings
         command = [sys.executable, ROOT / "experiments" / f"{name}.py", "--help"]
@@ -88,7 +87,8 @@ def folder(tmp_path, monkeypatch):
     scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
-    (tmp_path / "bergson-scores").mkdir()
+    for name in ("bergson-scores", "scores"):
+        (tmp_path / name).mkdir()
     (tmp_path / "srun").write_text("")  # the pages may speak of a cluster
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
