@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mda.data.packers import Document, across
 from mda.data.stream import Corpus
@@ -48,6 +47,7 @@ from mda.unit.kind import Materials, UnitKind
 
 if TYPE_CHECKING:
     import pandas
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Item = TypeVar("Item")
 

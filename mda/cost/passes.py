@@ -20,16 +20,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mda.estimator.ekfac import INDEPENDENT, input_site, output_site
 from mda.model.architecture import architecture
 from mda.model.loss import RUN, TILE
 from mda.training.loss import LOGITS
 from mda.types import ParameterBlock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FLOAT, DOUBLE = 4, 8
 ADAMW = 4  # numbers for each parameter: weight, gradient, two moments
@@ -51,6 +53,8 @@ class Shape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Shape:
         """Returns the sizes counted on a model, which may be on the device `meta`."""
+        from transformers.pytorch_utils import Conv1D  # loaded where there is a model
+
         adapter, head = architecture(model), model.get_output_embeddings()
         linear = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
         return cls(

@@ -22,11 +22,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.emergence.measure import GENERATED, icl_scores, in_batches, token_losses
@@ -37,6 +37,9 @@ from mda.schema import CapabilitiesConfig
 from mda.types import HeadId
 from mda.unit.ablation import ablated, head_place, mean_inputs
 from mda.unit.tokens import token_distribution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Bands = tuple[tuple[int, int], tuple[int, int]]
 

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.model.loss import unembedding
@@ -40,7 +40,10 @@ from mda.unit.metrics import metric_function
 from mda.unit.prompts import PromptObjective, prompt_objective
 from mda.unit.tokens import repeated_tokens, token_distribution
 
-Follow = Callable[[PreTrainedModel], Mapping[str, float]]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Follow = Callable[["PreTrainedModel"], Mapping[str, float]]
 """Measures units besides the heads, by the names of their columns."""
 
 OLSSON_CONTEXT, OLSSON_LATE, OLSSON_EARLY = 2048, 500, 50

@@ -9,11 +9,11 @@ gradient_norm   ||grad L(z)|| in the unit's own parameters
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.data.stream import mixed_seed
 from mda.estimator.estimator import TokenScorer, Work, step_of
@@ -25,6 +25,9 @@ from mda.schema import GradientNormConfig, LossConfig, RandomConfig, RepetitionC
 from mda.types import ParameterBlock, Unit, Window
 from mda.unit.blocks import index_of
 from mda.unit.capture import capture, modules_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Random:

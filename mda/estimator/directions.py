@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.estimator.estimator import TokenScorer, Work
 from mda.estimator.score import (
@@ -21,6 +20,9 @@ from mda.estimator.score import (
 )
 from mda.types import Window
 from mda.unit.blocks import Directions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class DirectionEstimator(ABC):

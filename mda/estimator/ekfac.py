@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda import store
 from mda.estimator import kfac_math
@@ -30,6 +30,9 @@ from mda.model.loss import label_uniforms
 from mda.types import ParameterBlock, Tap
 from mda.unit.blocks import BlockTensors
 from mda.unit.capture import Capture, capture, modules_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INDEPENDENT = "independent"  # factors of a side that do not depend on the block's other side
 Sums = dict[str, Tensor]

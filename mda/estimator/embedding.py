@@ -12,11 +12,11 @@ that are compared).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.estimator.estimator import Work, step_of
 from mda.estimator.lexical import for_all
@@ -26,6 +26,9 @@ from mda.sae.hooks import Hookpoint, activations
 from mda.schema import EmbeddingConfig
 from mda.types import Window
 from mda.unit.capture import frozen
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Embedding:

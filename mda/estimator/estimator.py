@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.estimator.ekfac import Curvature, Fit
@@ -21,6 +20,9 @@ from mda.schema import ConfigError, EstimatorConfig
 from mda.types import Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement, UnitKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Item = TypeVar("Item")
 

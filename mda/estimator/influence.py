@@ -17,11 +17,11 @@ descent, Bae et al. 2024, arXiv 2405.12186). For large c only D^-1 is left, Trac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.estimator import exact
 from mda.estimator.directions import DirectionEstimator
@@ -33,6 +33,9 @@ from mda.schema import ConfigError, EkfacConfig, ExactConfig, TracinConfig
 from mda.schema.estimator import WithCurvature
 from mda.types import ParameterBlock, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Ekfac(DirectionEstimator):

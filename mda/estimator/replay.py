@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from transformers import PreTrainedModel
 
 from mda.estimator.score import Rows
 from mda.schema import TrainingConfig
@@ -22,6 +22,9 @@ from mda.training import checkpoint
 from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw, learning_rate
 from mda.types import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

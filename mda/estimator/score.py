@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ import torch.autograd.forward_ad as forward
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import PreTrainedModel
 
 from mda.model.loss import cross_entropy, unembedding
 from mda.model.plain_attention import PlainAttention
 from mda.unit.blocks import Directions
 from mda.unit.capture import capture, frozen, modules_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Rows = Callable[[np.ndarray], Tensor]
 """Sample ids -> their tokens, int64 [B, T + 1]; for a corpus, its method `rows`."""

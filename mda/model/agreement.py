@@ -7,14 +7,18 @@ pass compares them with transformers' own loss and eager attention, before anyth
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.model.architecture import architecture
 from mda.model.loss import cross_entropy, unembedding
 from mda.model.plain_attention import PlainAttention, eager_attention
 from mda.schema import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ROWS, LENGTH = 2, 32
 LOSS, PATTERN = 1e-4, 1e-3

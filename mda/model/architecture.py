@@ -24,17 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Protocol
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mda.schema import ConfigError
 from mda.schema.model import FAMILIES, ScratchConfig
 from mda.types import ParameterBlock
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Architecture(Protocol):
-    """One model's sizes and layout. `layers_path` and the two names locate its modules."""
+    """One configuration's sizes and layout. `layers_path` and the two names locate its modules."""
 
     n_layers: int
     n_heads: int
@@ -63,9 +64,9 @@ class Architecture(Protocol):
 
 
 class Family(Protocol):
-    """The class methods of an adapter."""
+    """The class methods of an adapter, which is made from transformers' configuration."""
 
-    def __call__(self, model: PreTrainedModel) -> Architecture: ...
+    def __call__(self, config: Any) -> Architecture: ...
 
     residual_writers: Sequence[str]  # endings of the weights that write into the residual stream
 
@@ -88,7 +89,7 @@ def family(model_type: str) -> Family:
 
 def architecture(model: PreTrainedModel) -> Architecture:
     """Returns the adapter of a model. Raises ConfigError for a family without one."""
-    return family(model.config.model_type)(model)
+    return family(model.config.model_type)(model.config)
 
 
 def check_layer(layer: int, n_layers: int) -> None:

@@ -13,26 +13,23 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers  # it loads its models' code, seconds of work, where a name of it is used
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
 
 from mda.model.agreement import check_agreement
 from mda.model.architecture import family
-from mda.model.plain_attention import CAPPED
+from mda.model.plain_attention import register_capped
 from mda.schema import CheckpointConfig, ConfigError, ModelConfig, ScratchConfig
 from mda.schema.model import supported_config
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 DROPOUTS = (
     "attention_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop",
@@ -124,7 +121,7 @@ def _safetensors_in(folder: Path) -> list[Path]:
 def _config_in(folder: Path, key: str) -> PretrainedConfig:
     supported_config(folder / "config.json", key)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"{key}: config.json: {_one_line(error)}") from error
     config._attn_implementation = attention_of(config)
@@ -136,7 +133,7 @@ def _loaded(
 ) -> PreTrainedModel:
     """Returns a model with weights from a folder or a `state_dict`, exactly all that it needs."""
     try:
-        model, found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(  # type: ignore
+        model, found = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(  # type: ignore
             folder,
             config=config,
             dtype=torch.float32,
@@ -157,11 +154,15 @@ def _loaded(
 
 
 def check_memory(sizes: ScratchConfig) -> None:
-    """Raises ConfigError for a model whose weights alone exceed this machine's memory."""
+    """Raises ConfigError for a model whose embedding and linear maps alone exceed the memory."""
     if "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    needed = 4 * sum(weights.numel() for weights in layout_of(sizes).parameters())
+    adapter = family(sizes.family)
+    layout = adapter(adapter.scratch(sizes))  # counted without the code of models, for quick starts
+    maps = [one for part in ("attention", "mlp") for one in layout.module_blocks(0, part)]
+    per_layer = sum(math.prod(one.shape) for one in maps)
+    needed = 4 * (sizes.vocab_size * sizes.d_model + sizes.n_layers * per_layer)
     if needed > there:
         raise ConfigError(
             f"model: weights of {needed / 1e9:,.0f} GB in float32, and this machine has "
@@ -180,7 +181,7 @@ def from_config(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Pr
     Raises ValueError for weights that are missing or unknown; tied ones are given once.
     """
     content = dict(content)
-    config = AutoConfig.for_model(content.pop("model_type"), **content)
+    config = transformers.AutoConfig.for_model(content.pop("model_type"), **content)
     model = _empty(config)
     load_weights(model, weights)
     return model
@@ -202,10 +203,15 @@ def read_model(config_file: Path, weights_file: Path) -> PreTrainedModel:
 
 
 def layout(config: Mapping[str, Any]) -> PreTrainedModel:
-    """Returns the model of a configuration without weights: its sizes and names, at no cost."""
-    content = {**config, "pad_token_id": None}  # no part of the layout, and defaults lie outside
+    """Returns the model of a config.json without weights: its sizes and names, at no cost."""
     with torch.device("meta"):
-        return _empty(AutoConfig.for_model(content.pop("model_type"), **content))
+        return _empty(configuration(config))
+
+
+def configuration(content: Mapping[str, Any]) -> PretrainedConfig:
+    """Returns transformers' configuration, as far as it decides the layout, of a config.json."""
+    content = {**content, "pad_token_id": None}  # its default may lie outside of the vocabulary
+    return transformers.AutoConfig.for_model(content.pop("model_type"), **content)
 
 
 def layout_of(settings: ModelConfig) -> PreTrainedModel:
@@ -232,10 +238,10 @@ def function_of(settings: ModelConfig) -> dict[str, Any]:
 def _empty(config: PretrainedConfig) -> PreTrainedModel:
     config._attn_implementation = attention_of(config)
     config.use_cache = False
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def attention_of(config: PretrainedConfig) -> str:
     """Returns a model's implementation of attention: fused, where the family supports it."""
-    fused = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa  # type: ignore[attr-defined]
-    return "sdpa" if fused else CAPPED
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "sdpa" if model._supports_sdpa else register_capped()  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ of a head's dimensions rotates, embeddings are tied or not: none of it changes t
 
 from __future__ import annotations
 
-from transformers import GPTNeoXConfig, PreTrainedModel
+import transformers
 
 from mda.model.architecture import check_layer
 from mda.schema.model import ScratchConfig
@@ -21,17 +21,16 @@ class GptNeox:
     residual_writers = ("attention.dense.weight", "mlp.dense_4h_to_h.weight")
     layers_path, attention_name, mlp_name = "gpt_neox.layers", "attention", "mlp"
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        config = model.config
+    def __init__(self, config: transformers.GPTNeoXConfig) -> None:
         self.n_layers, self.n_heads = config.num_hidden_layers, config.num_attention_heads
         self.d_model, self.d_ff = config.hidden_size, config.intermediate_size
         self.d_head = config.hidden_size // config.num_attention_heads
         self.attention_bias: bool = config.attention_bias
 
     @staticmethod
-    def scratch(sizes: ScratchConfig) -> GPTNeoXConfig:
+    def scratch(sizes: ScratchConfig) -> transformers.GPTNeoXConfig:
         """Returns the configuration of Pythia: parallel residual, untied, no dropout."""
-        return GPTNeoXConfig(
+        return transformers.GPTNeoXConfig(
             vocab_size=sizes.vocab_size,
             hidden_size=sizes.d_model,
             num_hidden_layers=sizes.n_layers,

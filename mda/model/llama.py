@@ -11,9 +11,11 @@ other heads' W_Q and W_K; these are not among its own blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+import torch
+import transformers
 
 from mda.model.architecture import check_layer
 from mda.schema.model import ScratchConfig
@@ -34,8 +36,8 @@ class Llama:
     """Module of each map within a layer. Maps of one module lie side by side, in this order."""
     transposed = False  # weights are [outputs, inputs]
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        config = model.config
+    def __init__(self, config: transformers.PretrainedConfig) -> None:
+        self.config: Any = config
         self.n_layers, self.n_heads = config.num_hidden_layers, config.num_attention_heads
         self.n_key_value_heads = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.d_model, self.d_ff = config.hidden_size, self.mlp_width(config)
@@ -43,24 +45,30 @@ class Llama:
         inner, shared = self.n_heads * self.d_head, self.n_key_value_heads * self.d_head
         self.widths = {"q": inner, "k": shared, "v": shared, "o": self.d_model}
         self.widths |= {"gate": self.d_ff, "up": self.d_ff, "down": self.d_model}
+
+    @cached_property
+    def biased(self) -> set[str]:
+        """The names of biases within a layer: families differ in what decides them."""
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(self.config)
         first = model.get_submodule(f"{self.layers_path}.0")
-        self.biased = {
+        return {
             name for name, p in first.named_parameters() if name.endswith(".bias") and p.ndim == 1
         }
 
     @staticmethod
-    def mlp_width(config: PretrainedConfig) -> int:
+    def mlp_width(config: transformers.PretrainedConfig) -> int:
         """Returns the number of neurons of a layer."""
         return config.intermediate_size
 
     @classmethod
-    def scratch(cls, sizes: ScratchConfig) -> PretrainedConfig:
+    def scratch(cls, sizes: ScratchConfig) -> transformers.PretrainedConfig:
         """Returns the configuration of SmolLM2 (RMSNorm, gated MLP, tied embeddings).
 
         All else is as the family has it.
         """
         rope = {"rope_type": "default", "rope_theta": float(sizes.rotary_base)}
-        return AutoConfig.for_model(
+        return transformers.AutoConfig.for_model(
             sizes.family,
             vocab_size=sizes.vocab_size,
             hidden_size=sizes.d_model,
@@ -188,13 +196,13 @@ class Gpt2(Llama):
     transposed = True
 
     @staticmethod
-    def mlp_width(config: PretrainedConfig) -> int:
+    def mlp_width(config: transformers.PretrainedConfig) -> int:
         return config.n_inner or 4 * config.n_embd
 
     @classmethod
-    def scratch(cls, sizes: ScratchConfig) -> PretrainedConfig:
+    def scratch(cls, sizes: ScratchConfig) -> transformers.PretrainedConfig:
         """Returns the configuration of GPT-2: tied embeddings, no dropout."""
-        return AutoConfig.for_model(
+        return transformers.AutoConfig.for_model(
             "gpt2",
             vocab_size=sizes.vocab_size,
             n_embd=sizes.d_model,

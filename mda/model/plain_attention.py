@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
 
-CAPPED = "capped"
-"""transformers' name for `capped_attention`."""
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PlainAttention(TorchFunctionMode):
@@ -77,8 +75,14 @@ def _capped_forward(
     return output.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(CAPPED, _capped_forward)
-AttentionMaskInterface.register(CAPPED, eager_mask)
+def register_capped() -> str:
+    """Makes `capped_attention` known to transformers; returns its name there."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register("capped", _capped_forward)
+    AttentionMaskInterface.register("capped", eager_mask)
+    return "capped"
 
 
 def _attend(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from mda.analysis.arms import band_middle, without_band
 from mda.analysis.effects import Comparison
 from mda.report.drawing import plt
 from mda.report.style import styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def dose_figure(rows: Sequence[Comparison], title: str) -> Figure | None:

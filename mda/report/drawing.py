@@ -7,12 +7,16 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from mda import store
 from mda.schema.setting import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["plt", "save_figure"]
 

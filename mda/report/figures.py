@@ -5,10 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +21,10 @@ from mda.report.dose import dose_figure
 from mda.report.drawing import plt, save_figure
 from mda.report.style import styles
 from mda.types import HeadId
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HEAD_SEEDS = 6  # columns of maps, beyond which they get too small to read
 LEGEND_CHARACTERS = 160  # of one line below the curves

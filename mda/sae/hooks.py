@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KINDS = ("resid_post", "resid_pre", "attn_out", "mlp_out")
 _LAYERS = r"(?:layers|h|blocks)[._](?P<layer>\d+)"

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda import store
 from mda.cost import scoring
@@ -34,6 +33,9 @@ from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
 from mda.types import Scores, Stream, Unit, Window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SCORE_SHARDS = (64, 1024)  # see `sharded`
 NOT_SCORED = (

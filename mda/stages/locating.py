@@ -7,9 +7,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel
 
 from mda import store
 from mda.cost import scoring
@@ -32,6 +32,9 @@ from mda.types import Unit, Window
 from mda.unit.blocks import shared_owners
 from mda.unit.kind import Materials, UnitKind
 from mda.unit.kind import check_label as check_label_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NOT_THE_MEASUREMENT = ("name", "locate", "k", "metric", "threshold", "source", "only", "file")
 

@@ -13,12 +13,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.benchmark import RELIABLE, Clock, Load
 from mda.cost import passes
@@ -38,6 +38,9 @@ from mda.training.optimizer import adamw
 from mda.types import ParameterBlock
 from mda.unit.blocks import Directions
 from mda.unit.kind import Materials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FIRST_TOKENS = 64  # few enough for any model, and the first try pays for one-time set-up
 TRIES = 3  # at most; the fastest counts: the one that others disturbed least

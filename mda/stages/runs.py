@@ -7,22 +7,21 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from mda import store
 from mda.cost import stages as cost
 from mda.data.stream import Corpus, stream_hash
 from mda.emergence.measure import Follow, make_probes
 from mda.emergence.steps import curve_steps, held_out_every
-from mda.model.architecture import Architecture, architecture
+from mda.model.architecture import Architecture, family
 from mda.model.build import (
     CONFIG_FILE,
+    configuration,
     function_of,
     initial_model,
-    layout,
     read_model,
     saved_config,
 )
@@ -39,6 +38,9 @@ from mda.store import Artifact, hash_file
 from mda.training import checkpoint
 from mda.training.table import LOGGED_EVERY, RowLog, read_rows
 from mda.types import Stream, Window
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
 
@@ -156,7 +158,7 @@ class Run(Made):
     @cached_property
     def architecture(self) -> Architecture:
         """The layout of its model."""
-        return architecture(layout(self.config))
+        return family(self.config["model_type"])(configuration(self.config))
 
 
 @dataclass(frozen=True)

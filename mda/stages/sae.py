@@ -7,11 +7,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from mda import store
 from mda.cost import stages as cost
@@ -32,6 +31,9 @@ from mda.stages.runs import Run
 from mda.stages.stage import HashFile, Stage
 from mda.store import Artifact
 from mda.training.table import read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NOT_INPUTS = ("name", "layer", "checkpoint")  # the inputs say what they mean
 

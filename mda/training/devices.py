@@ -23,16 +23,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from mda.data.embedded import end_with_parent
 from mda.schema import ConfigError, TrainingConfig
 from mda.training.fit import Process, fit, make_trainer
 from mda.types import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 GRACE_S = 20.0
 """How long the first process may take to notice by itself that another one died."""

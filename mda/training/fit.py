@@ -10,20 +10,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import ClusterEnvironment  # type: ignore
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore
-from transformers import PreTrainedModel
 
 from mda.schema import ConfigError, TrainingConfig
 from mda.training.available import check_devices
 from mda.training.datamodule import Rows, StreamData
 from mda.training.module import LanguageModel
 from mda.types import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PATIENCE = timedelta(days=1)
 """How long processes wait for each other: one may be measuring; a dead one is noticed at once."""

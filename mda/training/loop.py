@@ -11,9 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Protocol
 
 from mda.schema import TrainingConfig
 from mda.store import Torn
@@ -25,6 +23,9 @@ from mda.training.fit import Process, fit, make_trainer
 from mda.training.progress import StepBar
 from mda.training.table import RowLog
 from mda.types import Stream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Resumable(Protocol):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from mda.model.loss import Unembedding, logits_cross_entropy, plain_losses, unembedding
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOGITS = 2**24
 GPU_LOGITS = 2**27

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from mda.schema import TrainingConfig
 from mda.training import checkpoint
 from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw, learning_rate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LanguageModel(pl.LightningModule):

@@ -12,15 +12,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from mda.model.architecture import Architecture
 from mda.types import HeadId
 from mda.unit.blocks import features
 from mda.unit.capture import module_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Place = tuple[str, slice]
 """An output map by its path, and the features of its input that are replaced."""

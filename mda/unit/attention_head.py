@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.model.architecture import Architecture
 from mda.model.plain_attention import PlainAttention
@@ -26,6 +26,9 @@ from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement, joint
 from mda.unit.measurement import CHUNK, TokenObjective, add, attention_tokens, copy_objective
 from mda.unit.metrics import Metric, metric_function
 from mda.unit.prompts import prompt_objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class AttentionHeads:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.data.stream import Corpus
 from mda.model.architecture import Architecture
@@ -20,12 +19,14 @@ from mda.unit.blocks import BlockTensors
 from mda.unit.tokens import token_distribution
 
 if TYPE_CHECKING:  # scores of other kinds do not depend on the code of autoencoders
+    from transformers import PreTrainedModel
+
     from mda.sae.autoencoder import Sae
 
 MEASUREMENT, METRIC = "measurement", "metric"
 """What can be differentiated of a unit, as `estimator.target` calls it."""
 
-Measurement = Callable[[PreTrainedModel], Tensor]
+Measurement = Callable[["PreTrainedModel"], Tensor]
 """A differentiable scalar of the model's parameters."""
 
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.unit.kind import Materials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK = 2**12  # tokens that go through the model together, one row at least
 KEPT = 2**29  # activations that a metric holds at a time: 2 GB of float32

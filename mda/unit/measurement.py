@@ -17,16 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.model.loss import cross_entropy, plain_losses, unembedding
 from mda.types import ParameterBlock
 from mda.unit.blocks import block_gradients
 from mda.unit.capture import capture, frozen, modules_of
 from mda.unit.tokens import repeated_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK = 32  # sequences of a measurement that go through the model together
 

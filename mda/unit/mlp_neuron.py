@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.schema import NeuronConfig
 from mda.types import ParameterBlock, Part, Unit
@@ -21,6 +21,9 @@ from mda.unit.capture import module_inputs, modules_of, record
 from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.label_contrast import LabelledText, contrast
 from mda.unit.measurement import add
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class MlpNeurons:

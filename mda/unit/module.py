@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.schema import ModuleConfig
 from mda.types import Part, Unit
@@ -23,6 +23,9 @@ from mda.unit.blocks import BlockTensors
 from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.measurement import TokenObjective, copy_objective, label_objective
 from mda.unit.prompts import prompt_objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SUFFIX = {"attention": ".attn", "mlp": ".mlp", "both": ""}  # L2.attn, L2.mlp, L2
 PARTS = {"attention": ("attention",), "mlp": ("mlp",), "both": ("attention", "mlp")}

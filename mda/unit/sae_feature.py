@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mda.sae.hooks import Hookpoint, activations
 from mda.schema import SaeFeatureConfig
@@ -22,6 +22,9 @@ from mda.unit.capture import frozen, modules_of, record
 from mda.unit.kind import MEASUREMENT, METRIC, Materials, Measurement
 from mda.unit.label_contrast import LabelledText, contrast
 from mda.unit.measurement import add
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class SaeFeatures:

@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_args, get_type_hints
 
 import pytest
+from transformers import PreTrainedModel
 
 from mda.programs import run, synthesize, train
 from mda.schema import Config
@@ -27,7 +28,8 @@ def reached(cls: type) -> set[type]:
             continue
         found.add(one)
         if is_dataclass(one) and not issubclass(one, Group):
-            waiting += [get_type_hints(one)[item.name] for item in fields(one)]
+            hints = get_type_hints(one, localns={"PreTrainedModel": PreTrainedModel})
+            waiting += [hints[item.name] for item in fields(one)]
     return found
 
 

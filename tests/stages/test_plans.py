@@ -1,6 +1,8 @@
 """What `mda plan` says will be built is what `mda run` builds, job by job from an empty store."""
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +15,12 @@ from mda.data.stream import stream_hash
 from mda.stages.context import Context
 from mda.stages.preview import preview_job
 from mda.store import Store
+from mda.store.keys import HOME
 
+HEAVY = {
+    "transformers.modeling_utils", "torch._dynamo", "sympy", "scipy", "matplotlib", "pandas",
+    "datasets", "pyarrow", "pytorch_lightning", "wandb", "plotly",
+}  # fmt: skip
 AFTER_SCORES = ("arm", "capabilities")  # known by what was chosen, where the scores are there
 SETTINGS = (
     "seed=1", "training.checkpoint_every=10", "training.stop_step=50", "emergence.every=20",
@@ -91,3 +98,16 @@ def test_a_plan_counts_what_a_run_builds(tmp_path, pair, several):
 @pytest.mark.parametrize("pair", PAIRS, ids=" | ".join)
 def test_a_plan_of_two_random_settings_counts_what_runs_build(tmp_path, pair):
     agree(tmp_path, pair)
+
+
+def test_a_plan_of_what_is_in_the_store_loads_no_code_of_models(traced):
+    _, context = traced()
+    folder = context.store.root.parent
+    code = "import sys; from mda import cli; cli.main(); print('loaded', *sys.modules)"
+    words = ["experiment=smoke", "intervention.window=[20,60]", "training.threads=1"]
+    command = [sys.executable, "-c", code, "trace", *words, f"output_dir={folder}", "--dry-run"]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert "to build: nothing" in done.stdout, done.stdout + done.stderr
+    loaded = done.stdout.splitlines()[-1].split()
+    assert loaded[0] == "loaded" and "torch" in loaded
+    assert HEAVY & set(loaded) == set()
