@@ -1,6 +1,6 @@
 """`mda motifs` for those who clone: the motifs of the samples of highest influence."""
 
-from mda.programs.motifs import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("motifs")

@@ -1,6 +1,6 @@
 """`mda quickstart` for those who clone: the whole causal result in one command."""
 
-from mda.programs.quickstart import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("quickstart")

@@ -1,6 +1,6 @@
 """`mda run` for those who clone: one arm of the experiment."""
 
-from mda.programs.run import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("run")

@@ -1,6 +1,6 @@
 """`mda synthesize` for those who clone: token rows made from motifs, and their controls."""
 
-from mda.programs.synthesize import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("synthesize")

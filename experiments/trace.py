@@ -1,6 +1,6 @@
 """`mda trace` for those who clone: trace a unit back to training samples."""
 
-from mda.programs.trace import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("trace")

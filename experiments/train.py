@@ -1,6 +1,6 @@
 """`mda train` for those who clone: train a base run."""
 
-from mda.programs.train import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("train")

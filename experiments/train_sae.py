@@ -1,6 +1,6 @@
 """`mda train_sae` for those who clone: train a sparse autoencoder on a base run."""
 
-from mda.programs.train_sae import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("train_sae")

@@ -1,6 +1,6 @@
 """`mda wandb_report` for those who clone: the comparison as a W&B report."""
 
-from mda.programs.wandb_report import start
+from mda.programs import start
 
 if __name__ == "__main__":
-    start()
+    start("wandb_report")

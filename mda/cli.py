@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
+from mda.programs import start
 from mda.terminal import at_terminal
 
 PROGRAMS = {
@@ -92,7 +92,7 @@ def _start(name: str, rest: Sequence[str]) -> None:
     if name == "plan":
         name, rest = "run", [*rest, *(["--dry-run"] if COMPLETION not in rest else [])]
     sys.argv = ["mda", *rest]
-    import_module(f"mda.programs.{name}").start()
+    start(name)
 
 
 if __name__ == "__main__":

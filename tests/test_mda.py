@@ -44,7 +44,7 @@ def test_the_file_for_those_who_clone_only_starts_the_program_of_its_name(name):
     about, _, code = text.partition('"""\n\n')
     assert about.startswith(f'"""`mda {name}` for those who clone: ')
     assert code == (
-        f'from mda.programs.{name} import start\n\nif __name__ == "__main__":\n    start()\n'
+        f'from mda.programs import start\n\nif __name__ == "__main__":\n    start("{name}")\n'
     )
 
 

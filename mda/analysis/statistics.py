@@ -206,13 +206,10 @@ def benjamini_hochberg(p_values: Sequence[float | None], size: int) -> list[floa
     Adjusted p_(i) = min over j >= i of min(1, m p_(j) / j), in increasing order of p, with m =
     `size` tests, those that could not be made (None) included.
     """
-    tested = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
-    adjusted: list[float | None] = [None] * len(p_values)
-    least = 1.0
-    for rank, (p, i) in reversed(list(enumerate(tested, 1))):
-        least = min(least, size * p / rank)
-        adjusted[i] = least
-    return adjusted
+    family = [1.0 if p is None else p for p in p_values]
+    family += [1.0] * (size - len(family))
+    adjusted = stats.false_discovery_control(family).tolist()
+    return [None if p is None else q for p, q in zip(p_values, adjusted, strict=False)]
 
 
 @cache

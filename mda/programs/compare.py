@@ -9,7 +9,7 @@ the runs as one table, which can be read in place of their folders.
 from pathlib import Path
 from typing import Any
 
-from mda.config import main, next_command
+from mda.config import next_command
 from mda.schema import Config, ConfigError
 
 NEEDS = ("study", "report")
@@ -36,8 +36,3 @@ def compared(config: Config, folder: Path, command: str) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise ConfigError(f"report.runs={report.runs}: {error}") from error
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(compare, NEEDS)

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from mda.config import main, next_command, setting_word
+from mda.config import next_command, setting_word
 from mda.schema import Config
 from mda.stages.declared import SCORES, needs
 
@@ -53,8 +53,3 @@ def motifs(config: Config, folder: Path) -> None:
     made_of = setting_word("synthesis.motifs", str(folder / "motifs.json"))
     print(f"next: {next_command('synthesize', folder, made_of)}")
     print(folder)
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(motifs, NEEDS)

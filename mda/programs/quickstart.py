@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mda.benchmark import cores
-from mda.config import command_of, compose, main, next_command, overrides_of, prepared
+from mda.config import command_of, compose, next_command, overrides_of, prepared
 from mda.schema import Config
 from mda.stages.declared import CAPABILITIES, needs
 
@@ -115,8 +115,3 @@ def steps_of(table: Path) -> int:
         return max(0, table.read_bytes().count(b"\n") - 1)
     except OSError:
         return 0
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(quickstart, NEEDS)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from mda.config import command_of, main, overrides_of, setting_word
+from mda.config import command_of, overrides_of, setting_word
 from mda.schema import Config
 from mda.schema.attribution import ControlConfig
 from mda.schema.edit import Count, as_data
@@ -126,8 +126,3 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda.stages.preview import print_preview
 
     print_preview(configs, pipeline.arm, side_by_side)
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(run, NEEDS, preview)

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mda.config import command_of, main, overrides_of, setting_word
+from mda.config import command_of, overrides_of, setting_word
 from mda.schema import Config, refuse
 from mda.stages.declared import CORPUS, needs
 
@@ -76,8 +76,3 @@ def synthesize(config: Config, folder: Path) -> None:
 
 def _without_synthesis(folder: Path) -> list[str]:
     return [word for word in overrides_of(folder) if not word.startswith("synthesis")]
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(synthesize, NEEDS)

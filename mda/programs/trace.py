@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from mda.config import main, next_command
+from mda.config import next_command
 from mda.schema import Config
 from mda.stages.declared import SCORES, needs
 
@@ -86,8 +86,3 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda.stages.preview import print_preview
 
     print_preview(configs, pipeline.trace, side_by_side)
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(trace, NEEDS, preview, shared=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mda.config import main, next_command
+from mda.config import next_command
 from mda.schema import Config
 from mda.stages.declared import BASE, needs
 
@@ -54,8 +54,3 @@ def preview(configs: Sequence[Config], side_by_side: int) -> None:
     from mda.stages.preview import print_preview
 
     print_preview(configs, pipeline.train, side_by_side)
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(train, NEEDS, preview)

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from mda.config import main, next_command
+from mda.config import next_command
 from mda.schema import Config
 from mda.stages.declared import SAE, needs
 
@@ -53,8 +53,3 @@ def train_sae(config: Config, folder: Path) -> None:
     follows = next_command("trace", folder, "unit=sae_feature", f"seed={config.seed}")
     print(f"{log.hint}next: {follows}")
     print(folder)
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(train_sae, NEEDS)

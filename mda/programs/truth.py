@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mda.config import command_of, compose, main, overrides_of
+from mda.config import command_of, compose, overrides_of
 from mda.schema import Config, ConfigError, ScratchConfig, TruthConfig
 from mda.schema.setting import refuse
 from mda.stages.declared import SCORES, needs
@@ -241,8 +241,3 @@ def _with_units(bench: Any) -> Any:
     """Returns a benchmark whose units have been found."""
     assert bench.located
     return bench
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(truth, NEEDS, preview)

@@ -7,7 +7,7 @@ logger.mode=online it is published, and its address printed.
 
 from pathlib import Path
 
-from mda.config import main, next_command
+from mda.config import next_command
 from mda.schema import Config, ConfigError, WandbConfig
 
 NEEDS = ("study", "report", "logger")
@@ -44,8 +44,3 @@ def wandb_report(config: Config, folder: Path) -> None:
     else:
         print("written, not published: logger.mode=online publishes it")
     print(folder)
-
-
-def start() -> None:
-    """Runs the program from the command line."""
-    main(wandb_report, NEEDS)

@@ -28,7 +28,7 @@ def render(context: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     Scripts, styles and data are inline, and its policy forbids any request.
     """
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             **context,
@@ -47,7 +47,7 @@ def sections(compared: Compared) -> list[dict[str, Any]]:
         values = implementation(section.function)(compared)
         if values is None:
             continue
-        template = _environment().from_string(section.template.read_text("utf-8"))
+        template = environment().from_string(section.template.read_text("utf-8"))
         parts.append(
             {
                 "name": section.name,
@@ -59,7 +59,8 @@ def sections(compared: Compared) -> list[dict[str, Any]]:
     return parts
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Returns Jinja with this package's templates, which escape all texts."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

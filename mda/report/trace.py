@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mda.emergence.onset import there_before
 from mda.report.catalysts import FILE as CATALYSTS
 from mda.report.catalysts import catalysts_of, print_catalysts
 from mda.report.drawing import plt, save_figure
+from mda.report.page import environment
 from mda.report.terminal import shown
 from mda.types import Scores
 
@@ -130,51 +130,25 @@ def write_samples_page(
 
     With `before`, the unit emerged before the first step, so no sample here made it.
     """
-    body = [f"<p>{html.escape(there_before(unit))}.</p>"] if before else []
-    for title, samples in records.items():
-        body.append(f"<h2>{html.escape(title)}</h2>")
-        body += [_sample(sample) for sample in samples]
-    style = (
-        "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#fafafa;padding:.7rem;"
-        "border:1px solid #ddd;border-radius:4px;font-size:13px}"
-        "h3{margin-bottom:.2rem;font-size:1rem}"
-    )
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Samples of {unit}</title>'
-        f"<style>{style}</style><h1>What {'changes' if before else 'made'} {unit}</h1>"
-        "<p>A positive score means that up-weighting the sample raises the unit's probe. Each "
-        "token is coloured by its own part of the sample's score: red raises, blue lowers. First "
-        "by where the unit's parameters act, then by the loss of predicting the token.</p>"
-        f"{''.join(body)}</html>"
-    )
+    shaded = {
+        title: [{**sample, "texts": list(_texts(sample))} for sample in samples]
+        for title, samples in records.items()
+    }
+    values = {"unit": unit, "records": shaded, "before": there_before(unit) if before else ""}
     with store.replacing(path) as file:
-        file.write(page)
+        file.write(environment().get_template("trace.html.j2").render(**values))
 
 
-def _sample(sample: dict[str, Any]) -> str:
-    loss = "" if sample["loss"] is None else f", loss {sample['loss']:.3f} nats"
-    head = f"score {sample['score']:.4g} &middot; {html.escape(sample['label'])}"
-    text = _shaded(sample["tokens"], [*sample["influence"], 0.0])
-    if sample["by_loss"] is not None:
-        text += _shaded(sample["tokens"], [0.0, *sample["by_loss"]])
-    return f"<h3>{head}</h3><small>sample {sample['id']}, step {sample['step']}{loss}</small>{text}"
+def _texts(sample: Mapping[str, Any]) -> Iterator[list[tuple[str, float, float]]]:
+    """Yields tokens with their part of the score and its share of the largest, [-1, 1].
 
-
-def _shaded(tokens: Sequence[str], parts: Sequence[float]) -> str:
-    largest = max((abs(x) for x in parts), default=0.0) or 1.0
-    spans = []
-    for token, part in zip(tokens, parts, strict=True):
-        colour = "220,38,38" if part > 0 else "37,99,235"
-        text = html.escape(token)
-        strength = abs(part) / largest
-        spans.append(
-            f'<span style="background:rgba({colour},{0.75 * strength:.2f})" '
-            f'title="{part:.3g}">{text}</span>'
-            if strength > 0.02
-            else text
-        )
-    return f"<pre>{''.join(spans)}</pre>"
+    First by where the unit's parameters act, then by the loss of predicting the token.
+    """
+    by_loss = sample["by_loss"]
+    for parts in ([*sample["influence"], 0.0], *([] if by_loss is None else [[0.0, *by_loss]])):
+        largest = max((abs(x) for x in parts), default=0.0) or 1.0
+        shares = (part / largest for part in parts)
+        yield list(zip(sample["tokens"], parts, shares, strict=True))
 
 
 def print_enrichment(found: dict[str, list[Enrichment]]) -> None:

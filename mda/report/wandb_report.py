@@ -8,7 +8,7 @@ from typing import Any
 import wandb
 from wandb_workspaces.reports.v2 import interface as wr
 
-from mda.report.page import number, p_value
+from mda.report.page import markdown, number, p_value
 from mda.schema.metrics import HEAD_METRICS
 
 ARM = "config.arm"  # what runs are grouped by; `job_log` puts it into every run's configuration
@@ -122,34 +122,41 @@ def _bars() -> list[Any]:
 
 
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> str:
+    heads = ("claim", "arm", "verdict", "effect", "p, corrected", "seeds")
     lines = [
-        "| claim | arm | verdict | effect | p, corrected | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        interval = "" if row["low"] is None else f" [{number(row['low'])}, {number(row['high'])}]"
-        lines.append(
-            f"| {row['text']} | {row['arm'] or '-'} | **{row['verdict']}**: {row['reason']} | "
-            f"{number(row['mean'])}{interval} | {p_value(row['p_holm'])} | {row['n']} |"
+        (
+            row["text"],
+            row["arm"] or "-",
+            f"**{row['verdict']}**: {row['reason']}",
+            _effect(row["mean"], None if row["low"] is None else (row["low"], row["high"])),
+            p_value(row["p_holm"]),
+            str(row["n"]),
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return "\n".join(markdown(heads, lines))
 
 
 def _effects(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    heads = ("arm", "metric", "mean", "against", "difference", "p, corrected")
     lines = [
-        "| arm | metric | mean | against | difference | p, corrected |",
-        "|---|---|---|---|---|---|",
+        (
+            arm,
+            metric,
+            number(metrics[metric]["mean"]),
+            reference,
+            _effect(effect["difference"], effect["ci"]),
+            p_value(effect["p_holm"]),
+        )
+        for arm, metrics in arms.items()
+        for metric in SHOWN
+        if metric in metrics
+        for reference in ("control", "random")
+        if (effect := metrics[metric].get(f"to_{reference}")) is not None
     ]
-    for arm, metrics in arms.items():
-        for metric in (name for name in SHOWN if name in metrics):
-            one = metrics[metric]
-            for key in ("to_control", "to_random"):
-                if (effect := one.get(key)) is None:
-                    continue
-                ends = effect["ci"]
-                interval = "" if ends is None else f" [{number(ends[0])}, {number(ends[1])}]"
-                lines.append(
-                    f"| {arm} | {metric} | {number(one['mean'])} | {key.removeprefix('to_')} | "
-                    f"{number(effect['difference'])}{interval} | {p_value(effect['p_holm'])} |"
-                )
-    return "\n".join(lines)
+    return "\n".join(markdown(heads, lines))
+
+
+def _effect(mean: float | None, ends: Sequence[float] | None) -> str:
+    interval = "" if ends is None else f" [{number(ends[0])}, {number(ends[1])}]"
+    return f"{number(mean)}{interval}"

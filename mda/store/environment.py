@@ -19,13 +19,16 @@ def versions() -> dict[str, str | None]:
 
     Returns None if missing.
     """
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package, distribution in _DISTRIBUTIONS.items():
-        try:
-            found[package] = version(distribution)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    installed = {package: version_of(name) for package, name in _DISTRIBUTIONS.items()}
+    return {"python": platform.python_version(), **installed}
+
+
+def version_of(distribution: str) -> str | None:
+    """Returns the version of an installed distribution, None for one that is missing."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 @cache

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mda.store.environment import version_of
 
 if TYPE_CHECKING:
     import torch
@@ -108,13 +109,7 @@ def device_kind(device: torch.device | str | None = None) -> str:
 
 def library_versions() -> dict[str, str]:
     """Returns the versions of the libraries that compute; `none` for one that is missing."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "none"
-    return versions
+    return {package: version_of(package) or "none" for package in PACKAGES}
 
 
 def difference(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
