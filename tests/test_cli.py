@@ -10,11 +10,13 @@ import pytest
 from mda import store
 from mda.cli import main
 from mda.config.jobs import recorded
-from mda.store import Artifact, Store
+from mda.store import Artifact, Store, make_key
 
 
 def build(house: Store, kind: str, **inputs: object) -> Artifact:
-    return house.get_or_build(kind, inputs, lambda part: store.write_json(part / "a.json", [1] * 9))
+    return house.get_or_build(
+        make_key(kind, inputs), lambda part: store.write_json(part / "a.json", [1] * 9)
+    )
 
 
 def abandon(house: Store, kind: str, days: float) -> Path:
@@ -78,7 +80,7 @@ def test_gc_keeps_an_old_build_that_a_process_works_on(outputs, capsys):
         assert run(folder, "gc") == 1
         assert part.exists()
 
-    house.get_or_build("base", {"slow": True}, slow)
+    house.get_or_build(make_key("base", {"slow": True}), slow)
     assert "a process works on it" in capsys.readouterr().out
 
 
@@ -156,7 +158,7 @@ def test_gc_keeps_what_an_unfinished_build_is_made_from(outputs):
         assert run(folder, "gc", "--unreferenced") == 0
         assert kinds(house) == ["base", "corpus"]
 
-    house.get_or_build("scores", {"base": made["base"].fingerprint}, slow)
+    house.get_or_build(make_key("scores", {"base": made["base"].fingerprint}), slow)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "job.json"])

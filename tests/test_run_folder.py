@@ -17,10 +17,10 @@ from pathlib import Path
 from mda.config import main
 
 def program(config, folder):
-    from mda.store import Store, write_json
+    from mda.store import Store, make_key, write_json
     store = Store(Path(config.output_dir) / "store")
-    corpus = store.get_or_build("corpus", {}, lambda part: write_json(part / "a.json", 1))
-    store.get_or_build("base", {"corpus": corpus.fingerprint}, lambda part: None)
+    corpus = store.get_or_build(make_key("corpus", {}), lambda part: write_json(part / "a.json", 1))
+    store.get_or_build(make_key("base", {"corpus": corpus.fingerprint}), lambda part: None)
     (folder / "result").write_text(str(config.training.total_steps))
     if config.seed == 0:
         print("working", file=sys.__stdout__, flush=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mda import store
-from mda.store import Store, environment, fingerprint
+from mda.store import Store, environment, fingerprint, make_key
 
 INPUTS = {"corpus": "0123456789abcdef", "steps": [1, 2], "lr": 3e-3, "labels": None, "joint": True}
 
@@ -69,21 +69,25 @@ def write_one(part: Path) -> None:
 
 def test_the_second_call_finds_what_the_first_built(tmp_path):
     house = Store(tmp_path)
-    assert house.find("base", INPUTS) is None
-    first = house.get_or_build("base", INPUTS, write_one)
-    second = house.get_or_build("base", INPUTS, lambda part: pytest.fail("built twice"))
+    assert house.find(make_key("base", INPUTS)) is None
+    first = house.get_or_build(make_key("base", INPUTS), write_one)
+    second = house.get_or_build(make_key("base", INPUTS), lambda part: pytest.fail("built twice"))
     assert (first.built, second.built) == (True, False)
     assert first.path == second.path == tmp_path / "base" / fingerprint("base", INPUTS)
     assert store.read_json(second.path / "result.json") == {"answer": 42}
     assert first.manifest == second.manifest
-    found = house.find("base", INPUTS)
+    found = house.find(make_key("base", INPUTS))
     assert found is not None
     assert [found.fingerprint] == [artifact.fingerprint for artifact in house.artifacts()]
     assert house.parts() == []
 
 
 def test_manifest_says_what_entered_and_nothing_of_the_host(tmp_path):
-    manifest = Store(tmp_path).get_or_build("base", {**INPUTS, "steps": (1, 2)}, write_one).manifest
+    manifest = (
+        Store(tmp_path)
+        .get_or_build(make_key("base", {**INPUTS, "steps": (1, 2)}), write_one)
+        .manifest
+    )
     assert manifest["inputs"] == INPUTS
     assert manifest["kind"] == "base"
     assert manifest["fingerprint"] == fingerprint("base", INPUTS)
@@ -103,12 +107,12 @@ def test_a_build_that_raises_leaves_its_part_and_no_artifact(tmp_path):
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        house.get_or_build("base", INPUTS, fail)
-    assert house.find("base", INPUTS) is None
+        house.get_or_build(make_key("base", INPUTS), fail)
+    assert house.find(make_key("base", INPUTS)) is None
     assert house.artifacts() == []
     (part,) = house.parts()
     assert (part / "result.json").exists()
-    assert house.get_or_build("base", INPUTS, lambda part: None).manifest["resumed"]
+    assert house.get_or_build(make_key("base", INPUTS), lambda part: None).manifest["resumed"]
 
 
 def test_a_resumed_build_was_started_when_it_was_first_begun(tmp_path, monkeypatch):
@@ -122,19 +126,19 @@ def test_a_resumed_build_was_started_when_it_was_first_begun(tmp_path, monkeypat
     for hour in (7, 8):
         monkeypatch.setattr("mda.store.artifacts._now", lambda hour=hour: f"2026-11-25T0{hour}:00")
         with pytest.raises(KeyboardInterrupt):
-            house.get_or_build("base", INPUTS, stop)
+            house.get_or_build(make_key("base", INPUTS), stop)
     later = Store(tmp_path, {"name": "later", "hash": "2"})
-    manifest = later.get_or_build("base", INPUTS, write_one).manifest
+    manifest = later.get_or_build(make_key("base", INPUTS), write_one).manifest
     assert (manifest["started"], manifest["created"]) == ("2026-11-25T07:00", "2026-11-25T08:00")
     assert manifest["study"] == {"name": "first", "hash": "1"}
-    again = Store(tmp_path).get_or_build("base", INPUTS, write_one).manifest
+    again = Store(tmp_path).get_or_build(make_key("base", INPUTS), write_one).manifest
     assert again["study"]["name"] == "first"
 
 
 BUILDER = """
 import sys, time
 from pathlib import Path
-from mda.store import Store, write_json
+from mda.store import Store, make_key, write_json
 
 root, log, steps, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 
@@ -146,7 +150,7 @@ def build(part):
             time.sleep(pause)
             write_json(part / f"step_{step}.json", step)
 
-artifact = Store(root).get_or_build("base", {"steps": steps}, build)
+artifact = Store(root).get_or_build(make_key("base", {"steps": steps}), build)
 print(artifact.built, artifact.path)
 """
 
@@ -179,7 +183,7 @@ def test_after_kill_9_nothing_has_the_final_name_and_the_next_call_resumes(tmp_p
     process.send_signal(signal.SIGKILL)
     process.communicate()
     house = Store(root)
-    assert house.find("base", {"steps": 3}) is None
+    assert house.find(make_key("base", {"steps": 3})) is None
     assert house.artifacts() == []
     (part,) = house.parts()
     (part / ".step_1.json.99.tmp").write_text("torn")
@@ -203,7 +207,7 @@ def test_remove_leaves_what_a_process_works_on(tmp_path):
         assert not Store(tmp_path).remove(part)
         assert (part / "result.json").exists()
 
-    artifact = house.get_or_build("base", INPUTS, build)
+    artifact = house.get_or_build(make_key("base", INPUTS), build)
     assert house.remove(artifact.path)
     assert house.artifacts() == []
     assert house.parts() == []
@@ -211,9 +215,9 @@ def test_remove_leaves_what_a_process_works_on(tmp_path):
 
 def test_an_interrupted_removal_is_no_artifact_and_is_removed_later(tmp_path):
     house = Store(tmp_path)
-    artifact = house.get_or_build("base", INPUTS, write_one)
+    artifact = house.get_or_build(make_key("base", INPUTS), write_one)
     trash = artifact.path.rename(artifact.path.with_suffix(".trash"))
-    assert house.find("base", INPUTS) is None
+    assert house.find(make_key("base", INPUTS)) is None
     assert house.artifacts() == []
     assert house.parts() == [trash]
     assert house.remove(trash)

@@ -24,7 +24,7 @@ from mda.stages.context import Runtime, rank
 from mda.stages.found import FindOnly, NotBuilt
 from mda.stages.hub import ask_for, ask_for_shapes
 from mda.stages.published import Check, WeightsStage
-from mda.store import say
+from mda.store import make_key, say
 from mda.unit.prompts import prompt_objective
 
 
@@ -65,7 +65,7 @@ def _check_revisions(base: PublishedConfig, check: Check, at: Runtime) -> None:
     for step in base.steps:
         stage = WeightsStage(base, step, check)
         inputs = stage.inputs(at.store.hash_file)
-        if rank() > 0 or at.store.find("weights", inputs) is not None:
+        if rank() > 0 or at.store.find(make_key("weights", inputs)) is not None:
             continue
         if base.repo is not None:
             missing.append(stage.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,7 +24,7 @@ from rich.progress import (
 
 from mda.schema import Config, ConfigError
 from mda.schema.setting import refuse
-from mda.store import Artifact, Store, say, take_gpu
+from mda.store import Artifact, Key, Store, say, take_gpu
 from mda.training.table import RowLog
 
 SPOKEN_S = 300.0
@@ -145,14 +145,7 @@ def process_group(config: Config) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def build_together(
-    store: Store,
-    kind: str,
-    inputs: Mapping[str, object],
-    build: Callable[[Path], None],
-    code: Sequence[str] = (),
-    device: torch.device | str | None = None,
-) -> Artifact:
+def build_together(store: Store, key: Key, build: Callable[[Path], None]) -> Artifact:
     """Runs `store.get_or_build` with all processes working in one `.part` folder.
 
     The first process holds the lock. It sends the others whether there is anything to build, so
@@ -160,7 +153,7 @@ def build_together(
     closes the folder when all of them have built their part.
     """
     if world() == 1:
-        return store.get_or_build(kind, inputs, build, code, device)
+        return store.get_or_build(key, build)
 
     def work(folder: Path) -> None:
         build(folder)
@@ -171,13 +164,13 @@ def build_together(
         work(folder)
 
     if rank() == 0:
-        artifact = store.get_or_build(kind, inputs, lead, code, device)
+        artifact = store.get_or_build(key, lead)
         if not artifact.built:
             _announce(False)
     elif _announce(False):
-        work(store.part(kind, inputs, code, device))
+        work(store.part(key))
     barrier()
-    found = store.find(kind, inputs, code, device)
+    found = store.find(key)
     assert found is not None
     return found
 

@@ -6,14 +6,12 @@ is made from that content if the artifact exists, else from the settings that de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
-from mda.store import Artifact, Store, make_key
+from mda.store import Artifact, Key, Store
 
 
 class NotBuilt(Exception):
@@ -94,19 +92,12 @@ class FindOnly(Store):
         """The fingerprint of the artifact that was requested last, by kind."""
         return dict(self.asked.keys())  # pairs
 
-    def get_or_build(
-        self,
-        kind: str,
-        inputs: Mapping[str, object],
-        build: Callable[[Path], None],
-        code: Sequence[str] = (),
-        device: torch.device | str | None = None,
-    ) -> Artifact:
+    def get_or_build(self, key: Key, build: Callable[[Path], None]) -> Artifact:
         """Returns the artifact if it exists; its fingerprint is noted either way."""
-        artifact = self.find(kind, inputs, code, device)
-        key = artifact.fingerprint if artifact else make_key(kind, inputs, code, device).fingerprint
-        self.asked[kind, key] = artifact is not None
-        return artifact or self.missing(kind, key)
+        artifact = self.find(key)
+        fingerprint = artifact.fingerprint if artifact else key.fingerprint
+        self.asked[key.kind, fingerprint] = artifact is not None
+        return artifact or self.missing(key.kind, fingerprint)
 
     def missing(self, kind: str, fingerprint: str) -> Artifact:
         """Returns the stand-in for a missing artifact: here it raises NotBuilt."""

@@ -19,7 +19,7 @@ from mda.cost.job import Cost, Job
 from mda.stages.context import Runtime, build_together
 from mda.stages.declared import Declared
 from mda.stages.found import Foreseen, NotBuilt
-from mda.store import Artifact
+from mda.store import Artifact, make_key
 
 Handle = TypeVar("Handle")
 HashFile = Callable[[Path], str]
@@ -65,11 +65,11 @@ def make(stage: Stage[Handle], at: Runtime) -> Handle:
     raises NotBuilt.
     """
     kind, inputs = stage.declared.kind, stage.inputs(at.store.hash_file)
-    build, key = partial(stage.build, at=at), (stage.code(), stage.device())
+    key, build = make_key(kind, inputs, stage.code(), stage.device()), partial(stage.build, at=at)
     if stage.together:
-        artifact = build_together(at.store, kind, inputs, build, *key)
+        artifact = build_together(at.store, key, build)
     else:
-        artifact = at.store.get_or_build(kind, inputs, build, *key)
+        artifact = at.store.get_or_build(key, build)
     try:
         return stage.open(artifact, at)
     except NotBuilt:

@@ -25,14 +25,13 @@ from mda.store.files import (
 )
 from mda.store.gpus import free_memory, gpu_of, take_gpu
 from mda.store.integrity import Torn
-from mda.store.keys import device_kind, fingerprint, make_key
+from mda.store.keys import Key, device_kind, fingerprint, make_key
 from mda.store.locks import Busy, hold, say
 
 __all__ = [
-    "Artifact", "Busy", "Store", "Torn", "csv_rows", "device_kind", "fingerprint", "free_memory",
-    "git_diff", "git_state", "gpu_of", "hash_arrays", "hash_file", "hold", "make_key",
-    "noting_uses", "read_csv", "read_json", "read_npy", "read_object", "read_safetensors",
-    "replacing", "say",
-    "take_gpu", "texts", "versions", "write_csv", "write_json", "write_npy", "write_npy_parts",
-    "write_safetensors",
+    "Artifact", "Busy", "Key", "Store", "Torn", "csv_rows", "device_kind", "fingerprint",
+    "free_memory", "git_diff", "git_state", "gpu_of", "hash_arrays", "hash_file", "hold",
+    "make_key", "noting_uses", "read_csv", "read_json", "read_npy", "read_object",
+    "read_safetensors", "replacing", "say", "take_gpu", "texts", "versions", "write_csv",
+    "write_json", "write_npy", "write_npy_parts", "write_safetensors",
 ]  # fmt: skip

@@ -36,12 +36,12 @@ from mda.store.integrity import (
     torn,
     unlisted,
 )  # fmt: skip
-from mda.store.keys import Key, difference, make_key
+from mda.store.keys import Key, difference
 from mda.store.locks import Busy, hold, say
 from mda.store.memory import HashMemory
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 REUSE = "MDA_REUSE"
 
@@ -82,18 +82,8 @@ class Store:
         self.memory = HashMemory(self.root / "hashes.json")
         self.warnings: dict[str, str] = {}  # fingerprint -> sentence
 
-    def get_or_build(
-        self,
-        kind: str,
-        inputs: Mapping[str, object],
-        build: Callable[[Path], None],
-        code: Sequence[str] = (),
-        device: torch.device | str | None = None,
-    ) -> Artifact:
-        """Returns the artifact made from `inputs`, built now by `build(part)` unless it is there.
-
-        `code` names the root modules that compute it and `device` what they compute on; both are
-        part of its key, see `make_key`. Without `code` only the inputs count.
+    def get_or_build(self, key: Key, build: Callable[[Path], None]) -> Artifact:
+        """Returns the artifact of a key (`make_key`), built by `build(part)` unless it is there.
 
         `build` writes its files into the folder `part`. The folder may hold what an earlier,
         killed build left (never a torn file, if written by the writers of `mda.store.files`): the
@@ -101,43 +91,29 @@ class Store:
         resumed one that raises Torn is built again from nothing. Any number of processes may ask
         for the same artifact; one builds, the others wait for it.
         """
-        key = make_key(kind, inputs, code, device)
-        _tell_use(kind, key.fingerprint)
+        _tell_use(key.kind, key.fingerprint)
         folder = self._folder(key)
         if (artifact := self._open(folder)) or (artifact := self._of_other_code(key)):
             return artifact
-        waiting = f"waiting for another process that builds {kind}/{folder.name}"
+        waiting = f"waiting for another process that builds {key.kind}/{folder.name}"
         with hold(folder.with_name(f"{folder.name}.lock"), waiting):
             if artifact := self._open(folder, repair=True):
                 return artifact
             manifest = self._build(key, folder.with_name(f"{folder.name}.part"), build)
             folder.with_name(f"{folder.name}.part").rename(folder)
         _sound.add(folder.resolve())
-        return self._handed_out(Artifact(folder, kind, folder.name, manifest, built=True))
+        return self._handed_out(Artifact(folder, key.kind, folder.name, manifest, built=True))
 
-    def find(
-        self,
-        kind: str,
-        inputs: Mapping[str, object],
-        code: Sequence[str] = (),
-        device: torch.device | str | None = None,
-    ) -> Artifact | None:
+    def find(self, key: Key) -> Artifact | None:
         """Returns the artifact that `get_or_build` would find.
 
         Nothing is built and nothing set aside.
         """
-        key = make_key(kind, inputs, code, device)
         return self._open(self._folder(key)) or self._of_other_code(key)
 
-    def part(
-        self,
-        kind: str,
-        inputs: Mapping[str, object],
-        code: Sequence[str] = (),
-        device: torch.device | str | None = None,
-    ) -> Path:
+    def part(self, key: Key) -> Path:
         """Returns the folder in which this artifact is built."""
-        folder = self._folder(make_key(kind, inputs, code, device))
+        folder = self._folder(key)
         return folder.with_name(f"{folder.name}.part")
 
     def hash_file(self, path: Path) -> str:

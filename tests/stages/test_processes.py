@@ -161,14 +161,14 @@ import sys, time
 from pathlib import Path
 from mda.config import compose
 from mda.stages.context import build_together, process_group, rank
-from mda.store import Store, write_json
+from mda.store import Store, make_key, write_json
 
 def build(part):
     time.sleep(rank())  # the second process is a second behind
     write_json(part / f"{rank()}.json", rank())
 
 with process_group(compose(["training.accelerator=cpu"])):
-    build_together(Store(Path(sys.argv[1])), "ranking", {"n": 1}, build)
+    build_together(Store(Path(sys.argv[1])), make_key("ranking", {"n": 1}), build)
 """
 
 

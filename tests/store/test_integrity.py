@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mda.store import Store, artifacts, write_json
+from mda.store import Store, artifacts, make_key, write_json
 from mda.store.files import hash_file
 from mda.store.keys import HOME
 from mda.store.memory import HashMemory
@@ -20,14 +20,14 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from mda.store import Store, read_json, read_npy, write_json, write_npy
+from mda.store import Store, make_key, read_json, read_npy, write_json, write_npy
 
 def build(part):
     write_npy(part / "tokens.npy", np.arange(1, 7))
     (part / "steps" / "step_1").mkdir(parents=True)
     write_json(part / "steps" / "step_1" / "state.json", {"step": 1})
 
-found = Store(Path(sys.argv[1])).get_or_build("corpus", {"seed": 0}, build)
+found = Store(Path(sys.argv[1])).get_or_build(make_key("corpus", {"seed": 0}), build)
 state = read_json(found.path / "steps" / "step_1" / "state.json")
 print(found.built, read_npy(found.path / "tokens.npy").sum() + state["step"])
 """
@@ -151,12 +151,16 @@ def test_artifacts_of_another_user_are_used_and_said_once(tmp_path, run_here, mo
 
 def test_sizes_are_compared_at_every_use_in_one_process(tmp_path):
     store = Store(tmp_path)
-    built = store.get_or_build("base", {}, lambda part: write_json(part / "a.json", [1, 2]))
-    assert store.find("base", {}) is not None
+    built = store.get_or_build(
+        make_key("base", {}), lambda part: write_json(part / "a.json", [1, 2])
+    )
+    assert store.find(make_key("base", {})) is not None
     os.truncate(built.path / "a.json", 1)
-    assert store.find("base", {}) is None
+    assert store.find(make_key("base", {})) is None
     assert built.path.is_dir()  # only who builds sets aside
-    assert store.get_or_build("base", {}, lambda p: write_json(p / "a.json", [1, 2])).built
+    assert store.get_or_build(
+        make_key("base", {}), lambda p: write_json(p / "a.json", [1, 2])
+    ).built
 
 
 HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
@@ -192,12 +196,12 @@ def test_a_torn_file_of_an_unfinished_build_is_named_and_the_build_starts_over(
         (part / "shard.safetensors").write_bytes(WHOLE)
 
     with pytest.raises(KeyboardInterrupt):
-        store.get_or_build("scores", {"n": 1}, stopped)
+        store.get_or_build(make_key("scores", {"n": 1}), stopped)
     (part,) = store.parts()
     path = part / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
-    artifact = store.get_or_build("scores", {"n": 1}, build)
+    artifact = store.get_or_build(make_key("scores", {"n": 1}), build)
     assert seen == [["manifest.json"]]
     assert artifact.manifest["resumed"] is False
     said = capsys.readouterr().err
@@ -213,8 +217,10 @@ def test_whole_files_of_an_unfinished_build_are_resumed(tmp_path, capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.get_or_build("scores", {}, stopped)
-    store.get_or_build("scores", {}, lambda part: seen.extend(path.name for path in part.iterdir()))
+        store.get_or_build(make_key("scores", {}), stopped)
+    store.get_or_build(
+        make_key("scores", {}), lambda part: seen.extend(path.name for path in part.iterdir())
+    )
     assert sorted(seen) == ["done.json", "manifest.json", "whole.safetensors"]
     assert capsys.readouterr().err == ""
 
@@ -234,12 +240,12 @@ def test_a_file_that_a_resumed_build_misses_starts_it_over_and_a_fresh_build_fai
             (part / "weights").read_bytes()
 
     with pytest.raises(KeyboardInterrupt):
-        store.get_or_build("base", {}, stopped)
-    assert not store.get_or_build("base", {}, build).manifest["resumed"]
+        store.get_or_build(make_key("base", {}), stopped)
+    assert not store.get_or_build(make_key("base", {}), build).manifest["resumed"]
     assert missing == [1]
     assert "weights" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
-        store.get_or_build("base", {"b": 1}, lambda part: open(part / "never").close())
+        store.get_or_build(make_key("base", {"b": 1}), lambda part: open(part / "never").close())
 
 
 def test_a_remembered_hash_counts_only_while_the_file_is_as_it_was(tmp_path):

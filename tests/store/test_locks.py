@@ -20,7 +20,7 @@ if sys.argv[3] != "0":
     def refuse(*_):
         raise OSError(int(sys.argv[3]), "no locks here")
     fcntl.flock = refuse  # as the file system of the kernel answers
-from mda.store import Store, locks, write_json
+from mda.store import Store, locks, make_key, write_json
 locks.STALE_S = 1.0
 
 def build(part):
@@ -29,7 +29,7 @@ def build(part):
     time.sleep(float(sys.argv[4]))
     write_json(part / "a.json", 1)
 
-print(Store(Path(sys.argv[1])).get_or_build("base", {"n": 1}, build).built)
+print(Store(Path(sys.argv[1])).get_or_build(make_key("base", {"n": 1}), build).built)
 """
 
 

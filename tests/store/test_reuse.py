@@ -13,7 +13,7 @@ from mda.store.keys import HOME
 PROGRAM = """
 import sys
 from pathlib import Path
-from mda.store import Store, read_json, write_json
+from mda.store import Store, make_key, read_json, write_json
 
 root = Path(sys.argv[1])
 store = Store(root)
@@ -22,9 +22,9 @@ def build(part):
     write_json(part / "value.json", int(sys.argv[2]))
     if "fail" in sys.argv:
         raise RuntimeError("killed")
-scores = store.get_or_build("scores", {"base": "b"}, build, code=("mda.study",), device="cpu")
+scores = store.get_or_build(make_key("scores", {"base": "b"}, ("mda.study",), "cpu"), build)
 made_from = {"scores": scores.fingerprint, "n": int(sys.argv[2])}
-arm = store.get_or_build("arm", made_from, lambda part: None, ("mda.types",), "cpu")
+arm = store.get_or_build(make_key("arm", made_from, ("mda.types",), "cpu"), lambda part: None)
 print(scores.built, read_json(scores.path / "value.json"), scores.manifest["resumed"])
 print(arm.built, len(arm.manifest["warnings"]), arm.warning)
 print(scores.warning)
