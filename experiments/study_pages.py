@@ -12,9 +12,10 @@ from pathlib import Path
 
 from mda import store
 from mda.analysis.bearing import ABLE
+from mda.analysis.claims import REFUTED, SMALLER
 from mda.report.page import DASH, markdown, number, p_value, percent
 from mda.schema import REFERENCES, StudyConfig
-from mda.schema.old_words import metric_now
+from mda.schema.old_words import metric_now, verdict_now
 
 KEPT = (
     "effects.csv",
@@ -110,6 +111,14 @@ def effects_of(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
+def verdicts_of(folder: Path) -> list[dict[str, str]]:
+    """Returns the rows of a folder's verdicts.csv, in today's words."""
+    rows = store.read_csv(folder / "verdicts.csv")
+    return [
+        row | {"verdict": verdict_now(row), "metric": metric_now(row["metric"])} for row in rows
+    ]
+
+
 def findings(readme: str) -> list[str]:
     """Returns the findings of the main README, with links relative to sweeps/results."""
     text = readme.partition(FINDINGS[0])[2].partition(FINDINGS[1])[0]
@@ -182,7 +191,7 @@ def sizes_table(sizes: Mapping[str, Path]) -> list[str]:
 
 
 def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
-    verdicts, null = (store.read_csv(folder / f"{name}.csv") for name in ("verdicts", "null"))
+    verdicts, null = verdicts_of(folder), store.read_csv(folder / "null.csv")
     effects = effects_of(folder)
     whole = [row for row in effects if not row["line"]]
     kind = (
@@ -349,7 +358,7 @@ def change(row: Row | None) -> str:
 def claims_by_size(sizes: Mapping[str, Path]) -> list[str]:
     """Returns the verdict on every claim of a study at each size, with the deciding p-value."""
     found = {(row["text"], size): row for size, folder in sizes.items()
-             for row in store.read_csv(folder / "verdicts.csv")}  # fmt: skip
+             for row in verdicts_of(folder)}  # fmt: skip
     lines = [
         (text.removesuffix("."), *(_verdict(found.get((text, size))) for size in sizes))
         for text in dict.fromkeys(text for text, _ in found)
@@ -360,7 +369,7 @@ def claims_by_size(sizes: Mapping[str, Path]) -> list[str]:
 def _verdict(row: Row | None) -> str:
     if row is None:
         return DASH
-    against = row["verdict"] == "not replicated"
+    against = row["verdict"] in (REFUTED, SMALLER)
     p = row["against_holm" if against else "p_holm"]
     said = f", p = {float(p):.2g}{' against it' if against else ''}" if p else ""
     return f"{row['verdict']}{said} ({row['status']})"

@@ -10,15 +10,18 @@ positive:
     less, greater     H0: e <= margin           H0: e >= max(margin, expected)
     none              H0: |e| >= margin         H0: |e| <= margin
 
-    replicated        corrected p for <= alpha; the reason says where it is smaller than claimed
-    not replicated    corrected p against <= alpha: the data rule out an effect of the claimed size
-    undecided         neither; no such arm; fewer than `min_seeds` pairs
+    supported               corrected p for <= alpha; the reason says if it is smaller than claimed
+    refuted                 corrected p against <= alpha: the effect goes the other way, or lies
+                            outside the margin of a claim of none
+    ruled out at this size  corrected p against <= alpha for a claim of a size, max(margin,
+                            expected) > 0: no effect is as large as that
+    undecided               neither; no such arm; fewer than `min_seeds` pairs
 
 The onset of a run that does not reach the threshold in its window counts as the window's end. That
 is a bound and not a value: evidence that would need the value is not used (`allowed`).
 
 The evidence for `none` is an equivalence test: two one-sided tests at the same level in the same
-family. So the probability that any false claim of a family is called replicated is at most alpha,
+family. So the probability that any false claim of a family is called supported is at most alpha,
 whatever the mixture of directions, where false claims are false in the sharp sense: the edit adds
 the same in every seed. Of a mean effect that differs between seeds and is skewed a test rejects
 more often (tests/report/null_simulation.py measures both). Claims that name no family are one
@@ -52,6 +55,9 @@ from mda.schema.edit import Rows
 from mda.schema.old_words import DATED, metric_now
 from mda.schema.setting import nearest
 
+VERDICTS = ("supported", "refuted", "ruled out at this size", "undecided")
+SUPPORTED, REFUTED, SMALLER, UNDECIDED = VERDICTS
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -66,7 +72,7 @@ class Verdict:
     against_holm: float | None  # corrected p against it
     family: int  # claims of its family
     alpha: float
-    verdict: str
+    verdict: str  # one of `VERDICTS`
     reason: str
     status: str  # registered, interim or exploratory; then what is wrong with the runs' code
     status_reason: str
@@ -123,9 +129,9 @@ def judge(
         p_holm, against = corrected[0][name], corrected[1][name]
         word, why = decide(claim, effect, p_holm, against, study.alpha)
         least, family = reach[name], family_size(study, claim.family)
-        if word == "undecided" and not all(allowed(claim, *test.censored)):
+        if word == UNDECIDED and not all(allowed(claim, *test.censored)):
             why = f"the onset of some runs of {_whose(test.censored)} lies beyond the window"
-        elif word == "undecided" and least is not None and least > study.alpha:
+        elif word == UNDECIDED and least is not None and least > study.alpha:
             why = (
                 f"{effect.n} seeds decide nothing: of {family} claims no corrected p < {least:.2g}"
             )
@@ -217,26 +223,26 @@ def decide(
 ) -> tuple[str, str]:
     """Returns the verdict of one claim from its corrected p-values, with its reason."""
     if effect.n == 0:
-        return "undecided", "there are no runs of this arm with its reference"
+        return UNDECIDED, "there are no runs of this arm with its reference"
     if effect.n < claim.min_seeds:
         few = f"{effect.n} seed{'s' if effect.n > 1 else ''}"
-        return "undecided", f"{few}; the claim asks for {claim.min_seeds} or more"
+        return UNDECIDED, f"{few}; the claim asks for {claim.min_seeds} or more"
     p_holm, against = (1.0 if p is None else p for p in (p_holm, against))
+    size = max(claim.margin, claim.expected)
     if claim.direction == "none":
         inside = f"the effect lies within ±{claim.margin:g}"
         outside = f"the effect lies outside ±{claim.margin:g}"
     else:
         beyond = f"more than {claim.margin:g} " if claim.margin else ""
         inside = f"an effect {beyond}in the claimed direction"
-        size = max(claim.margin, claim.expected)
         outside = f"no effect of {size:g} or more" if size else "an effect the other way"
     ruled_out = f"{outside}: corrected p = {against:.2g} ≤ {alpha:g}"
     if p_holm <= alpha:
         smaller = f", but {ruled_out}" if against <= alpha else ""
-        return "replicated", f"{inside}: corrected p = {p_holm:.2g} ≤ {alpha:g}{smaller}"
+        return SUPPORTED, f"{inside}: corrected p = {p_holm:.2g} ≤ {alpha:g}{smaller}"
     if against <= alpha:
-        return "not replicated", ruled_out
-    return "undecided", f"corrected p = {p_holm:.2g} for the claim, {against:.2g} against it"
+        return SMALLER if claim.direction != "none" and size else REFUTED, ruled_out
+    return UNDECIDED, f"corrected p = {p_holm:.2g} for the claim, {against:.2g} against it"
 
 
 def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) -> tuple[str, str]:

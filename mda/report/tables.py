@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mda.analysis.arms import Arm, band_of, by_arm, relative, without_band
-from mda.analysis.claims import Verdict
+from mda.analysis.claims import VERDICTS, Verdict
 from mda.analysis.effects import Comparison, told
 from mda.analysis.metrics import Measurements, metrics_of
 from mda.analysis.null import NullCheck
@@ -21,7 +21,7 @@ from mda.report.terminal import shown
 from mda.schema import REFERENCES
 from mda.schema.old_words import metric_now
 
-VERDICT_STYLE = {"replicated": "green", "not replicated": "red", "undecided": "yellow"}
+VERDICT_STYLE = dict(zip(VERDICTS, ("green", "red", "magenta", "yellow"), strict=True))
 VERDICT_COLUMNS = (
     "claim", "text", "verdict", "reason", "status", "status_reason", "arm", "reference", "metric",
     "direction", "n", "seeds", "mean", "low", "high", "p", "p_holm", "against_holm", "family",

@@ -60,6 +60,14 @@ LATER_METRICS = frozenset(
 """Metrics that are younger than the studies of `DATED`, whose tables stay as they were."""
 
 
+def verdict_now(kept: Mapping[str, str]) -> str:
+    """Returns what the verdict in a line of a kept `verdicts.csv` is called now."""
+    sized = float(kept["margin"] or 0) > 0 or float(kept["expected"] or 0) > 0
+    refuted = "ruled out at this size" if kept["direction"] != "none" and sized else "refuted"
+    words = {"replicated": "supported", "not replicated": refuted}
+    return words.get(kept["verdict"], kept["verdict"])
+
+
 def metric_now(name: str) -> str:
     """Returns what a metric, or a column of a curve, is called now."""
     group, slash, rest = METRICS.get(name, name).partition("/")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from leaderboard_page import leaderboard_page
-from study_pages import KEPT, LIMITS, effects_of, results_page, study_of
+from study_pages import KEPT, LIMITS, effects_of, results_page, study_of, verdicts_of
 
 from mda import store
 from mda.analysis.folders import read_runs
@@ -40,10 +40,8 @@ def recomputed(tmp_path_factory):
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_tables_are_recomputed_from_the_curves(recomputed, name):
     out = recomputed[name][0]
-    tables = [(effects_of(out), effects_of(RESULTS / name))]
-    for table in ("verdicts.csv", "null.csv"):
-        tables.append((store.read_csv(out / table), store.read_csv(RESULTS / name / table)))
-    for now, then in tables:
+    for table in (effects_of, verdicts_of, lambda folder: store.read_csv(folder / "null.csv")):
+        now, then = table(out), table(RESULTS / name)
         assert len(now) == len(then)
         for a, b in zip(now, then, strict=True):
             assert a.keys() == b.keys()
@@ -130,17 +128,18 @@ def test_the_findings_state_what_the_tables_say(words, value):
 
 def test_the_findings_have_the_verdicts_of_their_claims():
     def verdict(study: str, claim: str) -> tuple[str, str, str]:
-        rows = store.read_csv(RESULTS / study / "verdicts.csv")
-        (row,) = [row for row in rows if row["claim"] == claim]
+        (row,) = [row for row in verdicts_of(RESULTS / study) if row["claim"] == claim]
         return row["verdict"], row["status"], row["reason"]
 
-    _, status, why = verdict("fresh_seeds", "ekfac_removal_beats_repetition")
-    assert status == "registered" and why.startswith("no effect of 0.018 or more")
+    word, status, why = verdict("fresh_seeds", "ekfac_removal_beats_repetition")
+    assert (word, status) == ("ruled out at this size", "registered") and why.startswith(
+        "no effect of 0.018 or more"
+    )
     for study in ("second_previous_token_head",):
         found = verdict(study, "ekfac_removal_beats_repetition")
-        assert found[:2] == ("replicated", "registered")
+        assert found[:2] == ("supported", "registered")
     for size in SIZES:
-        rows = store.read_csv(RESULTS / f"scales-{size}" / "verdicts.csv")
+        rows = verdicts_of(RESULTS / f"scales-{size}")
         (row,) = [row for row in rows if "motifs of random samples" in row["text"]]
         assert (row["verdict"], row["status"]) == ("undecided", "registered")
 

@@ -71,7 +71,7 @@ def draw_null(rng: np.random.Generator, n: int, noise: Noise) -> dict[str, list[
 
 
 def family_wise_rate(n: int, noise: Noise, studies: int = 1000, seed: int = 0) -> float:
-    """Share of simulated studies of n seeds that call any of five false claims replicated."""
+    """Share of simulated studies of n seeds that call any of five false claims supported."""
     rng, claims = np.random.default_rng(seed), null_claims()
     hits = 0
     for _ in range(studies):
@@ -132,7 +132,7 @@ def null_check_rate(
 
 def tables(seeds: Sequence[int] = (5, 8, 12)) -> list[str]:
     """The four tables as Markdown."""
-    lines = ["| seeds | noise | any of five false claims replicated | limit |", "|---|---|---|---|"]
+    lines = ["| seeds | noise | any of five false claims supported | limit |", "|---|---|---|---|"]
     noises = {"normal": normal, "skewed": skewed}
     for n in seeds:
         for name, noise in noises.items():

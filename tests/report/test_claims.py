@@ -43,12 +43,13 @@ def effect(n=5) -> Effect:
 
 RULE = {
     # claim, effect, corrected p for, corrected p against, verdict
-    "for": (claim(), effect(), 0.05, 0.9, "replicated"),
+    "for": (claim(), effect(), 0.05, 0.9, "supported"),
     "neither": (claim(), effect(), 0.06, 0.9, "undecided"),
-    "against": (claim(), effect(), 0.99, 0.01, "not replicated"),
-    "both, a small effect": (claim(expected=0.2), effect(), 0.01, 0.01, "replicated"),
-    "none, for": (claim("none", margin=0.02), effect(), 0.04, 1, "replicated"),
-    "none, against": (claim("none", margin=0.02), effect(), 0.5, 0.04, "not replicated"),
+    "against": (claim(), effect(), 0.99, 0.01, "refuted"),
+    "both, a small effect": (claim(expected=0.2), effect(), 0.01, 0.01, "supported"),
+    "against a size": (claim(expected=0.2), effect(), 0.99, 0.01, "ruled out at this size"),
+    "none, for": (claim("none", margin=0.02), effect(), 0.04, 1, "supported"),
+    "none, against": (claim("none", margin=0.02), effect(), 0.5, 0.04, "refuted"),
     "none, neither": (claim("none", margin=0.02), effect(), 0.06, 0.06, "undecided"),
     "few seeds": (claim(), effect(4), None, None, "undecided"),
     "no runs": (claim(), paired_effect([]), None, None, "undecided"),
@@ -117,12 +118,12 @@ def test_an_onset_beyond_the_window_is_a_bound(tmp_path):
 
     for size in (0.0, 5000.0):  # more than the window has steps
         word, reason = judged("greater", expected=size)
-        assert word == "replicated" and "but" not in reason
-    assert judged("less")[0] == "not replicated"
+        assert word == "supported" and "but" not in reason
+    assert judged("less")[0] == "refuted"
     bound = "the onset of some runs of the arm lies beyond the window"
     assert judged("none", margin=5000.0) == ("undecided", bound)
-    assert judged("less", "random", "tracin")[0] == "replicated"
-    assert judged("greater", "random", "tracin", expected=5000.0)[0] == "not replicated"
+    assert judged("less", "random", "tracin")[0] == "supported"
+    assert judged("greater", "random", "tracin", expected=5000.0)[0] == "ruled out at this size"
     both = "the onset of some runs of the arm and its reference lies beyond the window"
     for direction, sizes in (("none", {"margin": 5000.0}), ("greater", {}), ("less", {})):
         assert judged(direction, "random", **sizes) == ("undecided", both)
@@ -146,7 +147,7 @@ def test_planted_claims_come_out(measured):
     ]
     verdicts = judge(study(*claims), measured, resamples=499)
     assert [v.verdict for v in verdicts] == [
-        "replicated", "replicated", "not replicated", "replicated", "undecided"
+        "supported", "supported", "refuted", "supported", "undecided"
     ]  # fmt: skip
     assert {v.family for v in verdicts} == {5}
     down = verdicts[0]
@@ -212,7 +213,7 @@ def test_a_claim_can_compare_two_arms_of_another_size_or_kind(tmp_path):
     one = StudyConfig(name="s", arms=arms, claims=claims)
     found = {v.name: v for v in judge(one, measure(read_runs([tmp_path])))}
     words = {name: v.verdict for name, v in found.items()}
-    assert words == {"same": "replicated", "less": "replicated", "more": "replicated",
+    assert words == {"same": "supported", "less": "supported", "more": "supported",
                      "unrun": "undecided"}  # fmt: skip
     assert found["same"].effect.n == found["more"].effect.n == 8
     assert "no remove mask exact top 10 % run" in " ".join(found["unrun"].dropped)
@@ -235,16 +236,16 @@ def test_seeds_that_could_not_decide_a_family_of_claims_are_told_apart(tmp_path)
         "6 seeds decide nothing: of 6 claims no corrected p < 0.094"
     }
     few = judge(study(*[one] * 3), measured, resamples=99)
-    assert {v.verdict for v in few} == {"replicated"}
+    assert {v.verdict for v in few} == {"supported"}
 
 
-def test_no_effect_is_not_replicated(tmp_path):
+def test_an_effect_of_the_claimed_size_is_ruled_out(tmp_path):
     write_runs(
         tmp_path, range(8), (STANDARD[0], Edit("remove", "ekfac", replicates=1)), noise=0.002
     )
     one = claim(reference="control", expected=0.05)
     verdict = judge(study(one), measure(read_runs([tmp_path])), resamples=499)[0]
-    assert verdict.verdict == "not replicated"
+    assert verdict.verdict == "ruled out at this size"
     assert verdict.reason.startswith("no effect of 0.05 or more")
 
 

@@ -206,7 +206,7 @@ def test_the_summary_holds_the_same_numbers(compared):
 def test_the_verdict_is_the_claims(compared):
     _, summary = compared
     verdict = summary["results"]["verdicts"][0]
-    assert verdict["verdict"] == "replicated" and verdict["p_holm"] == 4.0**-5
+    assert verdict["verdict"] == "supported" and verdict["p_holm"] == 4.0**-5
 
 
 def test_the_null_is_checked_where_there_are_replicates(compared):

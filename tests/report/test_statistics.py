@@ -281,7 +281,7 @@ def test_equivalence_is_two_one_sided_tests():
           for case in ((5, normal), (8, normal), (12, normal), (12, skewed))),
     ],
 )  # fmt: skip
-def test_false_claims_are_replicated_less_often_than_the_level(n, noise):
+def test_false_claims_are_supported_less_often_than_the_level(n, noise):
     rate = family_wise_rate(n, noise, studies=1000)
     assert rate < 0.05
     assert n == 5 or rate > 0  # the simulation can find something

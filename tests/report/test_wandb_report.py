@@ -74,5 +74,5 @@ def test_only_the_runs_that_were_compared_are_shown(blocks):
 
 def test_claims_and_verdicts_stand_as_text(blocks):
     text = "\n".join(block.get("content") or "" for block in blocks)
-    assert "| Removal lowers it. | remove mask ekfac top 10 % | **replicated**: " in text
+    assert "| Removal lowers it. | remove mask ekfac top 10 % | **supported**: " in text
     assert "| remove mask ekfac top 10 % | unit | " in text
