@@ -20,7 +20,8 @@ import pyarrow.parquet as pa_parquet
 import yaml
 
 from mda import store
-from mda.schema import Config, ConfigError
+from mda.schema import Config, ConfigError, EstimatorConfig, ModelConfig, PublishedConfig
+from mda.schema.setting import show
 
 CARD = "README.md"
 ID = "sample_id"
@@ -41,6 +42,7 @@ COLUMNS = {
     "val/loss": "loss on held-out text in nats",
 }
 """Columns of the tables whose names do not say what they hold."""
+UNTOLD = ("name", "path", "source")
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,10 @@ def _read(path: Path) -> pa.Table:
 
 def _inside(table: pa.Table, run: Path) -> pa.Table:
     """Returns a table whose paths do not say where the run was on this machine."""
+    options = pc.ReplaceSubstringOptions(f"{run}/", "")
     for at, field in enumerate(table.schema):
         if pa.types.is_string(field.type):
-            texts = pc.replace_substring(table[field.name], f"{run}/", "")
+            texts = pc.call_function("replace_substring", [table[field.name]], options)
             table = table.set_column(at, field.name, texts)
     return table
 
@@ -199,10 +202,7 @@ def _facts(parts: Sequence[Part], config: Config, unit: str) -> dict[str, str]:
     facts = {
         "traced": f"{unit}, a unit of kind {config.unit.name}, metric {config.unit.metric}",
         "window": f"steps {windows[0]['start']} to {windows[0]['end']}" if windows else "",
-        "model": f"{config.model.name}, {config.model.n_layers} layers of width "
-        f"{config.model.d_model}, {config.model.n_heads} heads each",
-        "data": f"{config.data.name}, rows of {config.data.seq_len} tokens",
-        "estimator": _settings(config.estimator),
+        **origins(config),
         "edits": ", ".join(dict.fromkeys(_edit(one) for one in summaries if one.get("edit"))),
         "seeds": ", ".join(sorted({str(one["seed"]) for one in summaries})),
         "corpus, base run": ", ".join(
@@ -223,11 +223,20 @@ def _facts(parts: Sequence[Part], config: Config, unit: str) -> dict[str, str]:
     }
 
 
-def _settings(group: Any) -> str:
-    told = {name: value for name, value in vars(group).items() if value is not None}
-    name = told.pop("name")
-    told.pop("path", None)  # of this machine
-    return f"{name} ({', '.join(f'{key}={value}' for key, value in told.items())})"
+def origins(config: Config) -> dict[str, str]:
+    """Returns model, data and estimator in words, without the paths of this machine."""
+    base = config.base
+    repo = base.repo if isinstance(base, PublishedConfig) else None
+    return {
+        "model": f"{repo}, as published" if repo else _settings(config.model),
+        "data": f"{config.data.name}, rows of {config.data.seq_len} tokens",
+        "estimator": _settings(config.estimator),
+    }
+
+
+def _settings(group: ModelConfig | EstimatorConfig) -> str:
+    told = {name: value for name, value in vars(group).items() if name not in UNTOLD}
+    return f"{group.name} ({', '.join(f'{key}={show(value)}' for key, value in told.items())})"
 
 
 def _edit(summary: Mapping[str, Any]) -> str:

@@ -64,7 +64,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 def take(name: str, words: list[str]) -> None:
     """Compose what the command would run; raises ConfigError or SystemExit for a mistake."""
-    if name in ("--help", "-sc") or "--help" in words:
+    if name in ("--help", "-sc") or "--help" in words or [name, *words] == ["push"]:
         return
     if name in ("push", "store", "view"):
         import_module(f"mda.programs.{name}")._parser().parse_args(words)

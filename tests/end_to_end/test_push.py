@@ -14,7 +14,7 @@ from programs import run
 from mda.config import compose
 from mda.pipeline import trace
 from mda.programs.push import push, upload
-from mda.report.dataset import COLUMNS, parts_of
+from mda.report.dataset import COLUMNS, origins, parts_of
 from mda.schema import ConfigError
 from mda.stages.context import Context
 
@@ -77,7 +77,8 @@ def test_a_card_says_what_was_traced_by_what_and_which_columns_there_are(runs, t
         "config_name": "scores", "data_files": "scores.parquet", "default": True
     }  # fmt: skip
     for said in (
-        f"{summary['unit']}, a unit of kind induction_head", "nano, 2 layers of width 16",
+        f"{summary['unit']}, a unit of kind induction_head", "nano (peak_lr=",
+        "n_layers=2, d_model=16",
         "synthetic, rows of 32 tokens", "ekfac (", "steps 20 to 40", "A score above 0 means",
         "2601.21996", str(summary["git"]["sha"] or "none"), "OWNER/NAME",
     ):  # fmt: skip
@@ -86,6 +87,17 @@ def test_a_card_says_what_was_traced_by_what_and_which_columns_there_are(runs, t
         assert f"- `{column}`: {COLUMNS[column]}" in card
     told = [path for path in (tmp_path / "set").iterdir() if path.suffix in (".md", ".yaml")]
     assert len(told) == 2 and not any(str(out) in path.read_text("utf-8") for path in told)
+
+
+def test_a_published_model_is_named_by_its_repository_and_files_by_nothing(tmp_path):
+    base = ["base=published", "base.repo=EleutherAI/pythia-160m", "base.steps=[0,512]"]
+    pile = ["model=published", "training=pythia", "data=pile", "model.peak_lr=6e-4"]
+    told = origins(compose([*base, *pile]))
+    assert told["model"] == "EleutherAI/pythia-160m, as published"
+    assert told["data"] == "pile, rows of 2048 tokens"
+    (tmp_path / "scores.npy").touch()
+    words = ["estimator=file", f"estimator.path={tmp_path}/scores.npy", "estimator.column=a"]
+    assert origins(compose(words))["estimator"] == "file (column=a, negate=false)"
 
 
 def test_runs_in_one_folder_share_their_tables_with_a_column_that_says_which(runs, tmp_path):
