@@ -15,7 +15,7 @@ from typing import Any
 from mda.data.stream import Corpus
 from mda.schema import Config, PublishedConfig, validate_sizes
 from mda.stages.attribution import Traced, score
-from mda.stages.before import check_model, check_prompts
+from mda.stages.before import check_directions, check_model, check_prompts
 from mda.stages.capabilities import Capabilities, CapabilitiesStage
 from mda.stages.context import Context, rank
 from mda.stages.corpus import CorpusStage, trained_on_held_out
@@ -89,6 +89,8 @@ def look_at(context: Context, groups: Sequence[str]) -> None:
     """Checks the start of the base run before a corpus is built for it."""
     config = context.config
     check_model(config.model, config.base, sizes_of(config, groups), context.at)
+    if "unit" in groups:
+        check_directions(config.unit, config.model)
 
 
 def base_of(context: Context, order: Order, groups: Sequence[str]) -> Run:

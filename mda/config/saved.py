@@ -33,7 +33,7 @@ LIMIT = 1_000_000  # bytes of config.yaml and of the json files beside it
 PATHS = (
     *("data.path", "data.labels", "data.tokenizer", "data.source", "data.dataset"),
     *("base.folder", "base.state", "model.source", "intervention.rows", "estimator.path"),
-    *("unit.source", "unit.probe.file", "emergence.prompts"),
+    *("unit.source", "unit.file", "unit.probe.file", "emergence.prompts"),
 )
 
 

@@ -66,6 +66,7 @@ from mda.schema.setting import ConfigError, Group, Unavailable, refuse
 from mda.schema.study import REFERENCES, ClaimConfig, StudyConfig
 from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
+    DirectionConfig,
     HeadConfig,
     ModuleConfig,
     NeuronConfig,
@@ -88,6 +89,7 @@ __all__ = [
     "ConfigError",
     "ControlConfig",
     "DataConfig",
+    "DirectionConfig",
     "EditConfig",
     "EkfacConfig",
     "EmbeddedConfig",

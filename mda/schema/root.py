@@ -32,6 +32,7 @@ from mda.schema.setting import Group, setting
 from mda.schema.study import StudyConfig
 from mda.schema.truth import TruthConfig
 from mda.schema.unit import (
+    DirectionConfig,
     HeadConfig,
     ModuleConfig,
     NeuronConfig,
@@ -138,6 +139,7 @@ OPTIONS: dict[str, dict[str, type[Group]]] = {
         "mlp_neuron": NeuronConfig,
         "module": ModuleConfig,
         "sae_feature": SaeFeatureConfig,
+        "direction": DirectionConfig,
     },
     "estimator": ESTIMATORS,
     "intervention": INTERVENTIONS,

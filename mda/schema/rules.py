@@ -15,7 +15,7 @@ from mda.schema.model import SIZES, PublishedModelConfig
 from mda.schema.prompts import read_prompts
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import refuse, show
-from mda.schema.unit import HeadConfig
+from mda.schema.unit import DirectionConfig, HeadConfig
 
 
 def last_step(c: Config) -> int:
@@ -136,6 +136,8 @@ def _unit_exists(c: Config) -> None:
         if layer >= layers or (width and rest[0] >= width):
             first, last = (f"{letter}0", f"{letter}{width - 1}") if width else ("", "")
             raise refuse("unit.locate", c.unit.locate, f"L0{first} to L{layers - 1}{last}")
+    if isinstance(c.unit, DirectionConfig) and c.unit.layer >= layers:
+        raise refuse("unit.layer", c.unit.layer, f"layers 0 to {layers - 1}")
     searched = getattr(c.unit, "layers", None) or []
     if any(layer >= layers for layer in searched):
         raise refuse("unit.layers", searched, f"layers 0 to {layers - 1}")

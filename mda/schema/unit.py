@@ -13,6 +13,7 @@ from typing import ClassVar
 from mda.schema.metrics import HEAD_METRICS, modules
 from mda.schema.prompts import read_prompts
 from mda.schema.run import DISTRIBUTIONS
+from mda.schema.sae import HOOKS
 from mda.schema.setting import Group, nearest, setting
 
 HEAD_BLOCKS = ("qk", "v", "o")
@@ -75,6 +76,7 @@ class UnitConfig(Group):
     example: ClassVar[str] = ""
     words: ClassVar[tuple[str, ...]] = ("auto",)
     reads_sae: ClassVar[bool] = False
+    those_found: ClassVar[bool] = False  # its units are those that were found, and no others
 
     name: str = setting("???", "kind of unit, set by unit=...")
     metric: str = setting("???", "metric that finds it, as in emergence/<metric>/<unit>")
@@ -219,6 +221,55 @@ class ModuleConfig(UnitConfig):
 
 
 @dataclass
+class DirectionConfig(UnitConfig):
+    """A direction at a hook point along which one class of text stands apart from the others."""
+
+    kind: ClassVar[str] = "mda.unit.direction:StreamDirections"
+    pattern: ClassVar[str] = r"L(\d+)D(\d+)"
+    example: ClassVar[str] = "L2D0"
+    those_found: ClassVar[bool] = True
+
+    name: str = setting("direction", "kind of unit", one_of=("direction",))
+    metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))
+    threshold: float = setting(0.65, "ROC AUC from which it counts as present", above=0.5, below=1)
+    label: str = setting("???", "class of text that it must separate from the others")
+    file: str = setting(
+        "???", ".npy of a vector [d_model], such as a probe's, or of several [n, d_model]"
+    )
+    layer: int = setting("???", "layer that writes what it is a direction of, from 0", low=0)
+    hook: str = setting(
+        "resid_post",
+        "resid_post: the residual stream after the layer; or the output of its attention or MLP",
+        one_of=HOOKS,
+    )
+    k: int = setting(
+        8, "directions of the file traced together, the strongest for the label", low=1
+    )
+    owners: list[str] = setting(
+        ["attention", "mlp"],
+        "modules of the layer whose output projections count as its own",
+        one_of=("attention", "mlp"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.owners or len(set(self.owners)) < len(self.owners):
+            raise self._refuse("owners", "attention, mlp, or both, each at most once")
+        wanted = {"attn_out": "attention", "mlp_out": "mlp"}.get(self.hook)
+        if wanted is not None and wanted not in self.owners:
+            raise self._refuse("owners", f"{wanted} among them with unit.hook={self.hook}")
+        if self.named is not None and int(self.named[0]) != self.layer:
+            raise self._refuse(
+                "locate", f"L{self.layer}D and a number with unit.layer={self.layer}"
+            )
+        if self.file != "???" and not Path(self.file).is_file():
+            raise self._refuse("file", "a .npy file that exists")
+
+    def files(self) -> list[Path]:
+        return [Path(self.file)]
+
+
+@dataclass
 class SaeFeatureConfig(UnitConfig):
     """A feature of a sparse autoencoder that separates one class of text from the others."""
 
@@ -226,6 +277,7 @@ class SaeFeatureConfig(UnitConfig):
     pattern: ClassVar[str] = r"L(\d+)F(\d+)"
     example: ClassVar[str] = "L2F120"
     reads_sae: ClassVar[bool] = True
+    those_found: ClassVar[bool] = True
 
     name: str = setting("sae_feature", "kind of unit", one_of=("sae_feature",))
     metric: str = setting("label_auc", "ROC AUC for the label", one_of=("label_auc",))

@@ -15,16 +15,19 @@ from mda.schema import (
     CheckpointConfig,
     Config,
     ConfigError,
+    DirectionConfig,
     ModelConfig,
     PublishedConfig,
     ScratchConfig,
     Unavailable,
+    UnitConfig,
 )
 from mda.stages.context import Runtime, rank
 from mda.stages.found import FindOnly, NotBuilt
 from mda.stages.hub import ask_for, ask_for_shapes
 from mda.stages.published import Check, WeightsStage
 from mda.store import make_key, say
+from mda.unit.direction import read_directions
 from mda.unit.prompts import prompt_objective
 
 
@@ -41,6 +44,12 @@ def check_model(model: ModelConfig, base: BaseConfig, check: Check, at: Runtime)
         _check_once(Path(model.source), f"model.source={model.source}")
     elif isinstance(model, ScratchConfig) and not isinstance(at.store, FindOnly):
         check_memory(model)
+
+
+def check_directions(unit: UnitConfig, model: ModelConfig) -> None:
+    """Raises ConfigError for a file of directions that does not fit the model."""
+    if isinstance(unit, DirectionConfig):
+        read_directions(unit, getattr(model, "d_model", None))
 
 
 def check_prompts(config: Config, corpus: Corpus, groups: Sequence[str]) -> None:

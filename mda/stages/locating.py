@@ -226,7 +226,7 @@ class Located:
     def units_key(self) -> object:
         """All units and their parameters, or the settings that decide them."""
         own = without(self.inputs, "probe", "label")
-        if self.together or self.settings.reads_sae or self.settings.only:
+        if self.together or self.settings.those_found or self.settings.only:
             own |= {"found": self.members_key, "only": self.settings.only}
         return known(lambda: as_text(self.units), own)
 

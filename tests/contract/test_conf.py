@@ -26,6 +26,7 @@ ALSO = {
     "data/hf.yaml": ["data.dataset=texts.jsonl", "data.tokenizer=tokenizer.json"],
     "experiment/pythia.yaml": ["data.path=rows.npy"],
     "estimator/file.yaml": ["estimator.path=README.md"],
+    "unit/direction.yaml": ["unit.file=README.md", "unit.layer=1"],
     "training/pythia.yaml": ["data=tokens", "data.path=rows.npy"],
 }  # fmt: skip
 """Overrides that a file cannot do without: what it leaves to the user, or to other groups."""

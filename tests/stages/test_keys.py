@@ -144,6 +144,14 @@ BESIDE = {  # setting -> the words that it needs beside it, its value, the first
     "unit.probe.file": (
         "unit.probe.target=prompts unit.probe.file={prompts}", "{others}", "scores",
     ),
+    "unit.file": ("unit=direction unit.layer=0 unit.file={vector}", "{vectors}", "ranking"),
+    "unit.layer": ("unit=direction unit.file={vector} unit.layer=0", "1", "ranking"),
+    "unit.hook": (
+        "unit=direction unit.file={vector} unit.layer=0", "attn_out", "ranking",
+    ),
+    "unit.owners": (
+        "unit=direction unit.file={vector} unit.layer=0", "[mlp]", "ranking",
+    ),
     "emergence.prompts": ("emergence.prompts={prompts}", "{others}", "base"),
     "estimator.checkpoints": ("estimator=tracin", "[20]", "scores"),
     "estimator.n_checkpoints": ("estimator=tracin", "1", "scores"),
@@ -249,14 +257,18 @@ def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch)
 
 @pytest.fixture(scope="module")
 def inserted(context_of, tmp_path_factory):
-    """Two files of rows and two of prompts, by the words of `BESIDE`."""
-    folder, data = tmp_path_factory.mktemp("rows"), context_of().config.data
+    """Two files of rows, two of prompts and two of directions, by the words of `BESIDE`."""
+    folder, config = tmp_path_factory.mktemp("rows"), context_of().config
+    data = config.data
+    for n, name in ((1, "vector"), (2, "vectors")):
+        vectors = np.random.default_rng(0).normal(size=(n, config.model.d_model))
+        np.save(folder / f"{name}.npy", vectors)
     for name, seed in (("rows", 0), ("other", 1)):
         rows = np.random.default_rng(seed).integers(2, 250, (6, data.seq_len + 1))
         np.save(folder / f"{name}.npy", rows.astype(np.uint16))
         line = {"prompt": [5, 6], "right": [7 + seed], "wrong": [9]}
         (folder / f"{name}.jsonl").write_text(json.dumps(line))
-    files = {name: str(folder / f"{name}.npy") for name in ("rows", "other")}
+    files = {name: str(folder / f"{name}.npy") for name in ("rows", "other", "vector", "vectors")}
     return files | {"prompts": f"{folder}/rows.jsonl", "others": f"{folder}/other.jsonl"}
 
 

@@ -314,6 +314,54 @@ def test_prompts_that_are_too_long_are_refused_before_there_is_a_base_run(contex
         context_of(f"emergence.prompts={file}")
 
 
+def test_a_direction_is_traced_by_what_writes_to_it(traced, tmp_path):
+    """Of three vectors the one that tells XML best; scores from the definition of its contrast."""
+    vectors = np.random.default_rng(2).normal(size=(3, 16))
+    np.save(tmp_path / "vectors.npy", vectors)
+    given = ("unit=direction", f"unit.file={tmp_path}/vectors.npy", "unit.layer=0")
+    scored = ("estimator=tracin", "estimator.checkpoints=[40]", "estimator.lr_weights=false")
+    trace, context = traced(*given, *scored)
+    assert vectors.shape[1] == context.config.model.d_model
+    ranked = trace.unit.kind.ranking(model_at(trace, 60))
+    assert trace.unit.name == max(ranked, key=lambda n: ranked[n])
+    assert {str(block) for block, _ in own_parts(trace, trace.unit.name)} == {
+        "L0.attn.o", "L0.mlp.out",
+    }  # fmt: skip
+    model, ids = model_at(trace, 40), np.asarray(trace.corpus.held_out)[1::2]
+    vector = torch.from_numpy(vectors[int(trace.unit.name.removeprefix("L0D"))])
+    x = model(trace.corpus.rows(ids)[:, :-1], output_hidden_states=True).hidden_states[1]
+    along = x.double() @ (vector / vector.norm())
+    labels = np.array(trace.corpus.labels_of(ids)) == context.config.unit.label
+    has = torch.from_numpy(labels)
+    wanted = parameter_gradients(model, along[has].mean() - along[~has].mean())
+    expected = []
+    for id_ in trace.traced.scores.sample_ids:
+        losses = sequence_losses(model, trace.corpus.rows(np.array([id_])))
+        found = parameter_gradients(model, losses[0])
+        total = 0.0
+        for block, _ in own_parts(trace, trace.unit.name):
+            total -= (gather(block, wanted)[0] * gather(block, found)[0]).sum().item()
+        expected.append(total)
+    assert_scores(trace, np.array(expected), trace.unit.name)
+
+
+def test_a_file_of_directions_of_another_width_is_refused_before_there_is_a_corpus(
+    context_of, tmp_path
+):
+    from mda import pipeline, store
+
+    np.save(tmp_path / "wide.npy", np.ones(17))
+    context = context_of("unit=direction", f"unit.file={tmp_path}/wide.npy", "unit.layer=0")
+    used = []
+    for stages in (pipeline.trace, pipeline.arm):
+        with (
+            store.noting_uses(lambda kind, _: used.append(kind)),
+            pytest.raises(ConfigError, match=r"vectors of 17 numbers are refused; accepted: 16"),
+        ):
+            stages(context)
+    assert not used
+
+
 @pytest.mark.parametrize("unit", ["mlp_neuron", "module"])
 def test_another_kind_of_unit_is_followed_like_a_head(context_of, unit):
     from mda import pipeline
