@@ -189,3 +189,20 @@ def test_the_workflow_calls_the_script_and_the_hooks_are_installed_tools():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"][0]
     tools = {hook["entry"].split()[0] for hook in hooks["hooks"]}
     assert tools == {".venv/bin/ruff", ".venv/bin/pyright"}
+
+
+def test_the_workflows_build_the_documentation_as_told_and_publish_what_this_project_is_named():
+    docs, release = (
+        yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text("utf-8"))["jobs"]
+        for name in ("docs", "release")
+    )
+    runs = [step["run"] for step in docs["build"]["steps"] if "run" in step]
+    told = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert all(run in told for run in runs[1:]) and len(runs) == 3
+    name = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["name"]
+    publish = release["publish"]
+    assert publish["environment"]["url"].endswith(f"/{name}")
+    assert publish["permissions"] == {"id-token": "write"}, "trusted publishing"
+    assert re.fullmatch(
+        r"pypa/gh-action-pypi-publish@[0-9a-f]{40}", publish["steps"][-1]["uses"]
+    ), "pinned to a commit: a tag can be moved"

@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 import pytest
 
+import mda
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,8 +42,9 @@ def dead_links(folder: Path) -> list[str]:
             if re.match(r"[a-z]+:", link):  # https:, mailto:
                 continue
             place, _, anchor = unquote(link).partition("#")
-            target = pages.get((path.parent / place).resolve() if place else path)
-            if target is None or (anchor and anchor not in target.ids):
+            there = (path.parent / place).resolve() if place else path
+            target = pages.get(there)
+            if not there.is_file() or (anchor and (target is None or anchor not in target.ids)):
                 dead.append(f"{path.relative_to(folder)}: {link}")
     return dead
 
@@ -55,6 +58,20 @@ def test_every_link_of_the_reference_leads_somewhere(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mda" / "unit" / "capture.html").exists()
+    assert dead_links(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_the_documentation_is_built_without_a_warning_and_every_link_leads_somewhere(tmp_path):
+    pytest.importorskip("sphinx", reason="see experiments/docs/requirements.txt")
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    found = re.search(r"^\S*python -m sphinx (.+?) outputs/docs$", page, re.MULTILINE)
+    assert found is not None and "-W" in found[1]
+    command = [sys.executable, "-m", "sphinx", *shlex.split(found[1]), tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    library = Page(tmp_path / "experiments" / "docs" / "library.html")
+    assert {f"mda.{name}" for name in mda._LIBRARY} <= library.ids
     assert dead_links(tmp_path) == []
 
 
