@@ -182,9 +182,11 @@ def test_mistakes_are_refused_in_one_sentence(model, rows, call, said):
         call(copy.deepcopy(model), rows)
 
 
-def test_import_mda_imports_nothing_heavy():
+def test_import_mda_imports_nothing_heavy_and_a_comparison_reads_without_torch_and_scipy():
     heavy = "{'torch', 'transformers', 'hydra', 'numpy'}"
-    code = f"import sys, mda; assert not {heavy} & set(sys.modules); mda.remove([1])"
+    code = f"import sys, mda; assert not {heavy} & set(sys.modules)"
+    code += "; import mda.report.compare; assert not {'torch', 'scipy'} & set(sys.modules)"
+    code += "; mda.remove([1])"
     code += "; assert 'torch' in sys.modules and 'hydra' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 SAMPLES = 20_000  # of a larger window a random part, which says R^2 to within a hundredth
 
@@ -86,6 +85,8 @@ def catalysts(
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
+    from scipy import stats  # takes half a second
+
     return stats.rankdata(values).astype(np.float64)
 
 

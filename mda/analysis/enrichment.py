@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ def label_enrichment(labels: Sequence[str], chosen: np.ndarray) -> list[Enrichme
     are those of permuting the labels over the samples, all N! of them at once: the label's count
     in a fixed set is then hypergeometric. One-sided and not corrected for the number of labels.
     """
+    from scipy import stats  # takes half a second
+
     names, picked = np.asarray(labels), np.unique(chosen)
     rows = []
     for label in np.unique(names):

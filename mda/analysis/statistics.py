@@ -25,7 +25,6 @@ from functools import cache
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
 
 DRAWS = 2**17  # labellings of all seeds together that are gone through; of more, so many are drawn
 NO_TEST = "one seed: no test"
@@ -158,6 +157,8 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Returns the BCa bootstrap interval of the mean; equal values give length 0."""
+    from scipy import stats  # takes half a second, and most comparisons need none of it
+
     x = _finite(values)
     if np.ptp(x) <= 1e-12 * np.abs(x).max():
         return float(x.mean()), float(x.mean())
@@ -175,6 +176,8 @@ def student_interval(
 
     It is mean +- t sd / sqrt(n), with t of n - 1 degrees of freedom.
     """
+    from scipy import stats
+
     x = _finite(values)
     tail = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1))
     half = tail * float(x.std(ddof=1)) / math.sqrt(len(x))

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from mda import store
 from mda.data.errors import DataError
 from mda.data.tokenizer import FILE, decode, opened
 from mda.types import Stream
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TokenRows(Protocol):
@@ -59,6 +61,8 @@ class Corpus:
 
     def rows(self, sample_ids: np.ndarray) -> torch.Tensor:
         """Returns the tokens of samples, int64 [B, T + 1]."""
+        import torch  # takes seconds, and comparisons read counts and labels alone
+
         ids = np.asarray(sample_ids)
         if self.extra is None:
             return torch.from_numpy(self.tokens[ids].astype(np.int64))

@@ -8,6 +8,8 @@ of a head's dimensions rotates, embeddings are tied or not: none of it changes t
 
 from __future__ import annotations
 
+from typing import Any
+
 import transformers
 
 from mda.model.architecture import check_layer
@@ -71,7 +73,8 @@ class GptNeox:
 
     def neuron_blocks(self, layer: int, bias: bool = False) -> dict[str, ParameterBlock]:
         up, down = (self._path(layer, f"mlp.{name}") for name in ("dense_h_to_4h", "dense_4h_to_h"))
-        x, hidden = Tap(up, self.d_model), {"size": 1, "stride": 1, "groups": self.d_ff}
+        hidden: dict[str, Any] = {"size": 1, "stride": 1, "groups": self.d_ff}
+        x = Tap(up, self.d_model)
         return {
             "in": ParameterBlock(f"L{layer}.neurons.in", x, (Tap(up, **hidden),), bias),
             "out": ParameterBlock(

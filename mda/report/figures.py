@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from scipy import stats
 
 from mda.analysis.arms import Arm, by_arm
 from mda.analysis.effects import Comparison
@@ -203,6 +202,8 @@ def icl_figure(measured: Measurements) -> Figure | None:
         )  # fmt: skip
     every = np.array([pair for pairs in pairs_of.values() for pair in pairs])
     if len(every) > 2 and np.ptp(every, axis=0).min() > 0:
+        from scipy import stats  # takes half a second
+
         rho = stats.spearmanr(every[:, 0], every[:, 1])[0]
         ax.set_title(f"Spearman's rho over {len(every)} runs: {rho:.2f}", fontsize=10, loc="left")
     ax.axhline(0, color="0.85", lw=1, zorder=0)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from mda.unit.kind import Materials
@@ -100,6 +99,8 @@ def roc_auc(activations_NU: np.ndarray, is_positive_N: np.ndarray) -> np.ndarray
 
     It is the Mann-Whitney U of the ranks over n_pos * n_neg.
     """
+    from scipy.stats import rankdata  # takes half a second
+
     n_positive = int(is_positive_N.sum())
     n_negative = len(is_positive_N) - n_positive
     found = np.empty(activations_NU.shape[1])
