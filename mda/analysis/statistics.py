@@ -209,6 +209,8 @@ def benjamini_hochberg(p_values: Sequence[float | None], size: int) -> list[floa
     Adjusted p_(i) = min over j >= i of min(1, m p_(j) / j), in increasing order of p, with m =
     `size` tests, those that could not be made (None) included.
     """
+    from scipy import stats
+
     family = [1.0 if p is None else p for p in p_values]
     family += [1.0] * (size - len(family))
     adjusted = stats.false_discovery_control(family).tolist()
