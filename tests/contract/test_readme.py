@@ -67,7 +67,8 @@ def take(name: str, words: list[str]) -> None:
     if name in ("--help", "-sc") or "--help" in words or [name, *words] == ["push"]:
         return
     if name in ("push", "store", "view"):
-        import_module(f"mda.programs.{name}")._parser().parse_args(words)
+        if words:  # else the page only names it
+            import_module(f"mda.programs.{name}")._parser().parse_args(words)
         return
     if name not in PROGRAMS or name == "reproduce":  # results, bench_*: they have no settings
         command = [sys.executable, ROOT / "experiments" / f"{name}.py", "--help"]
@@ -86,6 +87,8 @@ def folder(tmp_path, monkeypatch):
                           d_ff=16, vocab_size=32000, max_seq_len=1024)  # fmt: skip
     scratch(sizes, 0).save_pretrained(tmp_path / "my-model")
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
+    example = {"prompt": "a", "right": "b", "wrong": "c"}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(example))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
     for name in ("bergson-scores", "scores"):
         (tmp_path / name).mkdir()

@@ -100,6 +100,7 @@ def told(study: str, arm: str, metric: str = "unit", column: str = "difference")
 
 REMOVED = "remove mask ekfac top 10 %"
 SIZES = ("nano", "nano-large", "nano-xlarge")
+RENAMED = "remove spans renamed ekfac top 7 % of tokens"
 FINDINGS = [  # the words around a number of the README's findings, the number in the tables
     (r"from ([\d.]+) to [\d.]+ and delays", told("fresh_seeds", REMOVED, column="reference_mean")),
     (r"from [\d.]+ to ([\d.]+) and delays", told("fresh_seeds", REMOVED, column="arm_mean")),
@@ -109,10 +110,10 @@ FINDINGS = [  # the words around a number of the README's findings, the number i
     (r"influence costs ([\d.]+)", -told("tokens", "remove mask_tokens ekfac top 1 % of tokens")),
     (r"against ([\d.]+) for the top 10 %", -told("tokens", REMOVED)),
     (r"fresh tokens costs ([\d.]+)", -told("tokens", "remove spans fresh ekfac top 7 % of tokens")),
-    (r"adds ([\d.]+) \(", told("tokens", "remove spans renamed ekfac top 7 % of tokens")),
-    (r"forward by (\d+) to", min(-told(f"scales-{size}", "augment insert motif 800 rows",
+    (r"repeated tokens add ([\d.]+)", told("tokens", RENAMED)),
+    (r"forward\S* by (\d+) to", min(-told(f"scales-{size}", "augment insert motif 800 rows",
                                      "onset_step") for size in SIZES)),
-    (r"forward by \d+ to (\d+)", max(-told(f"scales-{size}", "augment insert motif 800 rows",
+    (r"forward\S* by \d+ to (\d+)", max(-told(f"scales-{size}", "augment insert motif 800 rows",
                                          "onset_step") for size in SIZES)),
 ]  # fmt: skip
 
