@@ -44,6 +44,7 @@ from mda.schema.setting import nearest
 from mda.stages.plugin import estimator_of, kind_of
 from mda.types import Window
 from mda.unit.kind import Materials, UnitKind
+from mda.unit.scope import scored
 
 if TYPE_CHECKING:
     import pandas
@@ -242,9 +243,10 @@ def influence(
 
         score(z) = - grad f^T (H + c mean(Lambda))^-1 grad L(z)
 
-    in the unit's own parameters, with f its measurement and L(z) the row's mean loss (arXiv
-    2601.21996). Raises ConfigError for settings that the estimator does not have, and for an
-    estimator that needs more of the training than one model, such as `unrolled`.
+    in the unit's own parameters, or with `scope="all"` in the model's, with f its measurement and
+    L(z) the row's mean loss (arXiv 2601.21996). Raises ConfigError for settings that the estimator
+    does not have, and for an estimator that needs more of the training than one model, such as
+    `unrolled`.
     """
     chosen = estimator_settings(estimator, settings)
     corpus = corpus_of(_checked(model), rows, None)
@@ -254,6 +256,7 @@ def influence(
     own = [one for one in unit.kind.units([unit.name]) if one.name == unit.name]
     if not own:
         raise ConfigError(f"unit={unit.name} does not exist in this model")
+    own = scored(own, unit.name, chosen.requires.scope, model)
     made = estimator_of(chosen)
     work = InMemory(
         chosen,

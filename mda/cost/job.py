@@ -79,7 +79,8 @@ class Job:
     @property
     def in_mlp(self) -> bool:
         """True if captured maps are in MLPs too, and not in attention alone."""
-        return not isinstance(self.config.unit, HeadConfig)
+        beyond = self.config.estimator.requires.scope != "unit"
+        return beyond or not isinstance(self.config.unit, HeadConfig)
 
 
 def job_device(config: Config) -> torch.device:

@@ -180,6 +180,15 @@ def capture_bytes(shape: Shape, n_sequences: int, length: int, mlp: bool = False
     return FLOAT * (shape.n_parameters + shape.n_layers * tokens * (layer + gradients))
 
 
+def vocabulary_map_bytes(blocks: Iterable[ParameterBlock], tokens: int) -> float:
+    """Returns the bytes of whole one-hot inputs and logits where their maps are captured.
+
+    The logits are there three times: with the loss, and with its gradient.
+    """
+    counted = {"embedding": lambda b: b.input.size, "unembedding": lambda b: 3 * b.outputs[0].size}
+    return FLOAT * tokens * sum(counted[b.name](b) for b in blocks if b.name in counted)
+
+
 def curvature_bytes(blocks: Iterable[ParameterBlock], factors: str = INDEPENDENT) -> float:
     """Returns the bytes of EK-FAC on disk, float64: eigenvectors [G, I, I], Lambda [H, I, J]."""
     blocks = list(blocks)

@@ -8,6 +8,7 @@ from itertools import pairwise
 from mda.cost import passes
 from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
+from mda.estimator.exact import joint_bytes
 from mda.model.loss import chunk_at_once
 from mda.schema import UnrolledConfig
 from mda.schema.plugins import implementation
@@ -88,6 +89,7 @@ def ekfac(job: Job) -> list[Cost]:
     factors = settings.factors  # type: ignore[attr-defined]
     fit = {"fit": n * passes.fit_flops(job.shape, job.rows, length, factors)}
     memory = passes.fit_bytes(job.shape, job.rows, batch, length, job.in_mlp, factors)
+    memory += passes.vocabulary_map_bytes(job.rows, batch * length)
     memory += passes.label_bytes(job.shape, batch * length, chunk_at_once(job.device))
     disk = passes.curvature_bytes(job.rows, factors)
     return [Cost("curvature", 2 * n * length, fit, memory, disk), _passes(job, 1)]
@@ -98,18 +100,27 @@ def exact(job: Job) -> list[Cost]:
     settings, length = job.config.estimator, job.config.data.seq_len
     n = min(job.samples, getattr(settings, "fit_sequences", None) or job.samples)
     batch = min(n, settings.batch_size)  # type: ignore[attr-defined]
-    flops = len(job.rows) * n * passes.capture_flops(job.shape, length)
+    together = settings.requires.scope != "unit"
+    times = (2 if together else 1) * len(job.rows)
+    flops = times * n * passes.capture_flops(job.shape, length)
     flops += n * passes.product_flops({block: block.owners for block in job.rows}, length)
-    flops += sum(b.owners * passes.inverse_flops(n, b.shape[1] * b.shape[2]) for b in job.rows)
     memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp)
-    on_gpu = job.device.type == "cuda"
-    memory += max(passes.inverse_bytes(n, block, on_gpu) for block in job.rows)
+    memory += passes.vocabulary_map_bytes(job.rows, batch * length)
+    sizes = [block.shape[1] * block.shape[2] for block in job.rows]
+    if together:
+        flops += 2 * n * n * sum(sizes) + n**3 / 3
+        memory += joint_bytes(n, max(sizes))
+    else:
+        on_gpu = job.device.type == "cuda"
+        owners = (block.owners for block in job.rows)
+        flops += sum(o * passes.inverse_flops(n, p) for o, p in zip(owners, sizes, strict=True))
+        memory += max(passes.inverse_bytes(n, block, on_gpu) for block in job.rows)
     scores = _passes(job, 1)
     assert scores.flops is not None and scores.memory is not None
     return [
         replace(
             scores,
-            tokens=scores.tokens + len(job.rows) * n * length,
+            tokens=scores.tokens + times * n * length,
             flops={**scores.flops, "fit": flops},
             memory=max(scores.memory, memory),
         )
@@ -187,6 +198,7 @@ def _passes(job: Job, times: int) -> Cost:
     directions = sum(rows * b.shape[1] * b.shape[2] for b, rows in job.rows.items())
     memory = passes.capture_bytes(job.shape, batch, length, job.in_mlp) + _tile_bytes(job, batch)
     memory += (passes.DOUBLE + FLOAT) * directions
+    memory += passes.vocabulary_map_bytes(job.rows, batch * length)
     return Cost("scores", times * n * length, {"score": times * n * one}, memory)
 
 

@@ -20,6 +20,7 @@ from mda.schema import ConfigError, EstimatorConfig
 from mda.types import Unit, Window
 from mda.unit.blocks import BlockTensors
 from mda.unit.kind import Measurement, UnitKind
+from mda.unit.scope import UNIT, gradients_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,9 +57,15 @@ class Work:
         return self.kind.query()
 
     def gradients(self, model: PreTrainedModel) -> BlockTensors:
-        """Returns the gradient of each unit's measurement, or metric, in its own blocks."""
-        self.lend("gradients", bool(target := self.settings.requires.target))
-        return self.kind.gradients(model, self.units, target)
+        """Returns the gradient of each unit's measurement, or metric, in its own blocks.
+
+        Beyond its own parameters, the found unit is the only one.
+        """
+        required = self.settings.requires
+        self.lend("gradients", bool(required.target))
+        if required.scope == UNIT:
+            return self.kind.gradients(model, self.units, required.target)
+        return gradients_of(self.differentiable(self.found), model, self.units[0])
 
     def differentiable(self, unit: str) -> Measurement:
         """Returns a unit's metric, or measurement, as a differentiable function of the model."""

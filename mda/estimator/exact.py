@@ -15,12 +15,19 @@ Where P <= N, F is formed and factored, in P^3 / 3 operations. Else the same dir
 the N x N matrix of inner products of the gradients G [N, P] (the dual form, by Woodbury):
 
     (F + d I)^-1 v = (v - G^T (G G^T + N d I)^-1 G v) / d
+
+With the parameters of a whole model only this form is possible. G G^T is then a sum over parts of
+the parameters, whose gradients are in memory one after the other (`joint_inverse_times`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+MOST = 16e9  # bytes that a matrix of several maps may take
 
 
 def inverse_times(
@@ -43,6 +50,48 @@ def inverse_times(
     if p <= n:
         return root_P * solve(gradients.T @ gradients / n, v, added)
     return root_P * solve_dual(gradients, v, added)
+
+
+def joint_inverse_times(
+    gradients_of: Callable[[int], Tensor],
+    n: int,
+    v: Sequence[Tensor],
+    metric: Sequence[Tensor] | None,
+    damping: float,
+) -> list[Tensor]:
+    """Returns `inverse_times` of one vector v, float64, in which the parameters come in parts.
+
+    `gradients_of(i)` gives the gradients [N, P_i] of n sequences in part i, of which v and the
+    metric have [P_i]; it is asked for every part twice. Takes the dual form, with N^2 + N max(P_i)
+    numbers of memory.
+    """
+    v = [part.double() for part in v]
+    size = sum(len(part) for part in v)
+    mean = 1.0 if metric is None else sum(float(part.double().sum()) for part in metric) / size
+    roots = [
+        torch.ones_like(part) if metric is None else (mean / metric[i].double()).sqrt()
+        for i, part in enumerate(v)
+    ]
+    gram_NN = torch.zeros(n, n, dtype=torch.float64, device=v[0].device)
+    inside_N = gram_NN.new_zeros(n)
+    squares = 0.0
+    for i, (root_P, v_P) in enumerate(zip(roots, v, strict=True)):
+        own_NP = gradients_of(i).double()
+        squares += own_NP.square().sum()
+        own_NP *= root_P
+        gram_NN += own_NP @ own_NP.T
+        inside_N += own_NP @ (root_P * v_P)
+    added = _damping(torch.as_tensor(squares / (n * size)), damping)
+    inside_N = torch.cholesky_solve(inside_N[:, None], _factor(gram_NN, n * added))[:, 0]
+    return [
+        root_P * (root_P * v_P - (gradients_of(i).double() * root_P).T @ inside_N) / added
+        for i, (root_P, v_P) in enumerate(zip(roots, v, strict=True))
+    ]
+
+
+def joint_bytes(n: int, largest: int) -> float:
+    """Returns the bytes of `joint_inverse_times` with n sequences and a part of so many numbers."""
+    return 8 * 2 * n * n + (4 + 2 * 8) * n * largest
 
 
 def solve(fisher_PP: Tensor, v_RP: Tensor, added: float) -> Tensor:

@@ -31,8 +31,9 @@ from mda.estimator.kfac_math import sequence_gradients
 from mda.estimator.score import Rows
 from mda.schema import ConfigError, EkfacConfig, ExactConfig, TracinConfig
 from mda.schema.estimator import WithCurvature
-from mda.types import ParameterBlock, Window
+from mda.types import ParameterBlock, Unit, Window
 from mda.unit.blocks import BlockTensors, Directions, gather
+from mda.unit.scope import UNIT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,10 +100,15 @@ class Exact(DirectionEstimator):
         return (step_of(self.settings.checkpoint, kept, window),)
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
-        """Returns (F + c D)^-1 grad f by owner; 0 for an owner without a gradient."""
+        """Returns (F + c D)^-1 grad f by owner; 0 for an owner without a gradient.
+
+        Beyond the unit's own parameters, F is one matrix of all of the scope's.
+        """
         wanted, model = self.settings, work.model(step)
         gradients = work.gradients(model)
         metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
+        if wanted.scope != UNIT:
+            return model, self._jointly(work, model, gradients, metric)
         blocks: dict[ParameterBlock, Tensor] = {}
         for block, v_RIJ in gradients.items():
             fit = fit_of(wanted, [block])
@@ -118,6 +124,45 @@ class Exact(DirectionEstimator):
                     found = exact.inverse_times(own_NP, v_RP, wanted.damping, own_P)
                     blocks[block][rows] = found.view_as(v_RIJ[rows])
         return model, Directions.of(work.units, blocks)
+
+    def _jointly(
+        self,
+        work: Work,
+        model: PreTrainedModel,
+        gradients: BlockTensors,
+        metric: BlockTensors | None,
+    ) -> Directions:
+        """Returns (F + c D)^-1 grad f of one unit with F of all its parts together."""
+        wanted, (unit,) = self.settings, work.units
+        ids = fit_of(wanted, gradients).subset(work.sample_ids)
+        _check_size(wanted.scope, len(ids), unit)
+
+        def of_sequences(place: int) -> Tensor:
+            block, row = unit.parts[place]
+            fit = fit_of(wanted, [block])
+            parts = sequence_gradients_of(model, work.corpus.rows, ids, fit)
+            return parts[:, row].flatten(1).to(model.device)
+
+        v = [gradients[block][row].flatten() for block, row in unit.parts]
+        own = None
+        if metric is not None:
+            own = [metric[block][row].flatten().to(model.device) for block, row in unit.parts]
+        found = exact.joint_inverse_times(of_sequences, len(ids), v, own, wanted.damping)
+        blocks = {block: torch.zeros_like(v, dtype=torch.float64) for block, v in gradients.items()}
+        for (block, row), part in zip(unit.parts, found, strict=True):
+            blocks[block][row] = part.view_as(blocks[block][row])
+        return Directions.of(work.units, blocks)
+
+
+def _check_size(scope: str, n: int, unit: Unit) -> None:
+    """Raises ConfigError where the exact matrix of a scope does not fit into `exact.MOST` bytes."""
+    largest = max(block.shape[1] * block.shape[2] for block, _ in unit.parts)
+    if (needed := exact.joint_bytes(n, largest)) > exact.MOST:
+        raise ConfigError(
+            f"estimator.scope={scope} is refused: with estimator=exact {n} sequences and a map of "
+            f"{largest:,} parameters take {needed / 1e9:,.0f} GB; accepted: fewer "
+            "estimator.fit_sequences, estimator=ekfac, or estimator.scope=unit"
+        )
 
 
 def fit_of(settings: WithCurvature, blocks: Iterable[ParameterBlock]) -> Fit:

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mda.model.loss import cross_entropy, unembedding
+from mda.model.loss import cross_entropy, logits_cross_entropy, unembedding
 from mda.model.plain_attention import PlainAttention
 from mda.unit.blocks import Directions
-from mda.unit.capture import capture, frozen, modules_of
+from mda.unit.capture import capture, frozen, modules_of, output_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,9 +96,11 @@ def target_influence(
 
     All tokens' derivatives along P come out of one forward pass that carries the change of every
     activation (forward-mode differentiation). It ends at the last hidden state h_t, since <P, grad
-    l_t> = <dh_t / dP, grad_h l_t>.
+    l_t> = <dh_t / dP, grad_h l_t>. A change of the unembedding, which comes after it, is added.
     """
-    tokens_BS = tokens_BS.to(model.device)
+    tokens_BS, head = tokens_BS.to(model.device), f"{output_path(model)}.weight"
+    tangents, of_head = {**tangents}, tangents.get(head)
+    tangents.pop(head, None)
     with (
         torch.no_grad(), frozen(model), forward.dual_level(), PlainAttention(),
         _still(model, tangents, skip),
@@ -114,7 +116,24 @@ def target_influence(
     hidden_BTD = hidden_BTD.detach().requires_grad_()
     losses_BT = cross_entropy(hidden_BTD, unembedding(model), tokens_BS[:, 1:])
     (slope_BTD,) = torch.autograd.grad(losses_BT.sum(), hidden_BTD)
-    return -(change_BTD * slope_BTD).sum(-1) / losses_BT.shape[1]
+    found_BT = (change_BTD * slope_BTD).sum(-1)
+    if of_head is not None:
+        found_BT += _of_unembedding(model, hidden_BTD.detach(), tokens_BS[:, 1:], of_head, skip)
+    return -found_BT / losses_BT.shape[1]
+
+
+def _of_unembedding(
+    model: PreTrainedModel, hidden_BTD: Tensor, labels_BT: Tensor, tangent_VD: Tensor, skip: int
+) -> Tensor:
+    """Returns each loss's derivative along a change of the unembedding, [B, T]; 0 before `skip`."""
+    unembed = unembedding(model)
+    x_BTD = unembed.scaled(hidden_BTD)
+    logits_BTV = F.linear(x_BTD, unembed.weight_VD.detach()).requires_grad_()
+    losses = logits_cross_entropy(unembed.capped(logits_BTV).flatten(0, 1), labels_BT.flatten())
+    (slope_BTV,) = torch.autograd.grad(losses.sum(), logits_BTV)
+    found_BT = (F.linear(x_BTD, tangent_VD) * slope_BTV).sum(-1)
+    found_BT[:, :skip] = 0
+    return found_BT
 
 
 @contextmanager

@@ -11,6 +11,11 @@ from mda.schema.setting import Group, entering, nearest, setting
 MOMENTS = ("onset", "window_middle", "window_end")
 FACTORS = ("independent", "weighted", "sequence")
 SKIP = "first positions at which what the unit's parameters do is left out of fit and scores"
+SCOPES = ("unit", "upstream", "all")
+SCOPE = (
+    "parameters of gradient and curvature: the unit's own; upstream, with every map below it; all "
+    "maps of the model. Beyond its own, the unit is scored alone"
+)
 TARGETS = ("measurement", "metric")
 TARGET = (
     "what is differentiated of a unit: its measurement, or its metric where that has a gradient"
@@ -28,6 +33,7 @@ class Requires:
     """
 
     target: str = ""  # what is differentiated of a unit: its `measurement` or its `metric`
+    scope: str = "unit"  # the parameters of all gradients, see mda/unit/scope.py
     query: bool = False  # the tokens that the measurement asks on
     moments: str = ""  # Adam's second moments: the setting that asks for them
     trajectory: bool = False  # the window's training, which is repeated in float32
@@ -36,7 +42,7 @@ class Requires:
     @property
     def found(self) -> bool:
         """True if the function of the found unit is used, so that scores may be of it alone."""
-        return self.target == "metric" or self.trajectory
+        return self.target == "metric" or self.trajectory or self.scope != "unit"
 
 
 @dataclass
@@ -95,6 +101,7 @@ class WithCurvature(AtCheckpoint):
     gives: ClassVar[tuple[str, ...]] = ("losses", "tokens")
 
     target: str = setting("measurement", TARGET, one_of=TARGETS)
+    scope: str = setting("unit", SCOPE, one_of=SCOPES)
     skip_positions: int = setting(0, SKIP, low=0)
     damping: float = setting(0.1, "added to the curvature, as a share of its mean", above=0)
     fit_sequences: int | None = setting(
@@ -115,7 +122,8 @@ class WithCurvature(AtCheckpoint):
 
     @property
     def requires(self) -> Requires:
-        return Requires(self.target, moments="adam_damping" if self.adam_damping else "")
+        moments = "adam_damping" if self.adam_damping else ""
+        return Requires(self.target, self.scope, moments=moments)
 
 
 @dataclass
@@ -156,6 +164,7 @@ class TracinConfig(EstimatorConfig):
         enters=False,
     )
     target: str = setting("measurement", TARGET, one_of=TARGETS)
+    scope: str = setting("unit", SCOPE, one_of=SCOPES)
     skip_positions: int = setting(0, SKIP, low=0)
     lr_weights: bool = setting(True, "weight each checkpoint by its learning rate")
     adam_preconditioning: bool = setting(False, "divide by the root of Adam's second moment")
@@ -173,7 +182,7 @@ class TracinConfig(EstimatorConfig):
     def requires(self) -> Requires:
         moments = "adam_preconditioning" if self.adam_preconditioning else ""
         moving = self.lr_weights and self.checkpoints is None  # at rate 0 a pass is wasted
-        return Requires(self.target, moments=moments, moving=moving)
+        return Requires(self.target, self.scope, moments=moments, moving=moving)
 
 
 @dataclass
@@ -299,12 +308,17 @@ class LossConfig(AtCheckpoint):
 
 @dataclass
 class GradientNormConfig(AtCheckpoint):
-    """The norm of the sample's gradient in the unit's own parameters, at one checkpoint."""
+    """The norm of the sample's gradient in the unit's parameters, at one checkpoint."""
 
     estimator: ClassVar[str] = "mda.estimator.baselines:GradientNorm"
     cost: ClassVar[str] = "mda.cost.scoring:one_pass"
 
     name: str = setting("gradient_norm", "kind of estimator", one_of=("gradient_norm",))
+    scope: str = setting("unit", SCOPE, one_of=SCOPES)
+
+    @property
+    def requires(self) -> Requires:
+        return Requires(scope=self.scope)
 
 
 PUSHED = "scores.parquet"

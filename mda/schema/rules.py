@@ -10,12 +10,15 @@ from typing import Any
 
 from mda.schema.base import PublishedConfig
 from mda.schema.data import EmbeddedConfig, PileConfig, SyntheticConfig, untyped
+from mda.schema.estimator import WithCurvature
 from mda.schema.metrics import HEAD_METRICS
 from mda.schema.model import SIZES, PublishedModelConfig
 from mda.schema.prompts import read_prompts
 from mda.schema.root import OPTIONS, Config
 from mda.schema.setting import refuse, show
 from mda.schema.unit import DirectionConfig, HeadConfig
+
+VOCABULARY = 8192  # largest whose square EK-FAC can hold: half a gigabyte in float64
 
 
 def last_step(c: Config) -> int:
@@ -145,6 +148,15 @@ def _unit_exists(c: Config) -> None:
         raise refuse(
             "unit.k", getattr(c.unit, "k", 0), f"at most the model's {layers * heads} heads"
         )
+
+
+def _scope_fits(c: Config) -> None:
+    """EK-FAC of the embeddings has factors as large as the vocabulary squared."""
+    if c.estimator.requires.scope != "all" or not isinstance(c.estimator, WithCurvature):
+        return
+    if (size := getattr(c.model, "vocab_size", 0)) > VOCABULARY:
+        accepted = f"unit, or upstream; all with model.vocab_size of at most {VOCABULARY}"
+        raise refuse("estimator.scope", "all", f"{accepted}, here {size}; or estimator=tracin")
 
 
 def _unit_probe_fits_context(c: Config) -> None:
@@ -329,6 +341,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("base", "training", "sae"), _sae_checkpoint_exists),
     (("model", "unit"), _unit_exists),
     (("unit", "estimator"), _metric_has_gradients),
+    (("model", "estimator"), _scope_fits),
     (("model", "unit"), _unit_probe_fits_context),
     (("base", "training", "estimator"), _scored_steps_exist),
     (("model", "estimator"), _scored_layer_exists),

@@ -19,6 +19,7 @@ from mda.estimator import ekfac
 from mda.estimator.estimator import Item, TokenEstimator, Work
 from mda.estimator.replay import TrainingState, TrainingWindow, load_state
 from mda.estimator.score import SampleScores
+from mda.model.build import layout
 from mda.schema import EstimatorConfig, TrainingConfig, refuse
 from mda.stages.context import Runtime, barrier, mine, rank, without
 from mda.stages.corpus import fetch
@@ -33,6 +34,7 @@ from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
 from mda.types import Scores, Stream, Unit, Window
+from mda.unit.scope import ALL, left_out, scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -161,7 +163,7 @@ def work_of(
         base.corpus,
         stream.sample_ids,
         located.kind,
-        located.units,
+        units_of(located, settings),
         located.name,
         located.members,
         steps,
@@ -172,6 +174,12 @@ def work_of(
         stream,
         part,
     )
+
+
+def units_of(located: Located, settings: EstimatorConfig) -> tuple[Unit, ...]:
+    """Returns the units that an estimator scores, with the parameters of its scope."""
+    model = layout(located.base.config)
+    return scored(located.units, located.name, settings.requires.scope, model)
 
 
 def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
@@ -253,16 +261,28 @@ class ScoresStage(Stage[Traced]):
         assert self.steps is not None
         work = work_of(self.located, self.settings, self.steps, at, part)
         fetch(at, work.corpus, work.sample_ids, together=True)
-        scored = estimator_of(self.settings).score(work)
+        values = estimator_of(self.settings).score(work)
         if rank() == 0:
-            _save(part, work.stream, work.units, scored)
+            _save(part, work.stream, work.units, values)
             for path in part.glob("*_*.safetensors"):
                 path.unlink()
 
     def open(self, artifact: Artifact, at: Runtime) -> Traced:
-        if rank() == 0 and (outside := self._outside()):
-            at.store.warn(artifact.fingerprint, outside)
+        for said in (self._outside(), self._partial()) if rank() == 0 else ():
+            if said:
+                at.store.warn(artifact.fingerprint, said)
         return Traced(artifact, self.steps or (), self.located, self.settings)
+
+    def _partial(self) -> str | None:
+        """Returns the warning for parameters that `scope=all` leaves out, or None."""
+        if self.settings.requires.scope != ALL:
+            return None
+        (unit,) = units_of(self.located, self.settings)
+        missing, total = left_out(unit, layout(self.located.base.config))
+        return (
+            f"estimator.scope=all leaves out {missing:,} of the model's {total:,} parameters, "
+            "which are norms or embeddings that are tied, scaled or of positions"
+        )
 
     def _outside(self) -> str | None:
         """Returns the warning for a named checkpoint outside the window, or an empty text."""

@@ -38,6 +38,7 @@ from mda.training.optimizer import adamw
 from mda.types import ParameterBlock
 from mda.unit.blocks import Directions
 from mda.unit.kind import Materials
+from mda.unit.scope import scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,9 +57,10 @@ def job_of(config: Config) -> Job:
         names = [unit.name for unit in kind.units([])]
         together = config.unit.locate == "mechanism"
         units = tuple(kind.units(names[: getattr(config.unit, "k", 1)], together))
+        found = config.unit.locate if together or config.unit.named else names[0]
         if config.unit.only:
-            one = config.unit.locate if config.unit.named else names[0]
-            units = tuple(u for u in units if u.name == ("mechanism" if together else one))
+            units = tuple(unit for unit in units if unit.name == found)
+        units = scored(units, found, config.estimator.requires.scope, model)
     return Job(config, passes.Shape.of(model), units)
 
 

@@ -16,13 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mda.model.loss import cross_entropy, sampled_cross_entropy, unembedding
+from mda.model.loss import (
+    Unembedding,
+    cross_entropy,
+    logits_cross_entropy,
+    sampled_cross_entropy,
+    unembedding,
+)
 from mda.model.plain_attention import PlainAttention
 from mda.types import ParameterBlock, Tap
 
@@ -95,11 +102,9 @@ def record(
     `watch` names modules whose outputs are kept on the graph besides, such as whole layers; with
     `patterns` so are the attention patterns, from attention that is written out (`PlainAttention`).
     Parameters are frozen and dropout is off during the pass; both are restored. Raises ValueError
-    for no modules or a path that the model does not have.
+    for a path that the model does not have.
     """
     wanted = list(dict.fromkeys(modules))
-    if not wanted:
-        raise ValueError("no modules to capture; accepted: at least one")
     inputs: dict[str, Tensor] = {}
     live: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -112,8 +117,9 @@ def record(
         return hook
 
     def keep(path: str):
-        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            live[path], inputs[path] = args[0], args[0].detach()
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            x = _one_hot(args[0], module) if isinstance(module, nn.Embedding) else args[0]
+            live[path], inputs[path] = x, x.detach()
             if not output.requires_grad:  # nothing captured lies below
                 output = output.detach().requires_grad_()
             outputs[path] = output
@@ -152,17 +158,24 @@ def capture(
     l_bt is the next-token loss in nats at position t. `weights_BT` defaults to 1 / T, the mean
     over tokens, summed over sequences. With `uniforms_BT` the labels are drawn from the model
     (`label_uniforms`) instead of taken from the tokens, and so are the reported losses. The first
-    `skip` positions are left out of what is returned, but not of the pass.
+    `skip` positions are left out of what is returned, but not of the pass. Logits are formed as a
+    whole only where the unembedding is among the modules; its outputs are those before scale and
+    soft cap. Raises ValueError for no modules or a path that the model does not have.
     """
-    device = model.device
+    device, head, modules = model.device, output_path(model), list(modules)
+    if not modules:
+        raise ValueError("no modules to capture; accepted: at least one")
     tokens_BS = tokens_BS.to(device)
-    tape = record(model, tokens_BS[:, :-1], modules)
-    unembed = unembedding(model)
+    tape = record(model, tokens_BS[:, :-1], [path for path in modules if path != head])
+    unembed, labels_BT = unembedding(model), tokens_BS[:, 1:]
     with torch.enable_grad():
         if uniforms_BT is None:
-            losses_BT = cross_entropy(tape.hidden_BTD, unembed, tokens_BS[:, 1:])
+            losses_BT = cross_entropy(tape.hidden_BTD, unembed, labels_BT)
         else:
-            losses_BT, _ = sampled_cross_entropy(tape.hidden_BTD, unembed, uniforms_BT.to(device))
+            drawn = sampled_cross_entropy(tape.hidden_BTD, unembed, uniforms_BT.to(device))
+            losses_BT, labels_BT = drawn
+        if head in modules:
+            tape, losses_BT = _through_logits(tape, head, unembed, labels_BT)
     if weights_BT is None:
         weights_BT = torch.full_like(losses_BT, 1 / losses_BT.shape[1])
     gradients = tape.gradients(losses_BT, weights_BT.to(losses_BT))
@@ -174,6 +187,31 @@ def capture(
         for side in (seen.inputs, seen.output_gradients)
     )
     return Capture(inputs, gradients, seen.losses_B)
+
+
+def _through_logits(
+    tape: Tape, head: str, unembed: Unembedding, labels_BT: Tensor
+) -> tuple[Tape, Tensor]:
+    """Returns the pass with the unembedding among its maps, and the losses from its logits."""
+    x_BTD = unembed.scaled(tape.hidden_BTD)
+    logits_BTV = F.linear(x_BTD, unembed.weight_VD.detach())
+    if not logits_BTV.requires_grad:  # no other map is captured
+        logits_BTV.requires_grad_()
+    capped = unembed.capped(logits_BTV).flatten(0, 1)
+    losses_BT = logits_cross_entropy(capped, labels_BT.flatten()).view(labels_BT.shape)
+    inputs = {**tape.inputs, head: x_BTD.detach()}
+    return replace(tape, inputs=inputs, outputs={**tape.outputs, head: logits_BTV}), losses_BT
+
+
+def _one_hot(ids: Tensor, embedding: nn.Embedding) -> Tensor:
+    """Returns the tokens as inputs of a linear map, [B, T, V]."""
+    return F.one_hot(ids, embedding.num_embeddings).to(embedding.weight.dtype)
+
+
+def output_path(model: PreTrainedModel) -> str:
+    """Returns the path of the unembedding among the model's modules."""
+    head = model.get_output_embeddings()
+    return next(name for name, module in model.named_modules() if module is head)
 
 
 def joined(taps: tuple[Tap, ...], tensors: Mapping[str, Tensor]) -> Tensor:

@@ -85,7 +85,7 @@ def test_the_disk_of_every_stage_is_what_it_takes(finished, outputs):
 
 @pytest.mark.parametrize(
     "choice", ["unit.locate=mechanism", "unit=previous_token_head", "unit=module",
-               "unit=mlp_neuron unit.label=generated_json"],
+               "unit=mlp_neuron unit.label=generated_json", "unit.locate=L1H0 estimator.scope=all"],
 )  # fmt: skip
 def test_the_units_of_a_plan_are_those_that_are_scored(traced, choice):
     trace, context = traced(*choice.split(), "estimator=tracin")
@@ -240,10 +240,11 @@ def test_a_plan_counts_every_perturbed_start_of_unrolled(context_of):
     assert (three.tokens, three.memory) == (3 * one.tokens, one.memory)
 
 
-@pytest.mark.parametrize("n", [30, 200])
-def test_exact_has_at_most_the_operations_that_are_said(traced, tmp_path, n):
+@pytest.mark.parametrize(("n", "scope"), [(30, "unit"), (200, "unit"), (30, "all")])
+def test_exact_has_at_most_the_operations_that_are_said(traced, tmp_path, n, scope):
     """A pass back ends in the block's layer, and what is added in place is not counted."""
     wide = ("model.d_model=64", "model.d_ff=256", f"estimator.fit_sequences={n}")
+    wide += (f"estimator.scope={scope}",)
     trace, context = traced("estimator=exact", *wide)
     counter, tokens = scored(context, trace, tmp_path)
     planned = cost_of(context.config, "scores")

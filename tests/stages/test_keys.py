@@ -105,6 +105,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "estimator.damping": ("estimator.damping=0.5", "scores"),
     "estimator.skip_positions": ("estimator.skip_positions=1", "scores"),
     "estimator.target": ("estimator.target=metric", "scores"),
+    "estimator.scope": ("estimator.scope=upstream", "scores"),
     "estimator.factors": ("estimator.factors=sequence", "scores"),
     "estimator.fit_sequences": ("estimator.fit_sequences=20", "scores"),
     "estimator.labels": ("estimator.labels=empirical", "scores"),

@@ -204,6 +204,32 @@ def test_a_mechanism_is_measured_together_and_owns_its_heads(traced):
     assert_scores(trace, expected, "mechanism")
 
 
+@pytest.mark.parametrize("scope", ["upstream", "all"])
+def test_beyond_its_own_parameters_the_found_unit_alone_is_scored(traced, scope):
+    words = ("estimator.checkpoints=[40]", "estimator.lr_weights=false")
+    trace, context = traced(f"unit.locate={UNIT}", "estimator=tracin", f"estimator.scope={scope}",
+                            *words)  # fmt: skip
+    model = model_at(trace, 40)
+    measured = heads_of(trace, context, model).measured.differentiable(model)
+    wanted = parameter_gradients(model, measured)
+    inside = {name for name in wanted if "norm" not in name}
+    if scope == "upstream":
+        inside = {name for name in inside if ".layers.0." in name}
+    own = own_parts(trace)
+    blocks = {part.block: gather(part.block, wanted) for part in own}
+    expected = []
+    for n in trace.traced.scores.sample_ids:
+        found = parameter_gradients(model, sequence_losses(model, trace.corpus.rows([n]))[0])
+        products = [(found[name] * wanted[name]).sum().item() for name in inside]
+        if scope == "upstream":
+            products += [(gather(b, found) * blocks[b])[row].sum().item() for b, row in own]
+        expected.append(-sum(products))
+    assert trace.traced.scores.units == (UNIT,)
+    assert_scores(trace, np.array(expected))
+    said = context.store.warnings.get(trace.traced.fingerprint, "")
+    assert ("leaves out 160 of the model's" in said) == (scope == "all")  # 5 norms of 16, twice
+
+
 def test_random_scores_depend_on_the_runs_seed_and_on_the_estimators(traced):
     one, _ = traced("estimator=random")
     other, _ = traced("estimator=random", "estimator.seed=1")
