@@ -34,7 +34,7 @@ from mda.store import Artifact
 from mda.training import checkpoint
 from mda.training.optimizer import learning_rate
 from mda.types import Scores, Stream, Unit, Window
-from mda.unit.scope import ALL, left_out, scored
+from mda.unit.scope import ALL, UNIT, left_out, scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -178,8 +178,9 @@ def work_of(
 
 def units_of(located: Located, settings: EstimatorConfig) -> tuple[Unit, ...]:
     """Returns the units that an estimator scores, with the parameters of its scope."""
-    model = layout(located.base.config)
-    return scored(located.units, located.name, settings.requires.scope, model)
+    if (scope := settings.requires.scope) == UNIT:
+        return located.units
+    return scored(located.units, located.name, scope, layout(located.base.config))
 
 
 def on_disk(shape: tuple[int, ...], folder: Path) -> Tensor:
