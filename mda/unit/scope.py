@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from mda.model.architecture import Architecture, architecture
 from mda.types import ParameterBlock, Part, Tap, Unit
 from mda.unit.blocks import gather
 from mda.unit.capture import output_path
 from mda.unit.kind import Measurement
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 UNIT, UPSTREAM, ALL = "unit", "upstream", "all"
 

@@ -48,7 +48,7 @@ def values(model, rows, estimator, settings=COPY, **words):
 
 def measurement(model, rows):
     """Mean log-probability over the second copy, from transformers' logits."""
-    tokens = unit_of(model, rows).kind.query()
+    tokens = torch.stack([*unit_of(model, rows).kind.query()])
     logs = model(tokens[:, :-1]).logits.log_softmax(-1)[:, LENGTH:]
     return logs.gather(-1, tokens[:, LENGTH + 1 :, None]).mean()
 
