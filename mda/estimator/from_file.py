@@ -5,12 +5,14 @@ A file of three kinds, or a folder as others write it:
 .npy                 one score for each sample of the window, in stream order
 .csv, .parquet       columns `sample_id` and, by `estimator.column`, the scores
 mda push             a data set's folder: its `scores.parquet`
-bergson              `info.json` and `scores.bin`: items are the window's samples in stream order,
-                     or those that `candidates.npy` numbers
+bergson              `info.json`, `scores.bin` and `config.yaml`: rows are the window's samples in
+                     stream order; scores are turned around where the configuration says
+                     `higher_is_better: false`, as approximate unrolling does
 dattri-llm           `metadata.json` and `scores.pt`: rows are sample ids, `row_train_ids`
 
 Sign: above 0 where training on more of the sample makes the unit stronger; `estimator.negate=true`
-turns scores around whose sign is the other way.
+turns scores around whose sign is the other way. bergson's scores are of a loss, so above 0 means
+that the sample lowers it, which is stronger where the loss is that of the unit's measurement.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 import torch
+import yaml
 
 from mda import store
 from mda.estimator.baselines import for_all
@@ -35,6 +38,9 @@ from mda.types import Window
 
 ID = "sample_id"
 BERGSON, DATTRI = "scores.bin", "scores.pt"
+UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, yaml.YAMLError,
+)  # fmt: skip
 
 
 class FromFile:
@@ -78,7 +84,7 @@ def read_scores(path: Path, column: str | None) -> np.ndarray | Mapping[int, flo
             return _table(pa_csv.read_csv(path), column, path)
         if path.suffix == ".parquet":
             return _table(pa_parquet.read_table(path), column, path)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, RuntimeError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"estimator.path={path} cannot be read: {error}") from error
     accepted = (
         f".npy, .csv, .parquet, or a folder with {PUSHED} (mda push), {BERGSON} (bergson) or "
@@ -138,25 +144,37 @@ def _table(table: pa.Table, column: str | None, path: Path) -> dict[int, float]:
     return dict(zip(ids.tolist(), table[name].to_numpy().tolist(), strict=True))
 
 
-def _bergson(folder: Path, column: str | None) -> np.ndarray | dict[int, float]:
+def _bergson(folder: Path, column: str | None) -> np.ndarray:
     """Scores of `bergson score`: records (score_i, written_i) for the i-th question."""
     about = store.read_json(folder / "info.json")
     if about.get("attribute_tokens"):
         raise ValueError("it scores single tokens; expected one score for each sample")
     fields: Any = {key: about["dtype"][key] for key in ("names", "formats", "offsets", "itemsize")}
-    kind = np.dtype(fields)
-    records = np.fromfile(folder / BERGSON, dtype=kind, count=about["num_rows"])
+    kind, n = np.dtype(fields), about["num_rows"]
+    records = np.fromfile(folder / BERGSON, dtype=kind, count=n)
     name = column or "score_0"
     if name not in (kind.names or ()):
         known = ", ".join(one for one in kind.names or () if one.startswith("score_"))
         raise ValueError(f"estimator.column={name} is not in it; expected one of {known}")
     if not records[name.replace("score_", "written_")].all():
         raise ValueError("some of its scores were never written; expected a finished run")
-    values = records[name].astype(np.float64)
-    numbers = folder / "candidates.npy"
-    if not numbers.exists():
-        return values
-    return dict(zip(np.load(numbers, allow_pickle=False).tolist(), values.tolist(), strict=True))
+    rows = folder / "candidates.npy"
+    if rows.exists() and not np.array_equal(np.load(rows, allow_pickle=False), np.arange(n)):
+        raise ValueError(f"it scores {n:,} candidates of an earlier run; expected every sample")
+    return records[name].astype(np.float64) * (1 if _higher_is_better(folder) else -1)
+
+
+def _higher_is_better(folder: Path) -> bool:
+    """Returns whether a score above 0 means that the sample lowers the question's loss."""
+    file = folder / "config.yaml"
+    steps = yaml.safe_load(file.read_text("utf-8"))["steps"] if file.exists() else []
+    said = [one["score_cfg"] for step in steps for one in step.values() if "score_cfg" in one]
+    if not said:
+        raise ValueError(
+            "it has no config.yaml with score_cfg.higher_is_better (`bergson magic` writes none); "
+            "expected it, or the scores as .npy, with estimator.negate=true where less is better"
+        )
+    return said[0].get("higher_is_better", True)
 
 
 def _dattri(folder: Path, column: str | None) -> dict[int, float]:

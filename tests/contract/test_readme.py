@@ -90,8 +90,8 @@ def folder(tmp_path, monkeypatch):
     example = {"prompt": "a", "right": "b", "wrong": "c"}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(example))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
-    for name in ("bergson-scores", "scores"):
-        (tmp_path / name).mkdir()
+    for name in ("bergson/run/scores", "scores"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "srun").write_text("")  # the pages may speak of a cluster
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from mda.config import compose
 from mda.estimator.from_file import in_order, read_scores
@@ -37,7 +38,7 @@ def parquet(path):
     return path / "scores.parquet"
 
 
-def bergson(path, written=True, n_questions=2):
+def bergson(path, written=True, n_questions=2, better: bool | None = True):
     """As bergson 2.5.1 writes it: records of a score and whether it was written, two questions."""
     kind = {
         "names": ["score_0", "written_0", "score_1", "written_1"],
@@ -52,12 +53,15 @@ def bergson(path, written=True, n_questions=2):
     records.tofile(path / "scores.bin")
     about = {"attribute_tokens": False, "num_items": 4, "num_rows": 4, "num_scores": n_questions}
     (path / "info.json").write_text(json.dumps(about | {"dtype": kind}))
+    score = {"score_cfg": {"score": "individual", "higher_is_better": better}, "index_cfg": {}}
+    if better is not None:
+        (path / "config.yaml").write_text(yaml.safe_dump({"steps": [{"score": score}]}))
     return path
 
 
-def bergson_candidates(path):
+def bergson_candidates(path, rows=(0, 1, 2, 3)):
     bergson(path)
-    np.save(path / "candidates.npy", IDS)
+    np.save(path / "candidates.npy", np.array(rows))  # rows of the data set, not sample ids
     return path
 
 
@@ -85,6 +89,12 @@ def test_a_column_is_chosen_by_its_name(tmp_path):
         read_scores(tmp_path, "score_2")
 
 
+def test_scores_of_bergson_that_fall_with_influence_are_turned_around(tmp_path):
+    """Approximate unrolling writes the change of the loss, and says so in its configuration."""
+    found = read_scores(bergson(tmp_path, better=False), None)
+    np.testing.assert_array_equal(found, -SCORES)
+
+
 def write(path, text):
     (path / "scores.csv").write_text(text)
     return path / "scores.csv"
@@ -98,6 +108,8 @@ MISTAKES = [
     (lambda p: write(p, "sample_id,a,b\n7,1,2"), "column=score is not in it; expected one of a, b"),
     (lambda p: write(p, ""), "cannot be read"),
     (lambda p: bergson(p, written=False), "never written"),
+    (lambda p: bergson(p, better=None), "no config.yaml with score_cfg.higher_is_better"),
+    (lambda p: bergson_candidates(p, IDS), "scores 4 candidates of an earlier run"),
     (lambda p: npy(p).rename(p / "scores.bin.npy"), None),
     (lambda p: p, "accepted: .npy, .csv"),
 ]
