@@ -38,13 +38,13 @@ class Arm:
         """The arm's name in tables and figures."""
         return " ".join([*words_of(self.edit), *self.extra])
 
-    def fits(self, wanted: Arm) -> bool:
+    def fits(self, meant: Arm) -> bool:
         """Returns whether the arm is the one that a study means, whatever its other settings."""
-        mine, other = self.edit, wanted.edit
+        mine, other = self.edit, meant.edit
         if other.amount is None and isinstance(other.by, Rows):  # a study need not count the rows
             mine = replace(mine, amount=None)
         missing = object()
-        named = wanted.settings.items()
+        named = meant.settings.items()
         return mine == other and all(self.settings.get(k, missing) == v for k, v in named)
 
 
@@ -179,8 +179,8 @@ def run_of(
     summary = groups_now(summary)
     settings, estimator = dict(summary["intervention"]), dict(summary.get("estimator") or {})
     window, prints, results = summary["window"], summary["fingerprints"], summary.get("results", {})
-    known = "edit" in summary
-    edit = edit_from(summary["edit"]) if known else read_summary(settings, estimator)
+    has_edit = "edit" in summary
+    edit = edit_from(summary["edit"]) if has_edit else read_summary(settings, estimator)
     drawn = settings if settings.get("select") == "random" or edit.match else estimator
     run = Run(
         folder=folder,
@@ -222,9 +222,9 @@ def read_curve(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     return curve
 
 
-def arm_as(wanted: StudyArm) -> Arm:
+def arm_as(study_arm: StudyArm) -> Arm:
     """Returns the arm that a study names."""
-    return Arm(wanted.edit, settings=wanted.settings)
+    return Arm(study_arm.edit, settings=study_arm.settings)
 
 
 def arm_order(arm: Arm) -> tuple:
@@ -265,7 +265,9 @@ def relative(path: Path, folder: Path) -> str:
 
 def _by_key(**groups: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        f"{group}.{name}": value for group, own in groups.items() for name, value in own.items()
+        f"{group}.{name}": value
+        for group, settings in groups.items()
+        for name, value in settings.items()
     }
 
 

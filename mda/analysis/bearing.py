@@ -27,15 +27,15 @@ def bearing(measured: Measurements, study: StudyConfig) -> list[str]:
     estimator of the study's main arm. Returns None where no run has measured capabilities.
     """
     groups = by_arm(measured.runs)
-    runs = {arm: [run for found in seeds.values() for run in found]
+    runs = {arm: [run for same_seed in seeds.values() for run in same_seed]
             for arm, seeds in groups.items()}  # fmt: skip
-    said = [_ablation(measured, own) for arm, own in runs.items() if arm.edit.is_control]
+    said = [_ablation(measured, arm_runs) for arm, arm_runs in runs.items() if arm.edit.is_control]
     main = main_arm(measured, study)
-    for arm, own in runs.items():
+    for arm, arm_runs in runs.items():
         edit, like = arm.edit, main and main.edit
         same = like is not None and (edit.by, edit.choose) == (like.by, like.choose)
         if same and not (edit.is_random or edit.is_band):
-            said.append(_edit(measured, own, arm.name))
+            said.append(_edit(measured, arm_runs, arm.name))
     return [sentence for sentence in said if sentence]
 
 
@@ -71,6 +71,6 @@ def _mean(
     measured: Measurements, runs: Sequence[Run], metric: str, targets: Sequence[Run]
 ) -> float | None:
     pairs = zip(runs, targets, strict=True)
-    found = [measured.of(run, target).values.get(metric) for run, target in pairs]
-    values = [value for value in found if value is not None]
+    each = [measured.of(run, target).values.get(metric) for run, target in pairs]
+    values = [value for value in each if value is not None]
     return float(np.mean(values)) if len(values) == len(runs) else None

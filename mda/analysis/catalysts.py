@@ -67,10 +67,14 @@ def catalysts(
     n = len(scores)
     if n < 10:
         raise ValueError(f"{n} samples have no deciles")
-    known = {"repetition": repetition[:, None], "loss": losses[:, None], "label": _ones(labels)}
+    properties = {
+        "repetition": repetition[:, None],
+        "loss": losses[:, None],
+        "label": _ones(labels),
+    }
     columns = {
         name: values if name == "label" else _ranks(values[:, 0])[:, None]
-        for name, values in known.items()
+        for name, values in properties.items()
         if np.isfinite(values).all() and (values != values[:1]).any()
     }
     y = _ranks(scores)

@@ -142,7 +142,7 @@ def judge(
                 told = f"{len(test.seeds)} of the study's {len(study.seeds)} seeds; missing"
                 status = status.replace("registered", "interim")
                 status_reason = f"{told} {', '.join(map(str, sorted(left)))}"
-            elif len({(len(one.arm), len(one.reference)) for one in test.labelled}) > 1:
+            elif len({(len(pair.arm), len(pair.reference)) for pair in test.labelled}) > 1:
                 status = status.replace("registered", "interim")
                 status_reason = "some seeds have more runs than others"
         verdicts.append(
@@ -210,7 +210,9 @@ def allowed(claim: ClaimConfig, arm_censored: bool, reference_censored: bool) ->
 
 def _whose(censored: tuple[bool, bool]) -> str:
     return " and ".join(
-        name for name, one in zip(("the arm", "its reference"), censored, strict=True) if one
+        name
+        for name, is_censored in zip(("the arm", "its reference"), censored, strict=True)
+        if is_censored
     )
 
 
@@ -259,29 +261,33 @@ def registration(study: StudyConfig, claim: ClaimConfig, runs: Sequence[Run]) ->
     if study.hash is None or written is None:
         return "exploratory", "the study has no hash or no date"
     arm = arm_as(study.arm(claim.arm))
-    own = [run for run in runs if run.arm.fits(arm) and _listed(study, run.seed)]
-    if not own:
+    arm_runs = [run for run in runs if run.arm.fits(arm) and _listed(study, run.seed)]
+    if not arm_runs:
         return "registered", "the arm has not been run yet"
-    if not any("begun" in run.summary for run in own) and study.hash in DATED:
-        return _registered_by_date(study, written, own)
-    found = [(run.summary.get("begun") or {}).get("study") or {} for run in own]
-    others = [one for one in found if one.get("hash") != study.hash]
+    if not any("begun" in run.summary for run in arm_runs) and study.hash in DATED:
+        return _registered_by_date(study, written, arm_runs)
+    begun_for = [(run.summary.get("begun") or {}).get("study") or {} for run in arm_runs]
+    others = [begun for begun in begun_for if begun.get("hash") != study.hash]
     if not others:
         status, why = "registered", f"its runs were started for the study, hash {study.hash}"
     else:
-        whose = sorted({f"{one['name']} {one['hash']}" if one else "no study" for one in others})
-        few = f"{len(others)} of {len(own)} runs" if len(others) < len(own) else "its runs"
+        whose = sorted(
+            {f"{begun['name']} {begun['hash']}" if begun else "no study" for begun in others}
+        )
+        few = (
+            f"{len(others)} of {len(arm_runs)} runs" if len(others) < len(arm_runs) else "its runs"
+        )
         status, why = "exploratory", f"{few} were started for {', '.join(whose)}"
-    return status + _unknown_code(own), why
+    return status + _unknown_code(arm_runs), why
 
 
 def _registered_by_date(
-    study: StudyConfig, written: datetime, own: Sequence[Run]
+    study: StudyConfig, written: datetime, arm_runs: Sequence[Run]
 ) -> tuple[str, str]:
     """Applies the rule for studies of `DATED`, whose runs do not record their study."""
-    if any(run.started is None for run in own):
+    if any(run.started is None for run in arm_runs):
         return "exploratory", "it is not known when the arm was run"
-    first = min(run.started for run in own if run.started is not None)
+    first = min(run.started for run in arm_runs if run.started is not None)
     if written < first:
         return "registered", f"written down {study.date}, first run {first:%Y-%m-%dT%H:%M}"
     return "exploratory", f"first run {first:%Y-%m-%dT%H:%M}, written down {study.date}"
@@ -297,36 +303,36 @@ def _unknown_code(runs: Sequence[Run]) -> str:
 
 def _refuse_unknown(study: StudyConfig, measured: Measurements) -> None:
     estimators = {*OPTIONS["estimator"], *(run.arm.edit.source for run in measured.runs)} - {""}
-    known = {
+    vocabulary = {
         "metric": metrics_of(measured),
         "reference": list(dict.fromkeys([*REFERENCES, *study.arms, *sorted(estimators)])),
     }
     for name, claim in study.claims.items():
         said = {"metric": metric_now(claim.metric), "reference": claim.reference}
-        for key, words in known.items():
+        for key, words in vocabulary.items():
             if (word := said[key]) not in words:
                 accepted = ", ".join(words) + nearest(word, words)
                 raise refuse(f"study.claims.{name}.{key}", word, accepted)
 
 
 def _gather(study: StudyConfig, claim: ClaimConfig, measured: Measurements) -> _Test:
-    wanted = arm_as(study.arm(claim.arm))
-    arms = [arm for arm in by_arm(measured.runs) if arm.fits(wanted)]
+    claimed = arm_as(study.arm(claim.arm))
+    arms = [arm for arm in by_arm(measured.runs) if arm.fits(claimed)]
     if len(arms) > 1:
         names = ", ".join(arm.name for arm in arms)
         return _Test("", (), (), (), f"{len(arms)} arms are what the claim speaks of: {names}")
     if not arms:
-        return _Test("", (), (), (), f"the arm was not run: {wanted.name}")
+        return _Test("", (), (), (), f"the arm was not run: {claimed.name}")
     runs = by_arm(measured.runs)[arms[0]]
     left_out = tuple(f"seed {s}: not of the study" for s in sorted(runs) if not _listed(study, s))
-    judged = {s: found for s, found in runs.items() if _listed(study, s)}
-    reference = _reference(study, claim, wanted)
+    judged = {s: seed_runs for s, seed_runs in runs.items() if _listed(study, s)}
+    reference = _reference(study, claim, claimed)
     metric = metric_now(claim.metric)
     row = pair(measured, arms[0], judged, reference, metric)
     missing = tuple(f"seed {s}: not run" for s in study.seeds if s not in runs)
     problem = ""
     if not row.seeds and row.dropped:
-        every = [run for found in judged.values() for run in found]
+        every = [run for seed_runs in judged.values() for run in seed_runs]
         paired = any(references_of(run, measured.runs, reference) for run in every)
         problem = "the arm has no pair of runs" if paired else "there is no run of its reference"
     dropped = (*row.dropped, *missing, *left_out)

@@ -42,7 +42,7 @@ class Comparison:
     @property
     def differences(self) -> tuple[float, ...]:
         """The mean of the arm's runs minus the mean of the reference's, for each seed."""
-        return tuple(one.difference for one in self.labelled)
+        return tuple(seed.difference for seed in self.labelled)
 
     @property
     def at_least_p(self) -> bool:
@@ -114,14 +114,14 @@ def pair(
         a, b = _values(mine, metric), _values(list(others.values()), metric)
         if a and b:
             used[seed] = Seed(a, b)
-            censored += sum(metric in one.censored for one in mine)
-            reference_censored += sum(metric in one.censored for one in others.values())
+            censored += sum(metric in of_run.censored for of_run in mine)
+            reference_censored += sum(metric in of_run.censored for of_run in others.values())
         elif not others:
             dropped.append(f"seed {seed}: no {named} run{kind}")
         else:
             whose = "the arm" if not a else named
             dropped.append(f"seed {seed}: {metric} is missing in {whose}")
-    means = np.array([[np.mean(one.arm), np.mean(one.reference)] for one in used.values()])
+    means = np.array([[np.mean(pair.arm), np.mean(pair.reference)] for pair in used.values()])
     return Comparison(
         arm=arm,
         reference=named,
@@ -168,7 +168,7 @@ def told(dropped: Sequence[str]) -> str:
 
 
 def _values(measured: Sequence[Measured], metric: str) -> tuple[float, ...]:
-    values = [one.values.get(metric) for one in measured]
+    values = [of_run.values.get(metric) for of_run in measured]
     return tuple(value for value in values if value is not None)
 
 
@@ -188,5 +188,5 @@ def _corrected(rows: list[Comparison], study: StudyConfig) -> list[Comparison]:
 
 def _listed(rows: Sequence[Comparison], members: Sequence[int], family: Sequence[Arm]) -> list[int]:
     # Of several arms that fit one of the study's, none is it: they are explored.
-    fits = [[i for i in members if rows[i].arm.fits(wanted)] for wanted in family]
-    return sorted({found[0] for found in fits if len(found) == 1})
+    fits = [[i for i in members if rows[i].arm.fits(arm)] for arm in family]
+    return sorted({fitting[0] for fitting in fits if len(fitting) == 1})

@@ -30,14 +30,14 @@ def read_runs(folders: Iterable[Path], left_out: Callable[[str], None] | None = 
     read: with `left_out`, that is called with the reason instead.
     """
     folders = list(folders)
-    found = [run for folder in folders for run in _runs_in(folder, left_out or _refuse)]
-    if not found:
+    all_runs = [run for folder in folders for run in _runs_in(folder, left_out or _refuse)]
+    if not all_runs:
         raise ValueError(
             "no finished arm (a folder with summary.json of `mda run`) in "
             + ", ".join(str(folder) for folder in folders)
         )
     unique: dict[tuple[object, ...], Run] = {}
-    for run in sorted(found, key=lambda run: str(run.folder)):
+    for run in sorted(all_runs, key=lambda run: str(run.folder)):
         unique.setdefault((run.seed, run.fingerprint, run.arm, *_serves(run)), run)
     runs = _told_apart(list(unique.values()))
     for seed in sorted({run.seed for run in runs}):
@@ -78,13 +78,13 @@ def _refuse_copies(runs: Iterable[Run]) -> None:
 def _runs_in(folder: Path, left_out: Callable[[str], None]) -> list[Run]:
     if not folder.is_dir():
         raise ValueError(f"{folder} does not exist")
-    found: list[Run] = []
+    runs: list[Run] = []
     for path in [*sorted(folder.rglob(RUNS)), *sorted(folder.rglob("summary.json"))]:
         try:
-            found += read_table(path.parent) if path.name == RUNS else _arm_in(path)
+            runs += read_table(path.parent) if path.name == RUNS else _arm_in(path)
         except ValueError as error:
             left_out(str(error))
-    return found
+    return runs
 
 
 def _arm_in(path: Path) -> list[Run]:
@@ -110,8 +110,8 @@ def _told_apart(runs: list[Run]) -> list[Run]:
     named = []
     for group in groups.values():
         varying = _varying([_settings(run) for run in group])
-        own = ("window", "unit", "rows")  # of each seed
-        varying -= {key for key in own if not _varies_within_a_seed(group, key)}
+        of_each_seed = ("window", "unit", "rows")  # of each seed
+        varying -= {key for key in of_each_seed if not _varies_within_a_seed(group, key)}
         for run in group:
             settings = _settings(run)
             extra = tuple(
@@ -134,10 +134,10 @@ def _settings(run: Run) -> dict[str, str]:
         settings["rows"] = edit.get("rows")
     # A control serves every unit of its seed. A random edit does too, but has one unit's score; a
     # matched one is drawn for a unit.
-    one = run.arm.edit
-    if not one.is_control:
+    arm_edit = run.arm.edit
+    if not arm_edit.is_control:
         settings["metric"] = run.metric
-    if not one.is_control and (one.match or not one.is_random):
+    if not arm_edit.is_control and (arm_edit.match or not arm_edit.is_random):
         settings["unit"] = run.unit
         settings |= _unit_settings(run.summary.get("unit_settings") or {})
     return {key: short(str(value)) for key, value in settings.items()}
@@ -145,19 +145,23 @@ def _settings(run: Run) -> dict[str, str]:
 
 def _unit_settings(settings: Mapping[str, Any], group: str = "unit") -> dict[str, Any]:
     """Returns the settings of the unit by key, without those that select the unit."""
-    found: dict[str, Any] = {}
+    by_key: dict[str, Any] = {}
     for name, value in settings.items():
         key = f"{group}.{name}"
         if isinstance(value, Mapping):
-            found |= _unit_settings(value, key)
+            by_key |= _unit_settings(value, key)
         elif key not in WHICH_UNIT:
-            found[key] = value
-    return found
+            by_key[key] = value
+    return by_key
 
 
 def _varying(settings: list[dict[str, str]]) -> set[str]:
-    keys = {key for one in settings for key in one}
-    return {key for key in keys if len({one.get(key) for one in settings if _told(one, key)}) > 1}
+    keys = {key for of_run in settings for key in of_run}
+    return {
+        key
+        for key in keys
+        if len({of_run.get(key) for of_run in settings if _told(of_run, key)}) > 1
+    }
 
 
 def _told(settings: Mapping[str, str], key: str) -> bool:
@@ -170,4 +174,4 @@ def _varies_within_a_seed(runs: list[Run], key: str) -> bool:
     values: dict[tuple[int, str], set[str | None]] = defaultdict(set)
     for run in runs:
         values[run.seed, run.metric].add(_settings(run).get(key))
-    return any(len(found) > 1 for found in values.values())
+    return any(len(distinct) > 1 for distinct in values.values())

@@ -28,9 +28,9 @@ def main_arm(measured: Measurements, study: StudyConfig) -> Arm | None:
     """
     arms = list(by_arm(measured.runs))
     for claim in study.claims.values():
-        wanted = arm_as(study.arm(claim.arm))
+        claimed = arm_as(study.arm(claim.arm))
         for arm in arms:
-            if arm.fits(wanted) and not (arm.edit.is_control or arm.edit.is_random):
+            if arm.fits(claimed) and not (arm.edit.is_control or arm.edit.is_random):
                 return arm
     targeted = [arm for arm in arms if not (arm.edit.is_control or arm.edit.is_random
                                             or arm.edit.is_band)]  # fmt: skip
@@ -50,7 +50,7 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
     if arm is None:
         return "No targeted edit was run, so there is nothing to say about the unit yet."
     seeds = by_arm(measured.runs)[arm]
-    runs = [run for found in seeds.values() for run in found]
+    runs = [run for same_seed in seeds.values() for run in same_seed]
     controls = [control_of(run, measured.runs) for run in runs]
     edit = arm.edit
     other = f"With the edit {edit.intervention} of", f"edits {edit.intervention}"
@@ -68,9 +68,9 @@ def headline(measured: Measurements, study: StudyConfig) -> str:
         ("random", f"random {noun}"),
         ("repetition", f"{noun} by repetition, the trivial baseline,"),
     ):
-        found = "" if edit.source == reference else _reference(measured, runs, reference)
-        if found:
-            others.append(f"{words} end at {found}")
+        end = "" if edit.source == reference else _reference(measured, runs, reference)
+        if end:
+            others.append(f"{words} end at {end}")
         elif edit.source != reference and not isinstance(edit.by, Rows):
             others.append(f"{words} were not run")
     said = "; ".join([f"{done} {edited}, {unit} {crossing} and {ends}{over}", *others])
@@ -97,10 +97,10 @@ def _n(runs: Sequence[Run]) -> int:
 def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Run]) -> str:
     sides, never = [], []
     for side in (runs, controls):
-        found = [measured.of(run, target) for run, target in zip(side, runs, strict=True)]
-        steps = [value for one in found if (value := one.values["onset_step"]) is not None]
-        late = any("onset_step" in one.censored for one in found)
-        never += ["onset_step" in one.censored for one in found]
+        of_side = [measured.of(run, target) for run, target in zip(side, runs, strict=True)]
+        steps = [value for of_run in of_side if (value := of_run.values["onset_step"]) is not None]
+        late = any("onset_step" in of_run.censored for of_run in of_side)
+        never += ["onset_step" in of_run.censored for of_run in of_side]
         after = " or later" if late else ""
         sides.append(f"{np.mean(steps):,.0f}{after}" if steps else "")
     if not sides[0]:  # no onset: the unit was there before the edit
@@ -113,19 +113,19 @@ def _crossing(measured: Measurements, runs: Sequence[Run], controls: Sequence[Ru
 
 def _mean(measured: Measurements, side: Sequence[Run], targets: Sequence[Run]) -> str:
     values = [measured.of(a, b).values["unit"] for a, b in zip(side, targets, strict=True)]
-    known = [value for value in values if value is not None]
-    return short(float(np.mean(known))) if known else "unknown"
+    numbers = [value for value in values if value is not None]
+    return short(float(np.mean(numbers))) if numbers else "unknown"
 
 
 def _reference(measured: Measurements, runs: Sequence[Run], reference: str) -> str:
     means, spread = [], []
     for run in runs:
-        found = references_of(run, measured.runs, reference)
-        values = [measured.of(other, run).values["unit"] for other in found]
-        known = [value for value in values if value is not None]
-        if known:
-            means.append(float(np.mean(known)))
-            spread = known
+        references = references_of(run, measured.runs, reference)
+        values = [measured.of(other, run).values["unit"] for other in references]
+        numbers = [value for value in values if value is not None]
+        if numbers:
+            means.append(float(np.mean(numbers)))
+            spread = numbers
     if not means:
         return ""
     one_seed = len({run.seed for run in runs}) == 1 and len(spread) > 1

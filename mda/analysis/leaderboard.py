@@ -88,52 +88,52 @@ def leaderboard(tables: Tables, confidence: float = 0.95, resamples: int = 9999)
     in trainings of the window, both means over runs. Returns None for what was not measured; sets
     whose outcome is missing or not finite are counted by `/left_out`, where there are any.
     """
-    rows, found = tables.rows, []
+    rows, board = tables.rows, []
     shares = sorted({row["fraction"] for row in rows["subsets"]})
     for unit, name in _pairs(tables):
-        one: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
+        answers: Row = {"unit": unit, "estimator": name, "seeds": _seeds(tables, unit, name)}
         for outcome in OUTCOMES:
-            one |= _predicted(tables, unit, name, outcome, confidence, resamples)
+            answers |= _predicted(tables, unit, name, outcome, confidence, resamples)
         for key, values in effects_of(rows["edits"], unit, name).items():
-            one |= {key: float(np.mean(list(values.values()))), f"{key}/n": len(values)}
+            answers |= {key: float(np.mean(list(values.values()))), f"{key}/n": len(values)}
         for column in ("roc_auc", "recall_at_k"):
-            one[column] = _mean(rows["planted"], unit, name, column)
-        one["with_exact"] = _mean(rows["estimators"], unit, name, f"spearman/{EXACT}")
-        one["cost"] = _mean(rows["estimators"], unit, name, "cost")
-        found.append(one)
-    ceilings = {row["unit"]: row for row in found if row["estimator"] == RERUN}
-    for row in found:
+            answers[column] = _mean(rows["planted"], unit, name, column)
+        answers["with_exact"] = _mean(rows["estimators"], unit, name, f"spearman/{EXACT}")
+        answers["cost"] = _mean(rows["estimators"], unit, name, "cost")
+        board.append(answers)
+    ceilings = {row["unit"]: row for row in board if row["estimator"] == RERUN}
+    for row in board:
         highest = ceilings.get(row["unit"], {})
         for key in [f"{outcome}_{what}" for outcome in OUTCOMES for what in _asked(tables, shares)]:
             if row["estimator"] != RERUN and row.get(key) is not None and highest.get(key):
                 row[f"{key}/of_ceiling"] = row[key] / highest[key]
-    columns = list(dict.fromkeys(key for row in found for key in row))
-    return [{key: row.get(key) for key in columns} for row in found]
+    columns = list(dict.fromkeys(key for row in board for key in row))
+    return [{key: row.get(key) for key in columns} for row in board]
 
 
 def _predicted(
     tables: Tables, unit: str, name: str, outcome: str, confidence: float, resamples: int
 ) -> Row:
     """Returns rank correlations with an outcome by choice of sets, and the fit of random sets."""
-    one: Row = {}
+    answers: Row = {}
     shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
-    for what, (sets, wanted) in _asked(tables, shares).items():
-        groups = list(groups_of(sets, unit, name, wanted, outcome).values())
+    for what, (sets, asked_shares) in _asked(tables, shares).items():
+        groups = list(groups_of(sets, unit, name, asked_shares, outcome).values())
         if name == RERUN:
-            own = [row["reruns"] for row in sets if row["unit"] == unit and row["reruns"]]
-            k = float(np.mean(own)) if own else 1.0
+            reruns = [row["reruns"] for row in sets if row["unit"] == unit and row["reruns"]]
+            k = float(np.mean(reruns)) if reruns else 1.0
             said = rerun_ceiling(groups, k, confidence, resamples)
         else:
             said = rank_correlation(groups, confidence, resamples)
         key = f"{outcome}_{what}"
-        one |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
+        answers |= {key: said.mean, f"{key}/low": said.low, f"{key}/high": said.high,
                 f"{key}/n": said.n}  # fmt: skip
         if left_out := sum(group.left_out for group in groups):
-            one[f"{key}/left_out"] = left_out
+            answers[f"{key}/left_out"] = left_out
         if what == "lds_at_random" and name != RERUN:
             line = fit(groups)._asdict()
-            one |= {f"{outcome}_fit/{part}": value for part, value in line.items()}
-    return one
+            answers |= {f"{outcome}_fit/{part}": value for part, value in line.items()}
+    return answers
 
 
 def _asked(tables: Tables, shares: Sequence[float]) -> dict[str, tuple[list[Row], Sequence[float]]]:
@@ -162,15 +162,17 @@ def groups_of(
     groups = {}
     for seed in sorted({row["seed"] for row in rows}):
         for share in shares:
-            wanted = (seed, unit, share)
-            of_group = [r for r in rows if (r["seed"], r["unit"], r["fraction"]) == wanted]
+            key = (seed, unit, share)
+            of_group = [r for r in rows if (r["seed"], r["unit"], r["fraction"]) == key]
             asked = [row for row in of_group if predicted(row) is not None]
             pairs = np.array([(predicted(row), row[outcome]) for row in asked], np.float64)
             finite = np.asarray(np.isfinite(pairs.reshape(-1, 2)).all(1))
-            if own := [row for row, good in zip(asked, finite, strict=True) if good]:
+            if complete := [row for row, good in zip(asked, finite, strict=True) if good]:
                 x, y = pairs[finite].T
-                before = own[0].get(f"control_{outcome}") or 0.0
-                groups[seed, share] = Group(x, y, _bands(own), len(asked) - len(own), before)
+                before = complete[0].get(f"control_{outcome}") or 0.0
+                groups[seed, share] = Group(
+                    x, y, _bands(complete), len(asked) - len(complete), before
+                )
     return groups
 
 
@@ -188,15 +190,15 @@ def effects_of(
     Outcomes are `remove/0.1`, `augment/0.1`, `transfer/0.1`; a pair is the seed of the scores and
     that of the edited run.
     """
-    found: dict[str, dict[tuple[int, int], float]] = {}
+    effects: dict[str, dict[tuple[int, int], float]] = {}
     for row in rows:
         if (row["unit"], row["estimator"]) == (unit, name):
             edit = "transfer" if row["to_seed"] != row["seed"] else row["edit"]
             after, before = (row[f"{which}{outcome}"] for which in ("", "control_"))
             if after is not None and before is not None and np.isfinite(after - before):
-                runs = found.setdefault(f"{edit}/{row['fraction']}", {})
+                runs = effects.setdefault(f"{edit}/{row['fraction']}", {})
                 runs[row["seed"], row["to_seed"]] = after - before
-    return found
+    return effects
 
 
 def comparisons(
@@ -212,18 +214,18 @@ def comparisons(
     once. More of `lds` is better, less after a removal, more after doubling; `better` is yes or no
     where the interval leaves out 0, else open. Intervals are not corrected for their number.
     """
-    found = []
+    rows = []
     asked = [(unit, name) for unit, name in _pairs(tables) if name.partition(" ")[0] == TOP]
-    for unit, one in asked:
+    for unit, top in asked:
         for other in OTHERS:
-            pair = (one, other)
+            pair = (top, other)
             for what, said in _differences(tables, unit, pair, outcome, confidence, resamples):
                 sign = -1 if what.startswith(LOWERING) else 1
-                found.append({"unit": unit, "one": one, "other": other, "what": what,
+                rows.append({"unit": unit, "one": top, "other": other, "what": what,
                               "outcome": outcome, "difference": said.mean, "low": said.low,
                               "high": said.high, "n": said.n,
                               "better": _better(said, sign)})  # fmt: skip
-    return found
+    return rows
 
 
 def _differences(
@@ -231,9 +233,9 @@ def _differences(
 ) -> Iterator[tuple[str, Correlation]]:
     shares = sorted({row["fraction"] for row in tables.rows["subsets"]})
     for what, rows in _sets(tables).items():
-        one, two = (groups_of(rows, unit, name, shares, outcome) for name in pair)
-        if both := [key for key in one if key in two]:
-            ours, theirs = ([own[key] for key in both] for own in (one, two))
+        first, second = (groups_of(rows, unit, name, shares, outcome) for name in pair)
+        if both := [key for key in first if key in second]:
+            ours, theirs = ([groups[key] for key in both] for groups in (first, second))
             yield what, rank_correlation_gain(ours, theirs, confidence, resamples)
     mine, other = (effects_of(tables.rows["edits"], unit, name, outcome) for name in pair)
     for what in sorted(set(mine) & set(other)):
@@ -241,7 +243,10 @@ def _differences(
         for run in sorted(set(mine[what]) & set(other[what])):
             by_seed.setdefault(run[0], []).append(mine[what][run] - other[what][run])
         if by_seed:
-            yield what, _over_seeds([float(np.mean(own)) for own in by_seed.values()], confidence)
+            yield (
+                what,
+                _over_seeds([float(np.mean(gains)) for gains in by_seed.values()], confidence),
+            )
 
 
 def _sets(tables: Tables) -> dict[str, list[Row]]:
@@ -266,25 +271,25 @@ def _better(said: Correlation, sign: int) -> str:
 
 def _pairs(tables: Tables) -> list[tuple[str, str]]:
     """Returns units and estimators in the order of the runs' settings, a unit's ceiling first."""
-    found: dict[tuple[str, str], None] = {}
+    pairs: dict[tuple[str, str], None] = {}
     for about in tables.about:
         for unit in about["units"]:
             if any(row["unit"] == unit for row in tables.rows["subsets"]):
-                found[unit, RERUN] = None
-            found |= {(unit, name): None for name in about["estimators"]}
-    return list(found)
+                pairs[unit, RERUN] = None
+            pairs |= {(unit, name): None for name in about["estimators"]}
+    return list(pairs)
 
 
 def _seeds(tables: Tables, unit: str, name: str) -> int:
     rows = tables.rows["estimators"]
-    own = {row["seed"] for row in rows if (row["unit"], row["estimator"]) == (unit, name)}
-    return len(own or {row["seed"] for row in tables.rows["subsets"]})
+    seeds = {row["seed"] for row in rows if (row["unit"], row["estimator"]) == (unit, name)}
+    return len(seeds or {row["seed"] for row in tables.rows["subsets"]})
 
 
 def _mean(rows: Sequence[Row], unit: str, name: str, column: str) -> float | None:
-    own = [row.get(column) for row in rows if (row["unit"], row["estimator"]) == (unit, name)]
-    known = [value for value in own if value is not None]
-    return float(np.mean(known)) if known else None
+    values = [row.get(column) for row in rows if (row["unit"], row["estimator"]) == (unit, name)]
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def _number(text: str) -> float | None:

@@ -120,12 +120,12 @@ def control_of(run: Run, runs: Sequence[Run]) -> Run:
 
     The curves of neurons, modules and features are only in runs of arms that target them.
     """
-    found = [r for r in runs if r.arm.edit.is_control and _pairs(r, run)]
-    for other in found:
+    controls = [r for r in runs if r.arm.edit.is_control and _pairs(r, run)]
+    for other in controls:
         if other.of_unit(run.heads, run.metric) is not None:
             return other
-    if found:
-        return found[0]
+    if controls:
+        return controls[0]
     raise ValueError(
         f"no control of seed {run.seed} and window [{run.start}, {run.end}) for {run.folder}; "
         f"run one with intervention=control seed={run.seed}"
@@ -144,9 +144,9 @@ def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[R
     if reference == "control":
         return [control_of(run, runs)]
     if isinstance(reference, Arm):
-        found = [other for other in runs if _pairs(other, run) and other.arm.fits(reference)]
+        candidates = [other for other in runs if _pairs(other, run) and other.arm.fits(reference)]
     else:
-        found = [
+        candidates = [
             other
             for other in runs
             if _pairs(other, run)
@@ -154,9 +154,9 @@ def references_of(run: Run, runs: Sequence[Run], reference: str | Arm) -> list[R
             and _strength(other) == _strength(run)
         ]
     draws: dict[object, Run] = {}
-    for other in found:
-        known = draws.setdefault(_draw(other), other)
-        if known.of_unit(run.heads, run.metric) is None:
+    for other in candidates:
+        first = draws.setdefault(_draw(other), other)
+        if first.of_unit(run.heads, run.metric) is None:
             draws[_draw(other)] = other
     return list(draws.values())
 
@@ -165,7 +165,7 @@ def _draw(run: Run) -> object:
     """Returns the identity of a reference's training: of a free draw which it is, else the run."""
     if not run.arm.edit.is_random or run.arm.edit.match:
         return run.fingerprint
-    extra = tuple(one for one in run.arm.extra if not one.startswith("metric="))
+    extra = tuple(word for word in run.arm.extra if not word.startswith("metric="))
     return replace(run.arm, extra=extra), run.summary["intervention"].get("select"), run.replicate
 
 
@@ -175,20 +175,27 @@ def _strength(run: Run) -> tuple[object, ...]:
 
 
 def _is_reference(other: Arm, mine: Arm, reference: str) -> bool:
-    one, own = other.edit, mine.edit
-    if _kind(one) != _kind(own):
+    other_edit, edit = other.edit, mine.edit
+    if _kind(other_edit) != _kind(edit):
         return False
     if reference == RANDOM:
-        return one.is_random and not one.match
+        return other_edit.is_random and not other_edit.match
     if reference in MATCHED:
-        same = (one.by, one.choose, other.extra) == (own.by, own.choose, mine.extra)
-        return same and one.match is not None and one.match.targeted == MATCHED[reference]
-    return (one.source, one.choose) == (reference, own.choose) and not one.is_random
+        same = (other_edit.by, other_edit.choose, other.extra) == (edit.by, edit.choose, mine.extra)
+        return (
+            same
+            and other_edit.match is not None
+            and other_edit.match.targeted == MATCHED[reference]
+        )
+    return (other_edit.source, other_edit.choose) == (
+        reference,
+        edit.choose,
+    ) and not other_edit.is_random
 
 
 def metrics_of(measured: Measurements) -> list[str]:
     """Returns the names of all metrics that any run has, in the order of their definition."""
-    return list(dict.fromkeys(name for one in measured.table.values() for name in one.values))
+    return list(dict.fromkeys(name for of_run in measured.table.values() for name in of_run.values))
 
 
 def random_values(
@@ -200,7 +207,7 @@ def random_values(
     replicates that most seeds have are left out; so are arms with fewer than two seeds or
     replicates.
     """
-    found = {}
+    by_name = {}
     for arm, seeds in by_arm(measured.runs).items():
         if not arm.edit.is_random:
             continue
@@ -216,8 +223,8 @@ def random_values(
         names = max(sorted(set(sets)), key=sets.count)
         values = [[row[name] for name in names] for row in rows if set(names) <= set(row)]
         if len(names) >= 2 and len(values) >= 2:
-            found[arm.name] = (names, np.array(values))
-    return found
+            by_name[arm.name] = (names, np.array(values))
+    return by_name
 
 
 def _measure(run: Run, target: Run, control: Run) -> Measured:
@@ -235,10 +242,12 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
         names = (f"{prefix}onset_step", f"{prefix}onset_tokens")
         step = None
         if curve is not None:
-            known = np.isfinite(curve[rows])  # a metric may be measured at fewer steps than others
-            seen = curve[rows][known]
+            has_value = np.isfinite(
+                curve[rows]
+            )  # a metric may be measured at fewer steps than others
+            seen = curve[rows][has_value]
             if not len(seen) or seen[0] < threshold:  # else it came before the window
-                step = crossing(run.curve["step"][rows][known], seen, threshold)
+                step = crossing(run.curve["step"][rows][has_value], seen, threshold)
                 if step is None:
                     step = float(run.end)
                     censored.update(names)
@@ -253,8 +262,8 @@ def _measure(run: Run, target: Run, control: Run) -> Measured:
     values |= {name: run.at_end(name) for name in run.curve if name.startswith(shown)}
     values |= dict.fromkeys(_not_comparable(run, target, values))
     values |= _head_means(run, target) | {"heads/log_ratio": _log_ratio(run, target, control)}
-    known = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
-    return Measured(run, target.unit, known, frozenset(censored))
+    finite = {name: v if v is not None and math.isfinite(v) else None for name, v in values.items()}
+    return Measured(run, target.unit, finite, frozenset(censored))
 
 
 def _not_comparable(run: Run, target: Run, names: Iterable[str]) -> list[str]:
@@ -312,16 +321,16 @@ def _own_metric(base: Mapping[str, float], head: str) -> str | None:
 
     Returns None where one alone is known.
     """
-    own = {column: value for column, value in base.items() if column.endswith(f"/{head}")}
-    return max(own, key=lambda column: own[column]) if len(own) > 1 else None
+    columns = {column: value for column, value in base.items() if column.endswith(f"/{head}")}
+    return max(columns, key=lambda column: columns[column]) if len(columns) > 1 else None
 
 
 def _head_means(run: Run, target: Run) -> Values:
     means: Values = {"heads/induction": None, "heads/rest": None, "heads/contrast": None}
     for group, members in _other_heads(run, target).items():
         values = [run.at_end(f"emergence/{target.metric}/{name}") for name in members]
-        known = [value for value in values if value is not None]
-        means[f"heads/{group}"] = float(np.mean(known)) if known else None
+        numbers = [value for value in values if value is not None]
+        means[f"heads/{group}"] = float(np.mean(numbers)) if numbers else None
     a, b = means["heads/induction"], means["heads/rest"]
     means["heads/contrast"] = None if a is None or b is None else a - b
     return means

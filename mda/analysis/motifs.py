@@ -73,7 +73,7 @@ def mine(
     scores: Scores,
     unit: str,
     settings: MotifsConfig,
-    bar: Callable[[Iterable[Found], int], Iterable[Found]] = lambda found, n: found,
+    bar: Callable[[Iterable[Found], int], Iterable[Found]] = lambda record_at, n: record_at,
 ) -> Mined:
     """Returns the motifs of the samples that the settings choose by the unit's scores.
 
@@ -86,11 +86,11 @@ def mine(
         window = np.sort(np.random.default_rng(0).choice(n, WINDOW, replace=False))
     needed = np.union1d(window, chosen)
     of = records(corpus, scores.sample_ids[needed])
-    found = dict(zip(needed.tolist(), bar(of, len(needed)), strict=True))
+    record_at = dict(zip(needed.tolist(), bar(of, len(needed)), strict=True))
     least = max(2, math.ceil(settings.least * len(chosen)))
-    picked, all_of_them = ([found[i] for i in at.tolist()] for at in (chosen, window))
+    picked, all_of_them = ([record_at[i] for i in at.tolist()] for at in (chosen, window))
     motifs = motifs_of(picked, scores.sample_ids[chosen], all_of_them, least)
-    covered = sum(one.samples for one in motifs) / len(chosen)
+    covered = sum(motif.samples for motif in motifs) / len(chosen)
     return Mined(motifs, len(chosen), len(window), covered)
 
 
@@ -133,38 +133,39 @@ def records(corpus: Corpus, sample_ids: np.ndarray) -> Iterator[Found]:
         plain = zip(*tandem(tokens, COPIES), strict=True)
         shaped = zip(*tandem(_symbols(lexemes), COPIES), strict=True)
         for row, words, block, record in zip(tokens, lexemes, plain, shaped, strict=True):
-            known = frozenset(filter(_is_word, words))
+            vocabulary = frozenset(filter(_is_word, words))
             repeats, follows = block[2] / len(row), record[2] / len(words)
             if repeats >= max(REPEATS_COVER, ALMOST_ALL * follows):
                 text = _text(corpus, row[block[0] : block[0] + block[1]])
-                yield Found(known, SPAN, ((text,),) * int(block[2] // block[1]), text)
+                yield Found(vocabulary, SPAN, ((text,),) * int(block[2] // block[1]), text)
             elif follows >= RECORDS_COVER:
-                yield Found(known, *_record(words, *map(int, record)))
+                yield Found(vocabulary, *_record(words, *map(int, record)))
             else:
-                yield Found(known)
+                yield Found(vocabulary)
 
 
 def motifs_of(
-    found: Sequence[Found], sample_ids: np.ndarray, window: Sequence[Found], least: int
+    chosen: Sequence[Found], sample_ids: np.ndarray, window: Sequence[Found], least: int
 ) -> tuple[Motif, ...]:
     """Returns the motifs that at least `least` of the samples share, most frequent first.
 
-    `found` belongs to the chosen samples and `window` to the window's, or to a random part of them.
+    `chosen` are the records of the chosen samples, `window` those of the window's, or of a random
+    part of them.
     """
     by_shape: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for position, one in enumerate(found):
-        if one.shape:
-            by_shape[one.shape].append(position)
-    in_window = Counter(one.shape for one in window)
-    seen = Counter(word for one in window for word in one.words)
+    for position, record in enumerate(chosen):
+        if record.shape:
+            by_shape[record.shape].append(position)
+    in_window = Counter(record.shape for record in window)
+    seen = Counter(word for record in window for word in record.words)
     common = {word for word, n in seen.items() if n >= max(COMMON[0], COMMON[1] * len(window))}
     motifs: list[Motif] = []
     for shape, at in sorted(by_shape.items(), key=lambda item: (-len(item[1]), item[0])):
-        of_shape = [found[position] for position in at]
-        skeleton, slots, cast = _generalise(shape, [one.copies for one in of_shape], common)
+        of_shape = [chosen[position] for position in at]
+        skeleton, slots, cast = _generalise(shape, [record.copies for record in of_shape], common)
         if len(at) < least or not slots:
             continue
-        share, overall = len(at) / len(found), in_window[shape] / max(1, len(window))
+        share, overall = len(at) / len(chosen), in_window[shape] / max(1, len(window))
         motifs.append(
             Motif(
                 name=f"motif_{len(motifs)}",
@@ -173,7 +174,7 @@ def motifs_of(
                 slots=slots,
                 example=of_shape[0].text,
                 cast=cast,
-                copies=_middle([len(one.copies) for one in of_shape]),
+                copies=_middle([len(record.copies) for record in of_shape]),
                 samples=len(at),
                 share=round(share, 6),
                 share_window=round(overall, 6),
@@ -221,7 +222,7 @@ def _record(
     if not any("\n" in symbol or not (symbol == _WORD or symbol.isspace()) for symbol in shape):
         return (), (), ""
     turned = [(tuple(shape[i : i + period]), i) for i in range(period)]
-    lines = [one for one in turned if "\n" in one[0][-1]]
+    lines = [turn for turn in turned if "\n" in turn[0][-1]]
     record, first = min(lines or turned)
     begins = range(start + first, start + length - period + 1, period)
     whole = [words[i : i + period] for i in begins]
@@ -236,7 +237,10 @@ def _generalise(
     shape: tuple[str, ...], samples: Sequence[Sequence[tuple[str, ...]]], common: set[str]
 ) -> tuple[tuple[str | int, ...], tuple[Slot, ...], tuple[int, int]]:
     """Returns skeleton, slots and cast of the records of all samples with this shape."""
-    columns = [[[copy[j] for copy in one] for one in samples] for j in range(shape.count(_WORD))]
+    columns = [
+        [[copy[j] for copy in of_sample] for of_sample in samples]
+        for j in range(shape.count(_WORD))
+    ]
     filled: list[str | int] = []  # for each place its one word, or the slot's number
     slots: list[Slot] = []
     origin: dict[int, list[list[str]]] = {}  # slot -> its words, of those that repeat no other
@@ -254,8 +258,8 @@ def _generalise(
             slots.append(Slot(_kind(shape, flat, common), None, _distinct(column), values))
         else:
             slots.append(Slot("repeat", earlier))
-    own = [origin[k] for k in origin if slots[k].kind in ("identifier", "number")]
-    cast = [len({word for column in own for word in column[i]}) for i in range(len(samples))]
+    fresh = [origin[k] for k in origin if slots[k].kind in ("identifier", "number")]
+    cast = [len({word for column in fresh for word in column[i]}) for i in range(len(samples))]
     places = iter(filled)
     parts: list[str | int] = []
     for symbol in shape:
@@ -295,7 +299,9 @@ def _distinct(column: Sequence[Sequence[str]]) -> tuple[int, int]:
 
 
 def _agree(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> bool:
-    pairs = [(x, y) for one, two in zip(a, b, strict=True) for x, y in zip(one, two, strict=True)]
+    pairs = [
+        (x, y) for ours, theirs in zip(a, b, strict=True) for x, y in zip(ours, theirs, strict=True)
+    ]
     return sum(x == y for x, y in pairs) >= ALMOST_ALL * len(pairs)
 
 

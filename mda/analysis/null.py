@@ -45,14 +45,14 @@ def null_check(
     if values.ndim != 2 or min(values.shape) < 2:
         raise ValueError(f"need two seeds and two random arms in each, not {values.shape}")
     names = range(values.shape[1]) if replicates is None else replicates
-    found = []
+    tested = []
     for r in range(values.shape[1]):
         others = np.delete(values, r, axis=1)
         seeds = [Seed((x,), tuple(rest)) for x, rest in zip(values[:, r], others, strict=True)]
-        signed = [Seed((one.difference,), (0.0,)) for one in seeds]
-        mean = float(np.mean([one.difference for one in seeds]))
-        found.append((mean, *(_two_sided(label_p(s, 0.0, draws, seed)) for s in (seeds, signed))))
-    corrected = holm([p for _, p, _ in found], checks * len(found))
+        signed = [Seed((pair.difference,), (0.0,)) for pair in seeds]
+        mean = float(np.mean([pair.difference for pair in seeds]))
+        tested.append((mean, *(_two_sided(label_p(s, 0.0, draws, seed)) for s in (seeds, signed))))
+    corrected = holm([p for _, p, _ in tested], checks * len(tested))
     return [
         NullCheck(
             replicate=int(name),
@@ -64,7 +64,7 @@ def null_check(
             p_holm=float(p_holm or 0.0),
             differs=p_holm is not None and p_holm <= alpha,
         )
-        for name, (mean, p, flipped), p_holm in zip(names, found, corrected, strict=True)
+        for name, (mean, p, flipped), p_holm in zip(names, tested, corrected, strict=True)
     ]
 
 

@@ -44,10 +44,10 @@ def titles(runs: Sequence[Run]) -> dict[str, str]:
     unit = ", fixed head" if all(run.of_heads for run in runs) else " of the unit"
     name = metrics.pop() if len(metrics) == 1 else "score"
     score = score_title(name)
-    found = {key: text.format(score=score, unit=unit) for key, text in CURVES.items()}
+    by_curve = {key: text.format(score=score, unit=unit) for key, text in CURVES.items()}
     if not any(f"emergence/{run.metric}/strongest" in run.curve for run in runs):
-        del found["strongest"]
-    return found
+        del by_curve["strongest"]
+    return by_curve
 
 
 def score_title(metric: str) -> str:
@@ -60,7 +60,7 @@ def score_title(metric: str) -> str:
 def points(measured: Measurements) -> list[tuple[Run, float, float]]:
     """Yields every edited run minus its control: strongest head, else unit, and ICL score."""
     name = "strongest" if "strongest" in titles(measured.runs) else "unit"
-    found = []
+    differences = []
     for run in measured.runs:
         if run.arm.edit.is_control:
             continue
@@ -68,8 +68,8 @@ def points(measured: Measurements) -> list[tuple[Run, float, float]]:
         theirs = measured.of(control_of(run, measured.runs), run).values
         a, b, c, d = (values[key] for key in (name, "icl_score") for values in (mine, theirs))
         if a is not None and b is not None and c is not None and d is not None:
-            found.append((run, a - b, c - d))
-    return found
+            differences.append((run, a - b, c - d))
+    return differences
 
 
 def same_window(runs: Sequence[Run]) -> bool:
@@ -89,10 +89,10 @@ def arm_curves(measured: Measurements, name: str) -> list[ArmCurve]:
     for arm, seeds in by_arm(measured.runs).items():
         rows = {}
         for seed, runs in seeds.items():
-            found = [_on_grid(run, name, grid) for run in runs]
-            found = [row for row in found if row is not None]
-            if found:
-                rows[seed] = np.mean(found, axis=0)
+            curves_of_seed = [_on_grid(run, name, grid) for run in runs]
+            curves_of_seed = [row for row in curves_of_seed if row is not None]
+            if curves_of_seed:
+                rows[seed] = np.mean(curves_of_seed, axis=0)
         if rows:
             values = np.array(list(rows.values()))
             spread = values.std(0, ddof=1) if len(values) > 1 else np.zeros(len(grid))
@@ -138,6 +138,6 @@ def _on_grid(run: Run, name: str, grid: np.ndarray) -> np.ndarray | None:
         values = run.curve.get(f"emergence/{run.metric}/strongest")
     else:
         values = run.curve.get(name if name.startswith("val/") else f"emergence/{name}")
-    if values is None or not (known := np.isfinite(values)).any():
+    if values is None or not (has_value := np.isfinite(values)).any():
         return None
-    return np.interp(grid, run.curve["step"][known] - run.start, values[known])
+    return np.interp(grid, run.curve["step"][has_value] - run.start, values[has_value])

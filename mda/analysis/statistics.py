@@ -79,7 +79,7 @@ def paired_effect(
     normal differences a 95 % interval covers 85 % at n = 5, 88 % at n = 8, 92 % at n = 12). With
     one difference there is an effect but no test, with two no interval, and the note says so.
     """
-    d = _finite([one.difference for one in seeds])
+    d = _finite([pair.difference for pair in seeds])
     if len(d) == 0:
         return Effect(0, None, None, None, None, None, None, None, "no pair of runs")
     mean = float(d.mean())
@@ -112,7 +112,7 @@ def label_p(
     """
     if len(seeds) < 2:
         raise ValueError(f"a permutation test needs two seeds or more, not {len(seeds)}")
-    options = [one.relabelled(shift) for one in seeds]
+    options = [pair.relabelled(shift) for pair in seeds]
     for values in options:
         _finite(values)
     observed = float(sum(values[0] for values in options))

@@ -43,7 +43,7 @@ def write_table(runs: Sequence[Run], folder: Path) -> None:
     content = [{"run": _name(run), **_kept(run)} for run in ordered]
     with store.replacing(folder / CURVES, "wb") as file:
         file.write(gzip.compress(text.getvalue().encode(), 9, mtime=0))
-    lines = ",\n".join(json.dumps(one, ensure_ascii=False) for one in content)
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in content)
     with store.replacing(folder / RUNS) as file:
         file.write(f"[\n{lines}\n]\n")
 
@@ -56,11 +56,11 @@ def read_table(folder: Path) -> list[Run]:
             for row in store.csv_rows(file):
                 rows.setdefault(row.pop("run"), []).append(row)
         runs = []
-        for one in store.read_json(folder / RUNS):
-            full = read_curve(rows[one["run"]])
+        for record in store.read_json(folder / RUNS):
+            full = read_curve(rows[record["run"]])
             curve = {name: values for name, values in full.items() if values.size and not
                      all(value != value for value in values)}  # fmt: skip
-            runs.append(run_of(folder / one["run"], one, curve, one.get("overrides", ())))
+            runs.append(run_of(folder / record["run"], record, curve, record.get("overrides", ())))
         return runs
     except (
         OSError,

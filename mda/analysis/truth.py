@@ -62,13 +62,13 @@ def rank_correlation(
 
 
 def rank_correlation_gain(
-    one: Sequence[Group], other: Sequence[Group], confidence: float = 0.95,
+    first: Sequence[Group], other: Sequence[Group], confidence: float = 0.95,
     resamples: int = 9999, seed: int = 0,
 ) -> Correlation:  # fmt: skip
     """Returns one estimator's mean correlation minus another's over the same sets."""
     groups = [
         a._replace(predicted=np.stack([a.predicted, b.predicted]))
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(first, other, strict=True)
     ]
 
     def gain(both: np.ndarray, measured: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -84,14 +84,14 @@ def fit(groups: Sequence[Group]) -> Fit:
     own units have slope 1 and intercept 0 if they are right; those of other units have a slope in
     their units. Returns None without a group of two sets that differ in both.
     """
-    found = []
+    fits = []
     for group in groups:
         x, y = group.predicted, group.measured - group.control
         if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0:
             slope, intercept = np.polyfit(x, y, 1)
             r2, sign = np.corrcoef(x, y)[0, 1] ** 2, np.mean(np.sign(x) == np.sign(y))
-            found.append((slope, intercept, r2, sign))
-    return Fit(*np.mean(found, axis=0).tolist()) if found else Fit()
+            fits.append((slope, intercept, r2, sign))
+    return Fit(*np.mean(fits, axis=0).tolist()) if fits else Fit()
 
 
 def rerun_ceiling(

@@ -108,22 +108,22 @@ def capabilities(
     `strongest` are the model's heads, strongest first. Means for the ablation are taken on the
     trials' text.
     """
-    found = try_out(model, trials)
+    values = try_out(model, trials)
     sets = head_sets(strongest, settings)
     if not settings.ablation or not sets:
-        return found
+        return values
     places = [[head_place(architecture, head) for head in heads] for heads in sets]
     means = mean_inputs(model, chain(*places), in_batches(model, trials.text_MT1[:, :-1]))
     changes = []
     for of_set in places:
         with ablated(model, of_set, means):
             without = try_out(model, trials)
-        changes.append({name: without[name] - value for name, value in found.items()})
+        changes.append({name: without[name] - value for name, value in values.items()})
     top, *others = changes
-    for name in list(found):
-        found[f"{name}/top_heads"] = top[name]
-        found[f"{name}/random_heads"] = float(np.mean([one[name] for one in others]))
-    return found
+    for name in list(values):
+        values[f"{name}/top_heads"] = top[name]
+        values[f"{name}/random_heads"] = float(np.mean([change[name] for change in others]))
+    return values
 
 
 def head_sets(strongest: Sequence[HeadId], settings: CapabilitiesConfig) -> list[list[HeadId]]:
@@ -133,7 +133,7 @@ def head_sets(strongest: Sequence[HeadId], settings: CapabilitiesConfig) -> list
         return []
     rng, others = np.random.default_rng([settings.seed, 3]), strongest[k:]
     drawn = [rng.choice(len(others), k, replace=False) for _ in range(settings.random_sets)]
-    return [list(strongest[:k]), *([others[i] for i in sorted(one)] for one in drawn)]
+    return [list(strongest[:k]), *([others[i] for i in sorted(places)] for places in drawn)]
 
 
 def _on_text(model: PreTrainedModel, trials: Trials) -> dict[str, float]:

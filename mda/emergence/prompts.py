@@ -34,12 +34,12 @@ class LabelPrompts:
     wrong_M: Tensor  # the other class's token
 
 
-def shots_that_fit(wanted: int, size: int, length: int) -> int:
+def shots_that_fit(most: int, size: int, length: int) -> int:
     """Returns how many examples of `size` tokens fit before a question of `size`, at most as asked.
 
     The model reads at most `length` tokens. Raises ValueError where not even one fits.
     """
-    shots = min(wanted, (length + 1) // size - 1)
+    shots = min(most, (length + 1) // size - 1)
     if shots < 1:
         raise ValueError(f"{2 * size - 1} tokens are needed; the context has {length}")
     return shots

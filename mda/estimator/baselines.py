@@ -101,8 +101,8 @@ class Loss:
             losses = [
                 capture(model, work.corpus.rows(x), modules_of(block)).losses_B for x in passes
             ]
-            found = torch.cat(losses).cpu()
-            return SampleScores(for_all(found, work.units), found)
+            losses_N = torch.cat(losses).cpu()
+            return SampleScores(for_all(losses_N, work.units), losses_N)
 
         return work.over_samples(f"losses at step {step}", part)
 

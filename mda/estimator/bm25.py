@@ -36,7 +36,10 @@ class Bm25(Lexical):
     def target_influence(self, work: Work) -> TokenScorer:
         """Returns scores of single losses: position t has the part of token t + 1."""
         index, rows = Index.of(work.corpus, work.sample_ids), work.corpus.rows
-        query, n_vocab = np.concatenate([np.asarray(one) for one in work.query]), index.idf_V.size
+        query, n_vocab = (
+            np.concatenate([np.asarray(sequence) for sequence in work.query]),
+            index.idf_V.size,
+        )
         counts_V = np.bincount(query, minlength=n_vocab) / len(work.query)
         weights_V = counts_V * index.idf_V
         k1, b = self.settings.k1, self.settings.b

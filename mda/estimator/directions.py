@@ -61,10 +61,10 @@ class DirectionEstimator(ABC):
                 rows, batch_size = work.corpus.rows, self.settings.batch_size
                 return score_samples(model, rows, ids, directions, batch_size, skip)
 
-            found = work.over_samples(f"scores at step {step}", part)
+            at_step = work.over_samples(f"scores at step {step}", part)
             if total is not None:
-                found.values_NU.add_(total.values_NU)  # in place: they may be too many for memory
-            total = found
+                at_step.values_NU.add_(total.values_NU)  # in place: they may be too many for memory
+            total = at_step
         if total is None:
             raise ValueError("no checkpoint to score; accepted: one or more")
         return total
@@ -74,12 +74,16 @@ class DirectionEstimator(ABC):
         parts, skip = [], self._skip
         for step in work.steps:
             model, directions = self.directions(work, step)
-            own = directions.of_unit(work.found)  # of all neurons it would not fit into memory
-            found = [
-                token_influence(model, work.corpus.rows(ids), own, skip)[..., 0].cpu().double()
+            direction = directions.of_unit(
+                work.found
+            )  # of all neurons it would not fit into memory
+            of_batches = [
+                token_influence(model, work.corpus.rows(ids), direction, skip)[..., 0]
+                .cpu()
+                .double()
                 for ids in batches(sample_ids, self.settings.batch_size)
             ]
-            parts.append(torch.cat(found))
+            parts.append(torch.cat(of_batches))
         return torch.stack(parts).sum(0)
 
     def target_influence(self, work: Work) -> TokenScorer:
@@ -94,13 +98,13 @@ class DirectionEstimator(ABC):
             moves.append((model, directions.tangents(unit, dict(model.named_parameters()))))
 
         def influence(ids: np.ndarray) -> Tensor:
-            found = [
+            of_steps = [
                 torch.cat([
                     target_influence(model, work.corpus.rows(part), move, skip).cpu().double()
                     for part in batches(ids, self.settings.batch_size)
                 ])
                 for model, move in moves
             ]  # fmt: skip
-            return torch.stack(found).sum(0)
+            return torch.stack(of_steps).sum(0)
 
         return influence

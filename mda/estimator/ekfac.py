@@ -206,12 +206,12 @@ def _moments(captured: Capture, blocks: Sequence[ParameterBlock], factors: str) 
         sites |= {output_site(block): (Capture.dy, block) for block in blocks}
         second_moment = kfac_math.second_moment_sum
         return {at: second_moment(read(captured, block)) for at, (read, block) in sites.items()}
-    found: Sums = {}
+    moments: Sums = {}
     for block in blocks:
         sites = input_site(block, factors), output_site(block, factors)
         sums = kfac_math.factor_sums(captured.x(block), captured.dy(block), factors)
-        found |= zip(sites, sums, strict=True)
-    return found
+        moments |= zip(sites, sums, strict=True)
+    return moments
 
 
 def eigenbasis(moments: Mapping[str, Tensor]) -> Sums:

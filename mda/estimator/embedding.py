@@ -48,8 +48,10 @@ class Embedding:
         def part(ids: np.ndarray) -> SampleScores:
             passes = batches(ids, self.settings.batch_size)
             means_ND = torch.cat([self._hidden(model, rows(some)).mean(1) for some in passes])
-            found = torch.cosine_similarity(means_ND, query_D[None], dim=1).cpu()
-            return SampleScores(for_all(found, work.units), torch.full_like(found, torch.nan))
+            similarity_N = torch.cosine_similarity(means_ND, query_D[None], dim=1).cpu()
+            return SampleScores(
+                for_all(similarity_N, work.units), torch.full_like(similarity_N, torch.nan)
+            )
 
         return work.over_samples(f"embeddings at step {step}", part)
 
@@ -67,8 +69,8 @@ class Embedding:
         inputs_BT, layer = rows_BS[:, :-1].to(model.device), self.settings.layer
         with frozen(model):
             if layer is None:
-                found = model.base_model(inputs_BT, use_cache=False).last_hidden_state
+                hidden_BTD = model.base_model(inputs_BT, use_cache=False).last_hidden_state
             else:
                 hook = Hookpoint("resid_post", layer)
-                found = activations(model, inputs_BT, hook, architecture(model))
-        return found.double()
+                hidden_BTD = activations(model, inputs_BT, hook, architecture(model))
+        return hidden_BTD.double()

@@ -163,11 +163,11 @@ def step_of(checkpoint: int | str, kept: Sequence[int], window: Window) -> int:
     """
     if isinstance(checkpoint, int):
         return kept_step(kept, checkpoint, "estimator.checkpoint")
-    wanted = {
+    target = {
         "onset": window.onset,
         "window_middle": (window.start + window.end) / 2,
         "window_end": window.end,
     }[checkpoint]
-    if wanted is None:
+    if target is None:
         raise ConfigError("estimator.checkpoint=onset: the unit did not emerge in the base run")
-    return min(kept, key=lambda at: (abs(at - wanted), at))
+    return min(kept, key=lambda at: (abs(at - target), at))

@@ -106,22 +106,22 @@ def in_order(
                 f"estimator.path={path} has {scores.shape} scores; expected {n}, one for each "
                 "sample of the window in stream order"
             )
-        found = scores.astype(np.float64)
+        values = scores.astype(np.float64)
     else:
-        missing = [int(one) for one in sample_ids if int(one) not in scores]
+        missing = [int(sample) for sample in sample_ids if int(sample) not in scores]
         if missing:
             raise ConfigError(
                 f"estimator.path={path} has no score for {len(missing):,} of {len(sample_ids):,} "
                 f"samples of the window, the first is {missing[0]}; expected one for each"
             )
-        found = np.array([scores[int(one)] for one in sample_ids], dtype=np.float64)
-    if not np.isfinite(found).all():
-        bad = sample_ids[~np.isfinite(found)]
+        values = np.array([scores[int(sample)] for sample in sample_ids], dtype=np.float64)
+    if not np.isfinite(values).all():
+        bad = sample_ids[~np.isfinite(values)]
         raise ConfigError(
             f"estimator.path={path}: {len(bad):,} scores are not finite, the first is that of "
             f"sample {bad[0]}; expected numbers"
         )
-    return found
+    return values
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
@@ -154,8 +154,8 @@ def _bergson(folder: Path, column: str | None) -> np.ndarray:
     records = np.fromfile(folder / BERGSON, dtype=kind, count=n)
     name = column or "score_0"
     if name not in (kind.names or ()):
-        known = ", ".join(one for one in kind.names or () if one.startswith("score_"))
-        raise ValueError(f"estimator.column={name} is not in it; expected one of {known}")
+        there = ", ".join(field for field in kind.names or () if field.startswith("score_"))
+        raise ValueError(f"estimator.column={name} is not in it; expected one of {there}")
     if not records[name.replace("score_", "written_")].all():
         raise ValueError("some of its scores were never written; expected a finished run")
     rows = folder / "candidates.npy"

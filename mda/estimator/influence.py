@@ -50,11 +50,11 @@ class Ekfac(DirectionEstimator):
 
     def directions(self, work: Work, step: int) -> tuple[PreTrainedModel, Directions]:
         """Returns (H + c D)^-1 grad f."""
-        wanted, model = self.settings, work.model(step)
+        settings, model = self.settings, work.model(step)
         gradients = work.gradients(model)
-        curvature = work.curvature(step, fit_of(wanted, gradients))
-        metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
-        blocks = curvature.inverse_times(gradients, wanted.damping, metric)
+        curvature = work.curvature(step, fit_of(settings, gradients))
+        metric = adam_denominators(work, step, gradients) if settings.adam_damping else None
+        blocks = curvature.inverse_times(gradients, settings.damping, metric)
         return model, Directions.of(work.units, blocks)
 
 
@@ -104,14 +104,14 @@ class Exact(DirectionEstimator):
 
         Beyond the unit's own parameters, F is one matrix of all of the scope's.
         """
-        wanted, model = self.settings, work.model(step)
+        settings, model = self.settings, work.model(step)
         gradients = work.gradients(model)
-        metric = adam_denominators(work, step, gradients) if wanted.adam_damping else None
-        if wanted.scope != UNIT:
+        metric = adam_denominators(work, step, gradients) if settings.adam_damping else None
+        if settings.scope != UNIT:
             return model, self._jointly(work, model, gradients, metric)
         blocks: dict[ParameterBlock, Tensor] = {}
         for block, v_RIJ in gradients.items():
-            fit = fit_of(wanted, [block])
+            fit = fit_of(settings, [block])
             ids = fit.subset(work.sample_ids)
             parts = sequence_gradients_of(model, work.corpus.rows, ids, fit)
             blocks[block] = torch.zeros_like(v_RIJ, dtype=torch.float64)
@@ -121,8 +121,8 @@ class Exact(DirectionEstimator):
                 own_P = None if metric is None else metric[block][owner].flatten().to(own_NP.device)
                 if own_NP.any():
                     v_RP = v_RIJ[rows].flatten(1)
-                    found = exact.inverse_times(own_NP, v_RP, wanted.damping, own_P)
-                    blocks[block][rows] = found.view_as(v_RIJ[rows])
+                    direction_RP = exact.inverse_times(own_NP, v_RP, settings.damping, own_P)
+                    blocks[block][rows] = direction_RP.view_as(v_RIJ[rows])
         return model, Directions.of(work.units, blocks)
 
     def _jointly(

@@ -30,8 +30,8 @@ class Lexical(ABC):
         tokens = self.target_influence(work)
 
         def part(ids: np.ndarray) -> SampleScores:
-            found = torch.cat([tokens(some).sum(1) for some in batches(ids, ROWS)])
-            return SampleScores(for_all(found, work.units), torch.full_like(found, torch.nan))
+            sums_N = torch.cat([tokens(some).sum(1) for some in batches(ids, ROWS)])
+            return SampleScores(for_all(sums_N, work.units), torch.full_like(sums_N, torch.nan))
 
         return work.over_samples(self.bar, part)
 

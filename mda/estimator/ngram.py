@@ -38,8 +38,8 @@ class Ngram(Lexical):
         """Returns parts of single losses: position t has that of the n-gram ending at t + 1."""
         special, rows = work.corpus.special_ids, work.corpus.rows
         sequences = (np.asarray(sequence) for sequence in work.query)
-        known = Ngrams.of(sequences, self.settings.n, work.corpus.vocab_size, special)
-        return lambda ids: torch.from_numpy(known.shares(rows(ids).numpy()))
+        ngrams = Ngrams.of(sequences, self.settings.n, work.corpus.vocab_size, special)
+        return lambda ids: torch.from_numpy(ngrams.shares(rows(ids).numpy()))
 
 
 @dataclass(frozen=True)

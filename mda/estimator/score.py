@@ -80,8 +80,8 @@ def token_influence(
     are read there, and the output that is written there; 0 at the first `skip` positions.
     """
     modules = modules_of(directions.blocks)
-    found = directions.token_influence(capture(model, tokens_BS, modules, skip=skip))
-    return F.pad(found, (0, 0, skip, 0))
+    influence = directions.token_influence(capture(model, tokens_BS, modules, skip=skip))
+    return F.pad(influence, (0, 0, skip, 0))
 
 
 def target_influence(
@@ -144,13 +144,13 @@ def _still(model: PreTrainedModel, tangents: Mapping[str, Tensor], skip: int) ->
     the map with the tangents for parameters, is subtracted there.
     """
 
-    def still(bare: nn.Module, own: dict[str, Tensor]):
+    def still(bare: nn.Module, tangents_of: dict[str, Tensor]):
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             value, change = forward.unpack_dual(output)
             assert change is not None
             x = forward.unpack_dual(args[0]).primal[:, :skip]
             change = change.clone()
-            change[:, :skip] -= functional_call(bare, own, (x,))
+            change[:, :skip] -= functional_call(bare, tangents_of, (x,))
             return forward.make_dual(value, change)
 
         return hook
@@ -158,10 +158,10 @@ def _still(model: PreTrainedModel, tangents: Mapping[str, Tensor], skip: int) ->
     with ExitStack() as stack:
         for path in {name.rpartition(".")[0] for name in tangents} if skip else ():
             module = model.get_submodule(path)
-            own = {
+            tangents_of = {
                 end: tangents.get(f"{path}.{end}", torch.zeros_like(parameter))
                 for end, parameter in module.named_parameters()
             }
-            hook = still(deepcopy(module), own)
+            hook = still(deepcopy(module), tangents_of)
             stack.callback(module.register_forward_hook(hook).remove)
         yield

@@ -35,19 +35,19 @@ class Unrolled:
         """Returns scores of the found unit; NaN for the other units of the pass, and for losses."""
         window, states = work.training()
         kept = work.kept(PROGRESS)
-        wanted, n_steps = self.settings, window.stream.end - window.stream.start
-        segment = min(wanted.segment or n_steps, n_steps)
-        total = -(-(wanted.last_steps or n_steps) // segment) * max(1, wanted.n_perturbed)
+        settings, n_steps = self.settings, window.stream.end - window.stream.start
+        segment = min(settings.segment or n_steps, n_steps)
+        total = -(-(settings.last_steps or n_steps) // segment) * max(1, settings.n_perturbed)
         try:
             segments = unrolled_influence(
                 window,
                 states,
                 [work.differentiable(work.found)],
-                segment=None if wanted.segment is None else segment,
-                last_steps=wanted.last_steps,
-                n_perturbed=wanted.n_perturbed,
-                perturbation=wanted.perturbation,
-                seed=wanted.seed,
+                segment=None if settings.segment is None else segment,
+                last_steps=settings.last_steps,
+                n_perturbed=settings.n_perturbed,
+                perturbation=settings.perturbation,
+                seed=settings.seed,
                 resume=None if kept is None else Progress.of(kept),
             )
             progress = None if kept is None else Progress.of(kept)

@@ -125,13 +125,15 @@ def unrolled_influence(
     if resume is not None:
         values = resume.values_NU.to(values).clone()
     for run in range(resume.run if resume else 0, n_runs):
-        known = states
+        origins = states
         if n_perturbed:
-            known = {stream.start: perturbed(window, states[stream.start], perturbation, seed, run)}
+            origins = {
+                stream.start: perturbed(window, states[stream.start], perturbation, seed, run)
+            }
         end, adjoint = stream.end, None
         if resume is not None and run == resume.run:
             end, adjoint = resume.step, resume.adjoint.to(values.device)
-        parts = _segments_back(window, known, range(first, end), segment, measurements, adjoint)
+        parts = _segments_back(window, origins, range(first, end), segment, measurements, adjoint)
         for steps, adjoint, values_BU in parts:
             values[window.rows_of(steps)] += values_BU / n_runs
             yield Progress(run, steps.start, adjoint, values.clone())
@@ -139,7 +141,7 @@ def unrolled_influence(
 
 def _segments_back(
     window: TrainingWindow,
-    known: Mapping[int, TrainingState],
+    origins: Mapping[int, TrainingState],
     steps: range,
     segment: int,
     measurements: Sequence[Measurement],
@@ -150,12 +152,12 @@ def _segments_back(
     `adjoint` is the adjoint after `steps`; None starts from the measurements there.
     """
     end = steps.stop
-    for origin in sorted(known, reverse=True):
+    for origin in sorted(origins, reverse=True):
         begins = range(max(steps.start, origin), end, segment)
         if not begins:
             continue
         keep = {*begins, *range(begins[-1], end + 1)}
-        kept = replay(window, known[origin], range(origin, end), keep)
+        kept = replay(window, origins[origin], range(origin, end), keep)
         adjoint = adjoint or _measured(window, kept[end], measurements)
         for begin in reversed(begins):
             if begin + 1 not in kept:

@@ -57,7 +57,7 @@ def mean_inputs(
         for path, z_BTF in module_inputs(model, inputs_BT, paths).items():
             # float64, so that cutting the text into chunks makes no visible difference.
             total[path] = total[path] + z_BTF.double().sum((0, 1)).cpu()
-    return {path: one / n_tokens for path, one in total.items()}
+    return {path: summed / n_tokens for path, summed in total.items()}
 
 
 @contextmanager

@@ -103,8 +103,8 @@ class AttentionHeads:
         if together := _mechanism(units):
             return asked.joint_gradients(model, together, blocks)
         layers = sorted({HeadId.parse(unit.name).layer for unit in units})
-        own = {at: self.blocks[at]["qk"] for at in layers}
-        return asked.own_gradients(model, own)
+        layer_blocks = {at: self.blocks[at]["qk"] for at in layers}
+        return asked.own_gradients(model, layer_blocks)
 
     def _asked(self, target: str) -> TokenObjective | OwnAttention:
         return self.attended if target == METRIC else self.measured
@@ -120,7 +120,7 @@ class AttentionHeads:
         asked = self._asked(target)
         if isinstance(asked, TokenObjective):
             return asked.differentiable
-        return asked.differentiable([HeadId.parse(one) for one in names])
+        return asked.differentiable([HeadId.parse(member) for member in names])
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """Returns f_probe of each unit; the mechanism's is the mean of its heads'."""
@@ -172,7 +172,7 @@ class OwnAttention:
         Each head is differentiated by itself, because heads of a group share their key, and because
         of norms that span the projection, where one head's query depends on the others'.
         """
-        found: dict[ParameterBlock, Tensor] = {}
+        total: dict[ParameterBlock, Tensor] = {}
         for tokens in self._chunks(model):
             tape = record(model, tokens, modules_of(blocks.values()), patterns=True)
             for layer, block in blocks.items():
@@ -181,13 +181,13 @@ class OwnAttention:
                 paths = list(dict.fromkeys(tap.module for tap in block.outputs))
                 outputs = [tape.outputs[path] for path in paths]
                 dy = []
-                for head, own in enumerate(own_H):
-                    grads = torch.autograd.grad(own, outputs, retain_graph=True)
+                for head, metric in enumerate(own_H):
+                    grads = torch.autograd.grad(metric, outputs, retain_graph=True)
                     own_BTHJ = joined(block.outputs, dict(zip(paths, grads, strict=True)))
                     dy.append(own_BTHJ[:, :, head])
                 x = tape.capture(tape.outputs).x(block)
-                add(found, block, outer_sum(x, torch.stack(dy, 2)))
-        return found
+                add(total, block, outer_sum(x, torch.stack(dy, 2)))
+        return total
 
     def differentiable(self, heads: Sequence[HeadId]) -> Measurement:
         """Returns the mean metric of some heads as a function that can be differentiated twice."""
@@ -205,7 +205,7 @@ class OwnAttention:
         self, model: PreTrainedModel, heads: Sequence[HeadId], blocks: Sequence[ParameterBlock]
     ) -> dict[ParameterBlock, Tensor]:
         """Returns the gradient of some heads' mean metric in any blocks, lower layers included."""
-        found: dict[ParameterBlock, Tensor] = {}
+        total: dict[ParameterBlock, Tensor] = {}
         for tokens in self._chunks(model):
             tape = record(model, tokens, modules_of(blocks), patterns=True)
             with torch.enable_grad():
@@ -213,8 +213,8 @@ class OwnAttention:
                 mean = torch.stack([shares[h.layer][h.head] for h in heads]).mean()
             captured = tape.capture(tape.gradients(mean))
             for block in blocks:
-                add(found, block, block_gradients(captured, block))
-        return found
+                add(total, block, block_gradients(captured, block))
+        return total
 
     def _share(self, pattern_BHTT: Tensor) -> Tensor:
         """Returns the contribution of these sequences to the means of a layer's heads, [H]."""

@@ -174,7 +174,7 @@ class Directions:
 
         `weights` are the parameters; those in which the unit owns nothing are left out.
         """
-        found: dict[str, Tensor] = {}
+        changes: dict[str, Tensor] = {}
         for units, tensors in self.groups:
             for block, row in unit.parts if unit in units else ():
                 if block not in tensors:
@@ -182,9 +182,9 @@ class Directions:
                 for output in block.outputs:
                     for end in ("weight", *(["bias"] * block.bias)):
                         name = f"{output.module}.{end}"
-                        found.setdefault(name, torch.zeros_like(weights[name]))
-                add_to(block, row, found, tensors[block][row].to(weights[name]))
-        return found
+                        changes.setdefault(name, torch.zeros_like(weights[name]))
+                add_to(block, row, changes, tensors[block][row].to(weights[name]))
+        return changes
 
     def sequence_influence(self, captured: Capture) -> Tensor:
         """Returns -<P_u, grad L(z)> for every sequence and unit, [B, U]."""
@@ -227,6 +227,6 @@ def index_of(
             if block in pairs:
                 pairs[block].append((place, row))
     return {
-        block: tuple(torch.tensor(found, dtype=torch.long).reshape(-1, 2).T)  # type: ignore[misc]
-        for block, found in pairs.items()
+        block: tuple(torch.tensor(places, dtype=torch.long).reshape(-1, 2).T)  # type: ignore[misc]
+        for block, places in pairs.items()
     }

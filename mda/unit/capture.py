@@ -78,10 +78,10 @@ class Tape:
         An output that `of` does not depend on gets a gradient of zero.
         """
         paths, outputs = zip(*self.outputs.items(), strict=True)
-        found = torch.autograd.grad(of, outputs, weights, allow_unused=True)
+        computed = torch.autograd.grad(of, outputs, weights, allow_unused=True)
         return {
             path: torch.zeros_like(output) if gradient is None else gradient
-            for path, output, gradient in zip(paths, outputs, found, strict=True)
+            for path, output, gradient in zip(paths, outputs, computed, strict=True)
         }
 
     def capture(self, gradients: Mapping[str, Tensor], losses_B: Tensor | None = None) -> Capture:
@@ -104,7 +104,7 @@ def record(
     Parameters are frozen and dropout is off during the pass; both are restored. Raises ValueError
     for a path that the model does not have.
     """
-    wanted = list(dict.fromkeys(modules))
+    paths = list(dict.fromkeys(modules))
     inputs: dict[str, Tensor] = {}
     live: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -130,7 +130,7 @@ def record(
     # OLMo then clips queries, keys and values in place: what it overwrites must not be ours.
     clips = getattr(model.config, "clip_qkv", None) is not None
     with ExitStack() as stack:
-        for path, hook in [*((p, keep) for p in wanted), *((p, see) for p in watch)]:
+        for path, hook in [*((p, keep) for p in paths), *((p, see) for p in watch)]:
             try:
                 module = model.get_submodule(path)
             except AttributeError as error:
@@ -228,14 +228,14 @@ def modules_of(blocks: Iterable[ParameterBlock]) -> list[str]:
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Turns off parameter gradients and dropout inside the block."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     was_training = model.training
     model.eval().requires_grad_(False)
     try:
         yield
     finally:
         model.train(was_training)
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
@@ -244,11 +244,11 @@ def module_inputs(
     model: PreTrainedModel, inputs_BT: Tensor, modules: Iterable[str]
 ) -> dict[str, Tensor]:
     """Returns the inputs of these modules in a forward pass without gradients, by path."""
-    found: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
 
     def keep(path: str):
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            found[path] = args[0]
+            inputs[path] = args[0]
 
         return hook
 
@@ -258,4 +258,4 @@ def module_inputs(
             stack.callback(handle.remove)
         stack.enter_context(frozen(model))
         model.base_model(inputs_BT, use_cache=False)
-    return found
+    return inputs

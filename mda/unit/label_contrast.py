@@ -71,7 +71,7 @@ class LabelledText:
         fit into memory.
         """
         is_positive_N = self.has_label_M.repeat_interleave(self.tokens_MS.shape[1] - 1).numpy()
-        found, size = np.empty(len(ids)), max(1, KEPT // len(is_positive_N))
+        areas, size = np.empty(len(ids)), max(1, KEPT // len(is_positive_N))
         for start in range(0, len(ids), size):
             some = ids[start : start + size]
             values_NU, row = np.empty((len(is_positive_N), len(some)), np.float32), 0
@@ -79,8 +79,8 @@ class LabelledText:
                 part = activations(inputs_BT, some).flatten(0, 1).float().cpu().numpy()
                 values_NU[row : row + len(part)] = part
                 row += len(part)
-            found[start : start + size] = roc_auc(values_NU, is_positive_N)
-        return found
+            areas[start : start + size] = roc_auc(values_NU, is_positive_N)
+        return areas
 
 
 def contrast(
@@ -103,10 +103,10 @@ def roc_auc(activations_NU: np.ndarray, is_positive_N: np.ndarray) -> np.ndarray
 
     n_positive = int(is_positive_N.sum())
     n_negative = len(is_positive_N) - n_positive
-    found = np.empty(activations_NU.shape[1])
-    for start in range(0, len(found), 64):  # ranks are float64: keep few columns at a time
+    areas = np.empty(activations_NU.shape[1])
+    for start in range(0, len(areas), 64):  # ranks are float64: keep few columns at a time
         columns = slice(start, start + 64)
         ranks = rankdata(activations_NU[:, columns], axis=0)
         rank_sum = ranks[is_positive_N].sum(0)
-        found[columns] = rank_sum - n_positive * (n_positive + 1) / 2
-    return found / (n_positive * n_negative)
+        areas[columns] = rank_sum - n_positive * (n_positive + 1) / 2
+    return areas / (n_positive * n_negative)

@@ -61,13 +61,13 @@ class TokenObjective:
     @torch.no_grad()
     def row_values(self, model: PreTrainedModel) -> Tensor:
         """Returns what each row adds to f, float64 [M]."""
-        found = []
+        parts = []
         with frozen(model):
             for tokens, weights in self.chunks(model):
                 hidden = model.base_model(tokens[:, :-1], use_cache=False).last_hidden_state
                 losses = cross_entropy(hidden, unembedding(model), tokens[:, 1:])
-                found.append((losses * weights).sum(1).cpu())
-        return torch.cat(found)
+                parts.append((losses * weights).sum(1).cpu())
+        return torch.cat(parts)
 
     def differentiable(self, model: PreTrainedModel) -> Tensor:
         """Returns f with a graph to the parameters that can be differentiated twice."""
@@ -84,12 +84,12 @@ class TokenObjective:
 
         A unit's gradient includes all paths downstream of it.
         """
-        found: dict[ParameterBlock, Tensor] = {}
+        total: dict[ParameterBlock, Tensor] = {}
         for tokens, weights in self.chunks(model):
             captured = capture(model, tokens, modules_of(blocks), weights_BT=weights)
             for block in blocks:
-                add(found, block, block_gradients(captured, block))
-        return found
+                add(total, block, block_gradients(captured, block))
+        return total
 
 
 def add(total: dict[ParameterBlock, Tensor], block: ParameterBlock, part: Tensor) -> None:

@@ -44,14 +44,14 @@ class MlpNeurons:
 
     def metrics(self, model: PreTrainedModel, names: Sequence[str]) -> Mapping[str, float]:
         """Returns ROC AUC of some neurons."""
-        wanted = [parse(name) for name in names]
+        neurons = [parse(name) for name in names]
 
         def activations(inputs_BT: Tensor, some: Sequence[tuple[int, int]]) -> Tensor:
             paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in some}}
             read = module_inputs(model, inputs_BT, paths.values())
             return torch.stack([read[paths[at]][..., neuron] for at, neuron in some], -1)
 
-        auc = self.metric_text.auc(model.device, wanted, activations)
+        auc = self.metric_text.auc(model.device, neurons, activations)
         return dict(zip(names, auc.tolist(), strict=True))
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
@@ -70,7 +70,7 @@ class MlpNeurons:
         self, model: PreTrainedModel, units: Sequence[Unit], target: str = MEASUREMENT
     ) -> BlockTensors:
         """Returns the gradient of each neuron's contrast in its own input weights, by layer."""
-        found: dict[ParameterBlock, Tensor] = {}
+        total: dict[ParameterBlock, Tensor] = {}
         layers = sorted({parse(unit.name)[0] for unit in units})
         for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
             blocks = [self.blocks[at]["in"] for at in layers]
@@ -85,8 +85,8 @@ class MlpNeurons:
                     contrast, [tape.outputs[p] for p in paths], retain_graph=True
                 )
                 captured = tape.capture(dict(zip(paths, gradients, strict=True)))
-                add(found, block, outer_sum(captured.x(block), captured.dy(block)))
-        return found
+                add(total, block, outer_sum(captured.x(block), captured.dy(block)))
+        return total
 
     def differentiable(
         self, name: str, members: Sequence[str], target: str = METRIC
@@ -113,8 +113,8 @@ class MlpNeurons:
 
     def measurements(self, model: PreTrainedModel, units: Sequence[Unit]) -> Tensor:
         """Returns the difference of mean activation of each neuron, float64 [U]."""
-        wanted = [parse(unit.name) for unit in units]
-        paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in wanted}}
+        neurons = [parse(unit.name) for unit in units]
+        paths = {at: self.architecture.neuron_activation(at) for at in {at for at, _ in neurons}}
         total = torch.zeros(len(units), dtype=torch.float64)
         for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
             read = module_inputs(model, inputs_BT, paths.values())
@@ -122,7 +122,7 @@ class MlpNeurons:
                 at: torch.einsum("btf,bt->f", read[path].double(), weights_BT).cpu()
                 for at, path in paths.items()
             }
-            total += torch.stack([means[at][neuron] for at, neuron in wanted])
+            total += torch.stack([means[at][neuron] for at, neuron in neurons])
         return total
 
     @staticmethod

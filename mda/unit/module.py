@@ -83,11 +83,11 @@ class Modules:
         rows = (tokens[:, :-1] for tokens, _ in self.on_metric.chunks(model))
         means = mean_inputs(model, chain(*places.values()), rows)
         whole = self.on_metric.value(model)
-        found = {}
+        changes = {}
         for name in names:
             with ablated(model, places[name], means):
-                found[name] = whole - self.on_metric.value(model)
-        return found
+                changes[name] = whole - self.on_metric.value(model)
+        return changes
 
     def units(self, names: Sequence[str], together: bool = False) -> list[Unit]:
         """Returns all modules of the chosen parts."""

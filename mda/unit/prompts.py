@@ -52,10 +52,10 @@ def objective_of(
 ) -> PromptObjective:
     """Returns the measurement of some prompts. See `prompt_objective`."""
     encode = corpus.encode if corpus.tokenizer is not None else None
-    right_and_wrong = list(zip(*(one.tokens(encode) for one in prompts), strict=True))
+    right_and_wrong = list(zip(*(prompt.tokens(encode) for prompt in prompts), strict=True))
     pairs = [pair for side in right_and_wrong for pair in side]
-    for one, (tokens, _) in zip([*prompts] * len(right_and_wrong), pairs, strict=True):
-        one.check(tokens, corpus.vocab_size, longest)
+    for prompt, (tokens, _) in zip([*prompts] * len(right_and_wrong), pairs, strict=True):
+        prompt.check(tokens, corpus.vocab_size, longest)
     n, size = len(prompts), max(len(tokens) for tokens, _ in pairs)
     tokens_MS = torch.zeros(len(pairs), size, dtype=torch.int64)  # what follows is not looked at
     weights_MT = torch.zeros(len(pairs), size - 1, dtype=torch.float64)

@@ -93,7 +93,7 @@ class LabelledFeatures:
     ) -> BlockTensors:
         """Returns each feature's gradient of the contrast in the blocks, [R, I, J], a row each."""
         features, ids = self._at(model), self.numbers(unit.name for unit in units)
-        modules, found = modules_of(self.blocks), {}
+        modules, total = modules_of(self.blocks), {}
         for inputs_BT, weights_BT in self.measured_text.chunks(model.device):
             tape = record(model, inputs_BT, modules, watch=[self._path()])
             with torch.enable_grad():
@@ -101,16 +101,16 @@ class LabelledFeatures:
                 contrasts_R = torch.einsum("btr,bt->r", features_BTR, weights_BT.to(features_BTR))
             rows: dict[ParameterBlock, list[Tensor]] = {block: [] for block in self.blocks}
             paths, outputs = zip(*tape.outputs.items(), strict=True)
-            for own in contrasts_R:
+            for value in contrasts_R:
                 gradients = torch.autograd.grad(
-                    own, outputs, retain_graph=True, materialize_grads=True, allow_unused=True
+                    value, outputs, retain_graph=True, materialize_grads=True, allow_unused=True
                 )
                 captured = tape.capture(dict(zip(paths, gradients, strict=True)))
                 for block in self.blocks:
                     rows[block].append(block_gradients(captured, block)[0])
             for block, parts in rows.items():
-                add(found, block, torch.stack(parts))
-        return found
+                add(total, block, torch.stack(parts))
+        return total
 
     def differentiable(
         self, name: str, members: Sequence[str], target: str = METRIC
