@@ -133,23 +133,27 @@ class Exact(DirectionEstimator):
         metric: BlockTensors | None,
     ) -> Directions:
         """Returns (F + c D)^-1 grad f of one unit with F of all its parts together."""
-        wanted, (unit,) = self.settings, work.units
-        ids = fit_of(wanted, gradients).subset(work.sample_ids)
-        _check_size(wanted.scope, len(ids), unit)
+        settings, (unit,) = self.settings, work.units
+        ids = fit_of(settings, gradients).subset(work.sample_ids)
+        _check_size(settings.scope, len(ids), unit)
 
         def of_sequences(place: int) -> Tensor:
             block, row = unit.parts[place]
-            fit = fit_of(wanted, [block])
+            fit = fit_of(settings, [block])
             parts = sequence_gradients_of(model, work.corpus.rows, ids, fit)
             return parts[:, row].flatten(1).to(model.device)
 
         v = [gradients[block][row].flatten() for block, row in unit.parts]
-        own = None
+        denominators = None
         if metric is not None:
-            own = [metric[block][row].flatten().to(model.device) for block, row in unit.parts]
-        found = exact.joint_inverse_times(of_sequences, len(ids), v, own, wanted.damping)
+            denominators = [
+                metric[block][row].flatten().to(model.device) for block, row in unit.parts
+            ]
+        directions = exact.joint_inverse_times(
+            of_sequences, len(ids), v, denominators, settings.damping
+        )
         blocks = {block: torch.zeros_like(v, dtype=torch.float64) for block, v in gradients.items()}
-        for (block, row), part in zip(unit.parts, found, strict=True):
+        for (block, row), part in zip(unit.parts, directions, strict=True):
             blocks[block][row] = part.view_as(blocks[block][row])
         return Directions.of(work.units, blocks)
 

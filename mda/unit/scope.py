@@ -43,13 +43,13 @@ def scoped(unit: Unit, scope: str, model: PreTrainedModel) -> Unit:
         blocks = [*_layers(arch, arch.n_layers), *_vocabulary(model)]
         return Unit(unit.name, tuple(Part(block, 0) for block in blocks))
     last = max(_layer(arch, part) for part in unit.parts)
-    own = [part for part in unit.parts if _layer(arch, part) == last]
+    parts_of_last = [part for part in unit.parts if _layer(arch, part) == last]
     below = list(_layers(arch, last))
     in_attention = f".{last}.{arch.attention_name}."
     parallel = getattr(model.config, "use_parallel_residual", False)
-    if not parallel and not any(in_attention in part.block.input.module for part in own):
+    if not parallel and not any(in_attention in part.block.input.module for part in parts_of_last):
         below += arch.module_blocks(last, "attention", bias=True)
-    rows = (Part(block, row if block.owners > 1 else 0) for block, row in own)
+    rows = (Part(block, row if block.owners > 1 else 0) for block, row in parts_of_last)
     return Unit(unit.name, (*(Part(block, 0) for block in below), *rows))
 
 
@@ -59,8 +59,8 @@ def scored(
     """Returns the units that are scored: all, or beyond their own parameters the found one."""
     if scope == UNIT:
         return tuple(units)
-    own = next(unit for unit in units if unit.name == found)
-    return (scoped(own, scope, model),)
+    located = next(unit for unit in units if unit.name == found)
+    return (scoped(located, scope, model),)
 
 
 def left_out(unit: Unit, model: PreTrainedModel) -> tuple[int, int]:
@@ -77,8 +77,8 @@ def gradients_of(
     names, parameters = zip(*model.named_parameters(), strict=True)
     with _differentiable(model), torch.enable_grad():
         value = measurement(model)
-        found = torch.autograd.grad(value, parameters, materialize_grads=True)
-    by_name = dict(zip(names, found, strict=True))
+        gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
+    by_name = dict(zip(names, gradients, strict=True))
     return {block: gather(block, by_name) for block in dict.fromkeys(b for b, _ in unit.parts)}
 
 
