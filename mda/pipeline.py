@@ -21,6 +21,7 @@ from mda.stages.context import Context, rank
 from mda.stages.corpus import CorpusStage, trained_on_held_out
 from mda.stages.declared import BASE, SCORES, needs
 from mda.stages.editing import Edited, check_edit, edited_stream, make_edit
+from mda.stages.ending import Ending
 from mda.stages.found import NotBuilt
 from mda.stages.locating import Located, check_label, locate
 from mda.stages.order import Order
@@ -98,7 +99,8 @@ def base_of(context: Context, order: Order, groups: Sequence[str]) -> Run:
     config, at, base = context.config, context.at, context.config.base
     recipe = Recipe(config.training, config.emergence)
     if not isinstance(base, PublishedConfig):
-        return make(BaseStage(order, config.model, recipe), at)
+        ending = Ending.of(config.training, config.unit, config.intervention)
+        return make(BaseStage(order, config.model, recipe, ending), at)
     if rank() == 0 and (seen := trained_on_held_out(base, config.data, config.training.batch_size)):
         at.store.warn(order.corpus.fingerprint, seen)
     return published_run(base, order, recipe, sizes_of(config, groups), at)

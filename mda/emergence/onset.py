@@ -100,6 +100,22 @@ def units_of(curve: Curve, metric: str) -> list[str]:
     return [key.rpartition("/")[2] for key in curve[0] if key.startswith(prefix)]
 
 
+def strongest_first(values: Mapping[str, float]) -> list[str]:
+    """Returns the names of units by their value, largest first; of equal ones by their place."""
+    return sorted(values, key=lambda name: (-values[name], _place(name)))
+
+
+def _place(name: str) -> tuple[int, ...]:
+    digits = "".join(c if c.isdigit() else " " for c in name)
+    return tuple(map(int, digits.split()))
+
+
+def ranked(curve: Curve, metric: str) -> list[str]:
+    """Returns the units for which a curve has a metric, strongest in its last row first."""
+    last, prefix = curve[-1], f"emergence/{metric}/"
+    return strongest_first({name: last[prefix + name] for name in units_of(curve, metric)})
+
+
 def unit_onset(curve: Curve, metric: str, unit: HeadId | str, threshold: float) -> Onset:
     """Returns the onset of one unit's metric on its rows; without errors, without a band."""
     values, errors = f"emergence/{metric}/{unit}", f"emergence/{metric}_se/{unit}"

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 from mda.types import Window
 
 
+def window_end(onset: float, after: int) -> int:
+    """Returns onset + after in steps, rounded up to a whole one."""
+    return -int(-(onset + after) // 1)
+
+
 def auto_window(
     onset: float | None,
     checkpoints: Sequence[int],
@@ -39,7 +44,7 @@ def auto_window(
             f"no checkpoint at or before step {latest:g} (onset {onset:g} - {before}); the "
             f"first is {first}. Save checkpoints earlier or choose a smaller margin"
         )
-    start, end = max(early), min(-int(-(onset + after) // 1), last_step)
+    start, end = max(early), min(window_end(onset, after), last_step)
     if end <= onset:
         raise ValueError(
             f"the unit emerged at step {onset:g}, where the base run ends ({last_step}); train it "

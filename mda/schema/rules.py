@@ -100,6 +100,19 @@ def _measured_in_time(c: Config) -> None:
         raise refuse("emergence.every", c.emergence.every, limit)
 
 
+def _window_is_seen_in_time(c: Config) -> None:
+    """Checks that the curve of a base run that ends with the window shows where that is."""
+    trained = not isinstance(c.base, PublishedConfig)
+    if not trained or c.training.ends != "window" or c.intervention.steps:
+        return
+    if not isinstance(c.unit, HeadConfig):
+        limit = (
+            f"schedule with unit={c.unit.name}, whose metric is not on the base run's curve; or "
+            "intervention.window=[start,end]"
+        )
+        raise refuse("training.ends", c.training.ends, limit)
+
+
 def _sae_layer_exists(c: Config) -> None:
     sizes: Any = c.model
     if c.sae.layer is not None and c.sae.layer >= sizes.n_layers:
@@ -337,6 +350,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("data", "capabilities"), _tasks_fit_context),
     (("model", "emergence"), _metric_probe_fits_context),
     (("training", "emergence"), _measured_in_time),
+    (("training",), _window_is_seen_in_time),
     (("model", "sae"), _sae_layer_exists),
     (("base", "training", "sae"), _sae_checkpoint_exists),
     (("model", "unit"), _unit_exists),

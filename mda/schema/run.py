@@ -25,6 +25,12 @@ class TrainingConfig(Group):
     )
     total_steps: int = setting(6000, "steps of the learning-rate schedule", low=1, high=10**7)
     stop_step: int | None = setting(None, "end the run early at this step, null: run all", low=1)
+    ends: str = setting(
+        "schedule",
+        "schedule: the base run ends at its last step; window: at the first point of its curve at "
+        "or after the window's end",
+        one_of=("schedule", "window"),
+    )
     schedule: str = setting(
         "cosine", "learning rate over the steps, neox: GPT-NeoX's", one_of=("cosine", "neox")
     )
@@ -71,6 +77,8 @@ class TrainingConfig(Group):
             raise self._refuse("micro_batch_size", limit)
         if self.batch_size % self.devices:
             raise self._refuse("devices", f"a divisor of training.batch_size={self.batch_size}")
+        if self.ends == "window" and self.devices > 1:
+            raise self._refuse("ends", f"schedule with training.devices={self.devices}")
         if self.precision == "16-mixed" and self.accelerator == "cpu":
             raise self._refuse("precision", "32-true or bf16-mixed with training.accelerator=cpu")
 

@@ -14,7 +14,14 @@ import torch
 from mda import store
 from mda.cost import scoring
 from mda.data.stream import Corpus
-from mda.emergence.onset import Curve, Onset, there_before, unit_onset, units_of
+from mda.emergence.onset import (
+    Curve,
+    Onset,
+    ranked,
+    strongest_first,
+    there_before,
+    unit_onset,
+)
 from mda.intervention.window import auto_window
 from mda.sae.autoencoder import Sae
 from mda.sae.load import load_sae
@@ -115,14 +122,11 @@ class Located:
         first = [self.settings.locate] if self.settings.named is not None else []
         if len(first) >= self.wanted:  # named and traced alone, it needs no other's metric
             return first
-        metric, prefix = self.settings.metric, f"emergence/{self.settings.metric}/"
         if self.on_curve:
-            last = self.base.curve[-1]
-            values = {name: last[prefix + name] for name in units_of(self.base.curve, metric)}
+            ordered = ranked(self.base.curve, self.settings.metric)
         else:
             assert self._ranking is not None
-            values = store.read_json(self._ranking.folder / "ranking.json")
-        ordered = sorted(values, key=lambda name: (-values[name], _place(name)))
+            ordered = strongest_first(store.read_json(self._ranking.folder / "ranking.json"))
         return [*first, *(name for name in ordered if name not in first)]
 
     @cached_property
@@ -364,11 +368,6 @@ def locate(
 def as_text(units: Sequence[Unit]) -> dict[str, list[str]]:
     """Returns each unit's blocks and its row in them, for files and keys."""
     return {unit.name: [f"{block.name}[{row}]" for block, row in unit.parts] for unit in units}
-
-
-def _place(name: str) -> tuple[int, ...]:
-    digits = "".join(c if c.isdigit() else " " for c in name)
-    return tuple(map(int, digits.split()))
 
 
 def joined(one: Curve, other: Curve) -> Curve:

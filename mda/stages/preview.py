@@ -135,6 +135,10 @@ def print_costs(estimates: Estimates, side_by_side: int = 1) -> None:
     for n in sorted({_sharing(config) for config, _ in estimates.costs} - {1}):
         said = f"training.devices={n} share the updates; scores, curves and capabilities run on one"
         console.print(said, highlight=False, soft_wrap=True)
+    ends = {config.training.ends for config, cost in estimates.costs if cost.stage == "base"}
+    if "window" in ends:
+        said = "training.ends=window: a base run is counted to its last step, and may end before"
+        console.print(said, highlight=False, soft_wrap=True)
     for rate in rates:
         console.print(rate.source, highlight=False, soft_wrap=True)
 

@@ -30,6 +30,7 @@ from mda.schema.model import FAMILIES
 from mda.stages.context import Runtime, without
 from mda.stages.corpus import fetch
 from mda.stages.declared import ARM, BASE, STATE
+from mda.stages.ending import Ending
 from mda.stages.found import Made, NotBuilt, is_there, known
 from mda.stages.order import Order
 from mda.stages.plugin import module_of
@@ -42,7 +43,7 @@ from mda.types import Stream, Window
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NOT_INPUTS = ("accelerator",)  # the kind of device is part of the key as it is
+NOT_INPUTS = ("accelerator", "ends")  # the key has the kind of device, and the rule of the end
 
 
 @dataclass(frozen=True)
@@ -171,10 +172,11 @@ class BaseStage(Stage[Run]):
     order: Order
     model: ModelConfig
     recipe: Recipe
+    ending: Ending | None = None  # before the last step
 
     @property
     def checkpoints(self) -> list[int]:
-        """Steps that are kept."""
+        """Steps that are kept, unless the run ends before."""
         return self.recipe.training.checkpoints
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
@@ -189,6 +191,7 @@ class BaseStage(Stage[Run]):
             "metrics": metrics.functions(),
             "seed": self.order.seed,
             "checkpoints": self.checkpoints,
+            **({"ends": self.ending.inputs} if self.ending else {}),
         }
 
     def code(self) -> tuple[str, ...]:
@@ -198,15 +201,17 @@ class BaseStage(Stage[Run]):
         return self.recipe.device
 
     def build(self, part: Path, at: Runtime) -> None:
-        training = Training(self.order, self.recipe, self.checkpoints)
+        training = Training(self.order, self.recipe, self.checkpoints, ending=self.ending)
         model = initial_model(self.model, self.order.seed)
         stream = self.order.stream(0, self.recipe.training.last_step)
         training.run(part, at, model, stream, None, "base run")
 
     def open(self, artifact: Artifact, at: Runtime) -> Run:
         _log(artifact, at.log)
-        kept, function = tuple(self.checkpoints), function_of(self.model)
-        return Run(artifact, self.device(), kept, function, self.order, self.recipe)
+        kept, function = self.checkpoints, function_of(self.model)
+        if self.ending and is_there(artifact):
+            kept = checkpoint.steps(artifact.path / "checkpoints")
+        return Run(artifact, self.device(), tuple(kept), function, self.order, self.recipe)
 
 
 @dataclass(frozen=True)
@@ -358,6 +363,7 @@ class Training:
     keep: Sequence[int]
     follow: Follow | None = None
     measured: Sequence[int] = ()  # steps at which the curve has a row besides
+    ending: Ending | None = None
 
     def run(
         self,
@@ -386,6 +392,7 @@ class Training:
             also.union(curve_steps(*steps, held_out_every(emergence))),
             stream.batch_size * corpus.seq_len,
             self.follow,
+            self.ending.reached if self.ending else None,
         )
         train(
             part,

@@ -16,7 +16,7 @@ from mda.training.table import LOGGED_EVERY, CsvTable, RowLog, replay
 
 
 class Checkpoints(pl.Callback):
-    """Keeps the declared checkpoints, and a rolling one about every ten seconds.
+    """Keeps the declared checkpoints, that of a run's end, and a rolling one every ten seconds.
 
     Rolling checkpoints are rarer where writing takes long, so that it takes at most a twentieth of
     the time. Exact resume makes the moment of the rolling checkpoint irrelevant to the result.
@@ -34,7 +34,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: LanguageModel, *_: object) -> None:
         late = time.monotonic() - self.saved_at > self.pause_s
-        if late or pl_module.step in self.declared:
+        if late or trainer.should_stop or pl_module.step in self.declared:
             self._save(trainer, pl_module)
 
     def _save(self, trainer: pl.Trainer, module: LanguageModel) -> None:

@@ -29,9 +29,15 @@ if TYPE_CHECKING:
 
 
 class Resumable(Protocol):
-    """A callback that keeps a table, which is cut back where a run resumes."""
+    """A callback that keeps a table, which is cut back where a run resumes, and may end the run.
+
+    It ends a run by `trainer.should_stop`; `ended` says whether it has, by its table.
+    """
 
     def resume(self, step: int, log: RowLog) -> None: ...
+
+    @property
+    def ended(self) -> bool: ...
 
 
 def train(
@@ -74,7 +80,7 @@ def train(
     ]
     for callback in tables:
         callback.resume(first, log)
-    if first == stream.end:
+    if first == stream.end or any(curve.ended for curve in curves):
         return
     keep = Checkpoints(root, checkpoints, resumed=first if done else None)
     bar = [StepBar(progress, stream.end)] if progress else []

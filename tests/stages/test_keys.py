@@ -61,6 +61,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "training.micro_batch_size": ("training.micro_batch_size=2", "base"),
     "training.total_steps": ("training.total_steps=80", "base"),
     "training.schedule": ("training.schedule=neox", "base"),
+    "training.ends": ("training.ends=window", "base"),
     "training.peak_lr": ("training.peak_lr=1e-3", "base"),
     "training.min_lr_ratio": ("training.min_lr_ratio=0.2", "base"),
     "training.warmup_steps": ("training.warmup_steps=6", "base"),
