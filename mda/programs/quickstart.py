@@ -10,15 +10,16 @@ and an interrupted one resumes. One seed shows the effect; sweeps/causal_grid.ya
 
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from mda.benchmark import cores
 from mda.config import command_of, compose, next_command, overrides_of, prepared
-from mda.programs.pace import followed
 from mda.schema import Config, HeadConfig, InterventionConfig
 from mda.stages.declared import CAPABILITIES, needs
 
@@ -37,6 +38,8 @@ JOBS = {  # first those that need no influence: they retrain while the trace is 
     "augment-ekfac": (AUGMENT, "estimator=ekfac"),
 }
 AT_ONCE = min(2, cores())
+SAID_S = 30.0
+"""Seconds from one line about the work to the next."""
 AFTER_ONSET = 1000
 """Steps to the window's end. In the eight seeds of the study causal_grid, the effect of removing
 EK-FAC's samples on the head is as clear there as at 1,500."""
@@ -87,10 +90,9 @@ def quickstart(config: Config, folder: Path) -> None:
 
         try:
             print("1/3  base run; every job writes its output.log", flush=True)
-            told(followed(started(["base"]), settings, AT_ONCE, later=len(JOBS)))
-            arms = len(JOBS) - 1
-            print(f"2/3  trace and {arms} arms, {AT_ONCE} at a time", flush=True)
-            told(followed(started(list(JOBS)), settings, AT_ONCE))
+            follow(started(["base"]), settings)
+            print(f"2/3  trace and {len(JOBS) - 1} arms, {AT_ONCE} at a time", flush=True)
+            follow(started(list(JOBS)), settings)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -106,7 +108,74 @@ def quickstart(config: Config, folder: Path) -> None:
     print(folder)
 
 
-def told(lines: Iterator[str]) -> None:
-    """Prints lines as they come, to a terminal or into a file."""
-    for line in lines:
-        print(f"     {line}", flush=True)
+def follow(jobs: Mapping[Future[str], str], config: Config) -> None:
+    """Waits for jobs, and prints a line as each ends, and every half minute."""
+    left, began, before = set(jobs), time.monotonic(), steps_under_way(config)
+    said, seen = began, 0
+    while left:
+        done, left = wait(left, timeout=1, return_when="FIRST_COMPLETED")
+        now, steps = time.monotonic(), steps_under_way(config)
+        seen += sum(max(0, n - before.get(table, 0)) for table, n in steps.items())
+        before, began = steps, began if seen else now  # a corpus comes before any step
+        for future in done:
+            print(f"     {future.result()} done", flush=True)
+        if left and now - said >= SAID_S:
+            said, rate = now, seen / (now - began)
+            names = [name for future, name in jobs.items() if future in left]
+            print(f"     {progress(names, sum(steps.values()), rate, config)}", flush=True)
+
+
+def progress(names: Sequence[str], done: int, rate: float, config: Config) -> str:
+    """Returns what is being done, and how long is left at `rate` steps of training a second.
+
+    `names` are the jobs that have not ended, `done` the steps of the runs among them. The trace
+    counts as an arm.
+    """
+    from mda.report.costs import duration
+
+    edit, most = config.intervention, ""
+    start, end = edit.steps or (0, edit.before_onset + edit.after_onset)
+    if names == ["base"]:  # it trains by itself, the rest side by side
+        last, known = end_of_base(config)
+        most = "" if known else "at most "
+        said = f"base run, step {done:,} of {most}{last:,}" if done else "corpus and base run"
+        steps = max(0, last - done) + len(JOBS) * (end - start) / AT_ONCE
+    else:
+        said = f"{' and '.join(names[:AT_ONCE])}; {len(names)} of {len(JOBS)} have not ended"
+        steps = max(0, len(names) * (end - start) - done)
+    return f"{said}; {most or 'about '}{duration(steps / rate)} left" if rate else said
+
+
+def end_of_base(config: Config) -> tuple[int, bool]:
+    """Returns the last step of the base run in training, and whether that is known by its curve."""
+    from mda.stages.ending import Ending
+    from mda.training.table import read_rows
+
+    last, every = config.training.last_step, config.emergence.every
+    rule = Ending.of(config.training, config.unit, config.intervention)
+    if rule is None:
+        return last, True
+    for table in tables(config, "base", "curve.csv"):
+        with suppress(OSError, ValueError, TypeError):  # its last line may be half written
+            if (end := rule.end(read_rows(table))) is not None:
+                return min(-(-end // every) * every, last), True
+    return last, False
+
+
+def steps_under_way(config: Config) -> dict[Path, int]:
+    """Returns the number of steps done by each run that is in training, by its table of losses."""
+    found = [*tables(config, "base", "train.csv"), *tables(config, "arm", "train.csv")]
+    return {table: steps_of(table) for table in found}
+
+
+def tables(config: Config, kind: str, name: str) -> list[Path]:
+    """Returns the tables of a name of runs that are in training."""
+    return list((Path(config.output_dir) / "store" / kind).glob(f"*.part/{name}"))
+
+
+def steps_of(table: Path) -> int:
+    """Returns the number of steps in a loss table that is being written; 0 if it is missing."""
+    try:
+        return max(0, table.read_bytes().count(b"\n") - 1)
+    except OSError:
+        return 0

@@ -16,9 +16,9 @@ from hydra._internal.utils import get_args_parser
 from programs import ROOT, command, kill_parent_alone, kill_when
 
 from mda.config import check, compose
-from mda.programs.quickstart import under_way
+from mda.programs.quickstart import AFTER_ONSET, end_of_base, progress, shorter, steps_under_way
 
-ARMS = 9
+ARMS = 8
 JOBS = 72  # of the sweep that the last lines propose
 
 
@@ -71,11 +71,50 @@ def test_a_setting_that_some_arm_cannot_take_is_refused_before_any_work(tmp_path
     assert not (tmp_path / "store").exists()
 
 
-def test_the_progress_of_an_arm_is_seen_while_it_trains(tmp_path):
+def test_the_base_run_ends_with_the_window(whole):
+    out, folder = whole
+    (base,) = (out / "store" / "base").glob("*/train.csv")
+    assert base.read_text().count("\n") == 1 + 40  # the end of the preset's window; all are 60
+    log = (folder / "base" / "output.log").read_text()
+    assert str(base.parent / "checkpoints") in log
+
+
+def test_the_steps_of_a_run_are_seen_while_it_trains(tmp_path):
     own = ["intervention=control", "intervention.window=[0,400]", "training.total_steps=400"]
     config = compose(["experiment=smoke", f"output_dir={tmp_path}", *own])
-    assert under_way(config) == 0
-    kill_when(command("run", tmp_path, *own), lambda: 0.05 < under_way(config) < 1)
+    assert steps_under_way(config) == {}
+    kill_when(command("run", tmp_path, *own), lambda: sum(steps_under_way(config).values()) > 20)
+
+
+def test_a_line_says_what_is_done_and_how_long_is_left(tmp_path):
+    words = ["training.ends=window", "intervention.after_onset=1000", f"output_dir={tmp_path}"]
+    config = compose(words)
+    assert progress(["base"], 0, 0.0, config) == "corpus and base run"
+    line = progress(["base"], 1000, 20.0, config)  # 5000 + 9 x 1500 / 2 steps, 20 of them a second
+    assert line == "base run, step 1,000 of at most 6,000; at most 10 min left"
+    part = tmp_path / "store" / "base" / "x.part"
+    part.mkdir(parents=True)
+    table = "step,emergence/prefix_matching/L0H0\n1000,0.01\n1125,0.11\n"  # .06 is half way
+    (part / "curve.csv").write_text(table)
+    assert end_of_base(config) == (2125, True)
+    line = progress(["base"], 1000, 20.0, config)
+    assert line == "base run, step 1,000 of 2,125; about 7 min left"
+    line = progress(["control", "remove-ekfac", "augment-ekfac"], 1500, 25.0, config)
+    assert line == "control and remove-ekfac; 3 of 9 have not ended; about 2 min left"
+    assert progress(["trace"], 0, 0.0, config) == "trace; 1 of 9 have not ended"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("", ["training.ends=window", f"intervention.after_onset={AFTER_ONSET}"]),
+        ("unit=mlp_neuron", [f"intervention.after_onset={AFTER_ONSET}"]),
+        ("training.ends=schedule intervention.after_onset=700", []),
+        ("training.devices=2 intervention.after_onset=700", []),
+    ],
+)
+def test_it_is_short_where_nothing_else_was_chosen(words, found):
+    assert shorter(compose(words.split()), words.split()) == found
 
 
 @pytest.mark.long
