@@ -128,8 +128,10 @@ def _reference(measured: Measurements, runs: Sequence[Run], reference: str) -> s
             spread = numbers
     if not means:
         return ""
-    one_seed = len({run.seed for run in runs}) == 1 and len(spread) > 1
-    error = f" ± {short(float(np.std(spread, ddof=1)))}" if one_seed else ""
+    one_seed = len({run.seed for run in runs}) == 1
+    if one_seed and len(spread) == 2:  # too few for a standard deviation
+        return " and ".join(map(short, sorted(spread)))
+    error = f" ± {short(float(np.std(spread, ddof=1)))}" if one_seed and len(spread) > 2 else ""
     return short(float(np.mean(means))) + error
 
 

@@ -89,9 +89,10 @@ def compare(
     written |= {one["file"]: f"what explains the scores of {one['name']}" for one in causes}
     command = command or f"mda compare {_runs_argument(run_folders)}"
     shown = Compared(
-        measured, rows, verdicts, checks, study, report, notes, data, causes, written, out, command
-    )
-    context = {"title": report.title, "headline": sentence, "sections": sections(shown)}
+        measured, rows, verdicts, checks, study, report, notes, data, causes, written, out, command,
+        sentence,
+    )  # fmt: skip
+    context = {"title": report.title, "sections": sections(shown)}
     size = write_page(out / "report.html", context, data)
     for budget in FEWER_TOKENS:
         if size > LARGE_MB and traced:

@@ -12,6 +12,12 @@ from mda.analysis.statistics import benjamini_hochberg
 from mda.report import tables
 from mda.schema import StudyConfig
 
+ONE_SEED = (
+    "One seed: these are differences between single runs. There is no test, no interval and no "
+    "p-value, and every claim is undecided. Whether an effect comes again, how large it is on "
+    "average, and which estimator is better, only several seeds can say."
+)
+
 
 def study_line(study: StudyConfig) -> str:
     """Returns name, date and hash of the study, for every output."""
@@ -34,10 +40,7 @@ def notes_on(
             f"{', '.join(map(str, sorted(others)))}."
         )
     if len(seeds) == 1:
-        notes.append(
-            "One seed: these are differences between single runs. There is no test, no interval "
-            "and no p-value, and every claim is undecided."
-        )
+        notes.append(ONE_SEED)
     else:
         smallest = 2.0 ** (1 - len(seeds))
         if smallest > 0.05:

@@ -13,7 +13,7 @@ from mda.analysis.effects import Comparison
 from mda.analysis.metrics import METRICS, Measurements
 from mda.analysis.null import NullCheck
 from mda.report import tables
-from mda.report.notes import lead, study_line
+from mda.report.notes import ONE_SEED, lead, study_line
 from mda.report.page import percent
 from mda.report.page_data import provenance
 from mda.schema import ReportConfig, StudyConfig
@@ -38,11 +38,15 @@ class Compared:
     files: Mapping[str, str]  # what each written file holds
     folder: Path  # of the page
     command: str  # that repeats the comparison
+    headline: str  # the finding in one sentence
 
 
 def curves(compared: Compared) -> Values:
-    """Returns nothing: the page's script draws the curves."""
-    return {}
+    """Returns the sentence below the curves, which the page's script draws, and its limits."""
+    return {
+        "headline": compared.headline,
+        "one_seed": ONE_SEED if ONE_SEED in compared.notes else "",
+    }
 
 
 def verdicts(compared: Compared) -> Values:
@@ -50,7 +54,7 @@ def verdicts(compared: Compared) -> Values:
     dated = compared.study.hash in DATED
     return {
         "lead": lead(compared.measured),
-        "notes": compared.notes,
+        "notes": [note for note in compared.notes if note != ONE_SEED],  # that is above
         "one_seed": len({run.seed for run in compared.measured.runs}) == 1,
         "study": study_line(compared.study),
         "percent": percent(compared.report.confidence),

@@ -332,7 +332,18 @@ def test_the_sentence_has_the_curves_numbers(tmp_path):
     random = ends("remove_random")
     assert f"{np.mean(random):.3f}"[1:] + " ± " + f"{np.std(random, ddof=1):.3f}"[1:] in said
     text = (tmp_path / "report" / "report.html").read_text("utf-8")
-    assert text.index(said[:40]) < text.index('id="plot-curves"') < text.index('id="verdicts"')
+    places = ['id="plot-curves"', said[:40], "only several seeds can say", 'id="verdicts"']
+    assert sorted(places, key=text.index) == places
+    assert text.count("only several seeds can say") == 1
+
+
+def test_the_sentence_has_both_ends_of_two_random_edits(tmp_path):
+    edits = [replace(edit, replicates=min(edit.replicates, 2)) for edit in STANDARD]
+    folders = write_runs(tmp_path / "runs", [0], edits)
+    said = compare([tmp_path / "runs"], tmp_path / "report", STUDY, SETTINGS)["results"]["headline"]
+    rows = [store.read_csv(f / "curve.csv")[-1] for f in folders if "remove_random" in f.name]
+    low, high = sorted(f"{float(row['emergence/prefix_matching/L2H0']):.3f}"[1:] for row in rows)
+    assert f"; random removals end at {low} and {high};" in said
 
 
 def test_the_sentence_says_that_nothing_crossed_the_threshold(tmp_path):
