@@ -58,6 +58,7 @@ def words_of(edit: Edit) -> list[str]:
         whose = "its tokens" if edit.match.of == "sample" else "its samples"
         words.append(f"by {edit.match.of},")
         words.append(f"{whose} allowed" if edit.match.targeted else f"without {whose}")
+    words.append({"unit": "in the unit alone", "others": "but in the unit"}.get(edit.scope, ""))
     return [word for word in words if word]
 
 

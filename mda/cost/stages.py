@@ -6,6 +6,8 @@ fetched.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mda.cost import passes
 from mda.cost.job import Cost, Job, measurement_bytes
 from mda.cost.passes import FLOAT
@@ -55,8 +57,18 @@ def base(job: Job) -> list[Cost]:
 
 
 def arm(job: Job) -> list[Cost]:
-    """Returns the costs of the training of the window."""
-    return [_training(job, "arm", *job.window, 1)]
+    """Returns the costs of the training of the window, with two gradients where those are mixed.
+
+    That is an upper bound: only edited steps have two.
+    """
+    cost = _training(job, "arm", *job.window, 1)
+    if getattr(job.config.intervention, "scope", "all") == "all":
+        return [cost]
+    assert cost.flops is not None and cost.memory is not None
+    flops = {**cost.flops, "update": 2 * cost.flops["update"]}
+    tokens = cost.tokens + job.samples * job.config.data.seq_len
+    memory = cost.memory + (FLOAT + 1) * job.shape.n_parameters  # the other gradient, and a mark
+    return [replace(cost, tokens=tokens, flops=flops, memory=memory)]
 
 
 def state(job: Job) -> list[Cost]:

@@ -25,7 +25,7 @@ from mda.schema.setting import Group, is_range, setting
 
 IN_EDIT = {
     "mode", "select", "fraction", "count", "band", "ids", "label", "match", "match_targeted",
-    "within", "spans", "rows",
+    "within", "spans", "rows", "scope",
 }  # fmt: skip
 """Settings that `InterventionConfig.edit` reads."""
 
@@ -136,6 +136,12 @@ class EditConfig(InterventionConfig):
         "none", "give a random set the targeted one's distribution; sample: of tokens",
         one_of=("none", "label", "loss", "sample"),
     )  # fmt: skip
+    scope: str = setting(
+        "all",
+        "parameters whose gradient is the edited stream's: unit, its own; others; all. The rest "
+        "have the unedited stream's",
+        one_of=("unit", "others", "all"),
+    )
     match_targeted: str = setting(
         "exclude", "whether a matched set may contain targeted samples", one_of=("exclude", "allow")
     )
@@ -167,6 +173,7 @@ class EditConfig(InterventionConfig):
             amount=amount,
             label=self.label,
             match=self._match(),
+            scope=self._scope,
         )
         if edit.source == RANDOM:  # random scores have no top: any selection is a random set
             edit = replace(edit, by=None, choose=Random(), amount=edit.size)
@@ -189,6 +196,10 @@ class EditConfig(InterventionConfig):
         if not (mode.draws or self.select == "random" or self.match != "none"):
             idle.add("seed")
         return idle
+
+    @property
+    def _scope(self) -> str:
+        return "" if self.scope == "all" else self.scope
 
     def _match(self) -> Match | None:
         if self.match == "none":
@@ -302,7 +313,7 @@ class AugmentConfig(EditConfig):
 
     def edit(self, estimator: str) -> Edit:
         if self.rows is not None:  # how many there are is known once the file is read
-            return Edit(self.name, self.mode, by=Rows(Path(self.rows).stem))
+            return Edit(self.name, self.mode, by=Rows(Path(self.rows).stem), scope=self._scope)
         return replace(super().edit(estimator), mode=self.mode)
 
 

@@ -105,6 +105,7 @@ class Edit:
     amount: Share | Count | None = None  # None: a band and ids say it themselves
     label: str | None = None  # class that the choice is restricted to
     match: Match | None = None
+    scope: str = ""  # parameters that it reaches: unit (its own), others, or all where empty
 
     @property
     def source(self) -> str:
@@ -144,12 +145,16 @@ _PARTS: tuple[type[Any], ...] = (
 
 
 def as_data(edit: Edit) -> dict[str, Any]:
-    """Returns the edit as JSON-compatible data; a part is a mapping with its class under `is`."""
+    """Returns the edit as JSON-compatible data; a part is a mapping with its class under `is`.
+
+    An edit that reaches all parameters says nothing of it, as when there was no other.
+    """
 
     def data(part: Any) -> Any:
         return {"is": type(part).__name__, **asdict(part)} if isinstance(part, _PARTS) else part
 
-    return {item.name: data(getattr(edit, item.name)) for item in fields(edit)}
+    named = [item.name for item in fields(edit) if item.name != "scope" or edit.scope]
+    return {name: data(getattr(edit, name)) for name in named}
 
 
 def edit_from(data: Mapping[str, Any]) -> Edit:

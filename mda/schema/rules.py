@@ -253,6 +253,16 @@ def _tasks_fit_context(c: Config) -> None:
         raise refuse(f"capabilities.{name}", getattr(c.capabilities, name), limit)
 
 
+def _scoped_on_one_device(c: Config) -> None:
+    if getattr(c.intervention, "scope", "all") == "all":
+        return
+    scope = f"with intervention.scope={c.intervention.scope}"  # type: ignore[attr-defined]
+    if c.training.devices > 1:
+        raise refuse("training.devices", c.training.devices, f"1 {scope}")
+    if c.training.precision == "16-mixed":
+        raise refuse("training.precision", "16-mixed", f"32-true, bf16-mixed {scope}")
+
+
 def _tokens_are_scored(c: Config) -> None:
     if c.intervention.scores_tokens:
         _able(c, "tokens", "intervention.mode=mask_tokens")
@@ -361,6 +371,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[Config], None]], ...] = (
     (("model", "estimator"), _scored_layer_exists),
     (("training", "intervention"), _window_in_run),
     (("data", "training", "intervention"), _enough_to_edit),
+    (("training", "intervention"), _scoped_on_one_device),
     (("estimator", "intervention"), _tokens_are_scored),
     (("estimator", "intervention"), _losses_are_known),
 )

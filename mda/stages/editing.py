@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from torch import Tensor
 
 from mda.data.stream import Corpus, stream_hash
 from mda.data.token_files import read_inserted
@@ -31,7 +32,11 @@ from mda.stages.order import Order
 from mda.stages.runs import EditedStream
 from mda.stages.tokens import TracedTokens
 from mda.store import hash_arrays
-from mda.types import Changes, Scores, Stream, TokenScores
+from mda.types import Changes, Scores, Stream, TokenScores, Unit
+from mda.unit.scope import masks_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,22 @@ def edited_stream(
         rows = edited().corpus
     except NotBuilt:
         rows = order.corpus
-    return EditedStream(unit.steps, inputs, lambda: edited().stream, rows)
+    inside, scope = None, getattr(intervention, "scope", "all")
+    if scope != "all":
+        whose = {"units": unit.units_key, "found": [unit.members_key, unit.together]}
+        whose["biases"] = unit.settings.biases
+        inputs, inside = {"stream": inputs, "scope": scope, **whose}, partial(_inside, unit, scope)
+    return EditedStream(unit.steps, inputs, lambda: edited().stream, rows, inside)
+
+
+def _own(located: Located) -> Unit:
+    return next(unit for unit in located.units if unit.name == located.name)
+
+
+def _inside(located: Located, scope: str, model: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns the parameters that an edit of this scope reaches, bool by name."""
+    own = masks_of(_own(located), model)
+    return own if scope == "unit" else {name: ~mask for name, mask in own.items()}
 
 
 def decided_by(config: InterventionConfig, hash_file: Callable[[Path], str]) -> dict[str, object]:

@@ -37,6 +37,7 @@ from mda.stages.plugin import module_of
 from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
+from mda.training.scoped import Reach
 from mda.training.table import LOGGED_EVERY, RowLog, read_rows
 from mda.types import Stream, Window
 
@@ -262,6 +263,8 @@ class EditedStream:
     inputs: object  # what enters the key: how the stream is made, or its hash
     stream: Callable[[], Stream]
     corpus: Corpus  # with the rows from outside
+    inside: Callable[[PreTrainedModel], Mapping[str, torch.Tensor]] | None = None
+    """The parameters that it reaches, bool by name; None: all."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,8 @@ class ArmStage(Stage[Run]):
 
     def code(self) -> tuple[str, ...]:
         follows = (module_of(self.followed.kind),) if self.followed else ()
-        return ("mda.stages.runs", *self.base.code, *follows)
+        scoped = ("mda.unit.scope",) if self.edit.inside else ()
+        return ("mda.stages.runs", *self.base.code, *follows, *scoped)
 
     def device(self) -> torch.device:
         return self.base.device
@@ -316,7 +320,11 @@ class ArmStage(Stage[Run]):
         follow = self.followed.follow if self.followed else None
         recipe = replace(self.base.recipe, emergence=self.base.recipe.emergence.in_arms)
         training = Training(order, recipe, [stream.end], follow, also)
-        training.run(part, at, model, stream, self.start.folder, "arm")
+        reach = None
+        if self.edit.inside is not None:
+            unedited = self.base.order.stream(stream.start, stream.end)
+            reach = Reach(unedited, self.edit.inside(model))
+        training.run(part, at, model, stream, self.start.folder, "arm", reach)
 
     def open(self, artifact: Artifact, at: Runtime) -> Run:
         _log(artifact, at.log)
@@ -373,6 +381,7 @@ class Training:
         stream: Stream,
         start_from: Path | None,
         name: str,
+        reach: Reach | None = None,
     ) -> None:
         """Trains into a folder, from a checkpoint's state if given."""
         # Lightning takes a second to import; a plan, or a run that is in the store, needs none.
@@ -405,6 +414,7 @@ class Training:
             curves=[curve],
             log=at.log,
             progress=f"{name} (seed {self.order.seed})" if at.progress else None,
+            reach=reach,
         )
 
 

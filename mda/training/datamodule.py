@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from mda.training.scoped import Reach
 from mda.types import Stream
 
 
@@ -23,22 +24,30 @@ class Rows(Protocol):
 
 
 class StepDataset(IterableDataset):
-    """Batches of the stream's steps [first, end), one dictionary each."""
+    """Batches of the stream's steps [first, end), one dictionary each.
 
-    def __init__(self, corpus: Rows, stream: Stream, first: int):
-        self.corpus, self.stream, self.first = corpus, stream, first
+    With a `reach`, an edited step's batch has the unedited one under `unedited`.
+    """
+
+    def __init__(self, corpus: Rows, stream: Stream, first: int, reach: Reach | None = None):
+        self.corpus, self.stream, self.first, self.reach = corpus, stream, first, reach
 
     def __len__(self) -> int:
         return self.stream.end - self.first
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor | int]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         for step in range(self.first, self.stream.end):
-            sample_ids, _ = self.stream.at(step)
-            yield {
-                "tokens": self.corpus.rows(sample_ids),
-                "weights": loss_weights(self.stream, step, self.corpus.seq_len),
-                "batch_size": self.stream.batch_size,
-            }
+            batch = self._batch(self.stream, step)
+            if self.reach is not None and self.reach.edits(self.stream, step):
+                batch["unedited"] = self._batch(self.reach.unedited, step)
+            yield batch
+
+    def _batch(self, stream: Stream, step: int) -> dict[str, Any]:
+        return {
+            "tokens": self.corpus.rows(stream.at(step)[0]),
+            "weights": loss_weights(stream, step, self.corpus.seq_len),
+            "batch_size": stream.batch_size,
+        }
 
 
 def loss_weights(stream: Stream, step: int, seq_len: int) -> torch.Tensor:
@@ -55,9 +64,9 @@ def loss_weights(stream: Stream, step: int, seq_len: int) -> torch.Tensor:
 class StreamData(pl.LightningDataModule):
     """Serves a stream from step `first` on."""
 
-    def __init__(self, corpus: Rows, stream: Stream, first: int):
+    def __init__(self, corpus: Rows, stream: Stream, first: int, reach: Reach | None = None):
         super().__init__()
-        self.dataset = StepDataset(corpus, stream, first)
+        self.dataset = StepDataset(corpus, stream, first, reach)
 
     def train_dataloader(self) -> DataLoader:
         """Returns one batch for each remaining update of the stream."""

@@ -22,6 +22,7 @@ from mda.schema import ConfigError, TrainingConfig
 from mda.training.available import check_devices
 from mda.training.datamodule import Rows, StreamData
 from mda.training.module import LanguageModel
+from mda.training.scoped import Reach
 from mda.types import Stream
 
 if TYPE_CHECKING:
@@ -146,14 +147,15 @@ def fit(
     settings: TrainingConfig,
     first: int,
     resume: Path | None,
+    reach: Reach | None = None,
 ) -> None:
     """Trains from step `first` to the stream's end. Raises KeyboardInterrupt after Ctrl-C."""
     try:
         with quiet():
             if settings.activation_checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-            module = LanguageModel(model.train(), settings, first, resume)
-            trainer.fit(module, StreamData(corpus, stream, first))
+            module = LanguageModel(model.train(), settings, first, resume, reach)
+            trainer.fit(module, StreamData(corpus, stream, first, reach))
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None

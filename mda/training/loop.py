@@ -21,6 +21,7 @@ from mda.training.datamodule import Rows
 from mda.training.devices import Job, joined, refuse_nested
 from mda.training.fit import Process, fit, make_trainer
 from mda.training.progress import StepBar
+from mda.training.scoped import Reach
 from mda.training.table import RowLog
 from mda.types import Stream
 
@@ -52,6 +53,7 @@ def train(
     curves: Sequence[Resumable] = (),
     log: RowLog = lambda row: None,
     progress: str | None = "training",
+    reach: Reach | None = None,
 ) -> None:
     """Runs the updates of `stream` and completes `folder`.
 
@@ -59,7 +61,7 @@ def train(
     (weights and optimizer), None for a run from step 0. `curves` are callbacks that keep tables of
     their own. Each call sends every row of a curve and every 20th update's loss to `log` exactly
     once, including those of an earlier, killed call. `progress` names the progress bar, None hides
-    it.
+    it. `reach` is for an edit of some parameters only; it needs a single device.
     """
     root = folder / "checkpoints"
     done = [step for step in checkpoint.steps(root) if stream.start <= step <= stream.end]
@@ -87,7 +89,7 @@ def train(
     callbacks = [*tables, keep, *bar]
     if settings.devices == 1:
         trainer = make_trainer(settings, stream.end - first, Process(), callbacks)
-        return fit(trainer, model, corpus, stream, settings, first, resume)
+        return fit(trainer, model, corpus, stream, settings, first, resume, reach)
     refuse_nested(settings.devices)
     job = Job(type(model), model.config, corpus.seq_len, stream, settings, first, resume)
     with joined(settings.devices, job) as process:

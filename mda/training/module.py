@@ -14,6 +14,7 @@ from mda.schema import TrainingConfig
 from mda.training import checkpoint
 from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw, learning_rate
+from mda.training.scoped import Reach
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,7 @@ class LanguageModel(pl.LightningModule):
         settings: TrainingConfig,
         first_step: int = 0,
         resume: Path | None = None,
+        reach: Reach | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -39,6 +41,7 @@ class LanguageModel(pl.LightningModule):
         self.settings = settings
         self.first_step = first_step
         self.resume = resume
+        self.reach = reach
 
     @property
     def step(self) -> int:
@@ -65,6 +68,19 @@ class LanguageModel(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         optimizer: Any = self.optimizers()
+        loss = self._gradient(optimizer, batch)
+        if "unedited" in batch:
+            assert self.reach is not None
+            edited = {name: p.grad for name, p in self.model.named_parameters()}
+            self._gradient(optimizer, batch["unedited"])
+            self.reach.keep(self.model, edited)
+        optimizer.step()
+        if self.trainer.world_size > 1:
+            dist.all_reduce(loss)
+        return loss
+
+    def _gradient(self, optimizer: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Sets the parameters' gradients to a batch's, clipped, and returns its loss."""
         optimizer.zero_grad()
         tokens, weights = self._share(batch["tokens"], batch["weights"])
         loss = accumulate_gradients(
@@ -76,9 +92,6 @@ class LanguageModel(pl.LightningModule):
             self._backward,
         )
         self._clip(optimizer.optimizer)
-        optimizer.step()
-        if self.trainer.world_size > 1:
-            dist.all_reduce(loss)
         return loss
 
     def _share(

@@ -21,7 +21,7 @@ from torch import nn
 
 from mda.model.architecture import Architecture, architecture
 from mda.types import ParameterBlock, Part, Tap, Unit
-from mda.unit.blocks import gather
+from mda.unit.blocks import add_to, gather
 from mda.unit.capture import output_path
 from mda.unit.kind import Measurement
 
@@ -68,6 +68,16 @@ def left_out(unit: Unit, model: PreTrainedModel) -> tuple[int, int]:
     held = sum(block.shape[1] * block.shape[2] for block, _ in unit.parts)
     total = sum(parameter.numel() for parameter in model.parameters())
     return total - held, total
+
+
+def masks_of(unit: Unit, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Returns which of the model's parameters are a unit's own, bool by parameter name."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    marks = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for block, row in unit.parts:
+        ones = torch.ones(block.shape[1:], device=model.device)
+        add_to(block, row if block.owners > 1 else 0, marks, ones)
+    return {name: mark > 0 for name, mark in marks.items()}
 
 
 def gradients_of(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from mda import pipeline
 from mda.config import compose
@@ -69,6 +70,42 @@ def test_every_kind_of_arm_edits_and_differs_from_control(arm, overrides):
     assert found.base.fingerprint == control.base.fingerprint
     assert found.run.fingerprint != control.run.fingerprint
     assert found.run.curve[-1] != control.run.curve[-1]
+
+
+@pytest.mark.parametrize("clip", [0.05, 100])
+@pytest.mark.parametrize("mode", ["mask", "drop"])
+def test_a_scoped_update_is_the_edited_one_in_some_parameters_and_the_unedited_one_elsewhere(
+    arm, clip, mode
+):
+    """From the same weights and moments, whether both gradients are clipped or neither is."""
+    one = ("intervention.window=[20,21]", "unit.locate=L1H1", f"training.grad_clip={clip}")
+    remove = ("intervention.fraction=0.5", f"intervention.mode={mode}", "estimator=random")
+
+    def after(*overrides: str) -> dict[str, torch.Tensor]:
+        return dict(arm(*one, *overrides).run.model(21).named_parameters())
+
+    edited, unedited = after(*remove), after("intervention=control")
+    unit, others = (after(*remove, f"intervention.scope={s}") for s in ("unit", "others"))
+    own = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in edited.items()}
+    home = "gpt_neox.layers.1.attention"
+    own[f"{home}.query_key_value.weight"][24:48] = True  # of two heads of 8, each with q, k and v
+    own[f"{home}.dense.weight"][:, 8:] = True
+    for name, mask in own.items():
+        assert torch.equal(unit[name], torch.where(mask, edited[name], unedited[name])), name
+        assert torch.equal(others[name], torch.where(mask, unedited[name], edited[name])), name
+    changed = sum((edited[name] != unedited[name]).sum() for name in own)
+    inside = sum((unit[name] != unedited[name]).sum() for name in own)
+    assert 0 < inside < changed
+
+
+def test_an_edit_s_scope_tells_arms_apart_and_reaches_inserted_rows_too(arm, tmp_path):
+    rows = np.random.default_rng(0).integers(2, 250, (4, 33)).astype(np.uint16)
+    added = insert(tmp_path, rows, 2)
+    arms = [arm(*added, *more) for more in ((), *((f"intervention.scope={s}",)
+            for s in ("all", "unit", "others")))]  # fmt: skip
+    keys = [found.run.fingerprint for found in arms]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
+    assert len({found.run.curve[-1]["val/loss"] for found in arms}) == 3
 
 
 def test_an_arm_keeps_the_study_that_it_was_first_begun_for(arm):

@@ -122,6 +122,7 @@ CHANGES = {  # setting -> overrides that change it, and the first stage they tou
     "intervention.select": ("intervention.select=bottom", "arm"),
     "intervention.fraction": ("intervention.fraction=0.2", "arm"),
     "intervention.label": ("intervention.label=generated_xml", "arm"),
+    "intervention.scope": ("intervention.scope=unit", "arm"),
     "intervention.match": ("intervention.match=label", "arm"),
 }
 for name, value in {

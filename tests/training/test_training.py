@@ -18,8 +18,10 @@ from mda.emergence.steps import curve_steps
 from mda.model.build import scratch
 from mda.schema import EmergenceConfig, ScratchConfig, TrainingConfig
 from mda.training import checkpoint
+from mda.training.datamodule import StepDataset
 from mda.training.loop import train
 from mda.training.optimizer import adamw, learning_rate
+from mda.training.scoped import Reach
 
 SHAPE = ScratchConfig(n_layers=2, d_model=16, n_heads=2, d_ff=32, vocab_size=64, max_seq_len=16)
 SETTINGS = TrainingConfig(
@@ -67,6 +69,20 @@ def same_files(one, two, step):
         assert a.keys() == b.keys()
         for key, value in a.items():
             assert torch.equal(value, b[key]), key
+
+
+def test_a_batch_has_the_unedited_one_beside_it_only_where_they_differ(corpus):
+    base = unedited(stream_order(corpus, 0), 4, 0, 3)
+    weights = base.weights.copy()
+    weights[5] = 0  # in the second step
+    one = replace(base, weights=weights)
+    first, second, third = StepDataset(corpus, one, 0, Reach(base, {}))
+    assert "unedited" not in first and "unedited" not in third
+    assert second["unedited"]["weights"].tolist() == [1, 1, 1, 1]
+    assert second["weights"].tolist() == [1, 0, 1, 1]
+    masked = replace(base, masked=np.array([[9, 2]]))
+    *_, last = StepDataset(corpus, masked, 0, Reach(base, {}))
+    assert "unedited" in last and last["weights"].shape == (4, 16)
 
 
 def test_learning_rate_is_warm_up_then_cosine():
