@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -231,14 +232,17 @@ def influence(
     unit: LocatedUnit | str,
     estimator: str | EstimatorConfig = "ekfac",
     *,
+    prompts: str | Path | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Influence:
     """Returns scores the influence of every row on a unit of the model.
 
     `rows` are token ids, integers [N, T + 1]. `unit` comes from `locate`, or is the name of an
-    attention head, such as "L3H1", which then is traced as an induction head. `estimator` is a name
-    of conf/estimator with its `settings` (`damping=`, `batch_size=`, ...), or settings as a whole.
+    attention head, such as "L3H1", which then is traced as an induction head: by the copying of
+    repeated tokens, or by a file of `prompts`, JSON lines with token ids as in `mda.unit.prompts`
+    (a unit from `locate` takes `probe=` there). `estimator` is a name of conf/estimator with its
+    `settings` (`damping=`, `batch_size=`, ...), or settings as a whole.
     The curvature is fitted on the rows themselves. For EK-FAC,
 
         score(z) = - grad f^T (H + c mean(Lambda))^-1 grad L(z)
@@ -251,8 +255,13 @@ def influence(
     chosen = estimator_settings(estimator, settings)
     corpus = corpus_of(_checked(model), rows, None)
     if isinstance(unit, str):
-        kind = kind_of(HEADS["induction_head"], Materials(corpus, architecture(model)))
+        head = HEADS["induction_head"]
+        if prompts is not None:
+            head = replace(head, probe=ProbeConfig(target="prompts", file=str(prompts)))
+        kind = kind_of(head, Materials(corpus, architecture(model)))
         unit = LocatedUnit(unit, float("nan"), kind)
+    elif prompts is not None:
+        raise ConfigError("prompts: expected with a unit's name, or as `probe=` of `locate`")
     own = [one for one in unit.kind.units([unit.name]) if one.name == unit.name]
     if not own:
         raise ConfigError(f"unit={unit.name} does not exist in this model")

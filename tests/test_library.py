@@ -14,6 +14,7 @@ import mda
 from mda.config import compose
 from mda.emergence.measure import make_probes
 from mda.library import HEADS, corpus_of
+from mda.model.architecture import architecture
 from mda.pipeline import trace
 from mda.schema import ConfigError, EmergenceConfig
 from mda.stages.context import Context
@@ -88,6 +89,33 @@ def test_a_rows_tokens_add_up_to_its_score(model, rows, estimator):
     assert np.isfinite(found.scores).all() and found.scores.std() > 0
     if estimator in ("ekfac", "exact", "tracin"):
         np.testing.assert_allclose(found.tokens([3, 5]).sum(1), found.scores[[3, 5]], rtol=1e-4)
+
+
+def test_a_head_is_traced_by_prompts(model, rows, tmp_path):
+    """-<grad f, grad L> with f the difference of two logits."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": [5, 6, 7], "right": [8], "wrong": [9]}')
+    told = {"lr_weights": False, "progress": False}
+    found = mda.influence(model, rows, "L0H1", "tracin", prompts=file, **told)
+    names, weights = zip(*model.named_parameters(), strict=True)
+
+    def gradient(value):
+        parts = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+        return dict(zip(names, parts, strict=True))
+
+    logits = model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    wanted, expected = gradient(logits[8] - logits[9]), []
+    blocks = architecture(model).head_blocks(0).values()
+    for row in rows:
+        own = gradient(cross_entropy(model(row[None, :-1]).logits[0], row[1:]))
+        products = [gather(b, wanted)[1] * gather(b, own)[1] for b in blocks]
+        expected.append(-sum(product.sum().item() for product in products))
+    error = np.linalg.norm(found.scores - expected) / np.linalg.norm(expected)
+    assert error < 1e-4  # float32 on both sides
+    with pytest.raises(
+        ConfigError, match="prompts: expected with a unit's name, or as `probe=` of"
+    ):
+        mda.influence(model, rows, mda.locate(model)["L0H1"], prompts=file, progress=False)
 
 
 def test_scores_of_tokens_need_no_second_fit(model, rows, monkeypatch):
