@@ -127,6 +127,11 @@ def test_a_run_that_was_killed_after_its_end_trains_no_further(
     assert lines(run) == lines(ended) and run.checkpoints == ended.checkpoints
 
 
+def test_the_key_of_a_whole_run_says_nothing_of_ends(whole, ended):
+    keys, others = whole.artifact.manifest["inputs"], ended.artifact.manifest["inputs"]
+    assert others == {**keys, "ends": others["ends"]} and "ends" not in {*keys, *keys["training"]}
+
+
 @pytest.mark.parametrize(
     ("word", "enters"),
     [
