@@ -27,6 +27,7 @@ def trace(config: Config, folder: Path) -> None:
     from mda.report.job_log import job_log
     from mda.report.summary import of_stages, write_summary
     from mda.report.trace import FILES, report_trace, sample_rows
+    from mda.sae.neuronpedia import feature_page
     from mda.stages.attribution import loss_influence, token_influence
     from mda.stages.context import Context, process_group
 
@@ -53,6 +54,7 @@ def trace(config: Config, folder: Path) -> None:
             config.report.samples,
             config.report.dpi,
             before=unit.emerged.before,
+            elsewhere=feature_page(config.unit, unit.name),
         )
         told = [w] if (w := (results["positions"] or {}).get("warning")) else []
         log.figures([folder / "distribution.png"])

@@ -124,17 +124,23 @@ def sample_records(
 
 
 def write_samples_page(
-    path: Path, unit: str, records: dict[str, list[dict[str, Any]]], before: bool
+    path: Path,
+    unit: str,
+    records: dict[str, list[dict[str, Any]]],
+    before: bool,
+    elsewhere: str | None = None,
 ) -> None:
     """Writes an HTML page without scripts; red tokens have positive influence, blue negative.
 
-    With `before`, the unit emerged before the first step, so no sample here made it.
+    With `before`, the unit emerged before the first step, so no sample here made it. `elsewhere` is
+    the address of the unit's page on another site.
     """
     shaded = {
         title: [{**sample, "texts": list(_texts(sample))} for sample in samples]
         for title, samples in records.items()
     }
     values = {"unit": unit, "records": shaded, "before": there_before(unit) if before else ""}
+    values["elsewhere"] = elsewhere
     with store.replacing(path) as file:
         file.write(environment().get_template("trace.html.j2").render(**values))
 
@@ -197,11 +203,13 @@ def report_trace(
     n: int,
     dpi: int,
     before: bool,
+    elsewhere: str | None = None,
 ) -> dict[str, Any]:
     """Writes `FILES` into `folder`, prints the tables and returns the results for the summary.
 
     `influence` gives the influence [n, T] of the positions of some sample ids, `by_loss` that of
-    their losses, or None; with `before`, the unit emerged before the first step.
+    their losses, or None; with `before`, the unit emerged before the first step. `elsewhere` is the
+    address of the unit's page on another site.
     """
     values, labels = scores.of(unit), corpus.labels_of(scores.sample_ids)
     top, bottom = extremes(values, n)
@@ -221,7 +229,7 @@ def report_trace(
     told = None if positions is None else asdict(positions) | {"warning": positions.warning}
     content = {"unit": unit, "positions": told, "samples": records}
     store.write_json(folder / "top_samples.json", content)
-    write_samples_page(folder / "top_samples.html", unit, records, before)
+    write_samples_page(folder / "top_samples.html", unit, records, before, elsewhere)
     print_enrichment(enrichment)
     if positions is not None:
         print_positions(positions)

@@ -1,6 +1,8 @@
 """The program that trains an SAE: what it leaves, and what it finds again."""
 
 import csv
+import json
+import shutil
 
 from programs import leet, run, summary
 
@@ -27,3 +29,12 @@ def test_it_leaves_an_sae_and_says_how_good_it_is(tmp_path):
     second = summary(run("train_sae", tmp_path))
     assert second["times"]["built"] == []
     assert second["results"] == found["results"]
+
+    source = shutil.copytree(folder / "layers.0", tmp_path / "published" / "layers.0")
+    cfg = json.loads((source / "cfg.json").read_text())
+    (source / "cfg.json").write_text(json.dumps(cfg | {"neuronpedia_id": "nano/0-res"}))
+    words = ("unit=sae_feature", f"unit.source={source}", "report.dpi=30", "report.samples=2")
+    traced = run("trace", tmp_path, *words)
+    feature = summary(traced)["unit"].partition("F")[2]
+    page = (traced / "top_samples.html").read_text("utf-8")
+    assert f'href="https://www.neuronpedia.org/nano/0-res/{feature}"' in page

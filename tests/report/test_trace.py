@@ -28,12 +28,15 @@ def reported(
     before: bool = False,
     parts=lambda ids: np.zeros((len(ids), T)),
     by_loss=lambda ids: None,
+    elsewhere=None,
 ) -> dict:
     folder.mkdir()
     losses = np.ones(N, np.float32)
     scores = Scores(np.arange(N), np.arange(N) // 4, values[:, None], ("L1N3",), losses)
 
-    return report_trace(corpus, scores, "L1N3", parts, by_loss, folder, n=3, dpi=dpi, before=before)
+    return report_trace(
+        corpus, scores, "L1N3", parts, by_loss, folder, 3, dpi, before=before, elsewhere=elsewhere
+    )
 
 
 @pytest.mark.parametrize("values", [np.zeros(N), -np.arange(1.0, N + 1)], ids=["dead", "negative"])
@@ -111,3 +114,12 @@ def test_samples_are_shaded_by_where_the_unit_acts_and_by_the_loss(corpus, tmp_p
     first, second = page.split("<pre>")[1:3]
     assert first.startswith("<span") and not second.startswith("<span")
     assert second.partition("</pre>")[0].endswith("</span>")  # the loss of predicting the last
+
+
+def test_a_page_links_to_the_unit_s_page_on_neuronpedia_if_there_is_one(corpus, tmp_path):
+    page = "https://www.neuronpedia.org/gpt2-small/8-res-jb/120"
+    reported(corpus, np.arange(float(N)), tmp_path / "with", elsewhere=page)
+    reported(corpus, np.arange(float(N)), tmp_path / "without")
+    link = f'<a href="{page}">L1N3 on Neuronpedia</a>'
+    assert link in (tmp_path / "with" / "top_samples.html").read_text("utf-8")
+    assert "href" not in (tmp_path / "without" / "top_samples.html").read_text("utf-8")
