@@ -1,11 +1,16 @@
 """A corpus of random tokens: 120 rows of 16 + 1, vocabulary 64."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mda.data.stream import open_corpus
 from mda.data.token_files import map_rows
 from mda.data.tokens import build_tokens
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="package")

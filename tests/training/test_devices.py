@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+import train_small
 from safetensors.torch import load_file
 
 from mda.training.devices import _death
@@ -42,7 +43,9 @@ def finished(*args, **kwargs):
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("one"))
+    folder = tmp_path_factory.mktemp("one")
+    train_small.run(folder, {}, UPDATES)
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
