@@ -230,7 +230,7 @@ def main() -> None:
     shapes = arguments.shapes.split(",")
     for shape in shapes:
         if shape not in SHAPES:
-            parser.error(f"--shapes {shape}; accepted: {', '.join(SHAPES)}")
+            parser.error(f"--shapes {shape}; expected {', '.join(SHAPES)}")
     if arguments.only_memory:
         return print_peak_memory(shapes[0], arguments.only_memory)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {allocator()}")

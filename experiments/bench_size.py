@@ -153,7 +153,7 @@ def main() -> None:
     wanted = FIGURES[device]
     if arguments.only:
         if arguments.only not in wanted:
-            parser.error(f"--only {arguments.only!r}; accepted: {', '.join(wanted)}")
+            parser.error(f"--only {arguments.only!r}; expected {', '.join(wanted)}")
         print(json.dumps(measured(wanted[arguments.only], device, arguments.threads, most)))
         return
     figures = {}

@@ -39,9 +39,9 @@ def refuse_mixed(preset: str, tables: Tables) -> None:
     """
     seeds = [about["seed"] for about in tables.about]
     if twice := [seed for seed in sorted(set(seeds)) if seeds.count(seed) > 1]:
-        raise ValueError(f"truth={preset}: seed {twice[0]} has two folders; accepted: one")
+        raise ValueError(f"truth={preset}: seed {twice[0]} has two folders; expected one")
     origins = [origin for about in tables.about if (origin := about["fingerprints"].get("origin"))]
     if len(set(origins)) < len(origins):
-        raise ValueError(f"truth={preset}: two seeds are copies of each other; accepted: one")
+        raise ValueError(f"truth={preset}: two seeds are copies of each other; expected one")
     if len({about["fingerprints"]["corpus"] for about in tables.about}) > 1:
-        raise ValueError(f"truth={preset}: runs of different corpora; accepted: truth.name=another")
+        raise ValueError(f"truth={preset}: runs of different corpora; expected truth.name=another")

@@ -46,7 +46,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     if name == COMPLETION:
         return complete(rest)
     if name not in PROGRAMS:
-        print(f"error: mda {name} is refused; accepted: {', '.join(PROGRAMS)}", file=sys.stderr)
+        print(f"error: mda {name} is invalid; expected {', '.join(PROGRAMS)}", file=sys.stderr)
         return 2
     if name == "store":
         from mda.programs import store

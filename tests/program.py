@@ -18,7 +18,7 @@ NEEDS = (
 
 def program(config, folder):
     if config.seed == 13:
-        raise ConfigError("data.path=a.npy is refused; accepted: a file that exists")
+        raise ConfigError("data.path=a.npy is invalid; expected a file that exists")
     compose()  # as programs of many jobs do; a sweep must go on as before
     print(type(config).__name__, type(config.estimator).__name__, config.seed, folder)
 

@@ -43,7 +43,7 @@ def test_help_says_what_the_program_does_its_groups_settings_and_examples(tmp_pa
     text = run(tmp_path, "--help").stdout
     assert text.startswith("A program for the tests: prints what it was given")
     for line in (
-        "  data          embedded, hf, pile, synthetic, tokens",
+        "  data          embedded, hf, natural, pile, synthetic, tokens",
         "  training.min_lr_ratio=0.1                last learning rate as a share of the peak",
         "  data.path=...                            file of token rows, .npy or raw little-endian "
         "(data=tokens)",
@@ -85,9 +85,7 @@ def test_results_that_can_lie_nowhere_are_one_sentence(tmp_path, more):
     done = run(tmp_path, "output_dir=taken", *more)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     (line,) = done.stderr.splitlines()
-    assert (
-        line.startswith("error: taken/runs/") and "(Not a directory); accepted: an output" in line
-    )
+    assert line.startswith("error: taken/runs/") and "(Not a directory); expected an output" in line
 
 
 def test_a_sweep_numbers_its_jobs(tmp_path):
@@ -103,7 +101,7 @@ def test_a_sweep_numbers_its_jobs(tmp_path):
 def test_a_mistake_that_shows_up_late_is_one_sentence_too(tmp_path):
     done = run(tmp_path, "seed=13")
     assert done.returncode == 2
-    assert done.stderr == "error: data.path=a.npy is refused; accepted: a file that exists\n"
+    assert done.stderr == "error: data.path=a.npy is invalid; expected a file that exists\n"
 
 
 def arguments(*overrides: str, multirun: bool = True, folder: Path | None = None):
@@ -122,12 +120,12 @@ def arguments(*overrides: str, multirun: bool = True, folder: Path | None = None
     ("overrides", "said"),
     [
         (["seed=0,1", "model=nano,pythia-14mm"], r"model=pythia-14mm does not exist"),
-        (["seed=range(0,100)", "training.batch_size=0,8"], r"training\.batch_size=0 is refused"),
+        (["seed=range(0,100)", "training.batch_size=0,8"], r"training\.batch_size=0 is invalid"),
         (
             ["model.n_heads=4,3", "model.d_model=48,64", "model.rotary_pct=1"],
             r"model\.n_heads=3 .*divisor .*=64",
         ),
-        (["seed=0,1,2,3", "emergence.seed=0,1", "model.n_layers=1,0,2"], r"n_layers=0 is refused"),
+        (["seed=0,1,2,3", "emergence.seed=0,1", "model.n_layers=1,0,2"], r"n_layers=0 is invalid"),
         (
             ["experiment=smoke", "data=synthetic,embedded", "data.templates.xml=2"],
             r"is a setting of data=synthetic",
@@ -150,7 +148,7 @@ PARALLEL = ("hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
     ],
 )
 def test_arms_on_several_devices_side_by_side_are_refused_before_the_first_job(sweep):
-    said = r"training\.devices=2 is refused; accepted: 1 with hydra\.launcher\.n_jobs=2, or one job"
+    said = r"training\.devices=2 is invalid; expected 1 with hydra\.launcher\.n_jobs=2, or one job"
     with pytest.raises(ConfigError, match=said):
         check(arguments(*sweep), None)
     trace = ("base", "data", "model", "training", "unit", "estimator")  # finds a base run of two
@@ -210,7 +208,7 @@ def test_of_two_jobs_side_by_side_each_has_a_gpu_of_its_own_and_those_on_the_cpu
 def test_a_unit_that_tells_a_class_of_text_needs_data_that_have_it(words, said):
     unit = ["unit=sae_feature", "unit.label=code"]
     needs = ("data", "unit")
-    with pytest.raises(ConfigError, match=rf"^unit\.label=code is refused; accepted: {said}"):
+    with pytest.raises(ConfigError, match=rf"^unit\.label=code is invalid; expected {said}"):
         compose([*words, *unit], needs)
     compose(words, needs)
     compose(["data=pile", "data.labels=a.npy", "data.label_names=[prose,code]", *unit], needs)
@@ -232,7 +230,7 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path):
     for text, said in {
         "model: {n_hed: 3}": r"unknown setting model\.n_hed \(did you mean model\.n_heads\?\).*"
         r"\(in experiment/mine\.yaml\)",
-        "model: {n_heads: many}": r"model\.n_heads=many is refused; accepted: an integer.*"
+        "model: {n_heads: many}": r"model\.n_heads=many is invalid; expected an integer.*"
         r"\(in experiment/mine\.yaml\)",
         "model: {n_heads: 3": r"mine\.yaml, line 3 is no valid YAML",
         "defaults: [{override /data: synth}]": r"data=synth does not exist",
@@ -310,11 +308,11 @@ def test_threads_left_open_are_all_cores_or_a_job_s_share_of_them(tmp_path):
 def test_a_job_that_fails_stops_no_other_and_the_sweep_ends_with_a_table(tmp_path):
     done = run(tmp_path, "seed=12,13,1", "-m", "name=table")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: data.path=a.npy is refused; accepted: a file that exists" in done.stderr
+    assert "error: data.path=a.npy is invalid; expected a file that exists" in done.stderr
     text = done.stdout
     assert len([line for line in text.splitlines() if line.startswith("Config")]) == 2
     assert "job 1 failed" in text and "3 jobs: 2 done, 1 failed" in text
-    assert "data.path=a.npy is refused" in text
+    assert "data.path=a.npy is invalid" in text
     assert "to run job 1 again:  mda program seed=13\n" in text
 
 
@@ -352,7 +350,7 @@ def test_a_saved_run_is_checked_by_the_rules_of_its_own_program():
     content = asdict(config)
     assert through_schema(content, "train").data.seq_len == 24
     for program in ("run", "no_program"):
-        with pytest.raises(ConfigError, match=r"capabilities\.span=6 is refused"):
+        with pytest.raises(ConfigError, match=r"capabilities\.span=6 is invalid"):
             through_schema(content, program)
 
 
@@ -389,7 +387,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
         pytest.skip("there is a GPU")
     config = compose(["training.accelerator=gpu", f"output_dir={tmp_path}"])
     with pytest.raises(
-        ConfigError, match=r"training\.accelerator=gpu is refused; accepted: cpu, or"
+        ConfigError, match=r"training\.accelerator=gpu is invalid; expected cpu, or"
     ):
         Context.of(config)
     assert Context.of(replace(config, training=TrainingConfig(accelerator="auto"))).store

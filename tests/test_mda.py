@@ -114,7 +114,7 @@ def test_what_one_job_builds_is_planned_one_after_the_other(printed, tmp_path):
 def test_an_unknown_program_is_one_sentence():
     done = mda("trian")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: mda trian is refused; accepted: quickstart, train, ")
+    assert done.stderr.startswith("error: mda trian is invalid; expected quickstart, train, ")
     assert done.stderr.count("\n") == 1
 
 
@@ -176,7 +176,7 @@ def test_view_takes_a_run_and_refuses_one_without_a_page(pages):
     trace = outputs / "runs" / "trace" / "first"
     assert page_of(trace, outputs) == trace / "top_samples.html"
     (outputs / "runs" / "train" / "third").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"third has no page; accepted: the folder of"):
+    with pytest.raises(ConfigError, match=r"third has no page; expected the folder of"):
         page_of(outputs / "runs" / "train" / "third", outputs)
     with pytest.raises(ConfigError, match=r"--outputs .*none has no page"):
         page_of(None, pages / "none")

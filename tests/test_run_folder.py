@@ -68,7 +68,7 @@ def test_a_second_run_or_sweep_of_one_name_is_refused(start, tmp_path, first, se
     out, said = two.communicate(timeout=60)
     assert (two.returncode, out) == (2, ""), said
     assert said.count("\n") == 1
-    assert said.startswith(f"error: name=same: another process works in {folder}; accepted: ")
+    assert said.startswith(f"error: name=same: another process works in {folder}; expected ")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     one.communicate(timeout=60)
     assert one.returncode == 0

@@ -70,7 +70,7 @@ def _refuse_copies(runs: Iterable[Run]) -> None:
         if origin and first.setdefault(origin, run.seed) != run.seed:
             raise ValueError(
                 f"seeds {first[origin]} and {run.seed} are copies of each other: they start from "
-                "the same weights and see the same samples in the same order; accepted: one of "
+                "the same weights and see the same samples in the same order; expected one of "
                 "them, or seeds with another base run or another order"
             )
 

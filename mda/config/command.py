@@ -94,7 +94,7 @@ def _main(program: Program, needs: Sequence[str], preview: Preview | None, share
         if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1 and not shared:
             raise ConfigError(
                 f"WORLD_SIZE={processes}: each process of torchrun would do all the work; "
-                f"accepted: torchrun -m mda.cli trace, or training.devices={processes} without it"
+                f"expected torchrun -m mda.cli trace, or training.devices={processes} without it"
             )
         if preview is not None and args.dry_run:
             checked = check(args, needs, every=True)
@@ -149,7 +149,7 @@ def check(args: Namespace, needs: Sequence[str] | None, every: bool = False) -> 
                 node, _ = with_hydra(name, [str(item.input_line) for item in shape] + extra)
                 if not (args.multirun or node.mode == RunMode.MULTIRUN):
                     raise ConfigError(
-                        f"{swept[0].input_line} names several values; accepted: one value, a list "
+                        f"{swept[0].input_line} names several values; expected one value, a list "
                         f"as [a,b], or a sweep over them with -m{advice(str(swept[0].input_line))}"
                     )
             _refuse_absent(node, every)
@@ -280,7 +280,7 @@ def _refuse_absent(node: DictConfig, preview: bool) -> None:
     slurm = str(node.launcher.get("_target_", "")).endswith("SlurmLauncher")
     if slurm and not preview and shutil.which("srun") is None:
         raise ConfigError(
-            "hydra/launcher=slurm needs the command srun, which is not here; accepted: a login "
+            "hydra/launcher=slurm needs the command srun, which is not here; expected a login "
             "node of a Slurm cluster, or hydra/launcher=parallel"
         )
 

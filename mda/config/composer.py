@@ -48,7 +48,7 @@ def composer(folder: str | None = None) -> Iterator[None]:
     job gets the same name.
     """
     if folder and not (Path(folder).is_absolute() and Path(folder).is_dir()):
-        raise ConfigError(f"--config-path {folder} is refused; accepted: an absolute path")
+        raise ConfigError(f"--config-path {folder} is invalid; expected an absolute path")
     register()
     sweep, job = GlobalHydra.instance().hydra, JobRuntime.instance().get("name")
     GlobalHydra.instance().clear()
@@ -64,7 +64,7 @@ def search_path(folder: str | None) -> list[str]:
     if folder is None:
         return []
     if not Path(folder).is_dir():
-        raise ConfigError(f"--config-dir {folder} is refused; accepted: a folder of YAML files")
+        raise ConfigError(f"--config-dir {folder} is invalid; expected a folder of YAML files")
     return [f"hydra.searchpath=['file://{Path(folder).resolve()}']"]
 
 

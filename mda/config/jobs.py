@@ -62,13 +62,13 @@ class RunFolder(Callback):
         except Busy:
             print(
                 f"error: name={folder.name}: another process works in {folder}; "
-                "accepted: another name, or this one when that process has ended",
+                "expected another name, or this one when that process has ended",
                 file=sys.stderr,
             )
             raise SystemExit(2) from None  # Hydra turns other exceptions here into warnings
         except OSError as error:
             print(
-                f"error: {folder} cannot be made or written ({error.strerror}); accepted: an "
+                f"error: {folder} cannot be made or written ({error.strerror}); expected an "
                 "output_dir that can",
                 file=sys.stderr,
             )

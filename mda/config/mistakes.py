@@ -54,7 +54,7 @@ def refuse_illegal(given: Sequence[Override]) -> None:
         if of_hydra(item):
             continue
         if item.is_delete() and key != "experiment":
-            raise ConfigError(f"{item.input_line} takes a setting away; accepted: another value")
+            raise ConfigError(f"{item.input_line} takes a setting away; expected another value")
         if item.is_add() and key not in settings() and key not in groups():
             raise ConfigError(unknown_key(key, groups()))
 
@@ -69,7 +69,7 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
-        said = f"{error.override} cannot be read; accepted: key=value, such as model.n_heads=4"
+        said = f"{error.override} cannot be read; expected key=value, such as model.n_heads=4"
         return said + advice(str(error.override))
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark
@@ -77,7 +77,7 @@ def _sentence(error: BaseException, overrides: Sequence[str]) -> str | None:
         return f"{place} is no valid YAML: {error.problem}"
     if isinstance(error, MissingMandatoryValue):
         key = str(error.full_key or text.rpartition(" ")[2])
-        return f"{key} is not given; accepted: {accepted_at(key, missing=True)}"
+        return f"{key} is not given; expected {accepted_at(key, missing=True)}"
     if isinstance(error, InterpolationResolutionError) and error.full_key:
         return f"{error.full_key} refers to what does not exist: {text.splitlines()[0]}"
     if isinstance(error, ValidationError) and error.full_key:
@@ -94,16 +94,16 @@ def _wrong_type(key: str, text: str, overrides: Sequence[str]) -> str:
     if not given and (match := re.search(r"[Vv]alue '(.*?)'", text, re.DOTALL)):
         given = [match[1]]
     value = f"={given[-1]}" if given else ""
-    return f"{key}{value} is refused; accepted: {accepted_at(key)}"
+    return f"{key}{value} is invalid; expected {accepted_at(key)}"
 
 
 def _missing_file(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     known = list(error.options or options(group))
     if not group:
-        return f"--config-name {option} does not exist; accepted: {', '.join(known)}"
+        return f"--config-name {option} does not exist; expected {', '.join(known)}"
     if group == "hydra/launcher" and option in PLUGINS:
         brings = "pip install 'mechanistic-data-attribution[launchers]' brings it"
         return f"{group} needs the plugin for {option}; {brings}"
     close = nearest(option, known)
-    return f"{group}={option} does not exist{close}; accepted: {', '.join(known)}"
+    return f"{group}={option} does not exist{close}; expected {', '.join(known)}"

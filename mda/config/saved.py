@@ -79,7 +79,7 @@ def read_saved(folder: Path) -> Saved:
         overrides = tuple(word for word in words if word.isprintable())
     except (OSError, KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(
-            f"{folder} is refused; accepted: the folder of a run with config.yaml and {FILE} "
+            f"{folder} is invalid; expected the folder of a run with config.yaml and {FILE} "
             f"({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     _refuse_interpolation(given)
@@ -165,7 +165,7 @@ def _option(group: str, given: object, options: Mapping[str, type]) -> type:
     for option in options.values():
         if {field.name for field in fields(option)} == set(settings):
             return option
-    raise ConfigError(f"{group}.name={show(name)} is refused; accepted: {', '.join(options)}")
+    raise ConfigError(f"{group}.name={show(name)} is invalid; expected {', '.join(options)}")
 
 
 def _bounded(path: Path) -> str:
@@ -193,7 +193,7 @@ def _refuse_interpolation(content: object, key: str = "") -> None:
         for i, value in enumerate(content):
             _refuse_interpolation(value, f"{key}[{i}]")
     if isinstance(content, str) and "${" in content:
-        raise ConfigError(f"{key}={show(content)} is refused; accepted: a value without ${{...}}")
+        raise ConfigError(f"{key}={show(content)} is invalid; expected a value without ${{...}}")
 
 
 def _with_paths(content: dict[str, Any], directory: Path) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def refuse_missing(config: HfConfig, columns: Sequence[str]) -> None:
         if name is not None and name not in columns:
             raise DataError(
                 f"data.{setting}={name}: no such column{nearest(name, columns)}; "
-                f"accepted: {', '.join(columns)}"
+                f"expected {', '.join(columns)}"
             )
 
 

@@ -59,7 +59,7 @@ def _named(name: str, counts: np.ndarray) -> Tokenizer:
     if highest >= (size := words.get_vocab_size()):
         raise DataError(
             f"data.tokenizer={name}: it has {size:,} tokens and the data has id {highest}; "
-            "accepted: the tokenizer that made the data"
+            "expected the tokenizer that made the data"
         )
     return words
 
@@ -81,15 +81,15 @@ def read_labels(
         each = " or ".join(f"each of the {n:,} {what}s" for n, what in lengths.items())
         raise DataError(
             f"data.labels={path}: {values.dtype} {list(values.shape)}; "
-            f"accepted: one integer for {each}"
+            f"expected one integer for {each}"
         )
     if values.min() < 0:
-        raise DataError(f"data.labels={path}: label {values.min()}; accepted: 0 and above")
+        raise DataError(f"data.labels={path}: label {values.min()}; expected 0 and above")
     if names:
         if values.max() + 1 != len(names):
             raise DataError(
                 f"data.labels={path}: label {values.max()} is the highest, but data.label_names "
-                f"has {len(names)}; accepted: {values.max() + 1} names, for 0 to {values.max()}"
+                f"has {len(names)}; expected {values.max() + 1} names, for 0 to {values.max()}"
             )
         return values.astype(np.int32), tuple(names)
     found, index = np.unique(values, return_inverse=True)

@@ -67,7 +67,7 @@ def _end_of_text(config: HfConfig) -> int | None:
         if end is None and config.packing == "across":
             raise DataError(
                 f"data.end_of_text is not given and data.tokenizer={config.tokenizer} names none; "
-                "accepted: the id after each document"
+                "expected the id after each document"
             )
     return end
 
@@ -79,7 +79,7 @@ def build_from_config(out: Path, config: HfConfig, downloads: Path) -> None:
     """
     end = _end_of_text(config)
     if end is not None and end >= config.vocab_size:
-        raise DataError(f"data.end_of_text={end}: accepted: below data.vocab_size="
+        raise DataError(f"data.end_of_text={end}: expected below data.vocab_size="
                         f"{config.vocab_size}")  # fmt: skip
     width = config.seq_len + 1
     opened = open_data(config)
@@ -214,7 +214,7 @@ def _together(config: HfConfig, texts: Sequence[str], number: int) -> Iterator[l
         if len(text) > LONGEST:
             raise DataError(
                 f"{named(config)}: document {number + offset:,} has {len(text):,} characters and "
-                f"is tokenized whole; accepted: at most {LONGEST:,} (a text file is one document, "
+                f"is tokenized whole; expected at most {LONGEST:,} (a text file is one document, "
                 "a line of a .jsonl is one too)"
             )
         if group and held + len(text) > CHARACTERS:
@@ -230,7 +230,7 @@ def _refuse_ids(config: HfConfig, lists: list[np.ndarray], number: int) -> None:
         if ids.size and not (ids.min() >= 0 and ids.max() < config.vocab_size):
             wrong = ids.min() if ids.min() < 0 else ids.max()
             raise DataError(
-                f"{named(config)}: token id {wrong} in document {number + offset:,}; accepted: 0 "
+                f"{named(config)}: token id {wrong} in document {number + offset:,}; expected 0 "
                 f"to below data.vocab_size={config.vocab_size}"
             )
 
@@ -252,7 +252,7 @@ def _in_order(config: HfConfig, values: list[Any], last: Any, number: int) -> An
         if last is not None and value < last:
             raise DataError(
                 f"data.ordered_by={config.ordered_by}: {value} after {last}, at document "
-                f"{number + offset:,}; accepted: files in the order in which they are to be "
+                f"{number + offset:,}; expected files in the order in which they are to be "
                 "trained on"
             )
         last = value
@@ -268,7 +268,7 @@ def _labels(name: str, values: pa.Array, name_of: Callable[[int], str] | None) -
              pa.types.is_large_string, pa.types.is_null)  # fmt: skip
     if not any(fits(values.type) for fits in kinds):
         raise DataError(
-            f"data.label={name}: a column of {values.type}; accepted: one of texts or numbers"
+            f"data.label={name}: a column of {values.type}; expected one of texts or numbers"
         )
     for value in values.to_pylist():
         if value is None or value != value or (name_of is not None and value == -1):
@@ -276,7 +276,7 @@ def _labels(name: str, values: pa.Array, name_of: Callable[[int], str] | None) -
             continue
         text = str(value) if name_of is None else name_of(value)
         if not text or not text.isprintable():
-            raise DataError(f"data.label={name}: {text!r}; accepted: printable characters")
+            raise DataError(f"data.label={name}: {text!r}; expected printable characters")
         yield text
 
 

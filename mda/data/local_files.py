@@ -54,7 +54,7 @@ def local_files(path: str, split: str) -> list[Path] | None:
         return None
     if split != "train" and not location.is_dir():
         raise DataError(
-            f"data.split={split}: data.dataset={path} names the files that are read; accepted: "
+            f"data.split={split}: data.dataset={path} names the files that are read; expected "
             "train, or a folder whose files name their split"
         )
     files = _once(path, files)
@@ -62,7 +62,7 @@ def local_files(path: str, split: str) -> list[Path] | None:
     if len(kinds) != 1 or kinds[0] not in READERS.values():
         what = f"files of {', '.join(kinds)}" if kinds else "no files"
         raise DataError(
-            f"data.dataset={path}: {what}; accepted: files of one kind, {', '.join(READERS)}"
+            f"data.dataset={path}: {what}; expected files of one kind, {', '.join(READERS)}"
         )
     return files
 
@@ -83,14 +83,14 @@ def _of_split(folder: Path, split: str) -> list[Path]:
         if len(splits) != 1:
             what = f"names the splits {' and '.join(splits)}" if splits else "names no split"
             raise DataError(
-                f"data.dataset={folder}: {file} {what}, where other files name one; accepted: one "
+                f"data.dataset={folder}: {file} {what}, where other files name one; expected one "
                 "split in the name of each file or of its folder, or a pattern, which takes all "
                 "files that it matches"
             )
     splits_here = sorted({splits[0] for splits in named.values()})
     if splits_here and split not in splits_here:
         raise DataError(
-            f"data.split={split}: data.dataset={folder} has no such files; accepted: "
+            f"data.split={split}: data.dataset={folder} has no such files; expected "
             f"{', '.join(splits_here)}"
         )
     return [folder / file for file, splits in named.items() if splits == [split]]
@@ -113,7 +113,7 @@ def _once(path: str, files: Sequence[Path]) -> list[Path]:
         first = plain.setdefault(file.with_suffix("") if file.suffix in COMPRESSED else file, file)
         if first is not file:
             raise DataError(
-                f"data.dataset={path}: {file} and {first} are one file, once compressed; accepted: "
+                f"data.dataset={path}: {file} and {first} are one file, once compressed; expected "
                 "one of the two"
             )
     return real

@@ -74,7 +74,7 @@ def read_motifs(path: Path) -> tuple[tuple[Motif, ...], Any]:
     try:
         content = store.read_json(path)
         if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']}; accepted: {FORMAT}")
+            raise ValueError(f"its format is {content['format']}; expected {FORMAT}")
         motifs = tuple(_motif(one) for one in content["motifs"])
         if not motifs:
             raise ValueError("it has no motifs")
@@ -109,7 +109,7 @@ def _motif(content: Mapping[str, Any]) -> Motif:
     origins = [number for number, slot in enumerate(slots) if slot.kind != "repeat"]
     for number, slot in enumerate(slots):
         if slot.kind not in KINDS:
-            raise ValueError(f"{name}: kind {slot.kind!r}; accepted: {', '.join(KINDS)}")
+            raise ValueError(f"{name}: kind {slot.kind!r}; expected {', '.join(KINDS)}")
         if (slot.kind == "repeat") != (slot.repeat_of in origins):
             raise ValueError(f"{name}: slot {number} must repeat one that is no repeat itself")
         if slot.kind != "repeat" and not all(slot.values or [""]):
@@ -122,5 +122,5 @@ def _motif(content: Mapping[str, Any]) -> Motif:
 def _range(name: str, content: Mapping[str, Any], key: str = "distinct") -> tuple[int, int]:
     low, high = content.get(key, (1, 1))
     if not 1 <= low <= high:
-        raise ValueError(f"{name}: {key} is [{low}, {high}]; accepted: [low, high] from 1 on")
+        raise ValueError(f"{name}: {key} is [{low}, {high}]; expected [low, high] from 1 on")
     return int(low), int(high)

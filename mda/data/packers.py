@@ -71,7 +71,7 @@ def as_they_are(documents: Iterable[Document], width: int, end: int | None) -> I
             if len(document.ids) != width:
                 raise DataError(
                     f"data.packing=rows: document {number:,} has {len(document.ids):,} tokens; "
-                    f"accepted: data.seq_len + 1 = {width}"
+                    f"expected data.seq_len + 1 = {width}"
                 )
             yield Packed(document.ids[None], np.array([document.label]))
 

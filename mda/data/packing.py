@@ -61,7 +61,7 @@ def refuse(
     """Raises DataError, before any work, for settings that no text can meet."""
     apportion(n_sequences, shares)
     if not 0 <= held_out < n_sequences:
-        raise DataError(f"held_out {held_out}: accepted: 0 to below n_sequences={n_sequences}")
+        raise DataError(f"held_out {held_out}: expected 0 to below n_sequences={n_sequences}")
     low = 256 + len(SPECIAL_TOKENS)
     if vocab_size < low:
         raise DataError(f"vocab_size {vocab_size}: a byte-level tokenizer needs {low} or more")

@@ -82,7 +82,7 @@ class LocalFiles:
         if not path.is_file():
             raise DataError(f"data.source={self.folder}: there is no {path.name} in it")
         if (size := path.stat().st_size) != (expected := layout.size(piece.shard)):
-            raise DataError(f"data.source: {path} has {size:,} bytes; accepted: {expected:,}")
+            raise DataError(f"data.source: {path} has {size:,} bytes; expected {expected:,}")
         with path.open("rb") as file:
             file.seek(piece.start)
             return file.read(piece.stop - piece.start)
@@ -125,13 +125,13 @@ class Range:
             request.add_unredirected_header(name, value)  # the hub redirects to other hosts
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             if answer.status != 206:
-                raise DataError(f"{url}: the server does not answer by range; accepted: one that "
+                raise DataError(f"{url}: the server does not answer by range; expected one that "
                                 "does, or a folder with the files")  # fmt: skip
             said = answer.headers.get("Content-Range", "")
             match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", said)
             if match is None or int(match[3]) != size:
                 actual = f"{int(match[3]):,} bytes" if match else f"Content-Range {said!r}"
-                raise DataError(f"{url}: the file has {actual}; accepted: {size:,} bytes")
+                raise DataError(f"{url}: the file has {actual}; expected {size:,} bytes")
             content = answer.read()
         if (int(match[1]), int(match[2]) + 1) != piece[1:] or len(content) != piece.stop - piece[1]:
             raise http.client.IncompleteRead(content, piece.stop - piece.start - len(content))
@@ -232,7 +232,7 @@ class ShardRows:
         if rows.max(initial=0) >= self.vocab_size:
             row = first + int(np.argwhere(rows >= self.vocab_size)[0][0])
             raise DataError(
-                f"row {row:,} of the shards has token id {rows.max()}; accepted: below "
+                f"row {row:,} of the shards has token id {rows.max()}; expected below "
                 f"data.vocab_size={self.vocab_size}; are these files of token rows?"
             )
         return rows.astype(self.dtype)
@@ -246,7 +246,7 @@ def _refused(url: str, code: int) -> str:
         )
     if code == 404:
         accepted = "data.repo, data.revision and data.files of shards that exist"
-        return f"{url}: no such file (404); accepted: {accepted}"
+        return f"{url}: no such file (404); expected {accepted}"
     return f"{url}: the server answers {code}"
 
 

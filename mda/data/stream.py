@@ -78,7 +78,7 @@ class Corpus:
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text, as it is; raises ValueError without a tokenizer."""
         if self.tokenizer is None:
-            raise ValueError("the corpus has no tokenizer; accepted: token ids")
+            raise ValueError("the corpus has no tokenizer; expected token ids")
         return opened(self.tokenizer).encode(text, add_special_tokens=False).ids
 
     def decode(self, token_ids: Sequence[int]) -> list[str]:

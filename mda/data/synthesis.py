@@ -59,7 +59,7 @@ def synthesize(
     if kind == "random":
         kept = np.setdiff1d(np.arange(len(corpus.tokens)), corpus.held_out)
         if n_rows > len(kept):
-            raise DataError(f"synthesis.rows={n_rows}; accepted: at most the corpus' {len(kept)}")
+            raise DataError(f"synthesis.rows={n_rows}; expected at most the corpus' {len(kept)}")
         ids = np.array(rng.sample(range(len(kept)), n_rows))
         tokens = corpus.rows(kept[ids]).numpy()
         sources = [f"sample {i}" for i in kept[ids]]

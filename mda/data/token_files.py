@@ -47,7 +47,7 @@ def map_rows(
         rows = _map_npy(path, key)
         if rows.ndim != 2 or rows.shape[1] != row:
             raise DataError(
-                f"{key}={path}: shape {list(rows.shape)}; accepted: [rows, {row}], "
+                f"{key}={path}: shape {list(rows.shape)}; expected [rows, {row}], "
                 f"a row being data.seq_len={seq_len} tokens and the last target"
             )
     else:
@@ -77,7 +77,7 @@ def count_ids(rows: np.ndarray, vocab_size: int, path: Path, key: str = "data.pa
     if filled[1] == 0 and filled[0] > 0 and rows.shape[1] > 1:
         raise DataError(
             f"{key}={path}: every second id is 0, as where wider integers are read as "
-            f"{rows.dtype}; accepted: the type in which the file was written, such as uint32"
+            f"{rows.dtype}; expected the type in which the file was written, such as uint32"
         )
     if 2 * counts[0] >= counts.sum():
         store.say(
@@ -108,7 +108,7 @@ def read_index(path: Path, key: str = "data.path") -> Index:
     if version != 1 or code not in TYPES or len(content) != size:
         raise DataError(
             f"{key}: {path} says version {version}, type {code}, {sequences:,} sequences and "
-            f"{documents:,} documents in {len(content):,} bytes; accepted: version 1, types 4 "
+            f"{documents:,} documents in {len(content):,} bytes; expected version 1, types 4 "
             f"(int32), 5 (int64) and 8 (uint16), {size:,} bytes"
         )
     dtype = TYPES[code]
@@ -158,7 +158,7 @@ def _refuse_index(
     if equal and lengths[0] != row:
         raise DataError(
             f"{name} rows of {lengths[0]:,} tokens; data.seq_len={row - 1} contradicts it, "
-            f"accepted: {lengths[0] - 1}"
+            f"expected {lengths[0] - 1}"
         )
 
 
@@ -173,7 +173,7 @@ def _refuse_ids(chunk: np.ndarray, first: int, vocab_size: int, path: Path, key:
     also = f" ({signed} as a signed number)" if padding and signed != wrong else ""
     hint = "; a row cannot hold padding" if padding else ""
     raise DataError(
-        f"{key}={path}: token id {wrong}{also} in row {row:,}; accepted: 0 to below "
+        f"{key}={path}: token id {wrong}{also} in row {row:,}; expected 0 to below "
         f"data.vocab_size={vocab_size}{hint}"
     )
 
@@ -184,5 +184,5 @@ def _map_npy(path: Path, key: str) -> np.ndarray:
     except (ValueError, EOFError, OSError) as error:
         raise DataError(f"{key}={path}: not a readable .npy file ({error})") from error
     if rows.dtype not in (np.uint16, np.uint32, np.int32, np.int64):
-        raise DataError(f"{key}={path}: dtype {rows.dtype}; accepted: {', '.join(RAW_TYPES)}")
+        raise DataError(f"{key}={path}: dtype {rows.dtype}; expected {', '.join(RAW_TYPES)}")
     return rows

@@ -39,7 +39,7 @@ def read_tokenizer(name: str) -> Named:
     """
     path = Path(name)
     if not (path.exists() or (_HUB_ID.fullmatch(name) and path.suffix != ".json")):
-        raise DataError(f"data.tokenizer={name}: no such file; accepted: {ACCEPTED}")
+        raise DataError(f"data.tokenizer={name}: no such file; expected {ACCEPTED}")
     folder = path if path.is_dir() else None if path.is_file() else _fetched(name)
     if path.is_file():
         named = Named(_from_file(path), None)
@@ -96,7 +96,7 @@ def _from_file(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare ones
         raise DataError(
-            f"data.tokenizer={path}: it cannot be read ({_one_line(error)}); accepted: {ACCEPTED}"
+            f"data.tokenizer={path}: it cannot be read ({_one_line(error)}); expected {ACCEPTED}"
         ) from error
 
 
@@ -149,7 +149,7 @@ def _unreadable(name: str, error: Exception) -> ConfigError:
         return Unavailable(f"data.tokenizer={name}: {_later(error)}")
     return DataError(
         f"data.tokenizer={name}: there is no such tokenizer, or it cannot be read "
-        f"({_one_line(error)}); accepted: {ACCEPTED}"
+        f"({_one_line(error)}); expected {ACCEPTED}"
     )
 
 

@@ -66,7 +66,7 @@ class DirectionEstimator(ABC):
                 at_step.values_NU.add_(total.values_NU)  # in place: they may be too many for memory
             total = at_step
         if total is None:
-            raise ValueError("no checkpoint to score; accepted: one or more")
+            raise ValueError("no checkpoint to score; expected one or more")
         return total
 
     def token_influence(self, work: Work, sample_ids: np.ndarray) -> Tensor:

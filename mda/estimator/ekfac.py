@@ -50,7 +50,7 @@ class Labels:
 
     def __post_init__(self) -> None:
         if self.kind not in ("sampled", "empirical"):
-            raise ValueError(f"labels={self.kind!r}; accepted: sampled, empirical")
+            raise ValueError(f"labels={self.kind!r}; expected sampled, empirical")
 
     def uniforms(self, sample_ids: np.ndarray, length: int) -> Tensor | None:
         """Returns uniform numbers for the draw, [B, T], or None for the data's own labels."""

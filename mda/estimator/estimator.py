@@ -152,7 +152,7 @@ def kept_step(kept: Sequence[int], step: int, key: str) -> int:
     """
     if step not in kept:
         there = ", ".join(map(str, kept))
-        raise ConfigError(f"{key}={step}: the base run kept no such checkpoint; accepted: {there}")
+        raise ConfigError(f"{key}={step}: the base run kept no such checkpoint; expected {there}")
     return step
 
 

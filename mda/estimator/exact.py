@@ -115,7 +115,7 @@ def _damping(mean_diagonal: Tensor, relative: float) -> float:
     if not added > 0:
         raise ValueError(
             f"damping={relative} times the mean curvature {mean_diagonal.item()} is not above 0; "
-            "accepted: damping above 0, and a unit with a gradient"
+            "expected damping above 0, and a unit with a gradient"
         )
     return added
 

@@ -69,13 +69,13 @@ class Tracin(DirectionEstimator):
         inside = [step for step in kept if window.start <= step <= window.end]
         if self.settings.adam_preconditioning and not (inside := with_moments(inside)):
             raise ConfigError(
-                "estimator.adam_preconditioning=true is refused; accepted: false, or an "
+                "estimator.adam_preconditioning=true is invalid; expected false, or an "
                 f"intervention.window with a kept checkpoint after step 0, of {[*kept]}"
             )
         if not inside:
             raise ConfigError(
                 f"estimator=tracin: no checkpoint lies in [{window.start},{window.end}]; "
-                f"accepted: an intervention.window with one of {[*kept]}, or estimator.checkpoints"
+                f"expected an intervention.window with one of {[*kept]}, or estimator.checkpoints"
             )
         return spread(inside, self.settings.n_checkpoints)
 
@@ -163,8 +163,8 @@ def _check_size(scope: str, n: int, unit: Unit) -> None:
     largest = max(block.shape[1] * block.shape[2] for block, _ in unit.parts)
     if (needed := exact.joint_bytes(n, largest)) > exact.MOST:
         raise ConfigError(
-            f"estimator.scope={scope} is refused: with estimator=exact {n} sequences and a map of "
-            f"{largest:,} parameters take {needed / 1e9:,.0f} GB; accepted: fewer "
+            f"estimator.scope={scope} is invalid: with estimator=exact {n} sequences and a map of "
+            f"{largest:,} parameters take {needed / 1e9:,.0f} GB; expected fewer "
             "estimator.fit_sequences, estimator=ekfac, or estimator.scope=unit"
         )
 

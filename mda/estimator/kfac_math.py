@@ -122,7 +122,7 @@ def damping(lambda_HIJ: Tensor, relative: float) -> Tensor:
     Raises ValueError for c that is not above 0.
     """
     if not relative > 0:
-        raise ValueError(f"damping={relative}; accepted: above 0")
+        raise ValueError(f"damping={relative}; expected above 0")
     mean = lambda_HIJ.mean((1, 2), keepdim=True)
     return torch.where(mean > 0, relative * mean, torch.inf)
 

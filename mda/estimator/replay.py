@@ -41,10 +41,10 @@ class TrainingWindow:
 
     def __post_init__(self) -> None:
         if self.settings.precision != "32-true":
-            raise ValueError(f"precision={self.settings.precision}; accepted: 32-true")
+            raise ValueError(f"precision={self.settings.precision}; expected 32-true")
         for name, module in self.model.named_modules():
             if isinstance(module, torch.nn.Dropout) and module.p > 0:
-                raise ValueError(f"dropout of {module.p} in {name}; accepted: 0")
+                raise ValueError(f"dropout of {module.p} in {name}; expected 0")
 
     @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:

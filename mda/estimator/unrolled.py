@@ -119,7 +119,7 @@ def unrolled_influence(
     segment = n_steps if segment is None else segment
     for name, value in (("last_steps", last_steps), ("segment", segment)):
         if not 1 <= value <= n_steps:
-            raise ValueError(f"{name}={value}; accepted: 1 to the window's {n_steps} steps")
+            raise ValueError(f"{name}={value}; expected 1 to the window's {n_steps} steps")
     first = stream.end - last_steps
     values = states[stream.start].weights_P.new_zeros(len(stream.sample_ids), len(measurements))
     if resume is not None:

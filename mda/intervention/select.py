@@ -163,7 +163,7 @@ def _descending(values: np.ndarray, unit: str, select: str) -> np.ndarray:
     if len(values) > 1 and values.min() == values.max():
         raise ValueError(
             f"all {len(values)} scores of {unit} are {values[0]:g}: there is no {select} of them; "
-            "accepted: scores that differ, or select=random"
+            "expected scores that differ, or select=random"
         )
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())

@@ -145,5 +145,5 @@ def _hopeless(replaced_S: np.ndarray, probabilities_V: np.ndarray, n: int) -> st
     kinds = int((probabilities_V > 0).sum())
     return (
         f"{int(replaced_S.sum())} tokens of a sample can't be drawn from {kinds} kinds of tokens "
-        f"without other repetitions of {n} tokens; accepted: a larger intervention.ngram"
+        f"without other repetitions of {n} tokens; expected a larger intervention.ngram"
     )

@@ -53,7 +53,7 @@ def _compare(model: PreTrainedModel, key: str) -> None:
     if not abs(loss - own.loss.item()) <= LOSS * abs(own.loss.item()):
         raise ConfigError(
             f"{family} gives a loss of {loss:.6g} nats, the model itself {own.loss.item():.6g}; "
-            "accepted: an adapter of the family's own logits"
+            "expected an adapter of the family's own logits"
         )
     adapter = architecture(model)
     sizes = len(own.attentions), own.attentions[0].shape[1]
@@ -61,7 +61,7 @@ def _compare(model: PreTrainedModel, key: str) -> None:
         raise ConfigError(
             f"{family} gives {adapter.n_layers} layers of {adapter.n_heads} heads and "
             f"{len(patterns)} patterns, the model itself {sizes[0]} layers of {sizes[1]} heads; "
-            "accepted: attention through scaled_dot_product_attention in every layer"
+            "expected attention through scaled_dot_product_attention in every layer"
         )
     for layer, (ours, theirs) in enumerate(zip(patterns, own.attentions, strict=True)):
         difference = (ours - theirs).abs()
@@ -69,7 +69,7 @@ def _compare(model: PreTrainedModel, key: str) -> None:
             at = difference.argmax()
             raise ConfigError(
                 f"{family} gives an attention probability of {ours.flatten()[at]:.4f} in layer "
-                f"{layer}, the model itself {theirs.flatten()[at]:.4f}; accepted: the model's own"
+                f"{layer}, the model itself {theirs.flatten()[at]:.4f}; expected the model's own"
             )
 
 

@@ -82,7 +82,7 @@ def family(model_type: str) -> Family:
     """
     if model_type not in FAMILIES:
         accepted = ", ".join(sorted(FAMILIES))
-        raise ConfigError(f"model_type={model_type} is not supported; accepted: {accepted}")
+        raise ConfigError(f"model_type={model_type} is not supported; expected {accepted}")
     module, _, name = FAMILIES[model_type].partition(":")
     return getattr(import_module(module), name)
 

@@ -147,7 +147,7 @@ def _loaded(
         if names := sorted(name if isinstance(name, str) else name[0] for name in found[what]):
             word = what.removesuffix("_keys")
             raise ConfigError(
-                f"{key}: {len(names)} {word} weights, the first {names[0]}; accepted: exactly the "
+                f"{key}: {len(names)} {word} weights, the first {names[0]}; expected exactly the "
                 "weights that config.json asks for"
             )
     return model
@@ -166,7 +166,7 @@ def check_memory(sizes: ScratchConfig) -> None:
     if needed > there:
         raise ConfigError(
             f"model: weights of {needed / 1e9:,.0f} GB in float32, and this machine has "
-            f"{there / 1e9:,.0f} GB of memory; accepted: a smaller model.d_model, model.d_ff, "
+            f"{there / 1e9:,.0f} GB of memory; expected a smaller model.d_model, model.d_ff, "
             "model.n_layers or model.vocab_size"
         )
 
@@ -193,7 +193,7 @@ def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     if different := own.keys() ^ weights.keys():
         name = min(different)
         problem = "is missing" if name in own else "is unknown to the model"
-        raise ValueError(f"weight {name} {problem}; accepted: all of the model's, once each")
+        raise ValueError(f"weight {name} {problem}; expected all of the model's, once each")
     model.load_state_dict(dict(weights), strict=False)
 
 

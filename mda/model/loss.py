@@ -67,7 +67,7 @@ def unembedding(model: PreTrainedModel) -> Unembedding:
     head, config = model.get_output_embeddings(), model.config
     assert head is not None  # a language model has one
     if getattr(head, "bias", None) is not None:
-        raise ValueError(f"the unembedding {head} has a bias; accepted: one without")
+        raise ValueError(f"the unembedding {head} has a bias; expected one without")
     scale = getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1)
     return Unembedding(head.weight, scale, getattr(config, "final_logit_softcapping", None))
 

@@ -98,7 +98,7 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:
     """Returns the heads' outputs, [B, H, T, K], and their patterns, [B, H, T, T]."""
     if dropout_p:
-        raise ValueError(f"attention dropout is {dropout_p}; accepted: 0")
+        raise ValueError(f"attention dropout is {dropout_p}; expected 0")
     if enable_gqa:  # query heads in turn share a key head
         repeat = query_BHTK.shape[1] // key_BHTK.shape[1]
         key_BHTK = key_BHTK.repeat_interleave(repeat, 1)

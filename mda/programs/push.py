@@ -27,7 +27,7 @@ def push(run: Path, folder: Path | None, repo: str | None, licence: str, private
     if folder is None:
         shutil.rmtree(folder := run / FOLDER, ignore_errors=True)
     elif folder.exists():
-        raise ConfigError(f"--folder {folder} is refused; accepted: a folder that is not there yet")
+        raise ConfigError(f"--folder {folder} is invalid; expected a folder that is not there yet")
     parts = parts_of(run)
     files = write_dataset(parts, read_saved(run).config, folder, licence, repo or "OWNER/NAME")
     print(f"data set: {folder} ({len(files)} files; README.md is its card)")
@@ -61,7 +61,7 @@ def upload(folder: Path, repo: str, private: bool) -> str:
         if temporary(error):
             raise Unavailable(f"--repo {repo}: {said}; start again later") from None
         raise ConfigError(
-            f"--repo {repo}: {said}; accepted: owner/name that the token of `hf auth login` or "
+            f"--repo {repo}: {said}; expected owner/name that the token of `hf auth login` or "
             "HF_TOKEN may write to"
         ) from None
     return str(url)

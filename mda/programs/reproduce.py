@@ -64,7 +64,7 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
 
     saved = placed(read_saved(run), outputs)
     if saved.program not in OWN or not saved.used:
-        raise ConfigError(f"{run} is refused; accepted: a finished run of {', '.join(OWN)}")
+        raise ConfigError(f"{run} is invalid; expected a finished run of {', '.join(OWN)}")
     logged = read_tables(run)
     note_on_code(saved)
     found = list(changes(saved))
@@ -75,7 +75,7 @@ def reproduce(run: Path, outputs: Path, anyway: bool, from_scratch: bool) -> boo
     name = f"{run.resolve().name}-{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     place = outputs / "runs" / "reproduce" / name
     if not place.resolve().is_relative_to(outputs.resolve()):
-        raise ConfigError(f"--outputs {outputs} is refused: {place.parent} leads out of it")
+        raise ConfigError(f"--outputs {outputs} is invalid: {place.parent} leads out of it")
     (place / "store").mkdir(parents=True)
     for artifact in [] if from_scratch else store.Store(outputs / "store").artifacts():
         if artifact.kind not in OWN[saved.program]:  # a link each: what is built stays here

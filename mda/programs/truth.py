@@ -30,7 +30,7 @@ def refuse_transfer(config: Config) -> None:
     """Raises ConfigError where another seed does not change the initial weights."""
     transfer = config.truth.transfer
     if config.seed in transfer:
-        raise ConfigError(f"truth.transfer={config.seed} is the seed itself; accepted: other seeds")
+        raise ConfigError(f"truth.transfer={config.seed} is the seed itself; expected other seeds")
     if transfer and (config.base.published or not isinstance(config.model, ScratchConfig)):
         raise refuse("truth.transfer", transfer, "[]: another seed starts from the same weights")
 
@@ -100,7 +100,7 @@ def measured(config: Config, units: Mapping[str, Config], estimators: Mapping[st
         window = _with_units(bench({first: units[first]})).window
     except NotBuilt as missing:
         raise ConfigError(
-            f"truth.finished_only=true: {missing}; accepted: false, or an output_dir with the run"
+            f"truth.finished_only=true: {missing}; expected false, or an output_dir with the run"
         ) from missing
     known = [n for n in rest
              if make.finished(lambda n=n: _with_units(bench({n: units[n]}, window)))]  # fmt: skip
@@ -219,7 +219,7 @@ def fixed_words(words: Sequence[str]) -> list[str]:
         key = word.partition("=")[0].lstrip("+")
         if key.partition(".")[0] in OWN:
             group = key.partition(".")[0]
-            raise ConfigError(f"{word} is refused; accepted: truth.{group}s=[...], a list of them")
+            raise ConfigError(f"{word} is invalid; expected truth.{group}s=[...], a list of them")
     return [word for word in words if not word.startswith("name=")]
 
 

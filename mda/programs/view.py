@@ -24,7 +24,7 @@ def page_of(run: Path | None, outputs: Path) -> Path:
         found = [path for name in PAGES for path in (outputs / "runs").rglob(name)]
         if not found:
             raise ConfigError(
-                f"--outputs {outputs} has no page; accepted: one with a finished quickstart, "
+                f"--outputs {outputs} has no page; expected one with a finished quickstart, "
                 "trace or comparison"
             )
         return max(found, key=lambda path: path.stat().st_mtime)
@@ -32,7 +32,7 @@ def page_of(run: Path | None, outputs: Path) -> Path:
         if (run / name).is_file():
             return run / name
     raise ConfigError(
-        f"{run} has no page; accepted: the folder of a finished quickstart, trace or comparison"
+        f"{run} has no page; expected the folder of a finished quickstart, trace or comparison"
     )
 
 

@@ -23,14 +23,14 @@ def wandb_report(config: Config, folder: Path) -> None:
 
     logger = config.logger
     if not isinstance(logger, WandbConfig):
-        raise ConfigError(f"logger={logger.name} is refused; accepted: wandb")
+        raise ConfigError(f"logger={logger.name} is invalid; expected wandb")
     summary = compared(config, folder, next_command("wandb_report", folder))
     print(f"page: {folder / 'report.html'}")
     runs = read_runs([Path(name) for name in config.report.runs])
     ids = [str(run.summary.get("wandb_id") or "") for run in runs]
     if "" in ids:
         missing = runs[ids.index("")].folder
-        raise ConfigError(f"{missing} has no W&B run; accepted: runs with logger=wandb")
+        raise ConfigError(f"{missing} has no W&B run; expected runs with logger=wandb")
     online, project = mode_of(logger) == "online", project_of(logger)
     with reaching(logger):
         entity = (logger.entity or default_entity()) if online else ""

@@ -70,7 +70,7 @@ def parts_of(run: Path) -> list[Part]:
     Raises ConfigError for another folder.
     """
     if not (run / "summary.json").is_file():
-        raise ConfigError(f"{run} is refused; accepted: the folder of a finished run")
+        raise ConfigError(f"{run} is invalid; expected the folder of a finished run")
     found = sorted(path.parent for path in run.rglob("job.json"))
     done = [path for path in found if (path / "summary.json").is_file()]
     return [
@@ -93,7 +93,7 @@ def write_dataset(
             if len(table):
                 tables[Path(name).stem] = _inside(table, parts[0].folder)
     if not tables:
-        raise ConfigError(f"{parts[0].folder} is refused; accepted: a run that has tables")
+        raise ConfigError(f"{parts[0].folder} is invalid; expected a run that has tables")
     folder.mkdir(parents=True)
     for name, table in tables.items():
         pa_parquet.write_table(table, folder / f"{name}.parquet")

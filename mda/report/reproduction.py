@@ -45,7 +45,7 @@ def read_tables(run: Path) -> Tables:
         if os.path.lexists(run / name)
     }
     if not tables:
-        raise ConfigError(f"{run} is refused; accepted: a run with one of {', '.join(TABLES)}")
+        raise ConfigError(f"{run} is invalid; expected a run with one of {', '.join(TABLES)}")
     return tables
 
 
@@ -100,4 +100,4 @@ def _columns(path: Path) -> dict[str, list[str]]:
         columns = map(list, zip(*rows, strict=True))
         return dict(zip(map(metric_now, header), columns, strict=True)) if rows else {}
     except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{path} is refused; accepted: a table of a run ({error})") from error
+        raise ConfigError(f"{path} is invalid; expected a table of a run ({error})") from error

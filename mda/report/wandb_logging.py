@@ -138,7 +138,7 @@ def reaching(logger: WandbConfig) -> Iterator[None]:
         yield
     except Error as error:
         raise ConfigError(
-            f"logger.mode={mode_of(logger)}: W&B says: {' '.join(str(error).split())}; accepted: "
+            f"logger.mode={mode_of(logger)}: W&B says: {' '.join(str(error).split())}; expected "
             "an account, by `wandb login` or WANDB_API_KEY, or logger.mode=offline"
         ) from error
 

@@ -55,7 +55,7 @@ class Sae:
     def __post_init__(self) -> None:
         for name, accepted in (("kind", KINDS), ("normalization", NORMALIZATIONS)):
             if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} {getattr(self, name)!r}; accepted: {', '.join(accepted)}")
+                raise ValueError(f"{name} {getattr(self, name)!r}; expected {', '.join(accepted)}")
         needed = _OF_KIND.get(self.kind, ())
         for name in ("k", "threshold_F", "r_mag_F", "b_mag_F"):
             if (getattr(self, name) is None) == (name in needed):
@@ -64,9 +64,9 @@ class Sae:
         for name, tensor in self.tensors().items():
             wanted = [sizes[letter] for letter in name.rpartition("_")[2]]
             if list(tensor.shape) != wanted:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}; accepted: {wanted}")
+                raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {wanted}")
         if self.k is not None and not 1 <= self.k <= self.n_features:
-            raise ValueError(f"k={self.k}; accepted: 1 to the {self.n_features} features")
+            raise ValueError(f"k={self.k}; expected 1 to the {self.n_features} features")
 
     @property
     def n_features(self) -> int:

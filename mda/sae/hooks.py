@@ -40,7 +40,7 @@ class Hookpoint:
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.layer < 0:
             raise ValueError(
-                f"hookpoint {self.kind!r} of layer {self.layer}; accepted: {', '.join(KINDS)} of "
+                f"hookpoint {self.kind!r} of layer {self.layer}; expected {', '.join(KINDS)} of "
                 "layer 0 and above"
             )
 
@@ -123,7 +123,7 @@ def module_name(hook: Hookpoint, paths: ModulePaths) -> str:
     Raises ValueError for `resid_pre`, the output of no module of its layer.
     """
     if hook.kind == "resid_pre":
-        raise ValueError(f"hookpoint {hook} is no module's output; accepted: resid_post, attn_out, "
+        raise ValueError(f"hookpoint {hook} is no module's output; expected resid_post, attn_out, "
                          "mlp_out")  # fmt: skip
     inside = {"attn_out": paths.attention_name, "mlp_out": paths.mlp_name}.get(hook.kind)
     layer = f"{paths.layers_path.rpartition('.')[2]}.{hook.layer}"

@@ -33,7 +33,7 @@ def load_sae(folder: Path, format: str = "auto") -> Sae:
             f"{' and '.join(files)} ({name})" for name, files in looked_for.items()
         )
         several = f"holds {' and '.join(layouts_here)}" if layouts_here else "holds no SAE"
-        raise ConfigError(f"{folder}: {several}; accepted: a folder with {layouts}")
+        raise ConfigError(f"{folder}: {several}; expected a folder with {layouts}")
     try:
         sae = MODULES[layouts_here[0]].load(folder)
     except ConfigError:

@@ -24,7 +24,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{file}: not readable as JSON ({error})") from error
     if not isinstance(settings, dict):
-        raise ConfigError(f"{file}: accepted: a JSON object of settings")
+        raise ConfigError(f"{file}: expected a JSON object of settings")
     return settings
 
 
@@ -41,9 +41,9 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ConfigError(f"{file}: not readable ({error})") from error
     except UnpicklingError as error:  # code where tensors should be
-        raise ConfigError(f"{file}: accepted: tensors by name and nothing else") from error
+        raise ConfigError(f"{file}: expected tensors by name and nothing else") from error
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
-        raise ConfigError(f"{file}: accepted: tensors by name and nothing else")
+        raise ConfigError(f"{file}: expected tensors by name and nothing else")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -68,7 +68,7 @@ def placed(said: Hookpoint | None, name: object, file: Path) -> Hookpoint:
     """
     if said is None:
         raise ConfigError(
-            f"{file}: the hookpoint {name!r} is not known; accepted: the output of a layer, of its "
+            f"{file}: the hookpoint {name!r} is not known; expected the output of a layer, of its "
             "attention or its MLP, or the residual stream before a layer"
         )
     return said

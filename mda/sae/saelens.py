@@ -47,9 +47,7 @@ def load(folder: Path) -> Sae:
     if cfg["architecture"] not in ARCHITECTURES:
         raise refuse(f"{file}: architecture", cfg["architecture"], ", ".join(ARCHITECTURES))
     if not torch.all(tensors.get("scaling_factor", torch.ones(1)) == 1):
-        raise ConfigError(
-            f"{weights}: scaling_factor is refused; accepted: weights it is folded in"
-        )
+        raise ConfigError(f"{weights}: scaling_factor is invalid; expected weights it is folded in")
     kind = ARCHITECTURES[cfg["architecture"]]
     parts = {
         "W_enc_FD": wanted(tensors, "W_enc", weights).T.contiguous(),
@@ -121,7 +119,7 @@ def _scale(folder: Path) -> float:
     factor = read_settings(file).get("scaling_factor") if file.is_file() else None
     if factor is None:
         raise ConfigError(
-            f"{folder}: normalize_activations={SCALED} needs its factor; accepted: "
+            f"{folder}: normalize_activations={SCALED} needs its factor; expected "
             "activation_scaler.json beside the weights, whose scaling_factor is sqrt(d_in) / mean "
             "norm of the activations"
         )

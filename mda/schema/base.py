@@ -131,5 +131,5 @@ class PublishedConfig(BaseConfig):
             if bad and not self.allow_bad:
                 raise ConfigError(
                     f"base.repo={repo}: revision {self.revision_of(bad[0])} is known to be bad: "
-                    f"{problem} ({where}); accepted: other base.steps, or base.allow_bad=true"
+                    f"{problem} ({where}); expected other base.steps, or base.allow_bad=true"
                 )

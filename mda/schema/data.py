@@ -246,10 +246,10 @@ def _check_label_names(names: list[str]) -> None:
     for label in names:
         if not label or not label.isprintable():
             raise ConfigError(
-                f"data.label_names has {label!r}; accepted: names of printable characters"
+                f"data.label_names has {label!r}; expected names of printable characters"
             )
         if names.count(label) > 1:
-            raise ConfigError(f"data.label_names has {label!r} twice; accepted: each name once")
+            raise ConfigError(f"data.label_names has {label!r} twice; expected each name once")
 
 
 def _check_ids(config: HfConfig | PileConfig | TokensConfig, ids: list[int]) -> None:

@@ -55,13 +55,13 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
     known = settings()
     given, key = key, _starred(key)
     if key.partition(".")[0] == "hydra":
-        return f"unknown setting of Hydra {key}; accepted: what --cfg hydra shows"
+        return f"unknown setting of Hydra {key}; expected what --cfg hydra shows"
     parent, _, tail = key.rpartition(".")
     if key in known:
         group = key.partition(".")[0]
         owners = " or ".join(f"{group}={option}" for option, _ in known[key] if option)
         if not owners:
-            return f"{key} holds no settings of its own; accepted: {accepted_at(key)}"
+            return f"{key} holds no settings of its own; expected {accepted_at(key)}"
         return f"{key} is a setting of {owners}; choose that option or leave the key out"
     options = OPTIONS.get(parent, {})
     only = next((name for name, cls in options.items() if cls.__name__ == chosen), None)
@@ -81,7 +81,7 @@ def unknown_key(key: str, groups: Sequence[str], chosen: str | None = None) -> s
         close = _closest(tail, tails, 0.75)
     meant = f" (did you mean {close}?)" if close else ""
     inside = f"in {parent}" if parent else "at the top"
-    return f"unknown setting {given}{meant}; accepted {inside}: {', '.join(sorted(siblings))}"
+    return f"unknown setting {given}{meant}; expected {inside}: {', '.join(sorted(siblings))}"
 
 
 def _starred(key: str) -> str:

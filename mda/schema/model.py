@@ -178,13 +178,13 @@ def supported_config(path: Path, key: str) -> dict[str, Any]:
     if kind not in FAMILIES:
         reason = MIXTURE if any(name.endswith("_experts") for name in config) else ""
         raise ConfigError(
-            f"{key}: its model_type is {kind}{reason}; accepted: {', '.join(FAMILIES)}"
+            f"{key}: its model_type is {kind}{reason}; expected {', '.join(FAMILIES)}"
         )
     if kind == "gpt2":
         config = _sizes_of_gpt2(config)
     if missing := [name for name in SIZES.values() if not isinstance(config.get(name), int)]:
         raise ConfigError(
-            f"{key}: config.json says no {missing[0]}; accepted: whole numbers for "
+            f"{key}: config.json says no {missing[0]}; expected whole numbers for "
             f"{', '.join(SIZES.values())}"
         )
     _refuse_unreadable(path, config, key)
@@ -197,16 +197,16 @@ def _refuse_unreadable(path: Path, config: Mapping[str, Any], key: str) -> None:
     An adapter beside them would be ignored, and quantised numbers misread.
     """
     if (path.parent / ADAPTER).is_file():
-        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
+        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; expected {MERGED}")
     if config.get("quantization_config") is not None:
-        raise ConfigError(f"{key}: its weights are quantised; accepted: {', '.join(DTYPES)}")
+        raise ConfigError(f"{key}: its weights are quantised; expected {', '.join(DTYPES)}")
     for name in ("dtype", "torch_dtype"):
         if (dtype := config.get(name)) is not None and dtype not in DTYPES:
-            raise ConfigError(f"{key}: its {name} is {dtype}; accepted: {', '.join(DTYPES)}")
+            raise ConfigError(f"{key}: its {name} is {dtype}; expected {', '.join(DTYPES)}")
     rope = config.get("rope_parameters") or config.get("rope_scaling")
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
     if kind is not None and kind not in ROPE_TYPES:
-        raise ConfigError(f"{key}: its rope_type is {kind}; accepted: {', '.join(ROPE_TYPES)}")
+        raise ConfigError(f"{key}: its rope_type is {kind}; expected {', '.join(ROPE_TYPES)}")
 
 
 def _sizes_of_gpt2(config: dict[str, Any]) -> dict[str, Any]:
@@ -231,5 +231,5 @@ def _read(path: Path, _changed: int) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no configuration; accepted: a JSON object")
+        raise ConfigError(f"{path} holds no configuration; expected a JSON object")
     return content

@@ -31,7 +31,7 @@ def add_option(group: str, name: str, settings: type[Group]) -> None:
     `module:class`. Raises ConfigError for a group without options or a name that is taken.
     """
     if group not in OPTIONS:
-        raise ConfigError(f"a plugin adds to {group}; accepted: {', '.join(OPTIONS)}")
+        raise ConfigError(f"a plugin adds to {group}; expected {', '.join(OPTIONS)}")
     if OPTIONS[group].get(name, settings) is not settings:
         raise ConfigError(f"a plugin adds {group}={name}, which exists already")
     OPTIONS[group][name] = settings
@@ -73,7 +73,7 @@ def load_plugins() -> None:
             import_module(name.strip())
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"{VARIABLE}={name}: {error}; accepted: modules on the path"
+                f"{VARIABLE}={name}: {error}; expected modules on the path"
             ) from error
     for entry in entry_points(group="mda.plugins"):
         entry.load()

@@ -64,7 +64,7 @@ class Prompt:
 
     def refuse(self, what: str, accepted: str) -> ConfigError:
         """Returns the error for this line, to be raised by the caller."""
-        return ConfigError(f"{self.line}: {what} is refused; accepted: {accepted}")
+        return ConfigError(f"{self.line}: {what} is invalid; expected {accepted}")
 
 
 def read_prompts(file: str, key: str) -> list[Prompt]:
@@ -78,11 +78,11 @@ def read_prompts(file: str, key: str) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         accepted = "a file of JSON lines with prompt, right and wrong"
-        raise ConfigError(f"{key}={file}: {reason}; accepted: {accepted}") from error
+        raise ConfigError(f"{key}={file}: {reason}; expected {accepted}") from error
     numbered = [(f"{key}={file}, line {n}", line) for n, line in enumerate(lines, 1)]
     found = [_parsed(where, line) for where, line in numbered if line.strip()]
     if not found:
-        raise ConfigError(f"{key}={file} has no lines; accepted: at least one prompt")
+        raise ConfigError(f"{key}={file} has no lines; expected at least one prompt")
     for one in found:
         if (one.wrong is None) != (found[0].wrong is None):
             has = "no wrong continuation" if one.wrong is None else "a wrong continuation"
@@ -96,24 +96,24 @@ def _parsed(where: str, line: str) -> Prompt:
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: it is no JSON; accepted: {accepted}") from error
+        raise ConfigError(f"{where}: it is no JSON; expected {accepted}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{where}: {line[:40]} is refused; accepted: {accepted}")
+        raise ConfigError(f"{where}: {line[:40]} is invalid; expected {accepted}")
     for name in content:
         if name not in known:
             close = nearest(name, known)
-            raise ConfigError(f"{where}: {name} is refused; accepted: {', '.join(known)}{close}")
+            raise ConfigError(f"{where}: {name} is invalid; expected {', '.join(known)}{close}")
     for name in ("prompt", "right"):
         if name not in content:
-            raise ConfigError(f"{where}: it has no {name}; accepted: {accepted}")
+            raise ConfigError(f"{where}: it has no {name}; expected {accepted}")
     for name, value in content.items():
         ids = isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
         if not (value and (isinstance(value, str) or ids)):
             raise ConfigError(
-                f"{where}: {name}={json.dumps(value)[:40]} is refused; accepted: {VALUE}"
+                f"{where}: {name}={json.dumps(value)[:40]} is invalid; expected {VALUE}"
             )
     if content["right"] == content.get("wrong"):
-        raise ConfigError(f"{where}: right and wrong are the same; accepted: two continuations")
+        raise ConfigError(f"{where}: right and wrong are the same; expected two continuations")
     return Prompt(where, **content)
 
 

@@ -32,7 +32,7 @@ def printable(text: str) -> str:
 
 def refuse(key: str, value: object, accepted: str) -> ConfigError:
     """Returns the error for `key=value`, to be raised by the caller."""
-    return ConfigError(f"{key}={show(value)} is refused; accepted: {accepted}")
+    return ConfigError(f"{key}={show(value)} is invalid; expected {accepted}")
 
 
 def show(value: object) -> str:

@@ -89,7 +89,7 @@ class StudyConfig(Group):
         metadata={"accepts": "claims by name, see conf/study/causal_grid.yaml"},
     )
     hash: str | None = setting(
-        None, "hash of all of the above; a change without a new hash is refused; null: no check"
+        None, "hash of all of the above; a change without a new hash is invalid; null: no check"
     )
 
     def __post_init__(self) -> None:

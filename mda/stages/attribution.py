@@ -105,7 +105,7 @@ class ScoringWork(Work):
         """Returns a step that is in the scores' key. Raises ValueError for another."""
         if step not in self.steps:
             there = ", ".join(map(str, self.steps)) or "none"
-            raise ValueError(f"step {step} is read; accepted: the estimator's own steps, {there}")
+            raise ValueError(f"step {step} is read; expected the estimator's own steps, {there}")
         return step
 
     def _refuse_published(self) -> None:

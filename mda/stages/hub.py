@@ -98,12 +98,12 @@ def _described(repo: str, revision: str) -> tuple[str, set[str]]:
         info = HfApi().model_info(repo, revision=revision)
     names = {item.rfilename for item in info.siblings or []}
     if ADAPTER in names:
-        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; accepted: {MERGED}")
+        raise ConfigError(f"{key}: has {ADAPTER} beside its weights; expected {MERGED}")
     return str(info.sha), names
 
 
 def _no_weights(key: str) -> ConfigError:
-    return ConfigError(f"{key}: has no weights; accepted: one of {', '.join(WEIGHTS)}")
+    return ConfigError(f"{key}: has no weights; expected one of {', '.join(WEIGHTS)}")
 
 
 def weight_files(key: str, get: Callable[[str], Path | None]) -> list[Path]:
@@ -181,15 +181,15 @@ def _lasting(error: Exception) -> str:
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.RevisionNotFoundError):
-        return "there is no such revision; accepted: base.steps that were published"
+        return "there is no such revision; expected base.steps that were published"
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
         return "the revision has no such file"
     if status in (401, 403):
-        return f"may not be read ({status}); accepted: a repository that HF_TOKEN may read"
+        return f"may not be read ({status}); expected a repository that HF_TOKEN may read"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "there is no such repository; accepted: owner/name of a public one"
+        return "there is no such repository; expected owner/name of a public one"
     if isinstance(error, errors.HFValidationError):
-        return "is no name of a repository; accepted: owner/name"
+        return "is no name of a repository; expected owner/name"
     return f"the hub answers {status}" if status and not temporary(error) else ""
 
 

@@ -270,12 +270,12 @@ class Located:
         units = self.kind.units(self.ranked[: self.wanted], self.together)
         if named is not None and locate not in (names := [unit.name for unit in units]):
             there = f"{names[0]} and {len(names) - 1:,} others"
-            raise ConfigError(f"unit.locate={locate} does not exist; accepted: {there}")
+            raise ConfigError(f"unit.locate={locate} does not exist; expected {there}")
         if self.together and (pair := shared_owners(self.units[-1].parts)):
             heads = " and ".join(f"H{head}" for head in pair)
             raise ConfigError(
-                f"unit.locate=mechanism of {', '.join(self.members)} is refused: {heads} share "
-                "keys and values, which would count twice; accepted: another unit.k, or one head "
+                f"unit.locate=mechanism of {', '.join(self.members)} is invalid: {heads} share "
+                "keys and values, which would count twice; expected another unit.k, or one head "
                 "by its name"
             )
         _ = self.window

@@ -294,7 +294,7 @@ def _unpickled(path: Path, key: str) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
-        raise ConfigError(f"{key}: {path.name} is refused; accepted: tensors by their names")
+        raise ConfigError(f"{key}: {path.name} is invalid; expected tensors by their names")
     return {name: tensor.clone() for name, tensor in content.items()}
 
 
@@ -306,7 +306,7 @@ def _refuse_different(settings: PublishedConfig, revisions: Sequence[Revision]) 
             here, there = (settings.revision_of(r.step) for r in (one, revisions[0]))
             raise ConfigError(
                 f"{settings.source}, revision {here}: {min(changed)} of its config.json is not "
-                f"that of {there}; accepted: revisions of one model"
+                f"that of {there}; expected revisions of one model"
             )
 
 
@@ -320,7 +320,7 @@ def _refuse_same(settings: PublishedConfig, hashes: Mapping[int, str]) -> None:
         names = f"{settings.revision_of(twin)} and {settings.revision_of(step)}"
         said = f"{settings.source}: revisions {names} have the same weights"
         if (twin, step) not in TWINS:
-            raise ConfigError(f"{said}; accepted: steps with weights of their own")
+            raise ConfigError(f"{said}; expected steps with weights of their own")
         print(f"{said}: the first update had learning rate 0", file=sys.stderr)
 
 
@@ -333,7 +333,7 @@ def _states(settings: PublishedConfig) -> dict[int, Path]:
     states = {step: path for step, path in states.items() if path.is_file()}
     if not states:
         raise ConfigError(
-            f"base.state={settings.state} is refused; accepted: a folder with "
+            f"base.state={settings.state} is invalid; expected a folder with "
             f"step_<n>/{OPTIMIZER_FILE}, n one of base.steps={show(settings.steps)}"
         )
     return states

@@ -75,7 +75,7 @@ def read_sae(source: str, base: Run) -> Sae:
     sae, sizes = load_sae(Path(source)), base.architecture
     if sae.d_in != sizes.d_model or sae.hook.layer >= sizes.n_layers:
         raise ConfigError(
-            f"unit.source={source}: reads {sae.hook} of width {sae.d_in}; accepted: width "
+            f"unit.source={source}: reads {sae.hook} of width {sae.d_in}; expected width "
             f"{sizes.d_model}, layers 0 to {sizes.n_layers - 1} of this model"
         )
     return sae

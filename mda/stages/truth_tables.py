@@ -49,7 +49,7 @@ def subsets_of(bench: Bench, settings: TruthConfig, traces: Traces) -> list[Subs
     if missing := [name for name in settings.strata_of if name not in traces[first]]:
         raise ConfigError(
             f"truth.strata_of: scores of {missing[0]} for {first} are not in the store; "
-            "accepted: estimators that have scores, or truth.finished_only=false"
+            "expected estimators that have scores, or truth.finished_only=false"
         )
     bands_of = {name: values_of(bench, traces, first, name) for name in settings.strata_of}
     return draw_subsets(

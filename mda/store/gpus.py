@@ -14,7 +14,7 @@ def gpu_of(number: int, kinds: Sequence[str]) -> int | None:
     """
     if len(set(kinds)) > 1:
         raise ValueError(
-            f"{' and '.join(sorted(set(kinds)))} together; accepted: GPUs of one kind, see "
+            f"{' and '.join(sorted(set(kinds)))} together; expected GPUs of one kind, see "
             "CUDA_VISIBLE_DEVICES"
         )
     return number % len(kinds) if kinds else None

@@ -127,7 +127,7 @@ def check_moments(
                 fault, accepted = f"is {moment:g}", f"whole numbers from 0 to {step}"
             else:
                 continue
-            raise ConfigError(f"{path}: {name}/{key} {fault}; accepted: {accepted}")
+            raise ConfigError(f"{path}: {name}/{key} {fault}; expected {accepted}")
 
 
 def loss_scale(folder: Path) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def second_moments(folder: Path, beta2: float) -> dict[str, torch.Tensor]:
     moments = load_file(folder / "optimizer.safetensors")
     if not moments:
         raise ConfigError(
-            f"{folder}/optimizer.safetensors has no second moments of Adam; accepted: a checkpoint "
+            f"{folder}/optimizer.safetensors has no second moments of Adam; expected a checkpoint "
             "after the first update"
         )
     return {

@@ -72,11 +72,11 @@ def refuse_nested(world: int) -> None:
     accepted = "training.devices=1, or"
     if dist.is_initialized():
         raise ConfigError(
-            f"training.devices={world} under torchrun; accepted: {accepted} no torchrun"
+            f"training.devices={world} under torchrun; expected {accepted} no torchrun"
         )
     if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
         raise ConfigError(
-            f"training.devices={world} in a sweep of parallel jobs; accepted: {accepted} one job "
+            f"training.devices={world} in a sweep of parallel jobs; expected {accepted} one job "
             "at a time"
         )
 

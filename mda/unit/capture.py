@@ -164,7 +164,7 @@ def capture(
     """
     device, head, modules = model.device, output_path(model), list(modules)
     if not modules:
-        raise ValueError("no modules to capture; accepted: at least one")
+        raise ValueError("no modules to capture; expected at least one")
     tokens_BS = tokens_BS.to(device)
     tape = record(model, tokens_BS[:, :-1], [path for path in modules if path != head])
     unembed, labels_BT = unembedding(model), tokens_BS[:, 1:]

@@ -86,18 +86,18 @@ def read_directions(settings: DirectionConfig, width: int | None) -> Vectors:
     try:
         vectors = np.asarray(store.read_npy(Path(settings.file)))
     except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"unit.file={settings.file}: {error}; accepted: {ACCEPTED}") from error
+        raise ConfigError(f"unit.file={settings.file}: {error}; expected {ACCEPTED}") from error
     vectors_FD = np.atleast_2d(vectors)
     if vectors_FD.ndim != 2 or not vectors_FD.size or vectors_FD.dtype.kind not in "fiu":
         about = f"{vectors.dtype} {list(vectors.shape)}"
-        raise ConfigError(f"unit.file={settings.file}: {about} is refused; accepted: {ACCEPTED}")
+        raise ConfigError(f"unit.file={settings.file}: {about} is invalid; expected {ACCEPTED}")
     if width is not None and vectors_FD.shape[1] != width:
-        about = f"vectors of {vectors_FD.shape[1]} numbers are refused; accepted: {width}"
+        about = f"vectors of {vectors_FD.shape[1]} numbers are invalid; expected {width}"
         raise ConfigError(f"unit.file={settings.file}: {about}, the model's d_model")
     vectors_FD = vectors_FD.astype(np.float64)
     norms_F1 = np.linalg.norm(vectors_FD, axis=1, keepdims=True)
     if bad := np.flatnonzero(~np.isfinite(norms_F1[:, 0]) | (norms_F1[:, 0] == 0)).tolist():
-        about = f"row {bad[0]} is zero or not finite; accepted: vectors with a length"
+        about = f"row {bad[0]} is zero or not finite; expected vectors with a length"
         raise ConfigError(f"unit.file={settings.file}: {about}")
     if settings.named is not None and int(settings.named[1]) >= len(vectors_FD):
         there = f"L{settings.layer}D0 to L{settings.layer}D{len(vectors_FD) - 1}"

@@ -125,7 +125,7 @@ def _with_label(corpus: Corpus, ids: np.ndarray, label: str) -> np.ndarray:
         there = ", ".join(sorted(set(labels.tolist())))
         raise ValueError(
             f"unit.label={label}: {int(has.sum())} of {len(ids)} held-out samples have it; "
-            f"accepted: a label that some but not all have, of {there}"
+            f"expected a label that some but not all have, of {there}"
         )
     return has
 

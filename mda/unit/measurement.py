@@ -133,4 +133,4 @@ def attention_tokens(
 def _at_least(target: str, **values: tuple[int, int]) -> None:
     for name, (value, low) in values.items():
         if value < low:
-            raise ValueError(f"{name}={value} with target={target}; accepted: {low} or more")
+            raise ValueError(f"{name}={value} with target={target}; expected {low} or more")

@@ -171,7 +171,7 @@ class SaeFeatures(LabelledFeatures):
             layer, feature = parse(settings.locate)
             if layer != hook.layer or feature >= sae.n_features:
                 there = f"L{hook.layer}F0 to L{hook.layer}F{sae.n_features - 1}"
-                raise ValueError(f"unit.locate={settings.locate} does not exist; accepted: {there}")
+                raise ValueError(f"unit.locate={settings.locate} does not exist; expected {there}")
         blocks = [
             block
             for part in writers(hook, settings.owners)

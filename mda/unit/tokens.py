@@ -24,7 +24,7 @@ def token_distribution(
     elif kind == "uniform":
         weights = (weights > 0).astype(np.float64)
     elif kind != "unigram":
-        raise ValueError(f"token distribution {kind!r}; accepted: unigram_sqrt, unigram, uniform")
+        raise ValueError(f"token distribution {kind!r}; expected unigram_sqrt, unigram, uniform")
     return torch.from_numpy(weights / weights.sum())
 
 

@@ -95,7 +95,7 @@ def test_the_natural_corpus_is_the_embedded_one_without_generated_documents():
 
 
 def test_a_file_with_a_value_left_to_the_user_is_refused_without_it():
-    with pytest.raises(ConfigError, match=r"data\.path is not given; accepted: the path of"):
+    with pytest.raises(ConfigError, match=r"data\.path is not given; expected the path of"):
         compose(["data=tokens"])
     base = ["base=published", "base.repo=EleutherAI/pythia-160m", "base.steps=[0,512]"]
     pile = ["model=published", "training=pythia", "data=pile"]
@@ -103,7 +103,7 @@ def test_a_file_with_a_value_left_to_the_user_is_refused_without_it():
         compose([*base, *pile])
     assert compose([*base, *pile, "model.peak_lr=6e-4"]).training.peak_lr == 6e-4
     with pytest.raises(
-        ConfigError, match=r"model\.peak_lr=high is refused; accepted: a number above 0"
+        ConfigError, match=r"model\.peak_lr=high is invalid; expected a number above 0"
     ):
         compose(["model.peak_lr=high"])
 

@@ -89,6 +89,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "my-texts.jsonl").write_text(json.dumps({"text": "a", "kind": "b"}))
     example = {"prompt": "a", "right": "b", "wrong": "c"}
     (tmp_path / "prompts.jsonl").write_text(json.dumps(example))
+    np.save(tmp_path / "probe.npy", np.ones(8, "float32"))
     np.save(tmp_path / "rows.npy", np.zeros((2, 2049), "uint16"))
     for name in ("bergson/run/scores", "scores"):
         (tmp_path / name).mkdir(parents=True)

@@ -15,7 +15,7 @@ def test_every_card_that_a_setting_names_is_in_the_table_with_its_source():
 
 
 def test_a_card_that_is_not_in_the_table_is_refused():
-    with pytest.raises(ConfigError, match=r"plan\.hardware=h101 is refused; accepted: one of this"):
+    with pytest.raises(ConfigError, match=r"plan\.hardware=h101 is invalid; expected one of this"):
         compose(["plan.hardware=h101"])
 
 

@@ -230,7 +230,7 @@ def test_the_text_hash_belongs_to_its_package():
     [
         ({"shares": {"code": 1, "generated_poem": 1}}, r"generated_poem; the classes are code"),
         ({"shares": {"code": 1, "xml": -1}}, "shares >= 0"),
-        ({"n_sequences": 20}, "held_out 20: accepted: 0 to below n_sequences=20"),
+        ({"n_sequences": 20}, "held_out 20: expected 0 to below n_sequences=20"),
         ({"vocab_size": 259}, "class 'code': there is text for [0-9]+ .*lower n_sequences"),
         ({"vocab_size": 257}, "vocab_size 257.*258"),
         ({"vocab_size": 10**6, "shares": {"generated_repeat": 1}}, "pairs for [0-9]+ tokens"),

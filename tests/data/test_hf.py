@@ -201,7 +201,7 @@ def test_rows_out_of_order_or_of_another_length_are_refused(tmp_path):
     with pytest.raises(DataError, match="ordered_by=batch_idx: 1 after 3, at document 30"):
         build(tmp_path, settings(path, None, **ROWS))
     path, _ = preshuffled(tmp_path, length=WIDTH + 1)
-    with pytest.raises(DataError, match=rf"document 0 has {WIDTH + 1} tokens; accepted: .*{WIDTH}"):
+    with pytest.raises(DataError, match=rf"document 0 has {WIDTH + 1} tokens; expected .*{WIDTH}"):
         build(tmp_path, settings(path, None, **ROWS))
 
 
@@ -272,7 +272,7 @@ def test_long_documents_are_tokenized_few_at_a_time_and_too_long_ones_refused(
     assert corpus.rows(np.arange(len(expected))).tolist() == expected.tolist()
     assert len(given) > 2 and all(sum(map(len, texts)) <= 2 * longest for texts in given)
     monkeypatch.setattr(hf, "LONGEST", longest - 1)
-    said = rf"document \d+ has {longest} characters and is tokenized whole; accepted: at most"
+    said = rf"document \d+ has {longest} characters and is tokenized whole; expected at most"
     with pytest.raises(DataError, match=said):
         build(tmp_path, settings(path, tokenizer_json))
 
@@ -301,14 +301,14 @@ def test_what_enters_is_the_content_of_files_and_tokenizer_not_their_place(
     [
         (
             {"text": "txt"},
-            r"data\.text=txt: no such column \(did you mean text\?\); accepted: text",
+            r"data\.text=txt: no such column \(did you mean text\?\); expected text",
         ),
         ({"label": "kinds"}, r"data\.label=kinds: no such column \(did you mean kind\?\)"),
         ({"ordered_by": "m"}, r"data\.ordered_by=m: no such column"),
-        ({"vocab_size": 270}, r"token id \d+ in document 0; accepted: 0 to below .*vocab_size=270"),
+        ({"vocab_size": 270}, r"token id \d+ in document 0; expected 0 to below .*vocab_size=270"),
         ({"n_sequences": 9999}, r"data\.n_sequences=9999: .* gives only \d+ sequences"),
         ({"held_out": 9999}, r"data\.held_out=9999: .* gives only \d+ sequences"),
-        ({"end_of_text": 300}, r"data\.end_of_text=300: accepted: below data\.vocab_size=300"),
+        ({"end_of_text": 300}, r"data\.end_of_text=300: expected below data\.vocab_size=300"),
         ({"tokens": "text", "end_of_text": 0}, r"data\.tokens=text: a column of \w+, no lists"),
     ],
 )
@@ -328,7 +328,7 @@ def test_files_that_are_not_there_or_of_several_kinds_are_refused(tmp_path, toke
     write(tmp_path, "jsonl")
     for name, says in (
         ("none.jsonl", "no such file"),
-        ("none-*.parquet", "no files; accepted: files of one kind, .parquet, .jsonl"),
+        ("none-*.parquet", "no files; expected files of one kind, .parquet, .jsonl"),
         ("*t*", "files of"),
     ):
         with pytest.raises(DataError, match=says):

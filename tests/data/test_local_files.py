@@ -129,7 +129,7 @@ def test_a_folder_s_splits_are_told_apart_by_their_names(tmp_path, layout):
         lines(tmp_path / "texts" / name, row(number))
     assert read(tmp_path / "texts") == [0]
     assert read(tmp_path / "texts", split="validation") == [1]
-    with pytest.raises(DataError, match=r"data\.split=test: .* accepted: train, validation"):
+    with pytest.raises(DataError, match=r"data\.split=test: .* expected train, validation"):
         read(tmp_path / "texts", split="test")
     lines(tmp_path / "texts/more.jsonl", row(5))
     with pytest.raises(DataError, match=r"more\.jsonl names no split, where other files"):
@@ -141,7 +141,7 @@ def test_a_split_of_what_has_none_is_refused(tmp_path):
     lines(tmp_path / "plain/testament.jsonl", row(1))
     assert read(tmp_path / "plain") == read(path) == [1]
     for dataset in (tmp_path / "plain", path):
-        with pytest.raises(DataError, match=r"data\.split=validation: .*accepted: train"):
+        with pytest.raises(DataError, match=r"data\.split=validation: .*expected train"):
             read(dataset, split="validation")
 
 
@@ -178,7 +178,7 @@ def test_the_hub_s_class_without_a_name_is_unlabelled(tmp_path):
 @pytest.mark.parametrize("kind", [["a"], {"b": "c"}])
 def test_a_label_that_is_no_text_or_number_is_refused(tmp_path, kind):
     path = lines(tmp_path / "x.jsonl", row(1) | {"kind": kind}, row(2) | {"kind": kind})
-    with pytest.raises(DataError, match=r"data\.label=kind: a column of (list|struct)<.* accepted"):
+    with pytest.raises(DataError, match=r"data\.label=kind: a column of (list|struct)<.* expected"):
         labels(path, tmp_path)
 
 

@@ -162,8 +162,8 @@ def test_a_motif_file_is_read_as_it_was_written(motifs, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ('"format": 1', '"format": 7', "its format is 7; accepted: 1"),
-        ('"kind": "word"', '"kind": "wrod"', "kind 'wrod'; accepted: identifier, number"),
+        ('"format": 1', '"format": 7', "its format is 7; expected 1"),
+        ('"kind": "word"', '"kind": "wrod"', "kind 'wrod'; expected identifier, number"),
         ('"repeat_of": 0', '"repeat_of": 4', "slot 4 must repeat one that is no repeat"),
         ('"skeleton": [0, ', '"skeleton": [0, 0, ', "must name each of its 6 slots once"),
         ('"cast": [', '"cats": [', "motif_0: missing or unknown: cast, cats"),
@@ -259,5 +259,5 @@ def test_a_motif_that_only_copies_held_out_text_is_refused(corpus, motifs):
 
 
 def test_more_rows_than_the_corpus_has_are_refused(corpus):
-    with pytest.raises(DataError, match=r"synthesis\.rows=9000; accepted: at most the corpus' 864"):
+    with pytest.raises(DataError, match=r"synthesis\.rows=9000; expected at most the corpus' 864"):
         synthesize("random", corpus, (), 9000, 0)

@@ -87,10 +87,10 @@ def test_labels_of_all_rows_are_those_of_the_rows(tmp_path, shards, labels):
     ("values", "says"),
     [
         (np.zeros(9, int), r"int64 \[9\]; .* each of the 96 rows or each of the 8 held-out rows$"),
-        (np.zeros(8), r"float64 \[8\]; accepted: one integer for"),
-        (np.zeros((8, 1), int), r"\[8, 1\]; accepted: one integer for"),
-        (np.arange(8), "label 7 is the highest, but data.label_names has 2; accepted: 8 names"),
-        (np.zeros(8, int), "label 0 is the highest, but data.label_names has 2; accepted: 1 names"),
+        (np.zeros(8), r"float64 \[8\]; expected one integer for"),
+        (np.zeros((8, 1), int), r"\[8, 1\]; expected one integer for"),
+        (np.arange(8), "label 7 is the highest, but data.label_names has 2; expected 8 names"),
+        (np.zeros(8, int), "label 0 is the highest, but data.label_names has 2; expected 1 names"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_a_row_is_fetched(
@@ -201,7 +201,7 @@ REFUSALS = {
     "broken": ([(500, {})] * 3, "the server answers 500; what has been fetched is kept"),
     "cut": (["cut"] * 3, r"connection failed \(cut after \d+ bytes\); what has been fetched is"),
     "no ranges": (["whole"], "does not answer by range"),
-    "another size": (["lies"], "the file has 701 bytes; accepted: 700 bytes"),
+    "another size": (["lies"], "the file has 701 bytes; expected 700 bytes"),
 }
 
 
@@ -292,7 +292,7 @@ def test_a_block_whose_hash_was_not_written_yet_is_fetched_again(tmp_path, serve
 def test_local_shards_that_are_missing_or_of_another_size_are_named(tmp_path, shards):
     corpus = build(tmp_path, settings(shards))
     (shards / NAMES[1]).write_bytes(b"\0" * 699)
-    with pytest.raises(DataError, match=r"00001-of-00002\.bin has 699 bytes; accepted: 700"):
+    with pytest.raises(DataError, match=r"00001-of-00002\.bin has 699 bytes; expected 700"):
         steps(corpus, 4, 7)
     (shards / NAMES[1]).unlink()
     with pytest.raises(DataError, match=r"^data\.source=.*there is no document-00001"):
@@ -314,7 +314,7 @@ def test_other_rows_under_the_same_name_are_refused(tmp_path, shards):
 def test_bytes_that_are_no_tokens_are_refused(tmp_path, shards):
     (shards / NAMES[0]).write_bytes(b"<html>".ljust(700, b"x"))
     corpus = build(tmp_path, settings(shards))
-    with pytest.raises(DataError, match=r"row 0 .* token id \d+; accepted: below data\.vocab_size"):
+    with pytest.raises(DataError, match=r"row 0 .* token id \d+; expected below data\.vocab_size"):
         steps(corpus, 0, 1)
 
 
@@ -342,11 +342,11 @@ def test_the_token_goes_to_the_hub_alone_and_is_never_shown(tmp_path, shards, mo
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        ({"n_sequences": 101}, r"data\.n_sequences=101 is refused; accepted: at most .*=100"),
-        ({"held_out": 96}, r"data\.held_out=96 is refused; accepted: fewer than"),
-        ({"files": "shard.bin"}, r"data\.files=shard\.bin is refused; accepted: a name with"),
-        ({"files": "{number}"}, r"data\.files=\{number\} is refused; accepted: a name with"),
-        ({"special_ids": [300]}, r"data\.special_ids=\[300\] is refused; accepted: below"),
+        ({"n_sequences": 101}, r"data\.n_sequences=101 is invalid; expected at most .*=100"),
+        ({"held_out": 96}, r"data\.held_out=96 is invalid; expected fewer than"),
+        ({"files": "shard.bin"}, r"data\.files=shard\.bin is invalid; expected a name with"),
+        ({"files": "{number}"}, r"data\.files=\{number\} is invalid; expected a name with"),
+        ({"special_ids": [300]}, r"data\.special_ids=\[300\] is invalid; expected below"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(other, says):

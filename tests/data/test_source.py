@@ -131,7 +131,7 @@ def test_an_edit_replaces_by_what_follows_in_the_same_order(tmp_path):
 
 
 def test_an_order_seed_that_nothing_reads_is_refused():
-    with pytest.raises(ConfigError, match=r"data\.order_seed=3 is refused; accepted: null with"):
+    with pytest.raises(ConfigError, match=r"data\.order_seed=3 is invalid; expected null with"):
         compose(["data.order_seed=3", "data.shuffle=false"], NEEDS)
 
 

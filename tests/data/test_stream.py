@@ -97,8 +97,8 @@ def bad_files(folder):
     ("name", "says"),
     [
         ("missing.npy", "no such file"),
-        ("float.npy", "dtype float32; accepted: uint16"),
-        ("flat.npy", r"shape \[54\]; accepted: \[rows, 9\]"),
+        ("float.npy", "dtype float32; expected uint16"),
+        ("flat.npy", r"shape \[54\]; expected \[rows, 9\]"),
         ("wide.npy", r"shape \[6, 10\]"),
         ("none.npy", "no rows"),
         ("large.npy", "token id 64.*below data.vocab_size=64"),

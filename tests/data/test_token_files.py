@@ -80,7 +80,7 @@ def test_a_large_vocabulary_needs_a_file_that_says_its_type(tmp_path, rows):
     """uint32 ids above 65,535 read as uint16 would be twice the rows, with few zeros in them."""
     path, large = tmp_path / "rows.bin", {"seq_len": WIDTH - 1, "vocab_size": 128_256}
     rows.astype(np.int32).tofile(path)
-    with pytest.raises(ConfigError, match=r"data\.dtype=null is refused; accepted: uint32"):
+    with pytest.raises(ConfigError, match=r"data\.dtype=null is invalid; expected uint32"):
         TokensConfig(path=str(path), **large)
     TokensConfig(path=str(path), dtype="uint16", **large)
     TokensConfig(path=str(path.with_suffix(".npy")), **large)
@@ -102,7 +102,7 @@ def test_documents_of_an_index_are_laid_end_to_end(tmp_path, rows, capsys):
     ("index", "dtype", "says"),
     [
         (("int32", [WIDTH] * 40), "uint16", "says int32; data.dtype=uint16 contradicts it"),
-        (("int32", [12] * 30), None, "rows of 12 tokens; .*contradicts it, accepted: 11"),
+        (("int32", [12] * 30), None, "rows of 12 tokens; .*contradicts it, expected 11"),
         (("int32", [WIDTH] * 39), None, "says 1,404 bytes and the file has 1,440"),
         (("int64", [WIDTH] * 40), None, "says 2,880 bytes and the file has 1,440"),
         (("int32", [WIDTH] * 40, None, 7), None, "type 7"),
@@ -138,7 +138,7 @@ def test_padding_is_one_sentence_and_asks_for_no_memory(tmp_path, rows, padding,
     rows.astype(stored).tofile(tmp_path / "rows.bin")
     found = np.array(padding).astype(stored).view(read).item()
     signed = "" if found == padding else rf" \({padding} as a signed number\)"
-    says = rf"token id {found}{signed} in row 7; accepted: 0 to below .*{VOCAB}; .*padding"
+    says = rf"token id {found}{signed} in row 7; expected 0 to below .*{VOCAB}; .*padding"
     with pytest.raises(DataError, match=says):
         build(tmp_path, tmp_path / "rows.bin", dtype=read)
     assert not (tmp_path / "corpus").exists()
@@ -147,7 +147,7 @@ def test_padding_is_one_sentence_and_asks_for_no_memory(tmp_path, rows, padding,
 def test_the_row_of_a_bad_id_is_named_beyond_the_first_chunk(monkeypatch, rows):
     monkeypatch.setattr("mda.data.token_files.CHUNK_TOKENS", 5 * WIDTH)
     rows[23, 4] = VOCAB
-    with pytest.raises(DataError, match=rf"token id {VOCAB} in row 23; accepted: 0 to below"):
+    with pytest.raises(DataError, match=rf"token id {VOCAB} in row 23; expected 0 to below"):
         count_ids(rows, VOCAB, "x")
     rows[23, 4] = 1
     assert (
@@ -167,7 +167,7 @@ def test_rows_for_insertion_are_checked_like_the_corpus(tmp_path, rows):
     assert read_inserted(tmp_path / "good.npy", WIDTH - 1, VOCAB).tolist() == rows.tolist()
     for name, change, says in (
         ("padded", -1, "token id -1 in row 0; .*padding"),
-        ("beyond", VOCAB, f"token id {VOCAB} in row 0; accepted: 0 to below"),
+        ("beyond", VOCAB, f"token id {VOCAB} in row 0; expected 0 to below"),
     ):
         bad = rows.copy()
         bad[0, 2] = change

@@ -222,5 +222,5 @@ def test_probe_tokens_are_seeded_and_never_special():
     assert torch.equal(draw[0], draw[1]) and not torch.equal(draw[0], draw[2])
     assert torch.equal(draw[0][:, :8], draw[0][:, 8:])
     assert not set(draw[0].unique().tolist()) & {0, 1, 3}
-    with pytest.raises(ValueError, match="accepted: unigram_sqrt"):
+    with pytest.raises(ValueError, match="expected unigram_sqrt"):
         token_distribution(counts, (), "zipf")

@@ -182,5 +182,5 @@ def test_every_edit_of_every_unit_can_be_chosen_with_the_paper_s_presets(size, e
 def test_the_presets_amount_is_not_asked_of_an_edit_that_chooses_no_samples(edit):
     short = ["experiment=paper/160m", "intervention.window=[0,50]"]
     assert compose([*short, *edit.split()]).intervention.count == 80_000
-    with pytest.raises(ConfigError, match="count=80000 is refused; accepted: at most the window's"):
+    with pytest.raises(ConfigError, match="count=80000 is invalid; expected at most the window's"):
         compose(short)

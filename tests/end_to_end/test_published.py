@@ -221,14 +221,14 @@ def test_all_estimators_that_need_no_state_work_on_it(trained, finished_runs, es
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ("estimator=unrolled", "estimator=unrolled is refused"),
+        ("estimator=unrolled", "estimator=unrolled is invalid"),
         ("estimator=tracin estimator.adam_preconditioning=true", "adam_preconditioning=true is re"),
         ("intervention.window=[10,40]", "a start that is one of base.steps=[0,20,40,60]"),
         ("unit.locate=L7H0", "unit.locate=L7H0"),
         ("base.steps=[0,20,20]", "two or more rising steps"),
         ("base.steps=[20,0]", "two or more rising steps"),
         ("base.steps=[0,70]", "steps of the learning-rate schedule, training.total_steps=60"),
-        ("base.repo=tiny", "base.repo=tiny is refused; accepted: owner/name"),
+        ("base.repo=tiny", "base.repo=tiny is invalid; expected owner/name"),
         ("base.folder=.", "one of the two"),
         ("base.repo=EleutherAI/pythia-2.8b", "pythia/issues/205"),
     ],
@@ -248,7 +248,7 @@ def test_a_revision_known_to_be_bad_is_used_when_told_so():
 
 
 def test_sizes_that_are_not_the_repository_s_are_refused_before_weights_are_fetched(hub, attempt):
-    says = "model.n_layers=3 is refused; accepted: 2, as base.repo=me/tiny, revision step0 has"
+    says = "model.n_layers=3 is invalid; expected 2, as base.repo=me/tiny, revision step0 has"
     with pytest.raises(ConfigError, match=re.escape(says)):
         attempt("model.n_layers=3")
     assert hub.fetched() == [LOOK, "step0/config.json"]
@@ -314,8 +314,8 @@ def test_the_program_that_failed_is_started_again_and_goes_on(hub, tmp_path):
         ("repository", "base.repo=me/none, revision step0: there is no such repository"),
         ("revision", "revision step30: there is no such revision"),
         ("file", "revision step20: model.safetensors: the revision has no such file"),
-        ("weights", "revision step20: has no weights; accepted: one of model.safetensors"),
-        ("adapter", "revision step20: has adapter_config.json beside its weights; accepted: wei"),
+        ("weights", "revision step20: has no weights; expected one of model.safetensors"),
+        ("adapter", "revision step20: has adapter_config.json beside its weights; expected wei"),
         ("server", "revision step0: the connection failed"),
     ],
 )
@@ -372,7 +372,7 @@ def test_a_plan_is_made_where_the_hub_cannot_be_reached(hub, monkeypatch, tmp_pa
 
 def test_a_token_that_may_not_read_is_refused_and_not_shown(hub, attempt, capsys):
     hub.token = "hf_another"
-    says = "revision step0: may not be read (401); accepted: a repository that HF_"
+    says = "revision step0: may not be read (401); expected a repository that HF_"
     with pytest.raises(ConfigError, match=re.escape(says)) as found:
         attempt()
     said = capsys.readouterr()
@@ -488,7 +488,7 @@ def test_an_optimizer_state_that_adamw_cannot_have_left_is_refused(trained, tmp_
     moments = load_file(path)
     name = "gpt_neox.embed_in.weight/exp_avg_sq"
     save_file(moments | {name: -moments[name]}, path)
-    says = f"{path}: {name} holds negative values; accepted: mean squares, 0 or above"
+    says = f"{path}: {name} holds negative values; expected mean squares, 0 or above"
     with pytest.raises(ConfigError, match=re.escape(says)):
         pipeline.arm(local(root / "me/tiny", tmp_path / "out", *choice))
     path.write_bytes(b"torn")
@@ -512,7 +512,7 @@ def test_steps_0_and_1_may_have_the_same_weights_and_it_is_said(revisions, tmp_p
 
 
 def test_a_window_that_the_stream_does_not_reach_is_refused(revisions, tmp_path):
-    with pytest.raises(ConfigError, match="n_sequences=150 is refused; accepted: at least 192"):
+    with pytest.raises(ConfigError, match="n_sequences=150 is invalid; expected at least 192"):
         local(revisions, tmp_path / "out", "data.n_sequences=150")
 
 
@@ -570,9 +570,9 @@ SMALL = (
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        ("unit.locate=L7H0", "unit.locate=L7H0 is refused; accepted: L0H0 to L1H1"),
-        ("data.vocab_size=400", "data.vocab_size=400 is refused; accepted: at most"),
-        ("emergence.length=17", "emergence.length=17 is refused; accepted: at most 16"),
+        ("unit.locate=L7H0", "unit.locate=L7H0 is invalid; expected L0H0 to L1H1"),
+        ("data.vocab_size=400", "data.vocab_size=400 is invalid; expected at most"),
+        ("emergence.length=17", "emergence.length=17 is invalid; expected at most 16"),
     ],
 )
 def test_sizes_come_from_config_json_and_rules_hold_before_weights_are_read(
@@ -599,5 +599,5 @@ def test_a_published_model_needs_no_sizes(revisions, tmp_path):
     config = compose([*base, f"output_dir={tmp_path}", *SMALL])
     with pytest.raises(ConfigError, match=r"step20: num_attention_heads of its config\.json is"):
         pipeline.train(Context.of(config))
-    with pytest.raises(ConfigError, match="model=published is refused; accepted: a model with si"):
+    with pytest.raises(ConfigError, match="model=published is invalid; expected a model with si"):
         compose(["model=published", "model.peak_lr=1e-3"])

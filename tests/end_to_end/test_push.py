@@ -124,12 +124,12 @@ def test_runs_in_one_folder_share_their_tables_with_a_column_that_says_which(run
 
 def test_what_can_not_be_pushed_is_one_sentence(runs, hub, tmp_path, monkeypatch):
     _, traced, _ = runs
-    with pytest.raises(ConfigError, match=r"accepted: the folder of a finished run"):
+    with pytest.raises(ConfigError, match=r"expected the folder of a finished run"):
         push(tmp_path, None, None, "unknown", private=False)
     with pytest.raises(ConfigError, match=r"--folder .* a folder that is not there yet"):
         push(traced, tmp_path, None, "unknown", private=False)
     monkeypatch.setenv("HF_TOKEN", "hf_read")
-    with pytest.raises(ConfigError, match=r"--repo someone/heads: the hub answers 401; accepted"):
+    with pytest.raises(ConfigError, match=r"--repo someone/heads: the hub answers 401; expected"):
         upload(tmp_path, REPO, private=False)
-    with pytest.raises(ConfigError, match=r"--repo a/b/c: HFValidationError; accepted"):
+    with pytest.raises(ConfigError, match=r"--repo a/b/c: HFValidationError; expected"):
         upload(tmp_path, "a/b/c", private=False)

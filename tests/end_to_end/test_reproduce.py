@@ -121,7 +121,7 @@ def test_a_value_the_schema_refuses_is_named(runs, tmp_path):
     changed = edited(runs["run"], tmp_path / "r", "config.yaml", "fraction: 0.1", "fraction: 2")
     done = reproduce(changed, outputs=out(runs))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: intervention.fraction=2.0 is refused; accepted: a number")
+    assert done.stderr.startswith("error: intervention.fraction=2.0 is invalid; expected a number")
 
 
 def test_another_version_of_a_package_is_refused(runs, tmp_path):
@@ -147,7 +147,7 @@ def test_an_input_with_another_hash_is_refused(runs, tmp_path):
 def test_what_is_no_run_is_refused(tmp_path):
     done = reproduce(tmp_path, outputs=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is refused; accepted: the folder of a run")
+    assert done.stderr.startswith(f"error: {tmp_path} is invalid; expected the folder of a run")
 
 
 @pytest.mark.long
@@ -225,7 +225,7 @@ def test_interpolation_into_the_environment_is_refused_and_not_resolved(runs, tm
     (tmp_path / "r" / "config.yaml").write_text(yaml.safe_dump(config))
     done = reproduce(tmp_path / "r", "--anyway", outputs=tmp_path / "mine")
     assert done.returncode == 2
-    assert "report.title=${oc.env:HOME} is refused" in done.stderr
+    assert "report.title=${oc.env:HOME} is invalid" in done.stderr
     assert not (tmp_path / "mine").exists()
 
 
@@ -245,7 +245,7 @@ def test_what_never_ends_is_refused(runs, tmp_path, name, content):
         path.write_text(ENDLESS[content])
     else:
         path.symlink_to(content)
-    with pytest.raises(ConfigError, match="is refused; accepted: the folder of a run with"):
+    with pytest.raises(ConfigError, match="is invalid; expected the folder of a run with"):
         read_saved(tmp_path / "r")
 
 
@@ -253,7 +253,7 @@ def test_a_table_that_never_ends_is_refused_before_any_work(runs, tmp_path):
     shutil.copytree(runs["train"], tmp_path / "r")
     (tmp_path / "r" / "curve.csv").unlink()
     (tmp_path / "r" / "curve.csv").symlink_to("/dev/zero")
-    with pytest.raises(ConfigError, match=r"curve\.csv is refused; accepted: a table of a run"):
+    with pytest.raises(ConfigError, match=r"curve\.csv is invalid; expected a table of a run"):
         repeat(tmp_path / "r", tmp_path / "mine", anyway=True, from_scratch=False)
     assert not (tmp_path / "mine").exists()
 

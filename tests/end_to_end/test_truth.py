@@ -60,7 +60,7 @@ def test_units_and_estimators_are_named_in_the_benchmark_s_own_lists():
     assert fixed_words(["seed=1", "name=x"]) == ["seed=1"]
     for word in ("unit=mlp_neuron", "estimator.damping=1"):
         group = word.partition("=")[0].partition(".")[0]
-        with pytest.raises(ConfigError, match=rf"{word} is refused; accepted: truth\.{group}s="):
+        with pytest.raises(ConfigError, match=rf"{word} is invalid; expected truth\.{group}s="):
             fixed_words(["seed=1", word])
 
 
@@ -76,15 +76,15 @@ def test_a_mistake_inside_a_list_is_told_with_its_place():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ("truth.units=[]", r"truth\.units=\[\] is refused; accepted: one or more, each once"),
+        ("truth.units=[]", r"truth\.units=\[\] is invalid; expected one or more, each once"),
         ("truth.estimators=[loss,loss] truth.strata_of=[]", r"truth\.estimators=\[loss,loss\] is"),
-        ("truth.fractions=[]", r"truth\.fractions=\[\] is refused"),
+        ("truth.fractions=[]", r"truth\.fractions=\[\] is invalid"),
         ("truth.fractions=[0.05,0.4]", r"truth\.fractions=.*at most a band of 1 / truth\.strata=3"),
         ("truth.strata_of=[loss,fisher]", r"truth\.strata_of=.*those of truth\.estimators"),
         ("truth.edits_of=[mlp_neuron,head]", r"truth\.edits_of=.*those of truth\.units, not head"),
-        ("truth.edits_of=[]", r"truth\.transfer=\[100\] is refused.*or truth\.edits_of=\[\]"),
-        ("truth.transfer=[9,9]", r"truth\.transfer=\[9,9\] is refused; accepted: each once"),
-        ("truth.edits=[]", r"truth\.transfer=\[100\] is refused; accepted: \[\] with truth\.edits"),
+        ("truth.edits_of=[]", r"truth\.transfer=\[100\] is invalid.*or truth\.edits_of=\[\]"),
+        ("truth.transfer=[9,9]", r"truth\.transfer=\[9,9\] is invalid; expected each once"),
+        ("truth.edits=[]", r"truth\.transfer=\[100\] is invalid; expected \[\] with truth\.edits"),
         ("truth.subset=3", r"unknown setting truth\.subset \(did you mean truth\.subsets\?\)"),
     ],
 )

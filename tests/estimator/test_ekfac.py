@@ -317,7 +317,7 @@ def test_curvature_of_other_blocks_is_refused(toy, table):
     with pytest.raises(ValueError, match=r"L0.neurons.in of shape"):
         fitted.inverse_times({neurons.blocks[0]: torch.zeros(24, 13, 1)}, 0.1)
     for damping in (0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=rf"damping={damping}; accepted: above 0"):
+        with pytest.raises(ValueError, match=rf"damping={damping}; expected above 0"):
             fitted.inverse_times({qk: torch.zeros(2, 12, 12)}, damping)
 
 
@@ -332,7 +332,7 @@ def test_fit_subset_is_seeded_ordered_and_without_repeats():
 
 
 def test_wrong_labels_are_named():
-    with pytest.raises(ValueError, match="labels='guessed'; accepted: sampled, empirical"):
+    with pytest.raises(ValueError, match="labels='guessed'; expected sampled, empirical"):
         Labels("guessed")
 
 

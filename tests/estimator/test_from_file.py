@@ -111,7 +111,7 @@ MISTAKES = [
     (lambda p: bergson(p, better=None), "no config.yaml with score_cfg.higher_is_better"),
     (lambda p: bergson_candidates(p, IDS), "scores 4 candidates of an earlier run"),
     (lambda p: npy(p).rename(p / "scores.bin.npy"), None),
-    (lambda p: p, "accepted: .npy, .csv"),
+    (lambda p: p, "expected .npy, .csv"),
 ]
 
 

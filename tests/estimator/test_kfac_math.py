@@ -191,7 +191,7 @@ def test_an_owner_without_curvature_gets_a_direction_of_zero():
 
 @pytest.mark.parametrize("relative", [0, -0.1, float("nan")])
 def test_damping_that_is_not_above_zero_is_refused(relative):
-    with pytest.raises(ValueError, match=rf"damping={relative}; accepted: above 0"):
+    with pytest.raises(ValueError, match=rf"damping={relative}; expected above 0"):
         damping(torch.ones(2, 2, 2), relative)
 
 

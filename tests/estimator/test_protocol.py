@@ -82,7 +82,7 @@ def test_every_estimator_of_the_schema_can_be_loaded(name):
 
 def test_a_window_without_a_checkpoint_is_refused_by_name():
     tracin = estimator_of(TracinConfig())
-    with pytest.raises(ConfigError, match=r"no checkpoint lies in \[0,100\]; accepted: .*128"):
+    with pytest.raises(ConfigError, match=r"no checkpoint lies in \[0,100\]; expected .*128"):
         tracin.steps([128, 256], Window(0, 100, None, ""))
 
 
@@ -242,7 +242,7 @@ def test_a_steps_name_means_the_nearest_checkpoint():
     assert step_of("window_middle", KEPT, WINDOW) == 3  # 5.5 is as near to 8: the earlier of two
     assert step_of("window_end", KEPT, WINDOW) == 8
     assert step_of(0, KEPT, WINDOW) == 0
-    with pytest.raises(ConfigError, match=r"estimator.checkpoint=5: .* accepted: 0, 3, 8"):
+    with pytest.raises(ConfigError, match=r"estimator.checkpoint=5: .* expected 0, 3, 8"):
         step_of(5, KEPT, WINDOW)
     with pytest.raises(ConfigError, match="the unit did not emerge"):
         step_of("onset", KEPT, Window(2, 9, None, ""))

@@ -207,7 +207,7 @@ def test_the_attention_before_an_mlp_is_below_it_unless_they_are_parallel(toy, l
 
 def test_a_matrix_that_is_too_large_is_refused(toy, rows, monkeypatch):
     monkeypatch.setattr(exact, "MOST", 1e4)
-    with pytest.raises(ConfigError, match=r"estimator\.scope=all is refused: with estimator=exact"):
+    with pytest.raises(ConfigError, match=r"estimator\.scope=all is invalid: with estimator=exact"):
         values(toy, rows, "exact", scope="all")
 
 

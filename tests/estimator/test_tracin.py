@@ -177,7 +177,7 @@ def test_which_checkpoints_are_read():
     assert Tracin(TracinConfig(n_checkpoints=None)).steps(kept, window) == (10, 20, 30, 40)
     assert Tracin(TracinConfig(n_checkpoints=2)).steps(kept, window) == (10, 40)
     assert Tracin(TracinConfig(checkpoints=[0, 50])).steps(kept, window) == (0, 50)
-    with pytest.raises(ConfigError, match=r"estimator.checkpoints=7: .* accepted: 0, 10, 20"):
+    with pytest.raises(ConfigError, match=r"estimator.checkpoints=7: .* expected 0, 10, 20"):
         Tracin(TracinConfig(checkpoints=[7])).steps(kept, window)
 
 

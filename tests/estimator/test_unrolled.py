@@ -299,12 +299,12 @@ def test_replay_and_the_real_training_end_in_the_same_state_bit_for_bit(tmp_path
 @pytest.mark.parametrize("wrong", [{"segment": 0}, {"last_steps": STEPS + 1}])
 def test_a_number_that_does_not_fit_the_window_is_refused(window, start, wrong):
     (name, value), *_ = wrong.items()
-    with pytest.raises(ValueError, match=rf"{name}={value}; accepted: 1 to the window's 20 steps"):
+    with pytest.raises(ValueError, match=rf"{name}={value}; expected 1 to the window's 20 steps"):
         next(unrolled_influence(window, start, MEASUREMENTS, **wrong))
 
 
 def test_training_that_can_not_be_repeated_is_refused(window):
-    with pytest.raises(ValueError, match="precision=bf16-mixed; accepted: 32-true"):
+    with pytest.raises(ValueError, match="precision=bf16-mixed; expected 32-true"):
         replace(window, settings=replace(SETTINGS, precision="bf16-mixed"))
     model = scratch(SHAPE, 0)
     model.gpt_neox.emb_dropout.p = 0.1

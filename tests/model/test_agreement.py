@@ -71,7 +71,7 @@ def test_another_loss_than_the_model_s_own_is_refused_with_both(case, tmp_path, 
     with pytest.raises(
         ConfigError,
         match=rf"model.source={tmp_path}: its adapter for {model_type} gives a loss of (\S+) nats, "
-        r"the model itself (\S+); accepted",
+        r"the model itself (\S+); expected",
     ) as refusal:
         initial_model(settings, 0)
     ours, own = (float(number) for number in _numbers(refusal.value))
@@ -94,7 +94,7 @@ class Reversed(PlainAttention):
 def test_other_patterns_than_the_model_s_own_are_refused_with_both(tmp_path, monkeypatch):
     settings = checkpoint(tmp_path, "llama")
     monkeypatch.setattr(agreement, "PlainAttention", Reversed)
-    says = r"attention probability of 0\.\d+ in layer 0, the model itself 0\.\d+; accepted"
+    says = r"attention probability of 0\.\d+ in layer 0, the model itself 0\.\d+; expected"
     with pytest.raises(ConfigError, match=says):
         initial_model(settings, 0)
 

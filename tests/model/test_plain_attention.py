@@ -60,7 +60,7 @@ def test_second_derivatives_are_finite_differences():
 
 
 def test_dropout_is_refused():
-    with PlainAttention(), pytest.raises(ValueError, match=r"dropout is 0\.1; accepted: 0"):
+    with PlainAttention(), pytest.raises(ValueError, match=r"dropout is 0\.1; expected 0"):
         F.scaled_dot_product_attention(QUERY, KEY, VALUE, dropout_p=0.1)
 
 

@@ -363,19 +363,19 @@ def test_a_changed_study_needs_another_hash():
     one = study(claim(), date="2026-01-01")
     sealed = replace(one, hash=one.content_hash())
     for change in ({"alpha": 0.1}, {"seeds": [1]}, {"claims": {"c0": claim("greater")}}):
-        with pytest.raises(ConfigError, match=r"study\.hash=.* is refused; accepted: [0-9a-f]{16}"):
+        with pytest.raises(ConfigError, match=r"study\.hash=.* is invalid; expected [0-9a-f]{16}"):
             replace(sealed, **change)
 
 
 BAD = {
-    "direction": (lambda: claim("down"), r"study\.claims\.\*\.direction=down is refused"),
-    "min_seeds": (lambda: claim(min_seeds=1), "min_seeds=1 is refused; accepted: an integer at"),
-    "margin": (lambda: claim("none"), "margin=0.0 is refused; accepted: above 0 with"),
-    "arm": (lambda: study(claim(arm="ekfak")), r"c0\.arm=ekfak is refused.*did you mean ekfac"),
-    "date": (lambda: study(date="soon"), "study.date=soon is refused; accepted: a date such as"),
+    "direction": (lambda: claim("down"), r"study\.claims\.\*\.direction=down is invalid"),
+    "min_seeds": (lambda: claim(min_seeds=1), "min_seeds=1 is invalid; expected an integer at"),
+    "margin": (lambda: claim("none"), "margin=0.0 is invalid; expected above 0 with"),
+    "arm": (lambda: study(claim(arm="ekfak")), r"c0\.arm=ekfak is invalid.*did you mean ekfac"),
+    "date": (lambda: study(date="soon"), "study.date=soon is invalid; expected a date such as"),
     "a margin beside the effects": (
         lambda: study(claim(expected=0.06), claim("none", arm="random", margin=0.021)),
-        r"study\.claims\.c1\.margin=0\.021 is refused; accepted: at most 0\.02, a third of",
+        r"study\.claims\.c1\.margin=0\.021 is invalid; expected at most 0\.02, a third of",
     ),
     "an old word without its other": (
         lambda: study(arms={"a": {"intervention": "remove", "match": "label"}}),
@@ -384,7 +384,7 @@ BAD = {
     "an amount": (
         lambda: study(arms={"a": {"intervention": "remove", "intervention.fraction": 2,
                                   "estimator": "ekfac"}}),
-        r"study\.arms\.a: intervention\.fraction=2 is refused; accepted: a number above 0 and at",
+        r"study\.arms\.a: intervention\.fraction=2 is invalid; expected a number above 0 and at",
     ),
     "a type": (
         lambda: study(arms={"a": {"intervention": "remove", "intervention.fraction": "ten"}}),
@@ -392,20 +392,20 @@ BAD = {
     ),
     "a setting": (
         lambda: study(arms={"a": {"intervention": "remove", "intervention.fracton": 0.1}}),
-        r"a: intervention\.fracton=0\.1 is refused; accepted: .*did you mean fraction",
+        r"a: intervention\.fracton=0\.1 is invalid; expected .*did you mean fraction",
     ),
     "no estimator": (
         lambda: study(arms={"a": {"intervention": "remove"}}),
-        r"study\.arms\.a: estimator=null is refused; accepted: one of ekfac, tracin",
+        r"study\.arms\.a: estimator=null is invalid; expected one of ekfac, tracin",
     ),
     "an estimator": (
         lambda: study(arms={"a": {"intervention": "remove", "estimator": "ekfak"}}),
-        r"a: estimator=ekfak is refused; accepted: one of .*did you mean ekfac",
+        r"a: estimator=ekfak is invalid; expected one of .*did you mean ekfac",
     ),
     "what replicates differ in": (
         lambda: study(arms={"a": {"intervention": "remove", "estimator": "random",
                                   "estimator.seed": 1}}),
-        r"study\.arms\.a: estimator\.seed=1 is refused; accepted: other settings of",
+        r"study\.arms\.a: estimator\.seed=1 is invalid; expected other settings of",
     ),
 }  # fmt: skip
 
@@ -418,12 +418,12 @@ def test_bad_studies_are_refused_with_their_key(case):
 
 
 def test_a_metric_that_no_run_has_is_refused(measured):
-    with pytest.raises(ConfigError, match=r"claims\.c0\.metric=beauty is refused; accepted: unit"):
+    with pytest.raises(ConfigError, match=r"claims\.c0\.metric=beauty is invalid; expected unit"):
         judge(study(claim(metric="beauty")), measured)
 
 
 def test_a_reference_that_is_none_is_refused(measured):
-    wrong = r"claims\.c0\.reference=repetitoin is refused; accepted: control, .*mean repetition\?"
+    wrong = r"claims\.c0\.reference=repetitoin is invalid; expected control, .*mean repetition\?"
     with pytest.raises(ConfigError, match=wrong):
         judge(study(claim(reference="repetitoin")), measured)
 

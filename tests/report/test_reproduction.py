@@ -29,12 +29,12 @@ def test_a_table_without_bounds_or_form_is_refused(tmp_path, monkeypatch, conten
         path.write_bytes(BAD[content])
     else:
         path.symlink_to(content)
-    with pytest.raises(ConfigError, match=r"curve\.csv is refused; accepted: a table of a run"):
+    with pytest.raises(ConfigError, match=r"curve\.csv is invalid; expected a table of a run"):
         read_tables(tmp_path)
 
 
 def test_a_run_without_tables_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"is refused; accepted: a run with one of curve\.csv"):
+    with pytest.raises(ConfigError, match=r"is invalid; expected a run with one of curve\.csv"):
         read_tables(tmp_path)
 
 

@@ -160,13 +160,13 @@ def test_the_fingerprint_follows_everything_that_decides_the_features():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"kind": "tanh"}, "kind 'tanh'; accepted: relu, jumprelu, topk, gated"),
-        ({"normalization": "batch"}, "normalization 'batch'; accepted: none, layer_norm"),
+        ({"kind": "tanh"}, "kind 'tanh'; expected relu, jumprelu, topk, gated"),
+        ({"normalization": "batch"}, "normalization 'batch'; expected none, layer_norm"),
         ({"k": None}, "a topk SAE takes k alone"),
         ({"threshold_F": torch.ones(N)}, "a topk SAE takes k alone"),
-        ({"k": N + 1}, "k=21; accepted: 1 to the 20 features"),
-        ({"W_dec_FD": torch.ones(D, N)}, r"W_dec_FD has shape \[6, 20\]; accepted: \[20, 6\]"),
-        ({"b_dec_D": torch.ones(N)}, r"b_dec_D has shape \[20\]; accepted: \[6\]"),
+        ({"k": N + 1}, "k=21; expected 1 to the 20 features"),
+        ({"W_dec_FD": torch.ones(D, N)}, r"W_dec_FD has shape \[6, 20\]; expected \[20, 6\]"),
+        ({"b_dec_D": torch.ones(N)}, r"b_dec_D has shape \[20\]; expected \[6\]"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes, says):

@@ -76,7 +76,7 @@ def test_a_reading_leaves_no_hook_behind(model, tokens):
 def test_a_layer_that_is_not_there_is_refused(model, tokens):
     with pytest.raises(ValueError, match=r"L3\.resid_post: the model has layers 0 to 2"):
         activations(model, tokens, Hookpoint("resid_post", 3), GPT_NEOX)
-    with pytest.raises(ValueError, match="'hook_z' of layer 0; accepted: resid_post"):
+    with pytest.raises(ValueError, match="'hook_z' of layer 0; expected resid_post"):
         Hookpoint("hook_z", 0)
 
 

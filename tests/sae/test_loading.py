@@ -87,7 +87,7 @@ def test_saelens_before_version_6(tmp_path, x, architecture):
 def test_saelens_with_a_scale_that_was_not_folded_in(tmp_path, x):
     c = 16**0.5 / x.norm(dim=-1).mean().item()
     written = saelens(tmp_path / "sae", x, "standard", normalize="expected_average_only_in", c=c)
-    said = "expected_average_only_in needs its factor; accepted: activation_scaler.json beside the"
+    said = "expected_average_only_in needs its factor; expected activation_scaler.json beside the"
     with pytest.raises(ConfigError, match=said) as refused:
         load_sae(written.folder)
     assert "input_scale" not in str(refused.value)  # no setting has that name
@@ -196,24 +196,24 @@ def metadata(**changes: object) -> dict:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architecture": "skip_transcoder"}, "architecture=skip_transcoder is refused; accepted: "
+        ({"architecture": "skip_transcoder"}, "architecture=skip_transcoder is invalid; expected "
                                               "standard, jumprelu, gated, topk"),
         ({"architecture": None}, "has no architecture"),
-        ({"normalize_activations": "covariance_whitening"}, "covariance_whitening is refused; "
-                                                            "accepted: none, layer_norm"),
-        ({"reshape_activations": "hook_z"}, "reshape_activations=hook_z is refused"),
+        ({"normalize_activations": "covariance_whitening"}, "covariance_whitening is invalid; "
+                                                            "expected none, layer_norm"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations=hook_z is invalid"),
         (metadata(hook_name="blocks.1.attn.hook_z"), r"'blocks\.1\.attn\.hook_z' is not known"),
         (metadata(hook_name="blocks.1.hook_k"), r"'blocks\.1\.hook_k' is not known"),
-        (metadata(hook_head_index=3), "hook_head_index=3 is refused; accepted: null"),
+        (metadata(hook_head_index=3), "hook_head_index=3 is invalid; expected null"),
         (
             metadata(model_from_pretrained_kwargs={"center_writing_weights": True}),
-            "center_writing_weights=true is refused; accepted: false",
+            "center_writing_weights=true is invalid; expected false",
         ),
-        (metadata(sae_lens_version="new"), "sae_lens_version=new is refused; accepted: a version"),
+        (metadata(sae_lens_version="new"), "sae_lens_version=new is invalid; expected a version"),
         ({**metadata(sae_lens_version="3.0.0"), "activation_fn_str": "tanh-relu"},
-         "activation_fn=tanh-relu is refused; accepted: relu, topk"),
+         "activation_fn=tanh-relu is invalid; expected relu, topk"),
         ({**metadata(sae_lens_version="3.0.0"), "activation_fn_kwargs": {"k": 4}},
-         "activation_fn=null is refused; accepted: relu or topk by its name, where"),
+         "activation_fn=null is invalid; expected relu or topk by its name, where"),
     ],
 )  # fmt: skip
 def test_what_saelens_has_and_this_has_not_is_refused_by_name(tmp_path, x, changes, says):
@@ -230,20 +230,20 @@ def test_a_scaling_factor_that_is_not_folded_in_is_refused(tmp_path, x):
     save_file(tensors | {"scaling_factor": ones}, folder / "sae_weights.safetensors")
     load_sae(folder)
     save_file(tensors | {"scaling_factor": 2 * ones}, folder / "sae_weights.safetensors")
-    with pytest.raises(ConfigError, match="scaling_factor is refused; accepted: weights it is"):
+    with pytest.raises(ConfigError, match="scaling_factor is invalid; expected weights it is"):
         load_sae(folder)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"transcode": True}, "transcode=true is refused; accepted: false"),
-        ({"skip_connection": True}, "skip_connection=true is refused; accepted: false"),
-        ({"activation": "groupmax"}, "activation=groupmax is refused; accepted: topk"),
-        ({"signed": True}, "signed=true is refused; accepted: false"),
+        ({"transcode": True}, "transcode=true is invalid; expected false"),
+        ({"skip_connection": True}, "skip_connection=true is invalid; expected false"),
+        ({"activation": "groupmax"}, "activation=groupmax is invalid; expected topk"),
+        ({"signed": True}, "signed=true is invalid; expected false"),
         ({"k": None}, "has no k; there: activation"),
-        ({"k": 100}, "k=100; accepted: 1 to the 48 features"),
-        ({"d_in": 48}, "d_in=48 is refused; accepted: 16, as in sae.safetensors"),
+        ({"k": 100}, "k=100; expected 1 to the 48 features"),
+        ({"d_in": 48}, "d_in=48 is invalid; expected 16, as in sae.safetensors"),
     ],
 )
 def test_what_sparsify_has_and_this_has_not_is_refused_by_name(tmp_path, x, changes, says):
@@ -265,9 +265,9 @@ def test_an_activation_that_is_not_known_is_refused(tmp_path, x):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"trainer": {"dict_class": "CrossCoder"}}, "dict_class=CrossCoder is refused; accepted: "),
+        ({"trainer": {"dict_class": "CrossCoder"}}, "dict_class=CrossCoder is invalid; expected "),
         ({"trainer": {"dict_class": "AutoEncoderTopK"}}, "has no k; there: b_dec|has no k"),
-        ({"buffer": {"io": "in"}}, "io=in is refused; accepted: out"),
+        ({"buffer": {"io": "in"}}, "io=in is invalid; expected out"),
     ],
 )
 def test_what_a_dictionary_may_not_be_is_refused_by_name(tmp_path, x, changes, says):
@@ -282,7 +282,7 @@ def test_a_transposed_decoder_is_refused(tmp_path, x):
     tensors = load_file(folder / "sae.safetensors")
     tensors["W_dec"] = tensors["W_dec"].T.contiguous()
     save_file(tensors, folder / "sae.safetensors")
-    with pytest.raises(ConfigError, match=r"W_dec_FD has shape \[16, 48\]; accepted: \[48, 16\]"):
+    with pytest.raises(ConfigError, match=r"W_dec_FD has shape \[16, 48\]; expected \[48, 16\]"):
         load_sae(folder)
 
 
@@ -315,7 +315,7 @@ class Payload:
 def test_a_pickle_with_code_in_it_is_refused_and_not_run(tmp_path, x):
     folder = dictionary_learning(tmp_path, x, "AutoEncoder", steps=0).folder
     torch.save({"bias": Payload(tmp_path / "proof")}, folder / "ae.pt")
-    with pytest.raises(ConfigError, match=r"ae\.pt: accepted: tensors by name and nothing else"):
+    with pytest.raises(ConfigError, match=r"ae\.pt: expected tensors by name and nothing else"):
         load_sae(folder)
     (folder / "ae.pt").write_bytes(pickle.dumps(Payload(tmp_path / "proof"), protocol=2))
     with pytest.raises(ConfigError, match=r"ae\.pt"):
@@ -333,12 +333,12 @@ def test_torn_files_are_refused(tmp_path, x, file):
 
 
 def test_a_folder_of_no_layout_is_refused_with_the_layouts_there_are(tmp_path, x):
-    with pytest.raises(ConfigError, match="holds no SAE; accepted: a folder with ") as refused:
+    with pytest.raises(ConfigError, match="holds no SAE; expected a folder with ") as refused:
         load_sae(tmp_path)
     for files in ("cfg.json and sae_weights.safetensors", "cfg.json and sae.safetensors",
                   "config.json and ae.pt"):  # fmt: skip
         assert files in str(refused.value)
-    with pytest.raises(ConfigError, match="format=torch is refused; accepted: auto, saelens"):
+    with pytest.raises(ConfigError, match="format=torch is invalid; expected auto, saelens"):
         load_sae(tmp_path, "torch")
     folder = sparsify(tmp_path, x, steps=0).folder
     save_file({}, folder / "sae_weights.safetensors")

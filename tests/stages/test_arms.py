@@ -205,7 +205,7 @@ def test_inserted_rows_are_trained_on(arm, tmp_path, at_step, first):
 
 
 ALL_LEFT = "data.n_sequences=280"  # 8 after the run's last step
-NOT_ENOUGH = "is refused; accepted: an edit of at most 8 samples, all that come after step 60; here"
+NOT_ENOUGH = "is invalid; expected an edit of at most 8 samples, all that come after step 60; here"
 WHOLE = "intervention.fraction=1"
 AUTO = "intervention.window=auto"
 LATE = "intervention.window=[30,60]"
@@ -216,7 +216,7 @@ LATE = "intervention.window=[30,60]"
     [
         (
             (AUTO, "intervention.label=poem"),
-            r"intervention\.label=poem is refused; accepted: null, ",
+            r"intervention\.label=poem is invalid; expected null, ",
         ),
         ((AUTO, "intervention=augment", "intervention.label=poem"), r"intervention\.label=poem is"),
         (("intervention.select=ids", "intervention.ids=[399]"), "intervention=remove: .* 399, are"),
@@ -250,7 +250,7 @@ def test_rows_that_an_automatic_window_lacks_are_missed_before_the_scores(tmp_pa
     _, base = pipeline.train(Context(config, Context.of(config).store, progress=False))
     values = [row["emergence/previous_token/L1H0"] for row in base.curve]
     own += (AUTO, f"unit.threshold={(min(values) + max(values)) / 2}", WHOLE)
-    says = r"intervention\.mode=replace is refused; accepted: an edit of at most 8 samples"
+    says = r"intervention\.mode=replace is invalid; expected an edit of at most 8 samples"
     refused_before("scores", tmp_path, *own, "intervention.mode=replace", says=says)
 
 

@@ -67,7 +67,7 @@ def test_weights_that_do_not_fit_are_refused_before_a_corpus_is_built(
 
 def test_a_model_that_no_memory_holds_is_refused_before_a_corpus_is_built(context_of, tmp_path):
     context = context_of("model.d_model=100000000", f"output_dir={tmp_path}")
-    says = r"^model: weights of [\d,]+ GB in float32, and this machine has [\d,]+ GB of memory; acc"
+    says = r"^model: weights of [\d,]+ GB in float32, and this machine has [\d,]+ GB of memory; exp"
     with pytest.raises(ConfigError, match=says):
         pipeline.train(context)
     with pytest.raises(ConfigError, match=says):

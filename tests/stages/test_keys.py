@@ -529,7 +529,7 @@ def test_an_estimator_reads_no_more_of_a_published_run_than_the_key_of_its_score
         with pytest.raises(ValueError, match="`requires` does not say so"):
             asked()
     for asked in (lambda: work.model(40), lambda: work.curvature(40, Fit([]))):
-        with pytest.raises(ValueError, match=r"step 40 is read; accepted: .* own steps, 20"):
+        with pytest.raises(ValueError, match=r"step 40 is read; expected .* own steps, 20"):
             asked()
 
 

@@ -87,14 +87,14 @@ def test_motifs_of_random_samples_give_rows_of_another_name(program):
 
 
 def test_what_cannot_be_done_is_refused_before_any_work(program, context_of, tmp_path):
-    with pytest.raises(ConfigError, match=r"synthesis\.motifs=null is refused; accepted: a motif"):
+    with pytest.raises(ConfigError, match=r"synthesis\.motifs=null is invalid; expected a motif"):
         program("synthesize", "synthesis.kind=shuffled")
     with pytest.raises(DataError, match=r"synthesis\.motifs=.*no\.json is not a motif file"):
         program("synthesize", f"synthesis.motifs={tmp_path / 'no.json'}")
-    with pytest.raises(ConfigError, match=r"synthesis\.arm=a/b is refused"):
+    with pytest.raises(ConfigError, match=r"synthesis\.arm=a/b is invalid"):
         context_of("synthesis.arm=a/b")
     nameless = replace(pipeline.corpus_of(context_of()), tokenizer=None)
-    with pytest.raises(ConfigError, match=r"data\.tokenizer=null is refused; accepted: a token"):
+    with pytest.raises(ConfigError, match=r"data\.tokenizer=null is invalid; expected a token"):
         tokenizer_of(nameless)
 
 

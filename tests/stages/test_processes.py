@@ -103,7 +103,7 @@ def test_gpus_of_several_kinds_are_refused(machine, tmp_path):
     machine.setenv("RANK", "0")
     config = compose(["training.accelerator=gpu"])
     for start, who in ((process_group(config), "torchrun"), (own_gpu(tmp_path, 2), "side by side")):
-        wanted = f"{who} on card 0 and card 1 together; accepted: GPUs of one kind"
+        wanted = f"{who} on card 0 and card 1 together; expected GPUs of one kind"
         with pytest.raises(ConfigError, match=wanted), start:
             pass
 
@@ -126,11 +126,11 @@ def test_training_stays_on_the_gpu_of_its_process(monkeypatch, words, world, exp
 @pytest.mark.parametrize(
     ("words", "n_gpus", "said"),
     [
-        (["training.devices=4"], 2, "training.devices=4 is refused; accepted: at most 2, the"),
+        (["training.devices=4"], 2, "training.devices=4 is invalid; expected at most 2, the"),
         (
             ["training.precision=16-mixed"],
             0,
-            "training.precision=16-mixed is refused; accepted: 32",
+            "training.precision=16-mixed is invalid; expected 32",
         ),
     ],
 )

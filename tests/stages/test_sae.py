@@ -137,11 +137,11 @@ def test_samples_are_of_the_stream_and_each_comes_once_in_a_round(stage):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (("sae.layer=2",), "sae.layer=2 is refused; accepted: layers 0 to 1, or null"),
-        (("sae.k=65",), "sae.k=65 is refused; accepted: at most sae.n_features=64"),
-        (("sae.checkpoint=33",), "sae.checkpoint=33 is refused; .* such as 32 or 40, or null"),
-        (("sae.checkpoint=61",), "sae.checkpoint=61 is refused; .* such as 60, or null"),
-        (("sae.hook=resid_pre",), "sae.hook=resid_pre is refused; accepted: one of resid_post"),
+        (("sae.layer=2",), "sae.layer=2 is invalid; expected layers 0 to 1, or null"),
+        (("sae.k=65",), "sae.k=65 is invalid; expected at most sae.n_features=64"),
+        (("sae.checkpoint=33",), "sae.checkpoint=33 is invalid; .* such as 32 or 40, or null"),
+        (("sae.checkpoint=61",), "sae.checkpoint=61 is invalid; .* such as 60, or null"),
+        (("sae.hook=resid_pre",), "sae.hook=resid_pre is invalid; expected one of resid_post"),
     ],
 )
 def test_impossible_settings_are_refused_before_any_work(overrides, says):
@@ -166,7 +166,7 @@ def test_a_unit_gets_the_sae_it_asks_for(stage, found, tmp_path):
     assert sae_of(context, base).hook == Hookpoint("resid_post", 1)
     shutil.copytree(theirs, tmp_path / "layers.2")
     context, _, base = stage(*feature, f"unit.source={tmp_path / 'layers.2'}")
-    with pytest.raises(ConfigError, match=r"reads L2\.resid_post of width 16; accepted: width 16"):
+    with pytest.raises(ConfigError, match=r"reads L2\.resid_post of width 16; expected width 16"):
         sae_of(context, base)
 
 

@@ -336,7 +336,7 @@ def test_prompts_that_are_too_long_are_refused_before_there_is_a_base_run(contex
             stages(context)
     assert set(used) == {"corpus"}
     file.write_text(json.dumps({"prompt": [1, 999], "right": [5]}))
-    with pytest.raises(ConfigError, match="line 1: token 999 is refused; accepted: ids from 0 to"):
+    with pytest.raises(ConfigError, match="line 1: token 999 is invalid; expected ids from 0 to"):
         context_of(f"emergence.prompts={file}")
 
 
@@ -382,7 +382,7 @@ def test_a_file_of_directions_of_another_width_is_refused_before_there_is_a_corp
     for stages in (pipeline.trace, pipeline.arm):
         with (
             store.noting_uses(lambda kind, _: used.append(kind)),
-            pytest.raises(ConfigError, match=r"vectors of 17 numbers are refused; accepted: 16"),
+            pytest.raises(ConfigError, match=r"vectors of 17 numbers are invalid; expected 16"),
         ):
             stages(context)
     assert not used

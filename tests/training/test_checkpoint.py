@@ -103,7 +103,7 @@ def test_a_tied_tensor_is_found_under_either_name(tmp_path):
 def test_second_moments_before_the_first_update_are_refused(tmp_path):
     model = scratch(SHAPE, 0)
     folder = checkpoint.save(tmp_path, 0, model, adamw(model, TrainingConfig()))
-    with pytest.raises(ConfigError, match=r"step_0.* accepted: a checkpoint after the first upd"):
+    with pytest.raises(ConfigError, match=r"step_0.* expected a checkpoint after the first upd"):
         checkpoint.second_moments(folder, 0.95)
 
 
@@ -159,12 +159,12 @@ def between_steps(moments, name):
 
 
 MOMENTS = {
-    misshapen: "exp_avg is torch.float32 of the shape [16, 64]; accepted: torch.float32 of the sh",
-    in_half: "exp_avg_sq is torch.float16 of the shape [64, 16]; accepted: torch.float32 of the",
-    negative: "exp_avg_sq holds negative values; accepted: mean squares, 0 or above",
-    not_finite: "exp_avg holds values that are not finite; accepted: finite values",
-    too_old: "step is 8; accepted: whole numbers from 0 to 7",
-    between_steps: "step is 0.5; accepted: whole numbers from 0 to 7",
+    misshapen: "exp_avg is torch.float32 of the shape [16, 64]; expected torch.float32 of the sh",
+    in_half: "exp_avg_sq is torch.float16 of the shape [64, 16]; expected torch.float32 of the",
+    negative: "exp_avg_sq holds negative values; expected mean squares, 0 or above",
+    not_finite: "exp_avg holds values that are not finite; expected finite values",
+    too_old: "step is 8; expected whole numbers from 0 to 7",
+    between_steps: "step is 0.5; expected whole numbers from 0 to 7",
 }
 
 

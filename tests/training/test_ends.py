@@ -209,5 +209,5 @@ def test_a_signal_ends_a_program_with_its_code_and_one_sentence(tmp_path, sent, 
 
 
 def test_a_micro_batch_larger_than_the_batch_is_refused():
-    with pytest.raises(ConfigError, match=r"training\.micro_batch_size=9 is refused; accepted: at"):
+    with pytest.raises(ConfigError, match=r"training\.micro_batch_size=9 is invalid; expected at"):
         TrainingConfig(batch_size=8, micro_batch_size=9)

@@ -130,15 +130,15 @@ def test_a_plan_has_as_many_units_as_will_be_found(made):
 @pytest.mark.parametrize(
     ("vectors", "said"),
     [
-        (np.ones((2, 3, WIDTH)), r"float64 \[2, 3, 24\] is refused; accepted: a \.npy of numbers"),
-        (np.array(["a"]), r"<U1 \[1\] is refused; accepted: a \.npy of numbers"),
-        (np.ones(0), r"float64 \[0\] is refused; accepted: a \.npy"),
+        (np.ones((2, 3, WIDTH)), r"float64 \[2, 3, 24\] is invalid; expected a \.npy of numbers"),
+        (np.array(["a"]), r"<U1 \[1\] is invalid; expected a \.npy of numbers"),
+        (np.ones(0), r"float64 \[0\] is invalid; expected a \.npy"),
         (
             np.ones(WIDTH + 1),
-            "vectors of 25 numbers are refused; accepted: 24, the model's d_model",
+            "vectors of 25 numbers are invalid; expected 24, the model's d_model",
         ),
-        (np.eye(WIDTH)[:2] * [[1], [0]], "row 1 is zero or not finite; accepted: vectors with a"),
-        (np.full(WIDTH, np.nan), "row 0 is zero or not finite; accepted: vectors with a length"),
+        (np.eye(WIDTH)[:2] * [[1], [0]], "row 1 is zero or not finite; expected vectors with a"),
+        (np.full(WIDTH, np.nan), "row 0 is zero or not finite; expected vectors with a length"),
     ],
 )
 def test_a_bad_file_is_refused_by_name(vectors, said, made):
@@ -151,25 +151,25 @@ def test_what_is_no_array_is_refused(tmp_path, corpus):
     materials = Materials(corpus, architecture(make_toy("neox")))
     for content in (b"", b"\x93NUMPY", b"text"):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match=r"^unit\.file=\S+: .*; accepted: a \.npy of numbers"):
+        with pytest.raises(ConfigError, match=r"^unit\.file=\S+: .*; expected a \.npy of numbers"):
             StreamDirections(DirectionConfig(file=str(path), layer=1, label="code"), materials)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"owners": []}, r"unit\.owners=\[\] is refused; accepted: attention, mlp, or both"),
+        ({"owners": []}, r"unit\.owners=\[\] is invalid; expected attention, mlp, or both"),
         (
             {"hook": "mlp_out", "owners": ["attention"]},
-            "accepted: mlp among them with unit.hook=mlp",
+            "expected mlp among them with unit.hook=mlp",
         ),
-        ({"locate": "L0D1"}, r"unit\.locate=L0D1 is refused; accepted: L1D and a number with unit"),
-        ({"locate": "L1D7"}, r"unit\.locate=L1D7 is refused; accepted: L1D0 to L1D2"),
+        ({"locate": "L0D1"}, r"unit\.locate=L0D1 is invalid; expected L1D and a number with unit"),
+        ({"locate": "L1D7"}, r"unit\.locate=L1D7 is invalid; expected L1D0 to L1D2"),
         (
             {"file": "none.npy"},
-            r"unit\.file=none\.npy is refused; accepted: a \.npy file that exists",
+            r"unit\.file=none\.npy is invalid; expected a \.npy file that exists",
         ),
-        ({"hook": "resid_pre"}, r"unit\.hook=resid_pre is refused; accepted: one of resid_post"),
+        ({"hook": "resid_pre"}, r"unit\.hook=resid_pre is invalid; expected one of resid_post"),
     ],
 )
 def test_wrong_settings_are_named(settings, said, made):

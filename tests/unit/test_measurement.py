@@ -294,7 +294,7 @@ def test_token_distributions():
     assert found["unigram"] == pytest.approx([0, 0, 4 / 29, 16 / 29, 9 / 29])
     assert found["unigram_sqrt"] == pytest.approx([0, 0, 2 / 9, 4 / 9, 3 / 9])
     assert found["uniform"] == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
-    with pytest.raises(ValueError, match="'flat'; accepted: unigram_sqrt, unigram, uniform"):
+    with pytest.raises(ValueError, match="'flat'; expected unigram_sqrt, unigram, uniform"):
         token_distribution(counts, [0], "flat")
 
 
@@ -307,11 +307,11 @@ def test_the_seed_alone_decides_the_tokens():
 
 
 def test_wrong_settings_are_named():
-    with pytest.raises(ValueError, match="repeats=1 with target=copy; accepted: 2 or more"):
+    with pytest.raises(ValueError, match="repeats=1 with target=copy; expected 2 or more"):
         copy_of(repeats=1)
-    with pytest.raises(ValueError, match="n=0 with target=copy; accepted: 1 or more"):
+    with pytest.raises(ValueError, match="n=0 with target=copy; expected 1 or more"):
         copy_of(n=0)
-    with pytest.raises(ValueError, match="length=1 with target=previous_token; accepted: 2"):
+    with pytest.raises(ValueError, match="length=1 with target=previous_token; expected 2"):
         attention_tokens(UNIFORM, n=1, length=1, seed=0)
     with pytest.raises(ConfigError, match=r"unit.probe.length=2 .* at least 3 with"):
         ProbeConfig(target="second_previous_token", length=2, repeats=1)

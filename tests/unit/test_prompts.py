@@ -119,27 +119,27 @@ def test_a_curve_has_the_contrast_and_its_standard_error(files, corpus):
 
 
 BAD = {
-    "no JSON": ("{prompt: 1}", "line 2: it is no JSON; accepted: a JSON object such as"),
-    "no object": ("[1, 2]", r"line 2: \[1, 2\] is refused; accepted: a JSON object"),
+    "no JSON": ("{prompt: 1}", "line 2: it is no JSON; expected a JSON object such as"),
+    "no object": ("[1, 2]", r"line 2: \[1, 2\] is invalid; expected a JSON object"),
     "an unknown key": (
         '{"prompt": [1], "right": [2], "wrng": [3]}',
-        r"line 2: wrng is refused; accepted: prompt, right, wrong \(did you mean wrong\?\)",
+        r"line 2: wrng is invalid; expected prompt, right, wrong \(did you mean wrong\?\)",
     ),
-    "no right one": ('{"prompt": [1], "wrong": [2]}', "line 2: it has no right; accepted:"),
+    "no right one": ('{"prompt": [1], "wrong": [2]}', "line 2: it has no right; expected "),
     "an empty prompt": (
         '{"prompt": "", "right": [2]}',
-        'line 2: prompt="" is refused; accepted: a',
+        'line 2: prompt="" is invalid; expected a',
     ),
-    "a number": ('{"prompt": [1], "right": 2}', "line 2: right=2 is refused; accepted: a text or"),
-    "a negative id": ('{"prompt": [1], "right": [-2]}', r"line 2: right=\[-2\] is refused"),
-    "a switch": ('{"prompt": [1], "right": [true]}', r"line 2: right=\[true\] is refused"),
+    "a number": ('{"prompt": [1], "right": 2}', "line 2: right=2 is invalid; expected a text or"),
+    "a negative id": ('{"prompt": [1], "right": [-2]}', r"line 2: right=\[-2\] is invalid"),
+    "a switch": ('{"prompt": [1], "right": [true]}', r"line 2: right=\[true\] is invalid"),
     "twice the same": (
         '{"prompt": [1], "right": [2], "wrong": [2]}',
         "line 2: right and wrong are",
     ),
     "no wrong one where others have": (
         '{"prompt": [1], "right": [2]}',
-        "line 2: no wrong continuation is refused; accepted: one in every line, or in none",
+        "line 2: no wrong continuation is invalid; expected one in every line, or in none",
     ),
 }
 
@@ -160,37 +160,35 @@ def test_a_bad_line_is_refused_by_file_and_number(case, tmp_path):
 def test_a_file_without_lines_and_one_that_is_not_there_are_refused(tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("\n\n")
-    with pytest.raises(ConfigError, match="has no lines; accepted: at least one prompt"):
+    with pytest.raises(ConfigError, match="has no lines; expected at least one prompt"):
         read_prompts(str(empty), "unit.probe.file")
-    with pytest.raises(ConfigError, match="No such file or directory; accepted: a file of JSON"):
+    with pytest.raises(ConfigError, match="No such file or directory; expected a file of JSON"):
         read_prompts(str(tmp_path / "none.jsonl"), "unit.probe.file")
     empty.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="it is no UTF-8; accepted: a file of JSON lines"):
+    with pytest.raises(ConfigError, match="it is no UTF-8; expected a file of JSON lines"):
         read_prompts(str(empty), "unit.probe.file")
 
 
 def test_tokens_that_the_data_do_not_have_are_refused(tmp_path, corpus):
     large = written(tmp_path / "large.jsonl", [{"prompt": [1], "right": [N_VOCAB]}])
     with pytest.raises(
-        ConfigError, match=rf"line 1: token {N_VOCAB} is refused; accepted: ids from"
+        ConfigError, match=rf"line 1: token {N_VOCAB} is invalid; expected ids from"
     ):
         prompt_objective(large, "unit.probe.file", corpus)
     text = written(tmp_path / "text.jsonl", [{"prompt": "a", "right": "b"}])
-    with pytest.raises(
-        ConfigError, match="'a' is refused; accepted: token ids, as these data have"
-    ):
+    with pytest.raises(ConfigError, match="'a' is invalid; expected token ids, as these data have"):
         prompt_objective(text, "unit.probe.file", corpus)
     long = written(tmp_path / "long.jsonl", [{"prompt": [1] * 8, "right": [2, 3]}])
     assert prompt_objective(long, "key", corpus, longest=10).n == 1
-    with pytest.raises(ConfigError, match="line 1: 10 tokens with a continuation is refused; acc"):
+    with pytest.raises(ConfigError, match="line 1: 10 tokens with a continuation is invalid; exp"):
         prompt_objective(long, "key", corpus, longest=9)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"target": "prompts"}, r"unit\.probe\.file=null is refused; accepted: a file of prompts"),
-        ({"file": "x.jsonl"}, r"unit\.probe\.file=x\.jsonl is refused; .* else null"),
+        ({"target": "prompts"}, r"unit\.probe\.file=null is invalid; expected a file of prompts"),
+        ({"file": "x.jsonl"}, r"unit\.probe\.file=x\.jsonl is invalid; .* else null"),
     ],
 )
 def test_a_file_and_its_target_belong_together(settings, said):
