@@ -11,10 +11,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mda.config import read_saved
 from mda.schema import ConfigError, Unavailable
+
+if TYPE_CHECKING:
+    from mda.report.dataset import Part
+    from mda.types import Scores
 
 FOLDER = "dataset"
 """In the folder of a run: its data set, unless another folder is named."""
@@ -29,12 +35,29 @@ def push(run: Path, folder: Path | None, repo: str | None, licence: str, private
     elif folder.exists():
         raise ConfigError(f"--folder {folder} is invalid; expected a folder that is not there yet")
     parts = parts_of(run)
-    files = write_dataset(parts, read_saved(run).config, folder, licence, repo or "OWNER/NAME")
+    config = read_saved(run).config
+    scores = scores_of(parts, Path(config.output_dir) / "store")
+    files = write_dataset(parts, config, scores, folder, licence, repo or "OWNER/NAME")
     print(f"data set: {folder} ({len(files)} files; README.md is its card)")
     if repo is None:
         print(f"to upload it:  mda push {run} --repo OWNER/NAME")
     else:
         print(f"uploaded: {upload(folder, repo, private)}")
+
+
+def scores_of(parts: Sequence[Part], root: Path) -> Scores | None:
+    """Returns the scores of an arm whose trace is not among the parts, from the store.
+
+    Returns None where no part has a unit's scores, or they are no longer in the store.
+    """
+    from mda.stages.attribution import load_scores
+
+    own = parts[0].summary
+    folder = root / "scores" / str(own["fingerprints"].get("scores"))
+    if not folder.is_dir() or any("scores.csv" in part.files() for part in parts):
+        return None
+    scores = load_scores(folder)
+    return scores if own["unit"] in scores.units else None
 
 
 def upload(folder: Path, repo: str, private: bool) -> str:

@@ -22,6 +22,7 @@ import yaml
 from mda import store
 from mda.schema import Config, ConfigError, EstimatorConfig, ModelConfig, PublishedConfig
 from mda.schema.setting import show
+from mda.types import Scores
 
 CARD = "README.md"
 ID = "sample_id"
@@ -80,11 +81,17 @@ def parts_of(run: Path) -> list[Part]:
 
 
 def write_dataset(
-    parts: Sequence[Part], config: Config, folder: Path, licence: str, repo: str
+    parts: Sequence[Part],
+    config: Config,
+    scores: Scores | None,
+    folder: Path,
+    licence: str,
+    repo: str,
 ) -> list[str]:
     """Writes the data set of some runs into a new folder, the card last.
 
-    Returns the names of its files. Raises ConfigError where no run has a table.
+    `scores` are those of an arm without its trace. Returns the names of the data set's files.
+    Raises ConfigError where no run has a table.
     """
     tables: dict[str, pa.Table] = {}
     for name in dict.fromkeys(path for part in parts for path in part.files()):
@@ -92,6 +99,8 @@ def write_dataset(
             table = _table(name, [part for part in parts if name in part.files()])
             if len(table):
                 tables[Path(name).stem] = _inside(table, parts[0].folder)
+    if scores is not None:
+        tables["scores"] = _scores(scores, str(parts[0].summary["unit"]))
     if not tables:
         raise ConfigError(f"{parts[0].folder} is invalid; expected a run that has tables")
     folder.mkdir(parents=True)
@@ -128,6 +137,12 @@ def _read(path: Path) -> pa.Table:
     table = pa_csv.read_csv(path, pa_csv.ReadOptions(skip_rows=int(comment)))
     names = [ID if name == "id" else name for name in table.column_names]
     return table.rename_columns(names)
+
+
+def _scores(scores: Scores, unit: str) -> pa.Table:
+    """Returns the scores that an arm chose its samples by."""
+    columns = {ID: scores.sample_ids, "step": scores.steps, "loss": scores.losses}
+    return pa.table({**columns, "score": scores.of(unit)})
 
 
 def _inside(table: pa.Table, run: Path) -> pa.Table:
@@ -178,7 +193,8 @@ def _card(
     yield f'load_dataset("{repo}", "{first}")\n```\n'
     about = {name: text for part in parts for name, text in part.files().items()}
     for name in names:
-        yield f"**{name}** ({len(tables[name]):,} rows): {about[f'{name}.csv'] or 'a table'}.\n"
+        told = about.get(f"{name}.csv") or "every sample of the window and its score"
+        yield f"**{name}** ({len(tables[name]):,} rows): {told}.\n"
         yield from _columns(tables[name])
     if "scores" in tables:
         yield "## Use the scores\n"

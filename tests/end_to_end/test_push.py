@@ -5,6 +5,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import yaml
 from dataset_hub import serving
@@ -100,6 +101,23 @@ def test_a_published_model_is_named_by_its_repository_and_files_by_nothing(tmp_p
     assert origins(compose(words))["estimator"] == "file (column=a, negate=false)"
 
 
+def test_an_arm_is_pushed_with_the_scores_that_chose_its_samples(runs, tmp_path):
+    _, traced, arm = runs
+    push(traced, tmp_path / "trace", None, "unknown", private=False)
+    push(arm, tmp_path / "arm", None, "unknown", private=False)
+    there, here = (
+        parquet.read_table(tmp_path / name / "scores.parquet").drop_columns(
+            ["label"] if name == "trace" else []
+        )
+        for name in ("trace", "arm")
+    )
+    assert here.column_names == there.column_names
+    for name in here.column_names:
+        np.testing.assert_allclose(here[name].to_numpy(), there[name].to_numpy(), rtol=1e-6)
+    assert "**scores** (80 rows)" in (tmp_path / "arm" / "README.md").read_text("utf-8")
+    assert {"edit.parquet", "curve.parquet"} <= {one.name for one in (tmp_path / "arm").iterdir()}
+
+
 def test_runs_in_one_folder_share_their_tables_with_a_column_that_says_which(runs, tmp_path):
     _, _, arm = runs
     both = tmp_path / "both"
@@ -113,10 +131,9 @@ def test_runs_in_one_folder_share_their_tables_with_a_column_that_says_which(run
         (both / name).write_text((arm / name).read_text())
     push(both, None, None, "unknown", private=False)
     push(both, None, None, "unknown", private=False)  # the folder of its own is written anew
-    edit = next(name for name in parts_of(arm)[0].files() if name in ("plan.csv", "edit.csv"))
-    table = datasets.load_dataset(
-        str(both / "dataset"), edit.removesuffix(".csv"), cache_dir=str(tmp_path / "cache")
-    )["train"]
+    table = datasets.load_dataset(str(both / "dataset"), "edit", cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
     n = json.loads((arm / "summary.json").read_text())["intervention"]["n"]
     assert table["run"] == ["one"] * n + ["two"] * n
     assert set(table.column_names) <= set(COLUMNS), "every column of an edit is described"
