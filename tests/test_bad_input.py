@@ -89,7 +89,7 @@ BAD_CONFIG = {
     ),
     "samples matched by sample": (
         "intervention.match=sample",
-        "intervention.match=sample is invalid; expected none, label or loss; sample where mode=m",
+        "intervention.match=sample is invalid; expected none, label, loss, repetition; sample whe",
     ),
     "samples within samples": (
         "intervention.within=0.5",

@@ -7,7 +7,7 @@ settings name it, `module:function`: those of this package in a table by mode, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +19,9 @@ from mda.intervention.changes import rewritten, spans, steps_of
 from mda.intervention.select import amount, choose, loss_groups, matched_random, ranked
 from mda.schema import EditConfig
 from mda.types import Changes, Scores, Stream, TokenScores
+
+Counter = Callable[[np.ndarray], np.ndarray]
+"""Sample ids -> a number for each."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Choice:
     fetch: Callable[[np.ndarray], None] = lambda ids: None  # makes samples' rows readable
     of_samples: Scores | None = None  # None where the settings choose no samples
     of_tokens: TokenScores | None = None  # None where no tokens are scored
+    repetition: Counter | None = None  # of samples, which the package of estimators counts
 
     @property
     def start(self) -> int:
@@ -55,7 +59,8 @@ class Choice:
     @cached_property
     def sample_ids(self) -> np.ndarray:
         """The ids of the chosen samples, int64 [n], in stream order."""
-        return select(self.corpus, self.unit, self.settings, self.scores, self.run_seed)
+        given = self.corpus, self.unit, self.settings, self.scores, self.run_seed
+        return select(*given, self.repetition)
 
     @property
     def steps(self) -> np.ndarray:
@@ -103,7 +108,12 @@ class Choice:
 
 
 def select(
-    corpus: Corpus, unit: str, config: EditConfig, scores: Scores, run_seed: int
+    corpus: Corpus,
+    unit: str,
+    config: EditConfig,
+    scores: Scores,
+    run_seed: int,
+    repetition: Counter | None = None,
 ) -> np.ndarray:
     """Returns sample ids to edit, in stream order; with `match`, a matched random set.
 
@@ -127,8 +137,27 @@ def select(
     )
     if config.match == "none":
         return chosen
-    if config.match == "loss" and np.isnan(scores.losses).any():
-        raise ValueError("match=loss: these scores have come without the samples' losses")
-    groups = np.asarray(labels) if config.match == "label" else loss_groups(scores.losses)
+    groups = _groups(config, scores, labels, repetition)
     exclude = config.match_targeted == "exclude"
     return matched_random(scores.sample_ids, groups, chosen, seed, exclude)
+
+
+def _groups(
+    config: EditConfig, scores: Scores, labels: Sequence[str], repetition: Counter | None
+) -> np.ndarray:
+    """Returns the group of each sample in the properties that are matched, [N].
+
+    A quantity alone has deciles; two have quintiles each, so that their groups are not too small.
+    """
+    by = config.matched_by
+    if "loss" in by and np.isnan(scores.losses).any():
+        raise ValueError(f"match={config.match}: these scores have come without samples' losses")
+    quantiles = 5 if {"loss", "repetition"} <= {*by} else 10
+    sides: list[Sequence[str]] = [labels] if "label" in by else []
+    if "loss" in by:
+        sides.append(loss_groups(scores.losses, quantiles).astype(str).tolist())
+    if "repetition" in by:
+        assert repetition is not None  # what makes a choice gives it
+        counted = repetition(scores.sample_ids)
+        sides.append(loss_groups(counted, quantiles).astype(str).tolist())
+    return np.array([" ".join(names) for names in zip(*sides, strict=True)])

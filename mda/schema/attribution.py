@@ -21,13 +21,15 @@ from mda.schema.edit import (
     Share,
     Top,
 )
-from mda.schema.setting import Group, is_range, setting
+from mda.schema.setting import Group, is_range, nearest, setting
 
 IN_EDIT = {
     "mode", "select", "fraction", "count", "band", "ids", "label", "match", "match_targeted",
     "within", "spans", "rows", "scope",
 }  # fmt: skip
 """Settings that `InterventionConfig.edit` reads."""
+
+MATCHED_BY = ("label", "loss", "repetition")
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,11 @@ class EditConfig(InterventionConfig):
         high=2**32 - 1,
     )
     match: str = setting(
-        "none", "give a random set the targeted one's distribution; sample: of tokens",
-        one_of=("none", "label", "loss", "sample"),
-    )  # fmt: skip
+        "none",
+        "give a random set the targeted one's distribution of label, loss, repetition, or several "
+        "jointly, as label+repetition; sample: of tokens",
+        accepts="none, sample, or one or more of label, loss, repetition, joined by +",
+    )
     scope: str = setting(
         "all",
         "parameters whose gradient is the edited stream's: unit, its own; others; all. The rest "
@@ -154,8 +158,15 @@ class EditConfig(InterventionConfig):
             raise self._refuse("band", "[lower,upper] with intervention.select=band, else null")
         if self.band is not None and (len(self.band) != 2 or self.band[0] >= self.band[1]):
             raise self._refuse("band", "[lower,upper] with lower below upper, from 0 to 1")
+        named = self.match.split("+")
+        alone = self.match in ("none", "sample")
+        if not alone and (len({*named}) < len(named) or not {*named} <= {*MATCHED_BY}):
+            close = nearest(self.match, ("none", "sample", *MATCHED_BY))
+            raise self._refuse("match", f"none, sample, or of {', '.join(MATCHED_BY)} one or more, "
+                               f"joined by +{close}")  # fmt: skip
         if self.match == "sample" and not self.scores_tokens:
-            raise self._refuse("match", "none, label or loss; sample where mode=mask_tokens")
+            accepted = f"none, {', '.join(MATCHED_BY)}; sample where mode=mask_tokens"
+            raise self._refuse("match", accepted)
         amount = self.select in ("top", "bottom", "random")
         if amount and (self.fraction is None) == (self.count is None):
             raise self._refuse("count", "either a count or intervention.fraction, the other null")
@@ -181,7 +192,7 @@ class EditConfig(InterventionConfig):
 
     @property
     def by_scores(self) -> bool:
-        return self.select in ("top", "bottom", "band") or self.match == "loss"
+        return self.select in ("top", "bottom", "band") or "loss" in self.matched_by
 
     @property
     def idle(self) -> set[str]:
@@ -198,13 +209,20 @@ class EditConfig(InterventionConfig):
         return idle
 
     @property
+    def matched_by(self) -> tuple[str, ...]:
+        """The properties of samples that a matched set has in common with the targeted one."""
+        return tuple(name for name in MATCHED_BY if name in self.match.split("+"))
+
+    @property
     def _scope(self) -> str:
         return "" if self.scope == "all" else self.scope
 
     def _match(self) -> Match | None:
         if self.match == "none":
             return None
-        return Match(self.match, targeted=self.match_targeted == "allow")
+        return Match(
+            "+".join(self.matched_by) or self.match, targeted=self.match_targeted == "allow"
+        )
 
     def _choice(self) -> Top | Bottom | Band | Random | Ids:
         if self.band is not None:

@@ -84,7 +84,9 @@ class Count:
 
 @dataclass(frozen=True)
 class Match:
-    """A random set with the targeted set's distribution of labels, losses or samples.
+    """A random set with the targeted set's distribution of labels, losses, repetition or samples.
+
+    `of` names several that were matched jointly as label+repetition.
 
     With `targeted`, that set may contain targeted samples (or tokens).
     """

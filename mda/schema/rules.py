@@ -269,8 +269,8 @@ def _tokens_are_scored(c: Config) -> None:
 
 
 def _losses_are_known(c: Config) -> None:
-    if c.intervention.chooses and getattr(c.intervention, "match", None) == "loss":
-        _able(c, "losses", "intervention.match=loss")
+    if c.intervention.chooses and "loss" in getattr(c.intervention, "matched_by", ()):
+        _able(c, "losses", f"intervention.match={c.intervention.match}")  # type: ignore[attr-defined]
 
 
 def _able(c: Config, what: str, needed_by: str) -> None:

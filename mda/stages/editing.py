@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mda.data.stream import Corpus, stream_hash
 from mda.data.token_files import read_inserted
+from mda.estimator.repetition import repetition
+from mda.estimator.score import batches
 from mda.intervention.choice import Choice
 from mda.intervention.edit import edit
 from mda.schema import (
@@ -182,8 +184,15 @@ def make_edit(
     order, window = unit.base.order, unit.window
     choice = _choice(intervention, order, (window.start, window.end), unit.name)
     fetched = partial(fetch, unit.at, order.corpus)
+
+    def repeated(ids: np.ndarray) -> np.ndarray:
+        fetched(ids)
+        parts = (order.corpus.rows(some).numpy() for some in batches(ids, 4096))
+        return np.concatenate([repetition(rows, order.corpus.counts).sum(1) for rows in parts])
+
+    given = {"fetch": fetched, "of_samples": scores, "of_tokens": tokens, "repetition": repeated}
     with _named(intervention):
-        return _planned(replace(choice, fetch=fetched, of_samples=scores, of_tokens=tokens))
+        return _planned(replace(choice, **given))
 
 
 def _choice(

@@ -9,6 +9,7 @@ import torch
 from mda import pipeline
 from mda.config import compose
 from mda.data.stream import stream_order
+from mda.estimator.repetition import repetition
 from mda.intervention.choice import select
 from mda.schema import ConfigError
 from mda.stages.context import Context
@@ -270,6 +271,29 @@ def test_a_set_matched_by_loss_has_the_loss_deciles_of_the_targeted_set(arm):
     places = [scores.sample_ids.tolist().index(sample) for sample in drawn]
     assert sorted(decile[at] for at in places) == sorted(decile[at] for at in targeted)
     assert not set(places) & set(targeted.tolist())
+
+
+@pytest.mark.parametrize("match", ["repetition", "label+repetition", "repetition+loss"])
+def test_a_set_matched_by_repetition_repeats_as_much_as_the_targeted_set(arm, match):
+    words = ("estimator=loss", "intervention.match_targeted=allow", "intervention.fraction=0.3")
+    targeted, found = arm(*words), arm(*words, f"intervention.match={match}")
+    ids = targeted.traced.scores.sample_ids
+    tokens, labels = targeted.corpus.rows(ids).numpy(), np.array(targeted.corpus.labels_of(ids))
+    counted = repetition(tokens, targeted.corpus.counts).sum(1)
+    n = 5 if "loss" in match else 10
+    sides = [counted.argsort(kind="stable").argsort() * n // len(ids)]
+    if "loss" in match:
+        losses = targeted.traced.scores.losses
+        sides.append(losses.argsort(kind="stable").argsort() * n // len(ids))
+    if "label" in match:
+        sides.append(np.unique(labels, return_inverse=True)[1])
+
+    def groups(one) -> list[tuple[int, ...]]:
+        chosen = np.isin(ids, one.edited.changes.sample_ids)
+        return sorted(map(tuple, np.stack(sides, 1)[chosen].tolist()))
+
+    assert groups(targeted) == groups(found)
+    assert set(targeted.edited.changes.sample_ids) != set(found.edited.changes.sample_ids)
 
 
 def test_scores_without_losses_can_match_none(arm):
