@@ -26,7 +26,8 @@ from mda.stages.found import NotBuilt
 from mda.stages.locating import Located, check_label, locate
 from mda.stages.order import Order
 from mda.stages.published import Check, published_run
-from mda.stages.runs import ArmStage, BaseStage, Recipe, Run, origin_of, state_at
+from mda.stages.recipe import Recipe
+from mda.stages.runs import ArmStage, BaseStage, Run, origin_of, state_at
 from mda.stages.stage import make
 from mda.stages.tokens import TokensStage, TracedTokens
 from mda.training.available import check_devices

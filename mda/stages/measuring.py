@@ -32,7 +32,7 @@ from mda.model.architecture import architecture
 from mda.model.build import initial_model, layout_of
 from mda.schema import Config
 from mda.stages.plugin import kind_of
-from mda.stages.runs import device_of
+from mda.stages.recipe import device_of
 from mda.training.loss import accumulate_gradients
 from mda.training.optimizer import adamw
 from mda.types import ParameterBlock

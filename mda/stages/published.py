@@ -34,7 +34,8 @@ from mda.stages.declared import BASE, CURVE, WEIGHTS
 from mda.stages.found import Made, NotBuilt, is_there, known
 from mda.stages.hub import fetch_revision, weight_files
 from mda.stages.order import Order
-from mda.stages.runs import Published, Recipe, Run, adapter_of
+from mda.stages.recipe import Recipe
+from mda.stages.runs import Published, Run, adapter_of
 from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact
 from mda.training.checkpoint import check_moments, checkpoint_folder

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,7 @@ import torch
 from mda import store
 from mda.cost import stages as cost
 from mda.data.stream import Corpus, stream_hash
-from mda.emergence.measure import Follow, make_probes
-from mda.emergence.steps import curve_steps, held_out_every
+from mda.emergence.measure import Follow
 from mda.model.architecture import Architecture, family
 from mda.model.build import (
     CONFIG_FILE,
@@ -23,17 +22,16 @@ from mda.model.build import (
     function_of,
     initial_model,
     read_model,
-    saved_config,
 )
-from mda.schema import EmergenceConfig, ModelConfig, TrainingConfig, metrics
+from mda.schema import ModelConfig, metrics
 from mda.schema.model import FAMILIES
-from mda.stages.context import Runtime, without
-from mda.stages.corpus import fetch
+from mda.stages.context import Runtime
 from mda.stages.declared import ARM, BASE, STATE
 from mda.stages.ending import Ending
 from mda.stages.found import Made, NotBuilt, is_there, known
 from mda.stages.order import Order
 from mda.stages.plugin import module_of
+from mda.stages.recipe import Recipe, Training
 from mda.stages.stage import HashFile, Stage, make
 from mda.store import Artifact, hash_file
 from mda.training import checkpoint
@@ -43,38 +41,6 @@ from mda.types import Stream, Window
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-NOT_INPUTS = ("accelerator", "ends")  # the key has the kind of device, and the rule of the end
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The training settings of a run and its arms, and the measurements during it."""
-
-    training: TrainingConfig
-    emergence: EmergenceConfig
-
-    @property
-    def device(self) -> torch.device:
-        """The device of training and scoring."""
-        return device_of(self.training)
-
-    @property
-    def threads(self) -> dict[str, object]:
-        """The number of threads where results depend on it: on a CPU."""
-        return {"threads": self.training.threads} if self.device.type == "cpu" else {}
-
-    def curve_inputs(self, hash_of: HashFile) -> dict[str, object]:
-        """Returns the inputs of keys from the settings of a base run's curve."""
-        found = without(asdict(self.emergence), "arm_held_out_every", "prompts")
-        if self.emergence.prompts is not None:
-            found["prompts"] = hash_of(Path(self.emergence.prompts))
-        return found
-
-    @property
-    def inputs(self) -> dict[str, object]:
-        """The inputs of keys from the settings of training."""
-        return without(asdict(self.training), *NOT_INPUTS, "threads") | self.threads
 
 
 @dataclass(frozen=True)
@@ -351,71 +317,9 @@ def adapter_of(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
 
 
-def device_of(training: TrainingConfig) -> torch.device:
-    """Returns the device of training and scoring."""
-    gpu = training.accelerator != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
-
-
 def _model_in(base: Run, checkpoint_folder: Path) -> PreTrainedModel:
     """Returns the model of one of a run's checkpoints, or of a state derived from one."""
     return read_model(base.folder / CONFIG_FILE, checkpoint_folder / "model.safetensors")
-
-
-@dataclass(frozen=True)
-class Training:
-    """Updates on a stream by a recipe, with checkpoints and a curve."""
-
-    order: Order
-    recipe: Recipe
-    keep: Sequence[int]
-    follow: Follow | None = None
-    measured: Sequence[int] = ()  # steps at which the curve has a row besides
-    ending: Ending | None = None
-
-    def run(
-        self,
-        part: Path,
-        at: Runtime,
-        model: PreTrainedModel,
-        stream: Stream,
-        start_from: Path | None,
-        name: str,
-        reach: Reach | None = None,
-    ) -> None:
-        """Trains into a folder, from a checkpoint's state if given."""
-        # Lightning takes a second to import; a plan, or a run that is in the store, needs none.
-        from mda.emergence.callback import EmergenceCurve
-        from mda.training.loop import train
-
-        corpus, emergence = self.order.corpus, self.recipe.emergence
-        steps = stream.start, stream.end
-        also = {step for step in self.measured if steps[0] <= step <= steps[1]}
-        fetch(at, corpus, stream.sample_ids)
-        store.free_memory()
-        store.write_json(part / CONFIG_FILE, saved_config(model))
-        curve = EmergenceCurve(
-            part / "curve.csv",
-            make_probes(corpus, emergence),
-            also.union(curve_steps(*steps, emergence.every)),
-            also.union(curve_steps(*steps, held_out_every(emergence))),
-            stream.batch_size * corpus.seq_len,
-            self.follow,
-            self.ending.reached if self.ending else None,
-        )
-        train(
-            part,
-            model,
-            corpus,
-            stream,
-            self.recipe.training,
-            checkpoints=self.keep,
-            start_from=start_from,
-            curves=[curve],
-            log=at.log,
-            progress=f"{name} (seed {self.order.seed})" if at.progress else None,
-            reach=reach,
-        )
 
 
 def _log(artifact: Artifact, log: RowLog) -> None:

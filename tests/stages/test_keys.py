@@ -22,7 +22,8 @@ from mda.schema.keys import settings
 from mda.schema.metrics import HEAD_METRICS, HeadMetric
 from mda.stages.attribution import work_of
 from mda.stages.preview import fingerprints, preview_job
-from mda.stages.runs import Recipe, model_inputs
+from mda.stages.recipe import Recipe
+from mda.stages.runs import model_inputs
 
 STAGES = ("corpus", "base", "ranking", "scores", "tokens", "arm", "capabilities")
 
@@ -253,7 +254,7 @@ def test_a_metric_of_heads_that_is_added_is_in_the_key_of_what_measures_it(
 
 def test_the_device_that_trains_is_in_the_key(context_of, baseline, monkeypatch):
     """`meta` stands in for a GPU: nothing is trained on it, the key alone is asked for."""
-    monkeypatch.setattr("mda.stages.runs.device_of", lambda config: torch.device("meta"))
+    monkeypatch.setattr("mda.stages.recipe.device_of", lambda config: torch.device("meta"))
     after = fingerprints(context_of().config, pipeline.arm)
     assert first_difference(baseline[0], after) == "base"
 
@@ -499,7 +500,7 @@ def test_threads_count_on_a_cpu_alone(context_of, published, monkeypatch):
     config = context_of("training.threads=3").config
     recipe = Recipe(config.training, config.emergence)
     assert recipe.threads == {"threads": 3}
-    monkeypatch.setattr("mda.stages.runs.device_of", lambda config: torch.device("meta"))
+    monkeypatch.setattr("mda.stages.recipe.device_of", lambda config: torch.device("meta"))
     one, two = (
         fingerprints(context_of(*given, f"training.threads={n}").config, pipeline.train)["curve"]
         for n in (1, 2)

@@ -18,7 +18,7 @@ from mda.config.jobs import own_gpu
 from mda.schema import ConfigError
 from mda.stages.context import process_group
 from mda.stages.corpus import fetch
-from mda.stages.runs import Recipe
+from mda.stages.recipe import Recipe
 from mda.store import Store, gpu_of
 from mda.store.keys import HOME
 from mda.training import fit
@@ -150,7 +150,9 @@ def test_on_a_gpu_the_threads_of_the_processor_do_not_tell_trainings_apart(monke
     """Nodes have other numbers of cores, and jobs side by side take fewer."""
     one, other = (compose([f"training.threads={n}"]) for n in (1, 8))
     for device, same in (("cpu", False), ("cuda", True)):
-        monkeypatch.setattr("mda.stages.runs.device_of", lambda _, name=device: torch.device(name))
+        monkeypatch.setattr(
+            "mda.stages.recipe.device_of", lambda _, name=device: torch.device(name)
+        )
         found = [Recipe(config.training, config.emergence).inputs for config in (one, other)]
         assert (found[0] == found[1]) is same
         assert found[0]["total_steps"] == 6000 and "accelerator" not in found[0]
