@@ -57,7 +57,7 @@ def _serves(run: Run) -> tuple[object, ...]:
     """Returns the target of a run's edit: nothing for a control, the metric for a random edit."""
     if run.arm.edit.is_control:
         return ()
-    if run.arm.edit.is_random and not run.arm.edit.match:
+    if run.arm.edit.is_random and not (run.arm.edit.match or run.arm.edit.scope):
         return (run.metric,)
     return run.metric, run.unit, run.heads
 

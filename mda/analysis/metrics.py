@@ -342,7 +342,7 @@ def _aim(run: Run) -> Aim:
 
 
 def _kind(edit: Edit) -> tuple[object, ...]:
-    return edit.intervention, edit.mode, edit.spans, edit.size, edit.label
+    return edit.intervention, edit.mode, edit.spans, edit.size, edit.label, edit.scope
 
 
 def _pairs(a: Run, b: Run) -> bool:

@@ -21,8 +21,8 @@ WANDB = sorted((ROOT / "sweeps" / "wandb").glob("*.yaml"))
 JOBS = {
     "causal_grid": 72, "damping": 15, "deciles": 20, "estimators": 9, "false_positives": 24,
     "fractions": 80, "fresh_matched": 8, "fresh_random": 48, "fresh_seeds": 96, "matched": 8,
-    "other_heads": 72, "scales": 48, "scales_control": 8, "scales_rows": 4, "seeds": 8, "sizes": 96,
-    "smoke": 24, "spans": 32, "tokens": 24, "tokens_bottom": 8, "tokens_matched": 8,
+    "other_heads": 72, "scales": 48, "scales_control": 8, "scales_rows": 4, "scope": 24, "seeds": 8,
+    "sizes": 96, "smoke": 24, "spans": 32, "tokens": 24, "tokens_bottom": 8, "tokens_matched": 8,
     "tokens_samples": 32, "tokens_tenth": 8, "truth": 2, "windows": 54,
 }  # fmt: skip
 

@@ -135,6 +135,26 @@ def test_the_words_of_old_studies_mean_what_the_settings_of_their_sweeps_do():
         read_words(by | {"select": "topmost"})
 
 
+def test_the_parameters_that_an_edit_reaches_are_part_of_what_it_is(tmp_path):
+    everywhere, inside = RemoveConfig(), RemoveConfig(scope="unit")
+    assert name(inside.edit("ekfac")) == "remove mask ekfac top 10 % in the unit alone"
+    assert "scope" not in edits.as_data(everywhere.edit("ekfac")), "older hashes have none"
+    store.write_json(tmp_path / "edit.json", edits.as_data(inside.edit("ekfac")))
+    assert edits.edit_from(store.read_json(tmp_path / "edit.json")) == inside.edit("ekfac")
+    folders = write_runs(tmp_path / "runs", [0, 1], (STANDARD[0], *map(Edit, ["remove"] * 2,
+                         ["ekfac", "random"])))  # fmt: skip
+    for folder in folders:
+        what = store.read_json(folder / "summary.json")["edit"]
+        if what["by"]:  # EK-FAC's samples are taken out of the unit's own parameters alone
+            change(folder, edit=what | {"scope": "unit"})
+    measured = measure(read_runs([tmp_path / "runs"]))
+    (scoped,) = {run.arm.name for run in measured.runs if run.arm.edit.scope}
+    assert scoped.endswith("in the unit alone")
+    run = next(run for run in measured.runs if run.arm.edit.scope)
+    assert not references_of(run, measured.runs, "random")
+    assert references_of(run, measured.runs, "control")
+
+
 def test_random_scores_choose_a_random_set_whatever_part_of_them_is_taken():
     free = RemoveConfig(select="random").edit("ekfac")
     band = RemoveConfig(select="band", band=[0.2, 0.3])
