@@ -44,24 +44,27 @@ CENSORED = {  # of the arm, of its reference
     (True, True): "some runs of either never reach it, the delay is no bound",
 }  # fmt: skip
 ABOUT_TABLES = """\
-First come mean differences at the window's end with {percent} bootstrap interval (too narrow with
-few seeds); p is two-sided, from permuting labels within each seed, corrected by Holm over the
-study's arms of the same reference and metric. With † the runs are as far apart as a test of so many
-can tell, so that p is the least that they could have, and may be above .05 whatever the effect.
+The first table of a study has mean differences at the window's end with their {percent} bootstrap
+interval, which is too narrow with few seeds. Its p-values are two-sided, from permuting labels
+within each seed, and corrected by Holm over the study's arms with the same reference and metric. A
+† marks runs that are as far apart as a test of so few seeds can tell: p is then the smallest value
+it can have, which may be above .05 whatever the effect.
 
-Then come verdicts: one-sided p for the claim, and against an effect of the claimed size, corrected
-by Holm over the claims of a family, tested or not. Random edits may move a metric too: below a
-difference to the control stands the difference to them.
+The second table has the verdicts: a one-sided p for the claim, and one against an effect of the
+claimed size, both corrected by Holm over all claims of the family, tested or not. A claim is
+**supported** if the data show it, **refuted** if they show the reverse, and **ruled out at this
+size** if they exclude an effect as large as the one claimed; otherwise it is **undecided**. Random
+edits may move a metric too, so the difference to them stands below the difference to the control.
 
-Last comes what the model can do: by how much edits change it, and below by how much mean ablation
-of the control's strongest heads does, or of as many others; all in nats. Real text is held-out text
-that was not generated; the ICL score of the first table is of all held-out text. A lower one is
-more learning from the context."""
+The last table has the model's capabilities: how much edits change them, and below that how much
+they change when the control's strongest heads, or as many others, are mean-ablated; all in nats.
+Real text is held-out text that was not generated. The ICL score of the first table is measured on
+all held-out text. A lower ICL score means that the model learns more from the context."""
 NOTES = {  # folder -> what its runs did otherwise than the same words do now
     "tokens": """\
-In the two arms of random samples whose spans are replaced, the new tokens were drawn from the same
-stream as the random scores that chose the samples, so that they depend on them; now they are drawn
-apart.""",
+In the two arms that replace spans of random samples, the new tokens were drawn from the same
+random numbers as the scores that chose the samples, so they depend on them. They are now drawn
+separately.""",
 }
 FINDINGS = ("## What we found\n\n", "\n## ")  # where they begin in the main README, and end
 LIMITS = """\
@@ -71,21 +74,21 @@ LIMITS = """\
   trained from scratch for 6,000 steps or fewer. Nothing here is a result on a published model.
 - **Corpus.** 32 % of the samples are generated documents, most of which repeat themselves by
   construction. EK-FAC's top 10 % for the induction head is 77 % generated repeats (24 % of the
-  window); real HTML, XML and LaTeX are 10 to 30 times rarer in it than in the window, while
+  window). Real HTML, XML and LaTeX are 10 to 30 times rarer in it than in the window, while
   generated XML and LaTeX are about two to four times as frequent.
-- **Seeds.** Every seed has its own initial weights and data order; the arms of a seed share both,
+- **Seeds.** Every seed has its own initial weights and data order. The arms of a seed share both,
   so the tests are paired. Only the transfer column of the [leaderboard](truth/README.md) retrains
   from other initial weights.
 - **Random edits are not neutral.** Removing a random 10 % weakens the induction head by
   about 3 %.
-- **Motifs of random samples.** That rows made from motifs need no influence rests on three
-  comparisons that are all undecided: none was shown to be zero.
+- **Motifs of random samples.** Three comparisons ask whether rows made from motifs need influence
+  at all. All three are undecided: none shows an advantage, and none shows that there is none.
 - **unrolled.** The scores of a single trajectory have a reliability of 0.2 to 0.45, and its top
   samples cluster in a few hundred steps. One ranking by `unrolled` is one draw.
-- **The head that attends two tokens back.** Its threshold was lowered after the base runs had
-  been seen and before any of its arms.
-- **Heads compared by absolute scores.** "Removal lowers the other induction heads more than heads
-  that are none" compares heads that stand high with heads that stand at 0.005, so it could hardly
+- **The head that attends two tokens back.** Its threshold was lowered after its base runs had
+  been seen, but before any of its arms.
+- **Heads compared by absolute scores.** The claim "Removal lowers the other induction heads more
+  than heads that are none" compares heads with high scores with heads at 0.005, so it could hardly
   fail.
 - **Tests.** Permutation p-values test the sharp null hypothesis that the edit changes no seed's
   outcome. For the weaker hypothesis of a zero mean effect they can be too small where effects are
@@ -145,8 +148,8 @@ def results_page(
         "",
         "## How to read the tables",
         "",
-        "Made by `python experiments/results.py` from the curves that lie here; do not edit. The",
-        "comparison of one study alone:",
+        "`python experiments/results.py` makes this page from the curves beside it; do not edit.",
+        "To compare the arms of one study:",
         "`mda compare study=<name> 'report.runs=[sweeps/results/<name>]'`.",
         "",
         "Every arm is compared with:",
@@ -197,8 +200,8 @@ def _study(folder: Path, study: StudyConfig, sentence: str) -> list[str]:
     kind = (
         "The claims were formed on these seeds: all verdicts are exploratory."
         if study.exploratory
-        else "A claim is registered if it was written down before its arm was first run, and its "
-        "verdict interim while seeds are missing."
+        else "A claim is registered if it was written down before its arm was first run; its "
+        "verdict is interim while seeds are missing."
     )
     compared = dict.fromkeys(row["reference"] for row in whole)
     lines = [
@@ -291,14 +294,14 @@ def capabilities_table(effects: Sequence[Row], chosen: Collection[str] = ()) -> 
 
 def _capabilities(effects: Sequence[Row]) -> list[str]:
     table = capabilities_table(effects)
-    return ["### What the model can do", "", *table, ""] if table else []
+    return ["### Capabilities", "", *table, ""] if table else []
 
 
 def _null(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     differ = [row for row in rows if row["differs"] == "True"]
-    said = "none is said to differ" if not differ else f"{len(differ)} are said to differ"
+    said = "none differs" if not differ else f"{len(differ)} differ"
     lowest = min(rows, key=lambda row: float(row["p_holm"]))
     return [
         "### Random against random",
@@ -329,7 +332,7 @@ def _dose_sentence(arm: str, bands: Sequence[Row]) -> str:
     return (
         f"{arm}, each band of scores alone, mean over {bands[0]['n']} seeds, against control: from "
         f"{number(values[0])} for the lowest scores to {number(values[-1])} for the highest; from "
-        f"one band to the next the mean falls {falls} times of {len(values) - 1}."
+        f"one band to the next the mean falls {falls} of {len(values) - 1} times."
     )
 
 

@@ -30,30 +30,38 @@ QUESTIONS = {  # heading without a share, what was counted
 }
 FIT = {"slope": "slope", "intercept": "intercept", "r2": "R²", "sign": "sign"}
 COMPARED = """\
-Differences, with an interval and over how many sets or seeds. **Better** or **worse** stands where
-the interval leaves out 0; all others are not shown to differ."""
+Differences, with an interval and the number of sets or seeds. **Better** or **worse** means that
+the interval excludes 0; all others are not shown to differ."""
 MEANINGS = """\
-LDS: Spearman's rank correlation of minus the summed scores of a removed set with the unit after
-training without it (arXiv 2303.14186), mean over shares of the window and runs, with a {percent}
-percentile bootstrap over the sets. It is told by two outcomes: the metric, which is plotted and
-which, for heads, unrolled differentiates, and the measurement, which the other influences
-differentiate. Random sets differ little from each other. Half of the sets are therefore drawn
-within a third of the window by the scores of unrolled, EK-FAC or repetition: that spreads these
-estimators' predictions, so that over all sets the rows also say which estimators are like those
-three. Sets of one band share up to nine tenths of their samples and are resampled together.
-Effects: the metric at the window's end after an edit minus that of the control. Transfer: the set
-removed in a run from other initial weights that sees the same order, where the unit is that run's
-own. Ceiling: the LDS that the expected outcome itself would reach, by further trainings of the same
-sets from starts with a little noise: of one rerun the square root of the rank correlation with it,
-if noise is independent. Slope, intercept, R² and sign: the change that a random set makes on minus
-its summed scores, by least squares within each run and share; sign is the share of sets that change
-as predicted. A slope has the units of the outcome by those of the scores, so only scores in units
-of the outcome can have slope 1. Comparisons by LDS have a bootstrap over the sets and speak of
-these runs alone; those by effects have Student's interval over seeds, from three seeds on. Each
-stands alone, uncorrected for their number. With exact: Spearman's correlation of the scores with
-those of the Gauss-Newton matrix itself. Cost: in trainings of the window, by processor time where
-training is on a CPU (other work on the machine raises it too, though less than time by the clock),
-a fitted curvature included whoever fitted it; a dash where scores were computed in pieces."""
+- **LDS**, the linear datamodeling score (arXiv 2303.14186): Spearman's rank correlation between
+  minus the summed scores of a removed set and the unit after training without it. It is a mean
+  over shares of the window and over runs, with a {percent} percentile bootstrap over the sets.
+- **Metric, measurement**: each LDS is given for two outcomes. The metric is what is plotted, and
+  what `unrolled` differentiates for heads; the measurement is what the other estimators
+  differentiate.
+- **Random sets, all sets**: random sets differ little from each other. Half of the sets are
+  therefore drawn by the scores of unrolled, EK-FAC or repetition, each within a third of the
+  window. This spreads the predictions of these three estimators, so over all sets an estimator
+  also gains by being like them. Sets of one band share up to nine tenths of their samples and are
+  resampled together.
+- **Ceiling**: the LDS that the expected outcome itself would reach. It is estimated by training
+  the same sets again from slightly perturbed starts: the square root of the rank correlation
+  between reruns, if their noise is independent.
+- **Removal, doubling**: the metric at the window's end after the edit, minus that of the control.
+  **Transfer**: the same set removed in a run from other initial weights that sees the same order,
+  measured on that run's own unit.
+- **With exact**: Spearman's correlation of the scores with those of the exact Gauss-Newton
+  matrix.
+- **Cost**: in trainings of the window, by processor time where training is on a CPU. It includes
+  the curvature, whichever estimator fitted it. Other work on the machine raises it, though less
+  than time by the clock. A dash means that the scores were computed in pieces.
+- **Slope, intercept, R², sign**: the change that a random set makes, fitted by least squares on
+  minus its summed scores within each run and share; sign is the share of sets that change as
+  predicted. A slope has the units of the outcome divided by those of the scores, so only scores
+  in units of the outcome can have slope 1.
+- **Comparisons** by LDS have a bootstrap over the sets and hold for these runs alone. Comparisons
+  by effects have Student's interval over seeds, from three seeds on. Each is uncorrected for
+  their number."""
 
 
 def meanings(config: ReportConfig) -> str:

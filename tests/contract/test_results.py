@@ -164,11 +164,11 @@ def test_the_limits_state_what_the_tables_say():
                if label in ("generated_xml", "generated_latex"))  # fmt: skip
 
 
-def test_the_page_says_what_edits_and_ablation_change_of_what_the_model_can_do():
+def test_the_page_says_what_edits_and_ablation_change_of_capabilities():
     page = results_page(
         {RESULTS / "fresh_seeds": (compose(["study=fresh_seeds"]).study, "")}, 0.95, README
     )
-    part = page.partition("### What the model can do")[2].partition("\n#")[0]
+    part = page.partition("### Capabilities")[2].partition("\n#")[0]
     rows = {row[0]: row[1:] for line in part.splitlines()
             if len(row := line.strip("| ").split(" | ")) == 5}  # fmt: skip
     measured = measure(read_runs([RESULTS / "fresh_seeds"]))
