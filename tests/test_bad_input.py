@@ -67,6 +67,18 @@ BAD_CONFIG = {
         "intervention.mode=mask_tokens estimator=loss",
         "estimator=loss is invalid; expected bm25, ekfac, exact, ngram, random, repetition, t",
     ),
+    "layer of an embedding": (
+        "estimator=embedding estimator.layer=4",
+        "estimator.layer=4 is refused; accepted: layers 0 to 3, or null",
+    ),
+    "layer of a direction": (
+        f"unit=direction unit.file={__file__} unit.layer=4",
+        "unit.layer=4 is refused; accepted: layers 0 to 3",
+    ),
+    "prompts that are not there": (
+        "emergence.prompts=none.jsonl",
+        "emergence.prompts=none.jsonl: No such file or directory; accepted: a file of JSON lines",
+    ),
     "Adam's moments before the first update": (
         "estimator.checkpoint=0 estimator.adam_damping=true",
         "estimator.checkpoint=0 is invalid; expected a step from 1 with estimator.adam_damping=tr",
