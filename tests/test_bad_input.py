@@ -71,10 +71,6 @@ BAD_CONFIG = {
         "estimator=embedding estimator.layer=4",
         "estimator.layer=4 is refused; accepted: layers 0 to 3, or null",
     ),
-    "layer of a direction": (
-        f"unit=direction unit.file={__file__} unit.layer=4",
-        "unit.layer=4 is refused; accepted: layers 0 to 3",
-    ),
     "prompts that are not there": (
         "emergence.prompts=none.jsonl",
         "emergence.prompts=none.jsonl: No such file or directory; accepted: a file of JSON lines",
