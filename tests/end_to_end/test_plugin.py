@@ -45,7 +45,8 @@ class Rare:
 
     def score(self, work):
         rows = work.corpus.rows(work.sample_ids)
-        counts = ((rows > self.settings.above) & torch.isin(rows, work.query)).sum(1).float()
+        asked = torch.cat(list(work.query))
+        counts = ((rows > self.settings.above) & torch.isin(rows, asked)).sum(1).float()
         return SampleScores(counts[:, None].expand(-1, len(work.units)), counts * torch.nan)
 
     def token_influence(self, work, sample_ids):
