@@ -180,24 +180,6 @@ def save_changes(changes: Changes, path: Path) -> None:
         rows.writerows(zip(changes.sample_ids, changes.steps, weights, *rest, strict=True))
 
 
-def load_changes(path: Path) -> Changes:
-    """Reads a file of `save_changes`. Raises ValueError, naming the file, for anything else."""
-    head, *lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        facts = dict(part.split("=") for part in head.removeprefix("# ").split())
-        action, start, end = facts["action"], int(facts["start"]), int(facts["end"])
-        _known(action, ACTIONS)
-        names, *rows = csv.reader(lines)
-        if tuple(names) != _COLUMNS:
-            raise ValueError(f"its columns are {names}")
-        columns = list(zip(*rows, strict=True)) or [()] * len(_COLUMNS)
-        sample_ids, steps, *rest = (np.array(columns[i], np.int64) for i in (0, 1, 3, 4, 5))
-        weights = np.array([float(w) for w in columns[2]], np.float32)
-    except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is not the file of an edit: {error}") from error
-    return Changes(action, start, end, sample_ids, steps, weights, *rest)
-
-
 def _changes(
     action: str,
     start: int,

@@ -44,7 +44,7 @@ def sections(compared: Compared) -> list[dict[str, Any]]:
     """Returns the name, title, heading and HTML of every section that has something to show."""
     parts = []
     for section in (*SECTIONS.values(), LAST):
-        values = implementation(section.function)(compared)
+        values = implementation(section.function)(compared) if section.function else {}
         if values is None:
             continue
         template = environment().from_string(section.template.read_text("utf-8"))

@@ -77,16 +77,6 @@ def effects(compared: Compared) -> Values:
     }
 
 
-def heads(compared: Compared) -> Values:
-    """Returns nothing: the page's script draws the maps of heads."""
-    return {}
-
-
-def icl(compared: Compared) -> Values:
-    """Returns nothing: the page's script draws the scatter."""
-    return {}
-
-
 def dose(compared: Compared) -> Values | None:
     """Returns nothing, which the page's script draws; None without edits of bands of scores."""
     return {} if compared.drawn["dose"] else None

@@ -10,7 +10,6 @@ from mda.intervention.changes import (
     augment,
     control,
     insert,
-    load_changes,
     mask_tokens,
     remove,
     save_changes,
@@ -214,20 +213,14 @@ def test_changes_survive_their_csv(action, tmp_path):
     if action == "upweight":
         changes.weights[:] = np.float32(1 / 3)
     save_changes(changes, tmp_path / "edit.csv")
-    again = load_changes(tmp_path / "edit.csv")
-    assert (again.action, again.start, again.end) == (changes.action, changes.start, changes.end)
-    for name in ("sample_ids", "steps", "weights", "replacements", "positions", "tokens"):
-        ours, theirs = getattr(again, name), getattr(changes, name)
-        assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+    head, _, *lines = (tmp_path / "edit.csv").read_text().splitlines()
+    assert head == f"# action={changes.action} start={changes.start} end={changes.end}"
+    columns = list(zip(*(line.split(",") for line in lines), strict=True)) or [()] * 6
+    names = ("sample_ids", "steps", "weights", "replacements", "positions", "tokens")
+    for name, written in zip(names, columns, strict=True):
+        expected = getattr(changes, name)
+        assert np.array_equal(np.array(list(map(float, written)), expected.dtype), expected)
     assert [p.name for p in tmp_path.iterdir()] == ["edit.csv"]
-
-
-def test_a_file_that_is_no_edit_is_refused_by_name(tmp_path):
-    path = tmp_path / "edit.csv"
-    for text in ("id,step\n1,2\n", "# action=burn start=1 end=2\nsample_id\n", "# action=mask\n"):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"edit\.csv is not the file of an edit"):
-            load_changes(path)
 
 
 def test_bad_edits_give_one_clear_error():
