@@ -21,7 +21,10 @@ def page_of(run: Path | None, outputs: Path) -> Path:
     Raises ConfigError where there is none.
     """
     if run is None:
-        found = [path for name in PAGES for path in (outputs / "runs").rglob(name)]
+        pages = (path for name in PAGES for path in (outputs / "runs").rglob(name))
+        found = [
+            path for path in pages if path.with_name("job.json").is_file()
+        ]  # not of a data set
         if not found:
             raise ConfigError(
                 f"--outputs {outputs} has no page; expected one with a finished quickstart, "

@@ -110,7 +110,7 @@ def write_dataset(
         for name in part.files():
             if not name.endswith((".csv", ".json")) or name == "top_samples.json":
                 (folder / part.name).mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(part.folder / name, folder / part.name / name)
+                _copy(part.folder / name, folder / part.name / name, config.output_dir)
     settings = yaml.safe_load((parts[0].folder / "config.yaml").read_text("utf-8"))
     settings["output_dir"] = "outputs"  # not where it was on this machine
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
@@ -153,6 +153,14 @@ def _inside(table: pa.Table, run: Path) -> pa.Table:
             texts = pc.call_function("replace_substring", [table[field.name]], options)
             table = table.set_column(at, field.name, texts)
     return table
+
+
+def _copy(path: Path, place: Path, outputs: str) -> None:
+    """Copies a page or a figure; a page's commands say `outputs` for the folder of this machine."""
+    if path.suffix == ".html":
+        place.write_text(path.read_text("utf-8").replace(outputs, "outputs"), "utf-8")
+    else:
+        shutil.copyfile(path, place)
 
 
 def _card(

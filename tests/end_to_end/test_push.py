@@ -86,8 +86,9 @@ def test_a_card_says_what_was_traced_by_what_and_which_columns_there_are(runs, t
         assert said in card
     for column in ("sample_id", "step", "label", "loss", "score"):
         assert f"- `{column}`: {COLUMNS[column]}" in card
-    told = [path for path in (tmp_path / "set").iterdir() if path.suffix in (".md", ".yaml")]
-    assert len(told) == 2 and not any(str(out) in path.read_text("utf-8") for path in told)
+    kinds = (".md", ".yaml", ".html")
+    told = [path for path in (tmp_path / "set").iterdir() if path.suffix in kinds]
+    assert len(told) == 3 and not any(str(out) in path.read_text("utf-8") for path in told)
 
 
 def test_a_published_model_is_named_by_its_repository_and_files_by_nothing(tmp_path):
