@@ -19,7 +19,7 @@ PROGRAMS = {
     "motifs": "what the samples of highest influence have in common, as a file to edit",
     "synthesize": "token rows made from motifs, and the rows to compare them with",
     "compare": "arms against control and random edits: effects, tests, verdicts, one page",
-    "truth": "how well estimators predict what retraining does to a unit: a leaderboard",
+    "truth": "how well estimators predict what retraining does to a unit (LDS): a leaderboard",
     "view": "the newest page, or a run's, in a browser",
     "push": "a run as a data set with a card, for the Hugging Face hub",
     "reproduce": "a finished run again, every value compared",

@@ -187,7 +187,7 @@ class Scores:
     """The influence of every sample of a window on every unit.
 
     Sign, everywhere in this project: a score > 0 means that up-weighting the sample raises the
-    unit's probe. `values[n, u]` belongs to sample `sample_ids[n]` and unit `units[u]`, a name
+    unit's measurement. `values[n, u]` belongs to sample `sample_ids[n]` and unit `units[u]`, a name
     such as `L3H1` or `mechanism`.
     """
 

@@ -407,3 +407,11 @@ def test_a_gpu_that_is_not_there_is_refused_before_any_work(tmp_path):
 def test_layers_without_a_neuron_to_find_are_refused(layers):
     with pytest.raises(ConfigError, match=r"unit\.layers=.*distinct layers"):
         compose(["unit=mlp_neuron", "unit.label=code", f"unit.layers={layers}"])
+
+
+def test_a_saved_configuration_and_an_override_of_old_names_are_read_in_the_words_of_today():
+    content = asdict(compose(["capabilities.span=5"]))
+    content["behaviour"] = content.pop("capabilities")
+    assert through_schema(content, "run").capabilities.span == 5
+    with pytest.raises(ConfigError, match=r"^behaviour is called capabilities now"):
+        compose(["behaviour.span=5"])

@@ -158,16 +158,16 @@ def test_the_settings_of_the_end_enter_its_key_and_that_of_no_other_run(
     [
         (
             ("unit=mlp_neuron", "intervention.window=auto"),
-            "accepted: schedule with unit=mlp_neuron, whose metric is not on the base run's curve; "
+            "expected schedule with unit=mlp_neuron, whose metric is not on the base run's curve; "
             "or intervention.window=[start,end]",
         ),
-        (("training.devices=2",), "accepted: schedule with training.devices=2"),
+        (("training.devices=2",), "expected schedule with training.devices=2"),
     ],
 )
 def test_an_end_that_no_process_sees_in_time_is_refused(context_of, words, says):
     with pytest.raises(ConfigError) as seen:
         context_of(*words, ENDS)
-    assert str(seen.value) == f"training.ends=window is refused; {says}"
+    assert str(seen.value) == f"training.ends=window is invalid; {says}"
 
 
 def test_a_neuron_in_a_given_window_needs_no_curve(context_of):
