@@ -54,7 +54,8 @@ MEANINGS = """\
   matrix.
 - **Cost**: in trainings of the window, by processor time where training is on a CPU. It includes
   the curvature, whichever estimator fitted it. Other work on the machine raises it, though less
-  than time by the clock. A dash means that the scores were computed in pieces.
+  than time by the clock. A dash means that the scores were computed in pieces, or by another
+  tool.
 - **Slope, intercept, R², sign**: the change that a random set makes, fitted by least squares on
   minus its summed scores within each run and share; sign is the share of sets that change as
   predicted. A slope has the units of the outcome divided by those of the scores, so only scores

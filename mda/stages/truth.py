@@ -22,7 +22,14 @@ from mda.estimator import ekfac
 from mda.estimator.replay import TrainingWindow, load_state, perturbed
 from mda.intervention.changes import augment, remove
 from mda.intervention.edit import edit
-from mda.schema import Config, EstimatorConfig, InterventionConfig, SaeConfig, UnitConfig
+from mda.schema import (
+    Config,
+    EstimatorConfig,
+    FileConfig,
+    InterventionConfig,
+    SaeConfig,
+    UnitConfig,
+)
 from mda.stages.attribution import Traced, score
 from mda.stages.context import Runtime
 from mda.stages.declared import STATE
@@ -216,7 +223,12 @@ def seconds(folder: Path) -> float | None:
 
 
 def scoring_seconds(bench: Bench, traced: Traced) -> float | None:
-    """Returns the time of scores, with that of a curvature that they found in the store."""
+    """Returns the time of scores, with that of a curvature that they found in the store.
+
+    Returns None for scores that were made elsewhere: reading their file is no part of it.
+    """
+    if isinstance(traced.settings, FileConfig):
+        return None
     own, scores = seconds(traced.folder), store.read_json(traced.folder / "manifest.json")
     folder = curvature_of(bench, scores["inputs"])
     if own is None or folder is None:

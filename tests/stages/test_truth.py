@@ -279,6 +279,14 @@ def test_the_cost_is_in_trainings_of_the_window_and_unknown_for_what_was_resumed
     assert seconds(tmp_path) is None
 
 
+def test_the_cost_of_scores_that_another_tool_has_made_is_not_known(bench, context_of, tmp_path):
+    np.save(tmp_path / "scores.npy", np.arange(len(bench.stream.sample_ids)))
+    words = ("estimator=file", f"estimator.path={tmp_path / 'scores.npy'}")
+    traced = bench.traced(HEAD, context_of(*words).config.estimator)
+    assert seconds(traced.folder) is not None  # of reading the file
+    assert scoring_seconds(bench, traced) is None
+
+
 def test_scores_that_are_all_the_same_choose_nothing_and_go_with_none(bench, traces):
     one = traces[HEAD]["repetition"]
     flat = replace(one)
