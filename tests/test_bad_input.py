@@ -69,11 +69,11 @@ BAD_CONFIG = {
     ),
     "layer of an embedding": (
         "estimator=embedding estimator.layer=4",
-        "estimator.layer=4 is refused; accepted: layers 0 to 3, or null",
+        "estimator.layer=4 is invalid; expected layers 0 to 3, or null",
     ),
     "prompts that are not there": (
         "emergence.prompts=none.jsonl",
-        "emergence.prompts=none.jsonl: No such file or directory; accepted: a file of JSON lines",
+        "emergence.prompts=none.jsonl: No such file or directory; expected a file of JSON lines",
     ),
     "Adam's moments before the first update": (
         "estimator.checkpoint=0 estimator.adam_damping=true",

@@ -216,7 +216,7 @@ def test_a_unit_that_tells_a_class_of_text_needs_data_that_have_it(words, said):
 
 def test_a_direction_is_of_a_layer_that_the_model_has():
     unit = ["unit=direction", f"unit.file={__file__}", "model.n_layers=4"]
-    said = r"^unit\.layer=4 is refused; accepted: layers 0 to 3$"
+    said = r"^unit\.layer=4 is invalid; expected layers 0 to 3$"
     with pytest.raises(ConfigError, match=said):
         compose([*unit, "unit.layer=4"])
     assert compose([*unit, "unit.layer=3"]).unit.layer == 3
