@@ -36,7 +36,7 @@ def notes_on(
     notes = []
     if study.claims and study.seeds and (others := seeds - set(study.seeds)):
         notes.append(
-            f"Effects include runs of seeds that the study does not list, verdicts do not: "
+            f"Effects, but not verdicts, include runs of seeds that the study does not list: "
             f"{', '.join(map(str, sorted(others)))}."
         )
     if len(seeds) == 1:
@@ -55,20 +55,20 @@ def notes_on(
         for one in found:
             if one.differs:
                 notes.append(
-                    f"Random edits that should not differ do: replicate {one.replicate} of {arm} "
+                    f"Random edits differ that should not: replicate {one.replicate} of {arm} "
                     f"against the others on {metric}, corrected p = {one.p_holm:.2g}. Either it is "
-                    "no random edit, or the comparisons with random edits cannot be trusted."
+                    "not a random edit, or comparisons with random edits cannot be trusted."
                 )
     if any(len(units) > 1 for units in _units(measured).values()):
         notes.append(
-            "Several units: tables compare each arm for its own. In figures too an arm's curve is "
-            "that of its unit, but the control's, and that of random edits, is of one of them."
+            "There are several units. Tables and figures show each arm for its own unit; in "
+            "figures the curves of the control and of random edits are those of one of these units."
         )
     if any(row.censored or row.reference_censored for row in rows):
         notes.append(
-            "Some runs never reached the onset threshold. Their onset counts as the window's end, "
-            "so a delay is a lower bound where that is so of the arm alone, an upper one where it "
-            "is so of the reference alone, and no bound where it is so of both."
+            "Some runs never reached the onset threshold. Their onset counts as the window's end. "
+            "If only runs of the arm are concerned, the delay is a lower bound; if only runs of "
+            "the reference, an upper bound; if both, it is neither."
         )
     notes += [f"Left out: {line}." for line in tables.dropped_pairs(rows)]
     return notes
@@ -84,7 +84,7 @@ def discoveries(verdicts: Sequence[Verdict]) -> list[str]:
             if p is not None and p <= alpha]  # fmt: skip
     said = f"{len(held)} hold: {', '.join(held)}" if held else "none holds"
     return [f"Over all {n} claims at a false discovery rate of {alpha:g} (Benjamini and Hochberg), "
-            f"whatever their families, {said}."]  # fmt: skip
+            f"across families, {said}."]  # fmt: skip
 
 
 def lead(measured: Measurements) -> str:

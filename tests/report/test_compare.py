@@ -153,7 +153,7 @@ def test_several_units_of_a_seed_are_all_named(tmp_path):
             store.write_json(folder / "summary.json", summary)
     runs = [tmp_path / "L0H1", tmp_path / "L3H2"]
     summary = compare(runs, tmp_path / "report", STUDY, SETTINGS)
-    assert any(note.startswith("Several units: ") for note in summary["notes"])
+    assert any(note.startswith("There are several units") for note in summary["notes"])
     text = (tmp_path / "report" / "report.html").read_text("utf-8")
     assert "The unit is L0H1 and L3H2 in seed 0." in text
 
