@@ -93,8 +93,8 @@ class Choice:
         """
         label = self.settings.label
         labels = self.corpus.labels_of(self.scores.sample_ids) if label else None
-        by = by or self.settings.select
-        return ranked(self.scores, self.unit, by, label=label, labels=labels, seed=self.seed())
+        select: str = by or self.settings.select
+        return ranked(self.scores, self.unit, select, label=label, labels=labels, seed=self.seed())
 
     def rewritten(
         self, sample_ids: np.ndarray, positions: np.ndarray, tokens: np.ndarray
