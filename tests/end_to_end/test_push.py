@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -70,6 +71,9 @@ def test_scores_that_were_pushed_come_back_and_choose_samples_again(runs, hub, t
 
 def test_a_card_says_what_was_traced_by_what_and_which_columns_there_are(runs, tmp_path):
     out, traced, _ = runs
+    traced = shutil.copytree(traced, tmp_path / "run")
+    with (traced / "top_samples.html").open("a") as page:  # as a comparison's page has commands
+        page.write(f"<p>output_dir={out}</p>\n")
     push(traced, tmp_path / "set", None, "cc-by-4.0", private=False)
     card, summary = (tmp_path / "set" / "README.md").read_text("utf-8"), parts_of(traced)[0].summary
     head = front(tmp_path / "set")
