@@ -21,7 +21,9 @@ from mda.report.terminal import shown
 from mda.schema import REFERENCES
 from mda.schema.old_words import metric_now
 
-VERDICT_STYLE = dict(zip(VERDICTS, ("green", "red", "magenta", "yellow"), strict=True))
+VERDICT_STYLE: dict[str, str] = dict(
+    zip(VERDICTS, ("green", "red", "magenta", "yellow"), strict=True)
+)
 VERDICT_COLUMNS = (
     "claim", "text", "verdict", "reason", "status", "status_reason", "arm", "reference", "metric",
     "direction", "n", "seeds", "mean", "low", "high", "p", "p_holm", "against_holm", "family",
