@@ -61,11 +61,14 @@ def arm(job: Job) -> list[Cost]:
 
     That is an upper bound: only edited steps have two.
     """
-    cost = _training(job, "arm", *job.window, 1)
+    until = job.config.intervention.until
+    cost = _training(job, "arm", job.window[0], until or job.window[1], 2 if until else 1)
     if getattr(job.config.intervention, "scope", "all") == "all":
         return [cost]
     assert cost.flops is not None and cost.memory is not None
-    flops = {**cost.flops, "update": 2 * cost.flops["update"]}
+    share = job.config.training.batch_size * (job.window[1] - job.window[0])
+    twice = share * passes.update_flops(job.shape, job.config.data.seq_len)
+    flops = {**cost.flops, "update": cost.flops["update"] + twice}
     tokens = cost.tokens + job.samples * job.config.data.seq_len
     memory = cost.memory + (FLOAT + 1) * job.shape.n_parameters  # the other gradient, and a mark
     return [replace(cost, tokens=tokens, flops=flops, memory=memory)]

@@ -153,6 +153,24 @@ def unedited(order: np.ndarray, batch_size: int, start: int, end: int) -> Stream
     )
 
 
+def followed_by(one: Stream, other: Stream) -> Stream:
+    """Returns a stream and the one that begins where it ends, as one.
+
+    Raises ValueError for another beginning.
+    """
+    if one.end != other.start:
+        raise ValueError(f"a stream to step {one.end} is not followed by one from {other.start}")
+    n = len(one.sample_ids)
+    return Stream(
+        start=one.start,
+        batch_size=one.batch_size,
+        offsets=np.concatenate([one.offsets, n + other.offsets[1:]]),
+        sample_ids=np.concatenate([one.sample_ids, other.sample_ids]),
+        weights=np.concatenate([one.weights, other.weights]),
+        masked=np.concatenate([one.masked, np.add(other.masked, [n, 0])]),
+    )
+
+
 def stream_hash(one: Stream) -> str:
     """Returns the hash of a whole stream; equal streams train equal models."""
     head = np.array([one.start, one.batch_size], dtype=np.int64)

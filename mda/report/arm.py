@@ -81,10 +81,12 @@ def report_arm(
     """Writes `FILES` into `folder`, prints a few lines and returns the results for the summary.
 
     `curve` is the arm's, whose artifact lies in `source`; `head` the unit's strongest; `able` the
-    measurements of `mda.emergence.capabilities` at the end, which are in the curve's last row.
+    measurements of `mda.emergence.capabilities` at the window's end, which are in its row of the
+    curve. A curve that goes on is that of `intervention.until`.
     """
-    rows: list[dict[str, float]] = [*map(dict, curve[:-1]), {**curve[-1], **able}]
-    store.write_csv(folder / "curve.csv", rows, list(rows[-1]))
+    (last,) = (row for row in curve if row["step"] == window.end)
+    rows: list[dict[str, float]] = [{**row, **able} if row is last else dict(row) for row in curve]
+    store.write_csv(folder / "curve.csv", rows, list(dict.fromkeys(k for row in rows for k in row)))
     shutil.copyfile(source / "train.csv", folder / "train.csv")
     save_changes(changes, folder / "edit.csv")
     plot_heat_maps(curve, list(HEAD_METRICS), folder / "heads.png", config.report.dpi)
@@ -94,7 +96,6 @@ def report_arm(
     _plot({"base run": base_curve, arm: curve}, (name, "emergence/copy_gain"), window,
           folder / "curves.png", config.report.dpi, style(_arm(config)))  # fmt: skip
     at_end = {int(row["step"]): row for row in base_curve}.get(window.end, {})
-    last = curve[-1]
     onset = unit_onset(curve, metric, head, config.unit.onset_threshold)
     change = f", base run {at_end[name]:.4f}" if name in at_end else ""
     print(f"window: {window.rule}")
@@ -107,6 +108,8 @@ def report_arm(
         f"{arm}: {edited} edited in steps [{window.start}, {window.end}); "
         f"{head} {metric} at the end {last[name]:.4f}{change}"
     )
+    if curve[-1]["step"] > window.end:
+        print(f"unedited to step {curve[-1]['step']:.0f}: {head} {metric} {curve[-1][name]:.4f}")
     print(told(able))
     apart = {}
     if config.base.published and arm == "control":

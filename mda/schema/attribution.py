@@ -61,11 +61,23 @@ class InterventionConfig(Group):
         500, "auto window: starts at least this many steps before the onset", low=0
     )
     after_onset: int = setting(1500, "auto window: ends this many steps after the onset", low=1)
+    until: int | None = setting(
+        None,
+        "step to which the arm trains on after the window, unedited; null: it ends there",
+        low=1,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window != "auto" and not is_range(self.window):
             raise self._refuse("window", "auto, or steps [start,end] with 0 <= start < end")
+        if self.until is None:
+            return
+        if self.steps is not None and self.until <= self.steps[1]:
+            raise self._refuse("until", f"a step after the window's end, {self.steps[1]}, or null")
+        if self.edit_mode.takes_unused:
+            taken = "whose samples come from behind the window"
+            raise self._refuse("until", f"null with mode={getattr(self, 'mode', '')}, {taken}")
 
     @property
     def edit_mode(self) -> EditMode:

@@ -226,6 +226,8 @@ def _window_in_run(c: Config) -> None:
     last = last_step(c)
     if c.intervention.steps and c.intervention.steps[1] > last:
         raise refuse("intervention.window", c.intervention.window, f"steps within [0,{last}]")
+    if c.intervention.until is not None and c.intervention.until > last:
+        raise refuse("intervention.until", c.intervention.until, f"at most the run's {last} steps")
     start, end = c.intervention.steps or (0, last)
     step = getattr(c.intervention, "at_step", None)
     if step is not None and not start <= step < end:

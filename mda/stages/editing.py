@@ -144,7 +144,8 @@ def edited_stream(
         whose = {"units": unit.units_key, "found": [unit.members_key, unit.together]}
         whose["biases"] = unit.settings.biases
         inputs, inside = {"stream": inputs, "scope": scope, **whose}, partial(_inside, unit, scope)
-    return EditedStream(unit.steps, inputs, lambda: edited().stream, rows, inside)
+    until = intervention.until
+    return EditedStream(unit.steps, inputs, lambda: edited().stream, rows, inside, until)
 
 
 def _own(located: Located) -> Unit:
@@ -182,6 +183,9 @@ def make_edit(
     ConfigError where the edit is impossible.
     """
     order, window = unit.base.order, unit.window
+    if intervention.until is not None and intervention.until <= window.end:
+        accepted = f"a step after the window's end, {window.end}, or null"
+        raise refuse("intervention.until", intervention.until, accepted)
     choice = _choice(intervention, order, (window.start, window.end), unit.name)
     fetched = partial(fetch, unit.at, order.corpus)
 

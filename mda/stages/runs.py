@@ -13,7 +13,7 @@ import torch
 
 from mda import store
 from mda.cost import stages as cost
-from mda.data.stream import Corpus, stream_hash
+from mda.data.stream import Corpus, followed_by, stream_hash
 from mda.emergence.measure import Follow
 from mda.model.architecture import Architecture, family
 from mda.model.build import (
@@ -231,6 +231,7 @@ class EditedStream:
     corpus: Corpus  # with the rows from outside
     inside: Callable[[PreTrainedModel], Mapping[str, torch.Tensor]] | None = None
     """The parameters that it reaches, bool by name; None: all."""
+    until: int | None = None  # where training ends, unedited after the window; None: with it
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,8 @@ class ArmStage(Stage[Run]):
             inputs["followed"] = self.followed.inputs
         if self.start is not None and self.start.perturbed:
             inputs["start"] = self.start.artifact.fingerprint
+        if self.edit.until is not None:
+            inputs["until"] = self.edit.until
         return {"base": base.fingerprint, "stream": self.edit.inputs, **inputs}
 
     def code(self) -> tuple[str, ...]:
@@ -282,10 +285,13 @@ class ArmStage(Stage[Run]):
         assert self.start is not None
         stream, model = self.edit.stream(), _model_in(self.base, self.start.folder)
         order = replace(self.base.order, corpus=self.edit.corpus)
-        also = self.base.checkpoints if self.base.published else ()
+        end = stream.end
+        if self.edit.until is not None:
+            stream = followed_by(stream, order.stream(end, self.edit.until))
+        also = (*self.base.checkpoints, end) if self.base.published else (end,)
         follow = self.followed.follow if self.followed else None
         recipe = replace(self.base.recipe, emergence=self.base.recipe.emergence.in_arms)
-        training = Training(order, recipe, [stream.end], follow, also)
+        training = Training(order, recipe, sorted({end, stream.end}), follow, also)
         reach = None
         if self.edit.inside is not None:
             unedited = self.base.order.stream(stream.start, stream.end)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mda import pipeline
 from mda.config import compose
@@ -97,6 +98,30 @@ def test_a_scoped_update_is_the_edited_one_in_some_parameters_and_the_unedited_o
     changed = sum((edited[name] != unedited[name]).sum() for name in own)
     inside = sum((unit[name] != unedited[name]).sum() for name in own)
     assert 0 < inside < changed
+
+
+def test_an_arm_trains_on_unedited_after_its_window(arm):
+    """The control goes on as the base run, to the last bit; an edited arm stays another."""
+    words = ("estimator=random", "intervention.fraction=0.3")
+    control, short = arm("intervention=control", "intervention.until=60"), arm(*words)
+    longer = arm(*words, "intervention.until=60", "intervention.scope=unit")
+    plain = arm(*words, "intervention.until=60")
+    assert [row["step"] for row in plain.run.curve] == [20, 30, 40, 50, 60]
+    columns = "emergence/prefix_matching/L1H0", "emergence/copy_gain"
+    first, whole = ([[row[c] for c in columns] for row in one.run.curve] for one in (short, plain))
+    assert first == whole[:3] and len(first) == 3 and "val/loss" in plain.run.curve[2]
+    runs = control.base, control.run, plain.run, longer.run
+    base, unedited, edited, scoped = (
+        load_file(run.folder / "checkpoints/step_60/model.safetensors") for run in runs
+    )
+    assert all(torch.equal(base[name], unedited[name]) for name in base)
+    for other in (edited, scoped):
+        assert any((other[name] != base[name]).any() for name in base)
+    assert short.run.checkpoints == plain.run.checkpoints == (40,)
+    with pytest.raises(ConfigError, match=r"intervention.until=60 is invalid; expected null with"):
+        arm("intervention.mode=drop", "intervention.until=60")
+    with pytest.raises(ConfigError, match=r"intervention.until=40 is invalid; expected a step af"):
+        arm("intervention.until=40")
 
 
 def test_an_edit_s_scope_tells_arms_apart_and_reaches_inserted_rows_too(arm, tmp_path):

@@ -163,6 +163,7 @@ BESIDE = {  # setting -> the words that it needs beside it, its value, the first
     "estimator.n": ("estimator=ngram", "3", "scores"),
     "estimator.layer": ("estimator=embedding", "0", "scores"),
     "estimator.adam_preconditioning": ("estimator=tracin", "true", "scores"),
+    "intervention.until": ("intervention=control intervention.window=[20,40]", "50", "arm"),
     "intervention.within": (
         "intervention.mode=mask_tokens intervention.select=random", "0.5", "arm",
     ),
