@@ -94,6 +94,7 @@ def check_weights(folder: Path, key: str) -> None:
 
     Reads the headers of a folder of safetensors, not the weights.
     """
+    config = _config_in(folder, key)
     shapes: dict[str, list[int]] = {}
     try:
         for path in _safetensors_in(folder):
@@ -101,12 +102,15 @@ def check_weights(folder: Path, key: str) -> None:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{key}: {_one_line(error)}") from error
-    check_shapes(folder, shapes, key)
+    _check_shapes(config, shapes, key)
 
 
 def check_shapes(folder: Path, shapes: Mapping[str, Sequence[int]], key: str) -> None:
     """Raises ConfigError for names and shapes of weights that a config.json does not ask for."""
-    config = _config_in(folder, key)
+    _check_shapes(_config_in(folder, key), shapes, key)
+
+
+def _check_shapes(config: PretrainedConfig, shapes: Mapping[str, Sequence[int]], key: str) -> None:
     stand_ins = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
     _loaded(key, config, None, state_dict=stand_ins)
 
