@@ -72,6 +72,7 @@ class EmergenceCurve(pl.Callback):
         return read_rows(self.table.path) if self.table.path.exists() else []
 
     def _row(self, module: LanguageModel, held_out: bool) -> dict[str, float]:
-        row = {"step": module.step, "tokens": module.step * self.tokens_per_step}
+        row: dict[str, float] = {"step": module.step}
+        row["tokens"] = module.step * self.tokens_per_step
         row |= measure(module.model, self.probes, held_out=held_out)
-        return row | self.follow(module.model)
+        return {**row, **self.follow(module.model)}

@@ -41,7 +41,7 @@ class Ending:
         if self.given is not None:
             return {"step": self.given}
         found = {"metric": self.metric, "unit": self.unit, "threshold": self.threshold}
-        return found | {"after_onset": self.after}
+        return {**found, "after_onset": self.after}
 
     def end(self, curve: Curve) -> int | None:
         """Returns the window's end by the curve so far; None where the unit has no onset yet."""

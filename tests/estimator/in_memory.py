@@ -99,7 +99,7 @@ class InMemoryWork:
     target: str = "measurement"
 
     @property
-    def query(self) -> Tensor:
+    def query(self) -> Sequence[Tensor]:
         return self.kind.query()
 
     def model(self, step: int) -> PreTrainedModel:
