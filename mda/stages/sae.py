@@ -22,7 +22,7 @@ from mda.sae.hooks import Hookpoint, activations
 from mda.sae.load import load_sae
 from mda.sae.quality import Quality, quality
 from mda.sae.train import train_topk_sae
-from mda.schema import ConfigError, SaeConfig
+from mda.schema import ConfigError, SaeConfig, refuse
 from mda.stages.context import Runtime, without
 from mda.stages.corpus import fetch
 from mda.stages.declared import SAE
@@ -97,9 +97,16 @@ class SaeStage(Stage[TrainedSae]):
 
     @property
     def step(self) -> int:
-        """The checkpoint whose activations it reads."""
-        chosen = self.settings.checkpoint
-        return self.base.checkpoints[-1] if chosen is None else chosen
+        """The checkpoint whose activations it reads.
+
+        Raises ConfigError for one beyond the end of a base run that ends with the window.
+        """
+        chosen, last = self.settings.checkpoint, self.base.checkpoints[-1]
+        if chosen is not None and chosen > last:
+            raise refuse(
+                "sae.checkpoint", chosen, f"null, or a step up to the base run's end, {last}"
+            )
+        return last if chosen is None else chosen
 
     def inputs(self, hash_file: HashFile) -> Mapping[str, object]:
         layer = {"layer": self.settings.layer}

@@ -7,6 +7,7 @@ import pytest
 from mda import pipeline, store
 from mda.schema import ConfigError
 from mda.stages.preview import fingerprints, preview_job, print_preview
+from mda.stages.sae import SaeStage
 
 HEAD = ("unit=previous_token_head", "unit.locate=L1H0")
 AUTO = ("intervention.window=auto", "intervention.before_onset=3", "intervention.after_onset=11")
@@ -180,3 +181,10 @@ def test_a_plan_counts_the_steps_of_the_whole_run_and_says_so(context_of, asked,
     print_preview([config], pipeline.train)
     said = " ".join(capsys.readouterr().out.split())
     assert "training.ends=window: a base run is counted to its last step, and may end" in said
+
+
+def test_an_sae_of_a_checkpoint_behind_the_end_is_refused(context_of, asked):
+    context = context_of(*asked, ENDS, "sae.checkpoint=60")
+    base = pipeline.train(context)[1]
+    with pytest.raises(ConfigError, match=r"sae.checkpoint=60 .*end, 40"):
+        _ = SaeStage(base, context.config.sae).step
