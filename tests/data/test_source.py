@@ -172,7 +172,7 @@ def test_a_class_that_is_not_held_out_is_told(tmp_path, capsys):
              "data.vocab_size=300", "data.held_out=6",
              f"data.labels={tmp_path / 'labels.npy'}")  # fmt: skip
     in_order, mixed = np.repeat([0, 1, 2], [28, 2, 30]), np.tile([0, 2], 30)
-    for name, labels, said in (("code", in_order, "is of code, so that"), ("mixed", mixed, ""),
+    for name, labels, said in (("code", in_order, "is of code, so held"), ("mixed", mixed, ""),
                                ("unlabelled", in_order, "")):  # fmt: skip
         np.save(tmp_path / "labels.npy", labels)
         names = f"data.label_names=[{'unlabelled' if name == 'unlabelled' else 'code'},rare,prose]"

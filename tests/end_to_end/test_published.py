@@ -222,7 +222,10 @@ def test_all_estimators_that_need_no_state_work_on_it(trained, finished_runs, es
     ("choice", "says"),
     [
         ("estimator=unrolled", "estimator=unrolled is invalid"),
-        ("estimator=tracin estimator.adam_preconditioning=true", "adam_preconditioning=true is re"),
+        (
+            "estimator=tracin estimator.adam_preconditioning=true",
+            "adam_preconditioning=true is inv",
+        ),
         ("intervention.window=[10,40]", "a start that is one of base.steps=[0,20,40,60]"),
         ("unit.locate=L7H0", "unit.locate=L7H0"),
         ("base.steps=[0,20,20]", "two or more rising steps"),

@@ -454,7 +454,7 @@ def test_presets_are_never_mixed(tmp_path):
 def test_the_page_of_a_run_says_the_level_of_its_intervals(tmp_path):
     report_truth(world(seeds=(0,)), tmp_path, ReportConfig(confidence=0.9, resamples=99, dpi=30))
     text = (tmp_path / "leaderboard.md").read_text("utf-8")
-    assert "90 %\npercentile bootstrap" in text and "95 %" not in text
+    assert "a 90 % percentile bootstrap" in text and "95 %" not in text
 
 
 def test_of_equal_scores_the_earlier_samples_are_recalled():

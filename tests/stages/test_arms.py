@@ -325,7 +325,7 @@ def test_scores_without_losses_can_match_none(arm):
     found = arm()
     scores, config = found.traced.scores, compose(["intervention.match=loss"]).intervention
     without = replace(scores, losses=np.full_like(scores.losses, np.nan))
-    with pytest.raises(ValueError, match="without the samples' losses"):
+    with pytest.raises(ValueError, match="without samples' losses"):
         select(found.corpus, found.unit.name, config, without, 0)
 
 

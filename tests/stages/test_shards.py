@@ -34,7 +34,8 @@ def test_shards_change_no_score(traced, monkeypatch, tmp_path):
     monkeypatch.setattr(attribution, "SCORE_SHARDS", (2, 32))
     many = tmp_path / "other"
     other, _ = traced("estimator.fit_sequences=40", "estimator.batch_size=16", f"output_dir={many}")
-    assert not list(context.store.root.rglob("*_00000.safetensors"))
+    for kind in ("scores", "curvature"):
+        assert not list((context.store.root / kind).rglob("*_00000.safetensors"))
     assert len(few.traced.scores.sample_ids) == 160
     for name in ("sample_ids", "losses", "values"):
         np.testing.assert_array_equal(

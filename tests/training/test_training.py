@@ -235,6 +235,8 @@ def test_slow_checkpoints_are_written_so_seldom_that_they_take_a_twentieth_of_th
     now, saved, save = [0.0], [], checkpoint.save
 
     class Clock(pl.Callback):
+        ended = False
+
         def resume(self, step, log):
             pass
 
