@@ -47,8 +47,11 @@ def write_json(path: Path, content: object) -> None:
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file.
 
-    Raises ValueError for a file that is not JSON, or is nested too deep to be read.
+    Raises ValueError for a file that is not JSON, or is nested too deep to be read, and for a pipe,
+    which would be waited for without end.
     """
+    if Path(path).is_fifo():
+        raise ValueError(f"{Path(path).name} is a pipe, and no file")
     try:
         return json.loads(Path(path).read_text("utf-8"))
     except RecursionError:

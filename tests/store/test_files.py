@@ -1,10 +1,13 @@
 """Files: what is written takes no memory of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mda import store
 
 MB = 200
 SCRIPT = """
@@ -35,3 +38,9 @@ def test_tensors_are_written_without_a_copy_and_for_all_to_read(tmp_path):
     assert float(done.stdout) < MB / 4
     (tmp_path / "own").touch()
     assert large.stat().st_mode == (tmp_path / "own").stat().st_mode
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    with pytest.raises(ValueError, match="is a pipe, and no file"):
+        store.read_json(tmp_path / "summary.json")
