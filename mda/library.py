@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -236,7 +236,7 @@ def influence(
     progress: bool = True,
     **settings: Any,
 ) -> Influence:
-    """Returns scores the influence of every row on a unit of the model.
+    """Returns the influence of every row on a unit of the model, as scores.
 
     `rows` are token ids, integers [N, T + 1]. `unit` comes from `locate`, or is the name of an
     attention head, such as "L3H1", which then is traced as an induction head: by the copying of
@@ -364,8 +364,9 @@ def unit_settings(kind: str, settings: Mapping[str, Any]) -> UnitConfig:
         return replace(HEADS[kind], **settings)
     options = {name: one for name, one in OPTIONS["unit"].items() if name != "head"}
     if kind not in options:
-        known = ", ".join([*HEADS, *options])
-        raise ConfigError(f"unit={kind!r}; expected one of {known}{nearest(kind, known)}")
+        there = [*HEADS, *options]
+        close = nearest(kind, there)
+        raise ConfigError(f"unit={kind!r}; expected one of {', '.join(there)}{close}")
     _known("unit", kind, options[kind], settings)
     return options[kind](**{"name": kind, **settings})  # type: ignore[return-value]
 
@@ -436,7 +437,7 @@ def corpus_of(
 
 def _known(group: str, name: str, settings: type, given: Mapping[str, Any]) -> None:
     """Raises ConfigError for a setting that a dataclass does not have."""
-    there = [one for one in settings.__dataclass_fields__ if one != "name"]
+    there = [field.name for field in fields(settings) if field.name != "name"]
     for word in given:
         if word not in there:
             close = nearest(word, there)

@@ -200,6 +200,12 @@ MISTAKES = [
     (lambda m, r: mda.influence(m, r.float(), "L0H0"), "integers"),
     (lambda m, r: mda.influence(m.bfloat16(), r, "L0H0"), "float32"),
     (lambda m, r: mda.locate(m, "head"), "induction_head"),
+    (lambda m, r: mda.locate(m, "induction_hed"), r"did you mean induction_head\?"),
+    (lambda m, r: mda.locate(m, "induction_head", metrik="x"), r"did you mean metric\?"),
+    (
+        lambda m, r: mda.influence(m, r, "L0H0", "loss", cost="x"),
+        "has no cost; expected checkpoint, batch_size$",
+    ),
     (lambda m, r: mda.locate(m, "mlp_neuron", r, labels=["a"] * 3, label="a"), "3 labels"),
 ]
 

@@ -7,6 +7,7 @@ arms of a quickstart, share one table of a name: its column `run` says which one
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -274,7 +275,8 @@ def _cell(value: str) -> str:
 
 def _command(part: Part) -> str:
     command = str(store.read_object(part.folder / "job.json").get("command", ""))
-    return " ".join(word for word in command.split() if not word.startswith("output_dir="))
+    kept = [word for word in shlex.split(command) if not word.startswith("output_dir=")]
+    return shlex.join(kept)
 
 
 def _columns(table: pa.Table) -> Iterator[str]:

@@ -39,11 +39,11 @@ class Prompt:
         Texts are encoded each by itself. Raises ConfigError for a text without `encode`, and for
         one that has no tokens.
         """
-        found = []
+        pairs = []
         for continuation in self.continuations:
             before, after = (self._ids(value, encode) for value in (self.prompt, continuation))
-            found.append(([*before, *after], len(before)))
-        return found
+            pairs.append(([*before, *after], len(before)))
+        return pairs
 
     def _ids(self, value: Text, encode: Callable[[str], Sequence[int]] | None) -> list[int]:
         if isinstance(value, list):
@@ -80,14 +80,14 @@ def read_prompts(file: str, key: str) -> list[Prompt]:
         accepted = "a file of JSON lines with prompt, right and wrong"
         raise ConfigError(f"{key}={file}: {reason}; expected {accepted}") from error
     numbered = [(f"{key}={file}, line {n}", line) for n, line in enumerate(lines, 1)]
-    found = [_parsed(where, line) for where, line in numbered if line.strip()]
-    if not found:
+    prompts = [_parsed(where, line) for where, line in numbered if line.strip()]
+    if not prompts:
         raise ConfigError(f"{key}={file} has no lines; expected at least one prompt")
-    for one in found:
-        if (one.wrong is None) != (found[0].wrong is None):
-            has = "no wrong continuation" if one.wrong is None else "a wrong continuation"
-            raise one.refuse(has, "one in every line, or in none")
-    return found
+    for prompt in prompts:
+        if (prompt.wrong is None) != (prompts[0].wrong is None):
+            has = "no wrong continuation" if prompt.wrong is None else "a wrong continuation"
+            raise prompt.refuse(has, "one in every line, or in none")
+    return prompts
 
 
 def _parsed(where: str, line: str) -> Prompt:

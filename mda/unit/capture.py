@@ -226,17 +226,17 @@ def modules_of(blocks: Iterable[ParameterBlock]) -> list[str]:
 
 
 @contextmanager
-def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Turns off parameter gradients and dropout inside the block."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def frozen(model: PreTrainedModel, gradients: bool = False) -> Iterator[None]:
+    """Turns off dropout inside the block, and the gradients of parameters off or on."""
+    others = [parameter for parameter in model.parameters() if parameter.requires_grad != gradients]
     was_training = model.training
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(gradients)
     try:
         yield
     finally:
         model.train(was_training)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        for parameter in others:
+            parameter.requires_grad_(not gradients)
 
 
 @torch.no_grad()

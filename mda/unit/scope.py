@@ -13,7 +13,6 @@ to the logits, of which both have to be formed as a whole. What is no such map i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +21,7 @@ from torch import nn
 from mda.model.architecture import Architecture, architecture
 from mda.types import ParameterBlock, Part, Tap, Unit
 from mda.unit.blocks import add_to, gather
-from mda.unit.capture import output_path
+from mda.unit.capture import frozen, output_path
 from mda.unit.kind import Measurement
 
 if TYPE_CHECKING:
@@ -85,25 +84,11 @@ def gradients_of(
 ) -> dict[ParameterBlock, torch.Tensor]:
     """Returns the gradient of a measurement in the unit's blocks, [H, I, J], by plain autograd."""
     names, parameters = zip(*model.named_parameters(), strict=True)
-    with _differentiable(model), torch.enable_grad():
+    with frozen(model, gradients=True), torch.enable_grad():
         value = measurement(model)
         gradients = torch.autograd.grad(value, parameters, materialize_grads=True)
     by_name = dict(zip(names, gradients, strict=True))
     return {block: gather(block, by_name) for block in dict.fromkeys(b for b, _ in unit.parts)}
-
-
-@contextmanager
-def _differentiable(model: PreTrainedModel) -> Iterator[None]:
-    """Turns on the gradients of all parameters, and dropout off, inside the block."""
-    fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-    was_training = model.training
-    model.eval().requires_grad_(True)
-    try:
-        yield
-    finally:
-        model.train(was_training)
-        for parameter in fixed:
-            parameter.requires_grad_(False)
 
 
 def _layers(arch: Architecture, end: int) -> Iterator[ParameterBlock]:

@@ -13,10 +13,11 @@ from dataset_hub import serving
 from huggingface_hub import constants, snapshot_download
 from programs import run
 
+from mda import store
 from mda.config import compose
 from mda.pipeline import trace
 from mda.programs.push import push, upload
-from mda.report.dataset import COLUMNS, origins, parts_of
+from mda.report.dataset import COLUMNS, Part, _command, origins, parts_of
 from mda.schema import ConfigError
 from mda.stages.context import Context
 
@@ -104,6 +105,13 @@ def test_a_published_model_is_named_by_its_repository_and_files_by_nothing(tmp_p
     (tmp_path / "scores.npy").touch()
     words = ["estimator=file", f"estimator.path={tmp_path}/scores.npy", "estimator.column=a"]
     assert origins(compose(words))["estimator"] == "file (column=a, negate=false)"
+
+
+def test_the_command_on_a_card_is_one_that_a_shell_reads(tmp_path):
+    told = "mda run 'output_dir=my outputs' 'report.runs=[a b]' intervention=remove"
+    store.write_json(tmp_path / "job.json", {"command": told})
+    command = _command(Part(".", tmp_path, {}))
+    assert command == "mda run 'report.runs=[a b]' intervention=remove"
 
 
 def test_an_arm_is_pushed_with_the_scores_that_chose_its_samples(runs, tmp_path):
