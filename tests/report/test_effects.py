@@ -309,6 +309,27 @@ def test_heads_that_are_known_by_one_metric_alone_have_no_ratio(tmp_path):
         assert found == {known}
 
 
+@pytest.mark.parametrize("threshold", [0.06, 5.0])  # 5 is reached after the window alone
+def test_a_curve_that_goes_on_after_the_window_changes_no_value(compared, threshold):
+    """That of `intervention.until`: the unit ends much higher, which is not what is compared."""
+    short = [replace(run, threshold=threshold) for run in compared[1].runs]
+    measured = measure(short)
+
+    def longer(run):
+        after = {"step": run.end + np.array([100.0, 200.0])}
+        curve = {
+            name: np.append(values, after.get(name, [9.0, 9.0]))
+            for name, values in run.curve.items()
+        }
+        return replace(run, curve=curve)
+
+    runs = [longer(run) for run in short]
+    found = measure(runs)
+    for run, long in zip(short, runs, strict=True):
+        assert len(long.curve["step"]) == len(run.curve["step"]) + 2
+        assert found.of(long, long).values == measured.of(run, run).values
+
+
 def test_the_mean_over_the_curve_is_its_area_by_the_windows_length(compared):
     _, measured, rows = compared
     run = measured.runs[-1]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mda import store
 MB = 200
 SCRIPT = """
 import sys
+import threading
 from pathlib import Path
 import torch
 from mda import store
@@ -41,6 +43,9 @@ def test_tensors_are_written_without_a_copy_and_for_all_to_read(tmp_path):
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "summary.json")
+    path = tmp_path / "summary.json"
+    os.mkfifo(path)
+    writer = threading.Thread(target=lambda: path.open("w").close(), daemon=True)
+    writer.start()  # ends a reader that waits, which then finds no JSON
     with pytest.raises(ValueError, match="is a pipe, and no file"):
         store.read_json(tmp_path / "summary.json")
