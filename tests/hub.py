@@ -107,10 +107,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command == "GET":  # only a body can be cut: after HEAD the client goes on
             resumed = "Range" in self.headers
             self.wfile.write((b"" if resumed else body[: len(body) // 2]) if cut else body)
-        self.close_connection = cut
+            self.close_connection = cut
 
     def log_message(self, *_):
         pass
